@@ -1,0 +1,288 @@
+//! The shape of a model, in Hugging Face words.
+
+use crate::error::Error;
+
+/// The gated activation of the FFN, `y = act(gate − gate_shift) · up`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `x / (1 + e^−x)`
+    Silu,
+    /// `x · Φ(x)` with the exact normal distribution function
+    Gelu,
+    /// `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`
+    GeluPytorchTanh,
+    /// `max(x, 0)`
+    Relu,
+    /// `max(x, 0)²`
+    Relu2,
+    /// `x` where `x ≥ threshold`, else 0
+    FatRelu {
+        /// Smallest value that passes.
+        threshold: f32,
+    },
+    /// `max(gate, 0) · max(up, 0)` (dReLU of TurboSparse, <https://arxiv.org/abs/2406.05955>)
+    DRelu,
+}
+
+/// How rotary frequencies are stretched for contexts longer than the trained one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Positions divided by `factor`.
+    Linear {
+        /// Divisor of the position.
+        factor: f32,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth change between.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f32,
+        /// Wavelengths above `original / low_freq_factor` are stretched.
+        low_freq_factor: f32,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f32,
+        /// Context length of the original training.
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies, `rope_theta`.
+    pub theta: f32,
+    /// Stretching.
+    pub scaling: RopeScaling,
+    /// Pairs are neighbours (GGUF) instead of the two halves of a head (Hugging Face).
+    pub interleaved: bool,
+}
+
+impl Rope {
+    /// Angle per position of pair `i`, `theta^(−2i/head_dim)`, stretched as [`RopeScaling`] says.
+    ///
+    /// Source: `_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`.
+    #[must_use]
+    pub fn inv_freq(&self, i: usize, head_dim: usize) -> f32 {
+        let freq = 1.0 / libm::powf(self.theta, (2 * i) as f32 / head_dim as f32);
+        match self.scaling {
+            RopeScaling::None => freq,
+            RopeScaling::Linear { factor } => freq / factor,
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let original = original_max_position_embeddings as f32;
+                let wavelen = 2.0 * core::f32::consts::PI / freq;
+                if wavelen < original / high_freq_factor {
+                    freq
+                } else if wavelen > original / low_freq_factor {
+                    freq / factor
+                } else {
+                    let smooth =
+                        (original / wavelen - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    (1.0 - smooth) * freq / factor + smooth * freq
+                }
+            }
+        }
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        if !(self.theta.is_finite() && self.theta > 0.0) {
+            return Err(Error::OutOfRange("rope_theta"));
+        }
+        let positive = |v: f32| v.is_finite() && v > 0.0;
+        match self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } if positive(factor) => Ok(()),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. }
+                if positive(factor)
+                    && positive(low_freq_factor)
+                    && positive(high_freq_factor)
+                    && high_freq_factor > low_freq_factor =>
+            {
+                Ok(())
+            }
+            _ => Err(Error::OutOfRange("rope_scaling")),
+        }
+    }
+}
+
+/// Everything a forward pass must know about a Llama-shaped model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Neurons per FFN.
+    pub intermediate_size: usize,
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head; even. Need not be `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
+    /// ε of every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Longest context.
+    pub max_position_embeddings: usize,
+    /// FFN activation.
+    pub hidden_act: Activation,
+    /// Subtracted from the gate before the activation (shifted ReLU); 0 in stock models.
+    pub gate_shift: f32,
+    /// With `Some(s)` attention and FFN read `max(norm(x) − s, 0)` instead of `norm(x)`.
+    pub norm_shift: Option<f32>,
+}
+
+impl Config {
+    /// Width of all query heads, `num_attention_heads · head_dim`.
+    #[must_use]
+    pub fn q_dim(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of all key (or value) heads, `num_key_value_heads · head_dim`.
+    #[must_use]
+    pub fn kv_dim(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Query heads that share one key/value head.
+    #[must_use]
+    pub fn group_size(&self) -> usize {
+        self.num_attention_heads / self.num_key_value_heads
+    }
+
+    /// Checks what the forward pass relies on; afterwards it can fail on a token or position only.
+    ///
+    /// # Errors
+    /// The first field that is zero, out of range, or does not divide.
+    pub fn validate(&self) -> Result<(), Error> {
+        for (size, name) in [
+            (self.hidden_size, "hidden_size"),
+            (self.intermediate_size, "intermediate_size"),
+            (self.vocab_size, "vocab_size"),
+            (self.num_hidden_layers, "num_hidden_layers"),
+            (self.num_attention_heads, "num_attention_heads"),
+            (self.num_key_value_heads, "num_key_value_heads"),
+            (self.head_dim, "head_dim"),
+            (self.max_position_embeddings, "max_position_embeddings"),
+        ] {
+            if size == 0 {
+                return Err(Error::Zero(name));
+            }
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(Error::HeadGroups {
+                heads: self.num_attention_heads,
+                kv_heads: self.num_key_value_heads,
+            });
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::OddHeadDim(self.head_dim));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(Error::OutOfRange("rms_norm_eps"));
+        }
+        if !self.gate_shift.is_finite() {
+            return Err(Error::OutOfRange("gate_shift"));
+        }
+        if self.norm_shift.is_some_and(|s| !s.is_finite()) {
+            return Err(Error::OutOfRange("norm_shift"));
+        }
+        if let Activation::FatRelu { threshold } = self.hidden_act
+            && !threshold.is_finite()
+        {
+            return Err(Error::OutOfRange("fatrelu threshold"));
+        }
+        self.rope.validate()?;
+        self.check_sizes()
+    }
+
+    fn check_sizes(&self) -> Result<(), Error> {
+        // A matrix of f32 must stay addressable, so its element count gets two bits of head room.
+        let limit = usize::MAX / 8;
+        let fits = |a: usize, b: usize| a.checked_mul(b).is_some_and(|n| n <= limit);
+        let q_dim = self.num_attention_heads.checked_mul(self.head_dim);
+        for (a, b, name) in [
+            (self.vocab_size, self.hidden_size, "vocab_size x hidden_size"),
+            (self.intermediate_size, self.hidden_size, "intermediate_size x hidden_size"),
+            (q_dim.unwrap_or(usize::MAX), self.hidden_size, "heads x head_dim x hidden_size"),
+        ] {
+            if !fits(a, b) {
+                return Err(Error::TooLarge(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn tiny() -> Config {
+        Config {
+            hidden_size: 64,
+            intermediate_size: 96,
+            vocab_size: 50,
+            num_hidden_layers: 2,
+            num_attention_heads: 6,
+            num_key_value_heads: 2,
+            head_dim: 16,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
+            max_position_embeddings: 64,
+            hidden_act: Activation::Silu,
+            gate_shift: 0.0,
+            norm_shift: None,
+        }
+    }
+
+    #[test]
+    fn validate_names_the_first_bad_field() {
+        assert_eq!(tiny().validate(), Ok(()));
+        assert_eq!(Config { vocab_size: 0, ..tiny() }.validate(), Err(Error::Zero("vocab_size")));
+        assert_eq!(
+            Config { num_key_value_heads: 4, ..tiny() }.validate(),
+            Err(Error::HeadGroups { heads: 6, kv_heads: 4 })
+        );
+        assert_eq!(Config { head_dim: 15, ..tiny() }.validate(), Err(Error::OddHeadDim(15)));
+        assert_eq!(
+            Config { rms_norm_eps: f32::NAN, ..tiny() }.validate(),
+            Err(Error::OutOfRange("rms_norm_eps"))
+        );
+        assert_eq!(
+            Config { vocab_size: usize::MAX / 2, ..tiny() }.validate(),
+            Err(Error::TooLarge("vocab_size x hidden_size"))
+        );
+        let rope = Rope { theta: -1.0, ..tiny().rope };
+        assert_eq!(Config { rope, ..tiny() }.validate(), Err(Error::OutOfRange("rope_theta")));
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_high_and_stretches_low_frequencies() {
+        let plain = Rope { theta: 5e5, scaling: RopeScaling::None, interleaved: false };
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let scaled = Rope { scaling, ..plain };
+        assert_eq!(scaled.inv_freq(0, 128), plain.inv_freq(0, 128));
+        assert_eq!(scaled.inv_freq(63, 128), plain.inv_freq(63, 128) / 8.0);
+        let mid = (20..50).filter(|&i| {
+            let (s, p) = (scaled.inv_freq(i, 128), plain.inv_freq(i, 128));
+            s < p && s > p / 8.0
+        });
+        assert!(mid.count() > 0, "some frequency lies between the two regimes");
+    }
+}

@@ -1,0 +1,82 @@
+//! The one error type of the crate.
+
+use core::fmt;
+
+/// Why a configuration, a weight or a request was refused.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// A size that must be positive is zero.
+    Zero(&'static str),
+    /// `num_attention_heads` is not a multiple of `num_key_value_heads`.
+    HeadGroups {
+        /// `num_attention_heads`
+        heads: usize,
+        /// `num_key_value_heads`
+        kv_heads: usize,
+    },
+    /// RoPE rotates pairs, so `head_dim` must be even.
+    OddHeadDim(usize),
+    /// A number is out of its range or not finite.
+    OutOfRange(&'static str),
+    /// The product of two sizes does not fit the address space.
+    TooLarge(&'static str),
+    /// A buffer or tensor has the wrong number of elements.
+    Length {
+        /// What was looked at.
+        what: &'static str,
+        /// Elements it must have.
+        expected: usize,
+        /// Elements it has.
+        got: usize,
+    },
+    /// `cols` is not a multiple of the format's block length.
+    BlockMultiple {
+        /// Columns of the matrix.
+        cols: usize,
+        /// Elements per block.
+        block: usize,
+    },
+    /// A token id is not below `vocab_size`.
+    TokenId {
+        /// The token.
+        token: usize,
+        /// The vocabulary's size.
+        vocab_size: usize,
+    },
+    /// A position is past the end of the cache or the model's context.
+    Position {
+        /// The position asked for.
+        position: usize,
+        /// Positions there are.
+        limit: usize,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Zero(what) => write!(f, "{what} is 0, it must be positive"),
+            Self::HeadGroups { heads, kv_heads } => {
+                write!(f, "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+            }
+            Self::OddHeadDim(n) => write!(f, "head_dim {n} is odd, rotary embedding needs pairs"),
+            Self::OutOfRange(what) => write!(f, "{what} is out of range or not finite"),
+            Self::TooLarge(what) => write!(f, "{what} is too large for this machine"),
+            Self::Length { what, expected, got } => {
+                write!(f, "{what}: {got} elements, expected {expected}")
+            }
+            Self::BlockMultiple { cols, block } => {
+                write!(f, "{cols} columns are not a multiple of the block length {block}")
+            }
+            Self::TokenId { token, vocab_size } => {
+                write!(f, "token id {token} is not below vocab_size {vocab_size}")
+            }
+            Self::Position { position, limit } => {
+                write!(f, "position {position} is past the limit of {limit} positions")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Error {}

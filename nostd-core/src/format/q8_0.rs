@@ -1,0 +1,69 @@
+//! `Q8_0`: 32 signed bytes with one scale.
+
+use super::{BLOCK_LEN, f16_to_f32};
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+/// 32 elements `d · qs[j]`; quantisers emit `qs` in −127..=127, files may hold −128.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ8_0 {
+    /// Scale.
+    pub d: f16,
+    /// Quants.
+    pub qs: [i8; BLOCK_LEN],
+}
+
+const _: () = assert!(size_of::<BlockQ8_0>() == 34);
+
+impl BlockQ8_0 {
+    /// Rounds to the nearest multiple of `d = max|x| / 127`, halves away from zero (`quantize_row_q8_0_ref` of ggml).
+    #[must_use]
+    pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
+        let d = max_abs(x) / 127.0;
+        let id = if d == 0.0 { 0.0 } else { 1.0 / d };
+        Self { d: f16::from_f32(d), qs: x.map(|v| libm::roundf(v * id) as i8) }
+    }
+
+    /// Writes the 32 elements.
+    pub fn dequantize(&self, out: &mut [f32; BLOCK_LEN]) {
+        let d = f16_to_f32(self.d.to_bits());
+        for (o, &q) in out.iter_mut().zip(&self.qs) {
+            *o = d * f32::from(q);
+        }
+    }
+}
+
+/// 32 activations for an integer product: `d · qs[j]`, `qs` in −127..=127, with the sum that formats with an offset need.
+///
+/// Lives only between two operations, so the scale keeps f32 precision.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ActivationBlock {
+    /// Scale.
+    pub d: f32,
+    /// `Σ qs[j]`, exact (at most 32 · 127).
+    pub sum: f32,
+    /// Quants.
+    pub qs: [i8; BLOCK_LEN],
+}
+
+impl ActivationBlock {
+    /// Rounds to the nearest multiple of `d = max|x| / 127`, halves to even (the rounding SIMD units have).
+    ///
+    /// A NaN or an infinity in `x` makes every product with the block NaN, so that it is seen and not rounded away.
+    #[must_use]
+    pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
+        let poison = x.iter().map(|v| v * 0.0).sum::<f32>();
+        let d = max_abs(x) / 127.0 + poison;
+        // 1/d of a subnormal d is infinite; such a block is zero beside any other number of the row.
+        let id = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
+        let qs = x.map(|v| libm::rintf(v * id) as i8);
+        let sum: i32 = qs.iter().map(|&q| i32::from(q)).sum();
+        Self { d, sum: sum as f32, qs }
+    }
+}
+
+fn max_abs(x: &[f32; BLOCK_LEN]) -> f32 {
+    x.iter().fold(0.0, |m, v| v.abs().max(m))
+}

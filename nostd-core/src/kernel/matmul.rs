@@ -1,0 +1,174 @@
+//! Products of a matrix of any format with a few columns.
+
+use crate::{
+    format::{ActivationBlock, BLOCK_LEN, f16_to_f32},
+    matrix::{Columns, Matrix, Rows},
+};
+
+/// Panics unless the operands of [`matmul`] fit together; every implementation calls it once at its head.
+///
+/// # Panics
+/// Wrong form of `x` for the format of `w`, wrong number of columns, or a wrong length in `y`.
+pub fn check_matmul(w: &Matrix<'_>, x: &Columns<'_>, y: &[&mut [f32]]) {
+    assert!(x.fits(w.format()), "matmul: columns are in the wrong form for {:?}", w.format());
+    assert_eq!(x.count(w.cols()), y.len(), "matmul: as many results as columns");
+    assert!(y.iter().all(|y| y.len() == w.rows()), "matmul: a result has not {} rows", w.rows());
+}
+
+/// Panics unless the operands of [`matmul_t`] fit together; every implementation calls it once at its head.
+///
+/// # Panics
+/// `a` and `y` differ in number, or a length is wrong.
+pub fn check_matmul_t(w: &Matrix<'_>, a: &[&[f32]], y: &[&mut [f32]]) {
+    assert_eq!(a.len(), y.len(), "matmul_t: as many results as columns");
+    assert!(a.iter().all(|a| a.len() == w.rows()), "matmul_t: a column has not {} rows", w.rows());
+    assert!(y.iter().all(|y| y.len() == w.cols()), "matmul_t: a result has not {} columns", w.cols());
+}
+
+/// `y[c][r] = Σ_k w[r, k] · x[c, k]`; see [`crate::KernelSet::matmul`].
+///
+/// # Panics
+/// Shapes do not fit ([`check_matmul`]).
+pub fn matmul(w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
+    check_matmul(&w, &x, y);
+    let cols = w.cols();
+    for (c, y) in y.iter_mut().enumerate() {
+        for (r, y) in y.iter_mut().enumerate() {
+            *y = match x {
+                Columns::F32(x) => dot_float(w.slice_rows(r..r + 1).data(), &x[c * cols..(c + 1) * cols]),
+                Columns::Quantized(x) => {
+                    let n = cols / BLOCK_LEN;
+                    dot_quantized(w.slice_rows(r..r + 1).data(), &x[c * n..(c + 1) * n])
+                }
+            };
+        }
+    }
+}
+
+fn dot_float(row: Rows<'_>, x: &[f32]) -> f32 {
+    match row {
+        Rows::F32(w) => w.iter().zip(x).map(|(w, x)| w * x).sum(),
+        Rows::F16(w) => w.iter().zip(x).map(|(w, x)| f16_to_f32(w.to_bits()) * x).sum(),
+        Rows::BF16(w) => w.iter().zip(x).map(|(w, x)| w.to_f32() * x).sum(),
+        Rows::Q8_0(_) | Rows::Q4_0(_) => f32::NAN,
+    }
+}
+
+fn dot_quantized(row: Rows<'_>, x: &[ActivationBlock]) -> f32 {
+    match row {
+        Rows::Q8_0(w) => {
+            w.iter().zip(x).map(|(w, x)| f16_to_f32(w.d.to_bits()) * x.d * dot_i8(&w.qs, &x.qs)).sum()
+        }
+        Rows::Q4_0(w) => {
+            w.iter().zip(x).map(|(w, x)| f16_to_f32(w.d.to_bits()) * x.d * dot_i8(&w.unpack(), &x.qs)).sum()
+        }
+        Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) => f32::NAN,
+    }
+}
+
+/// Exact: at most 32 · 128 · 127, which f32 holds.
+fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i8; BLOCK_LEN]) -> f32 {
+    a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>() as f32
+}
+
+/// `y[c][k] += Σ_r a[c][r] · w[r, k]`; see [`crate::KernelSet::matmul_t`].
+///
+/// # Panics
+/// Shapes do not fit ([`check_matmul_t`]).
+pub fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
+    check_matmul_t(&w, a, y);
+    for (a, y) in a.iter().zip(y) {
+        for (r, &alpha) in a.iter().enumerate() {
+            add_row(alpha, w.slice_rows(r..r + 1).data(), y);
+        }
+    }
+}
+
+fn add_row(alpha: f32, row: Rows<'_>, y: &mut [f32]) {
+    let mut block = [0.0; BLOCK_LEN];
+    match row {
+        Rows::F32(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w),
+        Rows::F16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * f16_to_f32(w.to_bits())),
+        Rows::BF16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w.to_f32()),
+        Rows::Q8_0(w) => {
+            for (y, w) in y.chunks_exact_mut(BLOCK_LEN).zip(w) {
+                w.dequantize(&mut block);
+                y.iter_mut().zip(&block).for_each(|(y, w)| *y += alpha * w);
+            }
+        }
+        Rows::Q4_0(w) => {
+            for (y, w) in y.chunks_exact_mut(BLOCK_LEN).zip(w) {
+                w.dequantize(&mut block);
+                y.iter_mut().zip(&block).for_each(|(y, w)| *y += alpha * w);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+    use std::{vec, vec::Vec};
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        (0..n as u32)
+            .map(|i| {
+                let h = (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40_503));
+                (h >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn by_hand() {
+        let w = Matrix::new(2, 3, Rows::F32(&[1.0, 2.0, 3.0, -1.0, 0.0, 4.0])).unwrap();
+        let (mut y0, mut y1) = ([0.0; 2], [0.0; 2]);
+        matmul(w, Columns::F32(&[1.0, 1.0, 1.0, 0.0, 2.0, 1.0]), &mut [&mut y0, &mut y1]);
+        assert_eq!((y0, y1), ([6.0, 3.0], [7.0, 4.0]));
+        let mut y = [10.0, 0.0, 0.0];
+        matmul_t(w, &[&[2.0, 1.0]], &mut [&mut y]);
+        assert_eq!(y, [11.0, 4.0, 10.0]);
+    }
+
+    #[test]
+    fn every_format_agrees_with_its_dequantised_f64_product() {
+        let (rows, cols) = (5, 96);
+        let (wf, x) = (numbers(rows * cols, 1), numbers(cols, 2));
+        let h: Vec<f16> = wf.iter().map(|&v| f16::from_f32(v)).collect();
+        let b: Vec<bf16> = wf.iter().map(|&v| bf16::from_f32(v)).collect();
+        let blocks = wf.as_chunks::<BLOCK_LEN>().0;
+        let q8: Vec<_> = blocks.iter().map(crate::BlockQ8_0::quantize).collect();
+        let q4: Vec<_> = blocks.iter().map(crate::BlockQ4_0::quantize).collect();
+        let xq: Vec<_> = x.as_chunks::<BLOCK_LEN>().0.iter().map(ActivationBlock::quantize).collect();
+        for data in [Rows::F32(&wf), Rows::F16(&h), Rows::BF16(&b), Rows::Q8_0(&q8), Rows::Q4_0(&q4)] {
+            let w = Matrix::new(rows, cols, data).unwrap();
+            let quantized = w.format().is_quantized();
+            let columns = if quantized { Columns::Quantized(&xq) } else { Columns::F32(&x) };
+            let mut y = vec![0.0; rows];
+            matmul(w, columns, &mut [&mut y]);
+            for (r, &got) in y.iter().enumerate() {
+                let mut row = vec![0.0; cols];
+                w.dequantize_row(r, &mut row);
+                let (mut want, mut size) = (0.0_f64, 0.0_f64);
+                for k in 0..cols {
+                    let block = &xq[k / BLOCK_LEN];
+                    let xk = if quantized { block.d * f32::from(block.qs[k % BLOCK_LEN]) } else { x[k] };
+                    want += f64::from(row[k]) * f64::from(xk);
+                    size += (f64::from(row[k]) * f64::from(xk)).abs();
+                }
+                // A sum of n rounded terms errs by at most n·ε·Σ|terms|.
+                let bound = cols as f64 * f64::from(f32::EPSILON) * size;
+                assert!((f64::from(got) - want).abs() <= bound, "{:?} row {r}: {got} {want}", w.format());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "wrong form")]
+    fn float_columns_for_a_quantised_matrix_are_refused() {
+        let q = [crate::BlockQ8_0::quantize(&[1.0; 32])];
+        let w = Matrix::new(1, 32, Rows::Q8_0(&q)).unwrap();
+        matmul(w, Columns::F32(&[0.0; 32]), &mut [&mut [0.0]]);
+    }
+}

@@ -1,0 +1,89 @@
+//! The operations, each defined once by a scalar function, and the contract every implementation keeps.
+
+pub mod activation;
+pub mod matmul;
+pub mod quantize;
+pub mod rms_norm;
+pub mod rope;
+pub mod softmax;
+pub mod vector;
+
+use crate::{
+    config::Activation,
+    format::ActivationBlock,
+    matrix::{Columns, Matrix},
+};
+
+/// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
+///
+/// Shape mistakes are programming errors and panic. Results depend on the operands alone, never on how many rows or
+/// columns one call handles: a row computed alone equals the same row computed among others, bit for bit.
+pub trait KernelSet {
+    /// `y[c][r] = Σ_k w[r, k] · x[c, k]`: a matvec for one column, a matmul for several.
+    ///
+    /// `w` is `[rows, cols]`, `x` is `[n, cols]` in the form `w`'s format wants, `y` holds `n` slices of `rows`.
+    /// Cost: `n · rows · cols` multiply-adds; `w` is read about once from memory.
+    fn matmul(&self, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]);
+
+    /// `y[c][k] += Σ_r a[c][r] · w[r, k]`: attention's weighted sum of values, `n` columns at once.
+    ///
+    /// `w` is `[rows, cols]`, each `a[c]` has `rows` and each `y[c]` has `cols` elements.
+    /// Cost: `n · rows · cols` multiply-adds.
+    fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]);
+
+    /// `Σ x[i] · y[i]`.
+    fn dot(&self, x: &[f32], y: &[f32]) -> f32;
+
+    /// `y[i] += alpha · x[i]`.
+    fn axpy(&self, alpha: f32, x: &[f32], y: &mut [f32]);
+
+    /// `y[i] = x[i] / √(mean(x²) + eps) · weight[i]` (Zhang and Sennrich 2019).
+    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]);
+
+    /// Softmax in place: `x[i] ← e^(x[i] − max) / Σ e^(x[j] − max)`; an empty slice stays empty.
+    fn softmax(&self, x: &mut [f32]);
+
+    /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
+    fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]);
+
+    /// Rounds `x` (a multiple of 32 elements) to blocks for an integer product.
+    fn quantize(&self, x: &[f32], blocks: &mut [ActivationBlock]);
+}
+
+/// The definition of every operation, in plain Rust.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scalar;
+
+impl KernelSet for Scalar {
+    fn matmul(&self, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
+        matmul::matmul(w, x, y);
+    }
+
+    fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
+        matmul::matmul_t(w, a, y);
+    }
+
+    fn dot(&self, x: &[f32], y: &[f32]) -> f32 {
+        vector::dot(x, y)
+    }
+
+    fn axpy(&self, alpha: f32, x: &[f32], y: &mut [f32]) {
+        vector::axpy(alpha, x, y);
+    }
+
+    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+        rms_norm::rms_norm(x, weight, eps, y);
+    }
+
+    fn softmax(&self, x: &mut [f32]) {
+        softmax::softmax(x);
+    }
+
+    fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {
+        activation::gated(act, gate_shift, gate, y);
+    }
+
+    fn quantize(&self, x: &[f32], blocks: &mut [ActivationBlock]) {
+        quantize::quantize(x, blocks);
+    }
+}

@@ -1,0 +1,30 @@
+//! The mathematics of candle-sparse without `std`, without allocation and without unsafe code.
+//!
+//! Data flows config → weights → per layer (norm → attention over the KV cache → norm → FFN) → norm → logits;
+//! the modules are listed in that order. Every function in [`kernel`] is the *definition* of an operation: it is
+//! what a microcontroller runs and what each SIMD level is tested against.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod error;
+
+pub mod config;
+
+pub mod format;
+
+pub mod matrix;
+
+pub mod kernel;
+
+pub mod kv_cache;
+
+pub mod forward;
+
+pub use config::{Activation, Config, Rope, RopeScaling};
+pub use error::Error;
+pub use format::{ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Format};
+pub use kernel::{KernelSet, Scalar};
+pub use matrix::{Columns, Matrix, Rows};
