@@ -1,0 +1,221 @@
+//! NEON, with and without the dot-product instructions.
+
+use crate::isa::Isa;
+use core::arch::aarch64::*;
+use half::{bf16, f16};
+
+/// Proof that the CPU has NEON, and FEAT_DotProd if `DOTPROD`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neon<const DOTPROD: bool>(());
+
+impl<const DOTPROD: bool> Neon<DOTPROD> {
+    /// # Safety
+    /// The CPU has NEON, and FEAT_DotProd if `DOTPROD`.
+    #[inline(always)]
+    pub(crate) const unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Intrinsics on values and on memory that a slice borrow guarantees.
+macro_rules! proven {
+    ($e:expr) => {{
+        // SAFETY: the token `self` proves the instruction set; pointers come from slices of the width read or written.
+        #[allow(clippy::macro_metavars_in_unsafe, unused_unsafe, reason = "the reason is said once for all")]
+        unsafe {
+            $e
+        }
+    }};
+}
+
+/// `acc + Σ a·b` over groups of four bytes. The intrinsic is not stable in Rust 1.95.
+///
+/// # Safety
+/// The CPU has FEAT_DotProd.
+#[inline(always)]
+unsafe fn sdot(acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    let mut acc = acc;
+    // SAFETY: the caller promises FEAT_DotProd; only registers are touched. The directive makes the assembler accept
+    // an instruction that the surrounding compilation unit does not enable.
+    unsafe {
+        core::arch::asm!(
+            ".arch_extension dotprod",
+            "sdot {acc:v}.4s, {a:v}.16b, {b:v}.16b",
+            acc = inout(vreg) acc, a = in(vreg) a, b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+// SAFETY: `Neon::new` is the only constructor and demands the instruction set.
+unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
+    type V = float32x4_t;
+    type I = [int8x16_t; 2];
+    const LANES: usize = 4;
+    const COLUMNS: usize = 4;
+    const COLUMNS_T: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> float32x4_t {
+        proven!(vdupq_n_f32(x))
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, x: f16) -> float32x4_t {
+        proven!(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x.to_bits()))))
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; 32], i: usize) -> float32x4_t {
+        let x = &x[i * 4..i * 4 + 4];
+        proven!(vld1q_f32(x.as_ptr()))
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[f16; 32], i: usize) -> float32x4_t {
+        let x = &x[i * 4..i * 4 + 4];
+        proven!(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x.as_ptr().cast()))))
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, x: &[bf16; 32], i: usize) -> float32x4_t {
+        let x = &x[i * 4..i * 4 + 4];
+        proven!(vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().cast()))))
+    }
+
+    #[inline(always)]
+    fn store(self, v: float32x4_t, x: &mut [f32; 32], i: usize) {
+        let x = &mut x[i * 4..i * 4 + 4];
+        proven!(vst1q_f32(x.as_mut_ptr(), v));
+    }
+
+    #[inline(always)]
+    fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        proven!(vaddq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        proven!(vsubq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        proven!(vmulq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        proven!(vdivq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        proven!(vfmaq_f32(c, a, b))
+    }
+
+    #[inline(always)]
+    fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        proven!(vmaxq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        proven!(vminq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn abs(self, v: float32x4_t) -> float32x4_t {
+        proven!(vabsq_f32(v))
+    }
+
+    #[inline(always)]
+    fn round(self, v: float32x4_t) -> float32x4_t {
+        proven!(vrndnq_f32(v))
+    }
+
+    #[inline(always)]
+    fn exp2i(self, v: float32x4_t) -> float32x4_t {
+        proven!({
+            let n = vaddq_s32(vcvtnq_s32_f32(v), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
+        })
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_t) -> float32x4_t {
+        proven!(vbslq_f32(vcltq_f32(a, b), x, y))
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: float32x4_t) -> f32 {
+        proven!(vaddvq_f32(v))
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, v: float32x4_t) -> f32 {
+        proven!(vmaxvq_f32(v))
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 32]) -> [int8x16_t; 2] {
+        let (low, high) = x.split_at(16);
+        proven!([vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr())])
+    }
+
+    #[inline(always)]
+    fn unpack_q4_0(self, x: &[u8; 16]) -> [int8x16_t; 2] {
+        proven!({
+            let packed = vld1q_u8(x.as_ptr());
+            let offset = vdupq_n_s8(8);
+            let low = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(0x0f)));
+            let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(packed));
+            [vsubq_s8(low, offset), vsubq_s8(high, offset)]
+        })
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, w: [int8x16_t; 2], x: [int8x16_t; 2]) -> float32x4_t {
+        proven!({
+            let mut sums = vdupq_n_s32(0);
+            for (w, x) in [(w[0], x[0]), (w[1], x[1])] {
+                if DOTPROD {
+                    sums = sdot(sums, w, x);
+                } else {
+                    // A product of bytes fits i16, a sum of two of them may not (−128 · −128 twice): widen first.
+                    sums = vpadalq_s16(sums, vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+                    sums = vpadalq_s16(sums, vmull_high_s8(w, x));
+                }
+            }
+            vcvtq_f32_s32(sums)
+        })
+    }
+
+    #[inline(always)]
+    fn widen_i8(self, x: &[i8; 32], i: usize) -> float32x4_t {
+        let half = &x[i / 2 * 8..i / 2 * 8 + 8];
+        proven!({
+            let wide = vmovl_s8(vld1_s8(half.as_ptr()));
+            let part = if i % 2 == 0 { vget_low_s16(wide) } else { vget_high_s16(wide) };
+            vcvtq_f32_s32(vmovl_s16(part))
+        })
+    }
+
+    #[inline(always)]
+    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) -> i32 {
+        let mut total = proven!(vdupq_n_s32(0));
+        for half in 0..2 {
+            let v = |i| proven!(vcvtnq_s32_f32(self.mul(self.load(x, half * 4 + i), self.splat(scale))));
+            let (a, b, c, d) = (v(0), v(1), v(2), v(3));
+            let out = &mut out[half * 16..half * 16 + 16];
+            proven!({
+                let low = vcombine_s16(vmovn_s32(a), vmovn_s32(b));
+                let high = vcombine_s16(vmovn_s32(c), vmovn_s32(d));
+                vst1q_s8(out.as_mut_ptr(), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+                total = vaddq_s32(total, vaddq_s32(vaddq_s32(a, b), vaddq_s32(c, d)));
+            });
+        }
+        proven!(vaddvq_s32(total))
+    }
+}

@@ -1,0 +1,249 @@
+//! Rows of a matrix times a few columns: matvec, attention scores, matmul.
+//!
+//! ```text
+//! for each panel of rows that fits the L2 cache:
+//!     for each group of up to four columns:             (the columns stay in L1)
+//!         for four rows at a time:                      (4 × columns sums stay in registers)
+//!             sum += row unit · column unit             (units of 32 elements)
+//! ```
+//!
+//! 1. A sum has one accumulator whatever the tile, so its value does not depend on how many rows or columns are
+//!    computed together: sparse, dense, one token or many give the same bits.
+//! 2. Four rows are four independent chains of multiply-adds, enough to hide their latency behind memory.
+//! 3. A rest of a row that is no whole unit is copied into a zero-padded unit.
+
+use super::padded;
+use crate::isa::Isa;
+use candle_sparse_core::{
+    ActivationBlock, BlockQ4_0, BlockQ8_0, Columns, Matrix, Rows, kernel::matmul::check_matmul,
+};
+use half::{bf16, f16};
+
+const ROWS: usize = 4;
+/// A quarter of the smallest common L2, so that a panel survives the columns streaming past it.
+const PANEL_BYTES: usize = 128 * 1024;
+
+/// See [`candle_sparse_core::KernelSet::matmul`].
+#[inline(always)]
+pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
+    check_matmul(&w, &x, y);
+    let panel = (PANEL_BYTES / w.format().row_bytes(w.cols()).max(1)).max(ROWS);
+    match (w.data(), x) {
+        (Rows::F32(w), Columns::F32(x)) => panels::<I, f32>(isa, w, x, y, panel),
+        (Rows::F16(w), Columns::F32(x)) => panels::<I, f16>(isa, w, x, y, panel),
+        (Rows::BF16(w), Columns::F32(x)) => panels::<I, bf16>(isa, w, x, y, panel),
+        (Rows::Q8_0(w), Columns::Quantized(x)) => panels::<I, BlockQ8_0>(isa, w, x, y, panel),
+        (Rows::Q4_0(w), Columns::Quantized(x)) => panels::<I, BlockQ4_0>(isa, w, x, y, panel),
+        _ => unreachable!("check_matmul compared format and columns"),
+    }
+}
+
+/// An element type of a matrix and what it is multiplied with.
+trait Operand: Copy {
+    /// 32 elements.
+    type Unit: Copy;
+    /// Element type of a column.
+    type Column: Copy;
+    /// 32 elements of a column.
+    type ColumnUnit: Copy;
+
+    fn units(row: &[Self]) -> (&[Self::Unit], &[Self]);
+    fn column_units(x: &[Self::Column]) -> (&[Self::ColumnUnit], &[Self::Column]);
+    fn pad(rest: &[Self]) -> Self::Unit;
+    fn pad_column(rest: &[Self::Column]) -> Self::ColumnUnit;
+    /// `acc[r][c] += w[r] · x[c]`, vector by vector.
+    fn add<I: Isa, const R: usize, const C: usize>(
+        isa: I,
+        acc: &mut [[I::V; C]; R],
+        w: [&Self::Unit; R],
+        x: [&Self::ColumnUnit; C],
+    );
+}
+
+macro_rules! float_operand {
+    ($t:ty, $zero:expr, $load:ident) => {
+        impl Operand for $t {
+            type Unit = [$t; 32];
+            type Column = f32;
+            type ColumnUnit = [f32; 32];
+
+            #[inline(always)]
+            fn units(row: &[Self]) -> (&[Self::Unit], &[Self]) {
+                row.as_chunks()
+            }
+
+            #[inline(always)]
+            fn column_units(x: &[f32]) -> (&[[f32; 32]], &[f32]) {
+                x.as_chunks()
+            }
+
+            #[inline(always)]
+            fn pad(rest: &[Self]) -> Self::Unit {
+                padded(rest, $zero)
+            }
+
+            #[inline(always)]
+            fn pad_column(rest: &[f32]) -> [f32; 32] {
+                padded(rest, 0.0)
+            }
+
+            #[inline(always)]
+            fn add<I: Isa, const R: usize, const C: usize>(
+                isa: I,
+                acc: &mut [[I::V; C]; R],
+                w: [&Self::Unit; R],
+                x: [&[f32; 32]; C],
+            ) {
+                for i in 0..32 / I::LANES {
+                    let mut xs = [isa.splat(0.0); C];
+                    for c in 0..C {
+                        xs[c] = isa.load(x[c], i);
+                    }
+                    for r in 0..R {
+                        let w = isa.$load(w[r], i);
+                        for c in 0..C {
+                            acc[r][c] = isa.mul_add(w, xs[c], acc[r][c]);
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+float_operand!(f32, 0.0, load);
+float_operand!(f16, f16::ZERO, load_f16);
+float_operand!(bf16, bf16::ZERO, load_bf16);
+
+macro_rules! block_operand {
+    ($t:ty, $load:ident) => {
+        impl Operand for $t {
+            type Unit = $t;
+            type Column = ActivationBlock;
+            type ColumnUnit = ActivationBlock;
+
+            #[inline(always)]
+            fn units(row: &[Self]) -> (&[Self], &[Self]) {
+                (row, &[])
+            }
+
+            #[inline(always)]
+            fn column_units(x: &[ActivationBlock]) -> (&[ActivationBlock], &[ActivationBlock]) {
+                (x, &[])
+            }
+
+            #[inline(always)]
+            fn pad(rest: &[Self]) -> Self {
+                rest[0]
+            }
+
+            #[inline(always)]
+            fn pad_column(rest: &[ActivationBlock]) -> ActivationBlock {
+                rest[0]
+            }
+
+            #[inline(always)]
+            fn add<I: Isa, const R: usize, const C: usize>(
+                isa: I,
+                acc: &mut [[I::V; C]; R],
+                w: [&Self; R],
+                x: [&ActivationBlock; C],
+            ) {
+                for r in 0..R {
+                    let (quants, d) = (isa.$load(&w[r].qs), isa.splat_f16(w[r].d));
+                    for c in 0..C {
+                        let sums = isa.dot_i8(quants, isa.load_i8(&x[c].qs));
+                        acc[r][c] = isa.mul_add(sums, isa.mul(d, isa.splat(x[c].d)), acc[r][c]);
+                    }
+                }
+            }
+        }
+    };
+}
+
+block_operand!(BlockQ8_0, load_i8);
+block_operand!(BlockQ4_0, unpack_q4_0);
+
+#[inline(always)]
+fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f32]], panel: usize) {
+    let (n, rows) = (y.len(), y.first().map_or(0, |y| y.len()));
+    if n == 0 || rows == 0 {
+        return;
+    }
+    let (per_row, per_column) = (w.len() / rows, x.len() / n);
+    for start in (0..rows).step_by(panel) {
+        let end = (start + panel).min(rows);
+        let mut c = 0;
+        while c < n {
+            let width = (n - c).min(I::COLUMNS);
+            let (x, y) = (&x[c * per_column..(c + width) * per_column], &mut y[c..c + width]);
+            match width {
+                1 => group::<I, T, 1>(isa, w, per_row, x, y, start, end),
+                2 => group::<I, T, 2>(isa, w, per_row, x, y, start, end),
+                3 => group::<I, T, 3>(isa, w, per_row, x, y, start, end),
+                _ => group::<I, T, 4>(isa, w, per_row, x, y, start, end),
+            }
+            c += width;
+        }
+    }
+}
+
+/// Rows `start..end` times `C` columns.
+#[inline(always)]
+fn group<I: Isa, T: Operand, const C: usize>(
+    isa: I,
+    w: &[T],
+    per_row: usize,
+    x: &[T::Column],
+    y: &mut [&mut [f32]],
+    start: usize,
+    end: usize,
+) {
+    let per_column = x.len() / C;
+    let columns: [&[T::Column]; C] = core::array::from_fn(|c| &x[c * per_column..(c + 1) * per_column]);
+    let row = |r: usize| &w[r * per_row..(r + 1) * per_row];
+    let mut r = start;
+    while r + ROWS <= end {
+        let sums = tile::<I, T, ROWS, C>(isa, [row(r), row(r + 1), row(r + 2), row(r + 3)], columns);
+        for c in 0..C {
+            for i in 0..ROWS {
+                y[c][r + i] = sums[i][c];
+            }
+        }
+        r += ROWS;
+    }
+    while r < end {
+        let sums = tile::<I, T, 1, C>(isa, [row(r)], columns);
+        for c in 0..C {
+            y[c][r] = sums[0][c];
+        }
+        r += 1;
+    }
+}
+
+#[inline(always)]
+fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
+    isa: I,
+    w: [&[T]; R],
+    x: [&[T::Column]; C],
+) -> [[f32; C]; R] {
+    let mut acc = [[isa.splat(0.0); C]; R];
+    let n = T::units(w[0]).0.len();
+    let ws: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(w[r]).0[..n]);
+    let xs: [&[T::ColumnUnit]; C] = core::array::from_fn(|c| &T::column_units(x[c]).0[..n]);
+    for k in 0..n {
+        T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r][k]), core::array::from_fn(|c| &xs[c][k]));
+    }
+    if !T::units(w[0]).1.is_empty() {
+        let ws: [T::Unit; R] = core::array::from_fn(|r| T::pad(T::units(w[r]).1));
+        let xs: [T::ColumnUnit; C] = core::array::from_fn(|c| T::pad_column(T::column_units(x[c]).1));
+        T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r]), core::array::from_fn(|c| &xs[c]));
+    }
+    let mut sums = [[0.0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            sums[r][c] = isa.reduce_add(acc[r][c]);
+        }
+    }
+    sums
+}

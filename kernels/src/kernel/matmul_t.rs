@@ -1,0 +1,158 @@
+//! Weighted sums of rows: attention's values, and every neuron-major projection.
+//!
+//! ```text
+//! for each unit of 32 columns of the matrix:
+//!     for each group of results:                  (32 × results sums stay in registers)
+//!         for each row: sums += weight · unit
+//! ```
+//!
+//! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
+
+use super::padded;
+use crate::isa::Isa;
+use candle_sparse_core::{BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, kernel::matmul::check_matmul_t};
+use half::{bf16, f16};
+
+/// See [`candle_sparse_core::KernelSet::matmul_t`].
+#[inline(always)]
+pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
+    check_matmul_t(&w, a, y);
+    match w.data() {
+        Rows::F32(d) => units::<I, f32>(isa, d, w.cols(), a, y),
+        Rows::F16(d) => units::<I, f16>(isa, d, w.cols(), a, y),
+        Rows::BF16(d) => units::<I, bf16>(isa, d, w.cols(), a, y),
+        Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, w.cols(), a, y),
+        Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, w.cols(), a, y),
+    }
+}
+
+/// An element type whose units can be read as f32 vectors.
+trait Summand: Copy {
+    /// Elements of the row slice per unit of 32.
+    const PER_UNIT: usize;
+    type Unit: Copy;
+
+    /// The unit a slice begins with, zero-padded if the slice is short.
+    fn unit(row: &[Self]) -> Self::Unit;
+    fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
+}
+
+macro_rules! float_summand {
+    ($t:ty, $zero:expr, $load:ident) => {
+        impl Summand for $t {
+            const PER_UNIT: usize = BLOCK_LEN;
+            type Unit = [$t; 32];
+
+            #[inline(always)]
+            fn unit(row: &[Self]) -> Self::Unit {
+                row.first_chunk().copied().unwrap_or_else(|| padded(row, $zero))
+            }
+
+            #[inline(always)]
+            fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
+                isa.$load(unit, i)
+            }
+        }
+    };
+}
+
+float_summand!(f32, 0.0, load);
+float_summand!(f16, f16::ZERO, load_f16);
+float_summand!(bf16, bf16::ZERO, load_bf16);
+
+impl Summand for BlockQ8_0 {
+    const PER_UNIT: usize = 1;
+    type Unit = Self;
+
+    #[inline(always)]
+    fn unit(row: &[Self]) -> Self {
+        row[0]
+    }
+
+    #[inline(always)]
+    fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
+        isa.mul(isa.widen_i8(&unit.qs, i), isa.splat_f16(unit.d))
+    }
+}
+
+impl Summand for BlockQ4_0 {
+    const PER_UNIT: usize = 1;
+    type Unit = Self;
+
+    #[inline(always)]
+    fn unit(row: &[Self]) -> Self {
+        row[0]
+    }
+
+    #[inline(always)]
+    fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
+        isa.mul(isa.widen_i8(&unit.unpack(), i), isa.splat_f16(unit.d))
+    }
+}
+
+#[inline(always)]
+fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut [&mut [f32]]) {
+    if w.is_empty() {
+        return;
+    }
+    let per_row = cols.div_ceil(BLOCK_LEN) * T::PER_UNIT;
+    let per_row = if T::PER_UNIT == BLOCK_LEN { cols } else { per_row };
+    for k in (0..cols).step_by(BLOCK_LEN) {
+        let mut c = 0;
+        while c < y.len() {
+            let width = (y.len() - c).min(I::COLUMNS_T);
+            let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
+            match width {
+                1 => unit::<I, T, 1>(isa, w, per_row, a, y, k),
+                2 => unit::<I, T, 2>(isa, w, per_row, a, y, k),
+                3 => unit::<I, T, 3>(isa, w, per_row, a, y, k),
+                _ => unit::<I, T, 4>(isa, w, per_row, a, y, k),
+            }
+            c += width;
+        }
+    }
+}
+
+/// Columns `k .. k + 32` of `C` results.
+#[inline(always)]
+fn unit<I: Isa, T: Summand, const C: usize>(
+    isa: I,
+    w: &[T],
+    per_row: usize,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+    k: usize,
+) {
+    let end = y[0].len().min(k + BLOCK_LEN);
+    // The widest unit has eight vectors of four lanes; a level with wider vectors leaves the rest unused.
+    let mut acc = [[isa.splat(0.0); 8]; C];
+    for c in 0..C {
+        let block = padded(&y[c][k..end], 0.0);
+        for i in 0..32 / I::LANES {
+            acc[c][i] = isa.load(&block, i);
+        }
+    }
+    let first = k / BLOCK_LEN * T::PER_UNIT;
+    let last = (first + T::PER_UNIT).min(per_row);
+    let weights: [&[f32]; C] = core::array::from_fn(|c| a[c]);
+    for (r, row) in w.chunks_exact(per_row).enumerate() {
+        let unit = T::unit(&row[first..last]);
+        let mut alpha = [isa.splat(0.0); C];
+        for c in 0..C {
+            alpha[c] = isa.splat(weights[c][r]);
+        }
+        for i in 0..32 / I::LANES {
+            let v = T::vector(isa, &unit, i);
+            for c in 0..C {
+                acc[c][i] = isa.mul_add(alpha[c], v, acc[c][i]);
+            }
+        }
+    }
+    for c in 0..C {
+        let mut block = [0.0; BLOCK_LEN];
+        for i in 0..32 / I::LANES {
+            isa.store(acc[c][i], &mut block, i);
+        }
+        y[c][k..end].copy_from_slice(&block[..end - k]);
+    }
+}

@@ -1,0 +1,18 @@
+//! Kernel bodies, once each, generic over the instruction set; no unsafe code here.
+
+pub(crate) mod activation;
+mod exp;
+pub(crate) mod matmul;
+pub(crate) mod matmul_t;
+pub(crate) mod quantize;
+pub(crate) mod rms_norm;
+pub(crate) mod softmax;
+pub(crate) mod vector;
+
+/// A short rest as a whole block, filled up with `fill`.
+#[inline(always)]
+fn padded<T: Copy>(rest: &[T], fill: T) -> [T; 32] {
+    let mut block = [fill; 32];
+    block[..rest.len()].copy_from_slice(rest);
+    block
+}

@@ -1,0 +1,40 @@
+//! Dot product and axpy of f32 vectors.
+
+use super::padded;
+use crate::isa::Isa;
+
+/// See [`candle_sparse_core::kernel::vector::dot`].
+#[inline(always)]
+pub(crate) fn dot<I: Isa>(isa: I, x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len(), "dot: lengths differ");
+    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks(), y.as_chunks());
+    let mut acc = isa.splat(0.0);
+    for (x, y) in xs.iter().zip(ys) {
+        for i in 0..32 / I::LANES {
+            acc = isa.mul_add(isa.load(x, i), isa.load(y, i), acc);
+        }
+    }
+    if !x_rest.is_empty() {
+        let (x, y) = (padded(x_rest, 0.0), padded(y_rest, 0.0));
+        for i in 0..32 / I::LANES {
+            acc = isa.mul_add(isa.load(&x, i), isa.load(&y, i), acc);
+        }
+    }
+    isa.reduce_add(acc)
+}
+
+/// See [`candle_sparse_core::kernel::vector::axpy`].
+#[inline(always)]
+pub(crate) fn axpy<I: Isa>(isa: I, alpha: f32, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "axpy: lengths differ");
+    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks(), y.as_chunks_mut());
+    for (x, y) in xs.iter().zip(ys) {
+        for i in 0..32 / I::LANES {
+            let sum = isa.mul_add(isa.splat(alpha), isa.load(x, i), isa.load(y, i));
+            isa.store(sum, y, i);
+        }
+    }
+    for (y, x) in y_rest.iter_mut().zip(x_rest) {
+        *y = alpha.mul_add(*x, *y);
+    }
+}

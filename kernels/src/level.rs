@@ -1,0 +1,143 @@
+//! Which instruction sets there are, and which one to use.
+
+use core::fmt;
+
+/// An instruction set that kernels are compiled for, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Plain Rust.
+    Scalar,
+    /// AVX2, FMA and F16C (x86-64, 2013 on).
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 on).
+    Avx512,
+    /// NEON (every aarch64).
+    Neon,
+    /// NEON with dot product (Cortex-A55, Apple, Graviton 2 on).
+    NeonDotprod,
+}
+
+impl Level {
+    /// Every level, of all architectures.
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon, Self::NeonDotprod];
+
+    /// The name used by `CANDLE_SPARSE_LEVEL` and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "neon_dotprod",
+        }
+    }
+
+    /// Whether this CPU can run it.
+    #[must_use]
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_supported()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => {
+                Self::Neon.is_supported() && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            #[allow(unreachable_patterns, reason = "levels of other architectures, none on some")]
+            _ => false,
+        }
+    }
+
+    /// The best level this CPU can run.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|l| l.is_supported()).unwrap_or(Self::Scalar)
+    }
+
+    /// The level named by a setting, or the best one where there is none.
+    ///
+    /// # Errors
+    /// No such level, or this CPU lacks it.
+    pub fn choose(setting: Option<&str>) -> Result<Self, LevelError> {
+        let Some(name) = setting.filter(|s| !s.is_empty()) else { return Ok(Self::best()) };
+        let level = Self::ALL.into_iter().find(|l| l.name().eq_ignore_ascii_case(name));
+        match level {
+            Some(level) if level.is_supported() => Ok(level),
+            Some(level) => Err(LevelError { name: level.name().into(), known: true }),
+            None => Err(LevelError { name: name.into(), known: false }),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// `CANDLE_SPARSE_LEVEL` asks for a level that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LevelError {
+    name: String,
+    known: bool,
+}
+
+impl fmt::Display for LevelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.known { "is not supported by this CPU" } else { "is not a level" };
+        let have: Vec<_> = Level::ALL.into_iter().filter(|l| l.is_supported()).map(Level::name).collect();
+        write!(f, "CANDLE_SPARSE_LEVEL: '{}' {what}; this CPU has {}", self.name, have.join(", "))
+    }
+}
+
+impl core::error::Error for LevelError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_honoured_or_refused() {
+        assert_eq!(Level::choose(None), Ok(Level::best()));
+        assert_eq!(Level::choose(Some("")), Ok(Level::best()));
+        assert_eq!(Level::choose(Some("SCALAR")), Ok(Level::Scalar));
+        let foreign = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+        assert!(Level::choose(Some(foreign)).unwrap_err().to_string().contains("not supported"));
+        assert!(Level::choose(Some("sse9")).unwrap_err().to_string().contains("not a level"));
+    }
+
+    /// Guards against SIMD code that no build ever runs: the build says what its CPU must reach.
+    #[test]
+    fn this_cpu_reaches_the_level_its_flags_promise() {
+        println!("level: {}", Level::best());
+        #[cfg(target_arch = "aarch64")]
+        assert!(Level::best() >= Level::Neon);
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+        {
+            let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+            let has = |f: &str| flags.split_whitespace().any(|w| w == f);
+            if has("avx2") && has("fma") && has("f16c") {
+                assert!(Level::best() >= Level::Avx2);
+            }
+            if ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"].iter().all(|f| has(f)) {
+                assert_eq!(Level::best(), Level::Avx512);
+            }
+        }
+    }
+}

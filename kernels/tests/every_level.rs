@@ -1,0 +1,335 @@
+//! Every level this CPU has, every small length and start offset, extremes, against the scalar definition.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use candle_sparse_core::{
+    Activation, ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix, Rows,
+    Scalar,
+};
+use candle_sparse_kernels::Kernels;
+use half::{bf16, f16};
+
+/// Two units of four rows and one more element: every tail and every tile width occurs.
+const LONGEST: usize = if cfg!(miri) { 35 } else { 2 * 4 * BLOCK_LEN + 1 };
+
+/// Numbers in −1..1 from a fixed hash.
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    (0..n as u32)
+        .map(|i| {
+            let mut h = i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(0x9e37_79b9);
+            h = (h ^ (h >> 15)).wrapping_mul(0x85eb_ca6b);
+            h ^= h >> 13;
+            (h >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Owned rows of one format.
+enum Stored {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+    Q8_0(Vec<BlockQ8_0>),
+    Q4_0(Vec<BlockQ4_0>),
+}
+
+impl Stored {
+    fn new(format: Format, x: &[f32]) -> Self {
+        let blocks = x.as_chunks::<BLOCK_LEN>().0;
+        match format {
+            Format::F32 => Self::F32(x.to_vec()),
+            Format::F16 => Self::F16(x.iter().map(|&v| f16::from_f32(v)).collect()),
+            Format::BF16 => Self::BF16(x.iter().map(|&v| bf16::from_f32(v)).collect()),
+            Format::Q8_0 => Self::Q8_0(blocks.iter().map(BlockQ8_0::quantize).collect()),
+            Format::Q4_0 => Self::Q4_0(blocks.iter().map(BlockQ4_0::quantize).collect()),
+        }
+    }
+
+    fn matrix(&self, rows: usize, cols: usize) -> Matrix<'_> {
+        let data = match self {
+            Self::F32(d) => Rows::F32(d),
+            Self::F16(d) => Rows::F16(d),
+            Self::BF16(d) => Rows::BF16(d),
+            Self::Q8_0(d) => Rows::Q8_0(d),
+            Self::Q4_0(d) => Rows::Q4_0(d),
+        };
+        Matrix::new(rows, cols, data).unwrap()
+    }
+}
+
+fn quantized(x: &[f32]) -> Vec<ActivationBlock> {
+    x.as_chunks::<BLOCK_LEN>().0.iter().map(ActivationBlock::quantize).collect()
+}
+
+fn product<K: KernelSet>(
+    k: &K,
+    w: Matrix<'_>,
+    x: &[f32],
+    blocks: &[ActivationBlock],
+    n: usize,
+) -> Vec<Vec<f32>> {
+    let columns = if w.format().is_quantized() { Columns::Quantized(blocks) } else { Columns::F32(x) };
+    let mut y = vec![vec![f32::NAN; w.rows()]; n];
+    let mut slices: Vec<&mut [f32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
+    k.matmul(w, columns, &mut slices);
+    y
+}
+
+/// Both sides round a sum of `n` products: each errs by at most n·ε·Σ|products|.
+fn bound(n: usize, size: f32) -> f32 {
+    2.0 * (n as f32 + 2.0) * f32::EPSILON * size + f32::MIN_POSITIVE
+}
+
+fn sizes() -> impl Iterator<Item = (usize, usize, usize)> {
+    let all = (0..=LONGEST).map(|cols| (5, cols.max(1), 1));
+    let shapes = [(0, 32, 2), (1, 32, 1), (3, 64, 2), (4, 96, 3), (7, 172, 4), (9, 48, 5), (13, 160, 9)];
+    all.chain(shapes)
+}
+
+#[test]
+fn matmul_agrees_with_scalar_at_every_length() {
+    for kernels in Kernels::available() {
+        for (rows, cols, n) in sizes() {
+            for format in Format::ALL.into_iter().filter(|f| cols.is_multiple_of(f.block_len())) {
+                let stored = Stored::new(format, &numbers(rows * cols, 1));
+                let (w, x) = (stored.matrix(rows, cols), numbers(n * cols, 2));
+                let blocks = quantized(&x);
+                let (got, want) = (product(&kernels, w, &x, &blocks, n), product(&Scalar, w, &x, &blocks, n));
+                for (c, (got, want)) in got.iter().zip(&want).enumerate() {
+                    for (r, (g, v)) in got.iter().zip(want).enumerate() {
+                        let mut row = vec![0.0; cols];
+                        w.dequantize_row(r, &mut row);
+                        let size = row.iter().zip(&x[c * cols..]).map(|(a, b)| (a * b).abs()).sum::<f32>();
+                        let level = kernels.level();
+                        let bound = bound(cols, size * 1.02);
+                        assert!(
+                            (g - v).abs() <= bound,
+                            "{level} {format:?} {rows}x{cols} [{r},{c}]: {g} {v}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_or_column_alone_has_the_same_bits_as_among_others() {
+    let (rows, cols, n) = (11, 64, 7);
+    for kernels in Kernels::available() {
+        for format in Format::ALL {
+            let stored = Stored::new(format, &numbers(rows * cols, 3));
+            let (w, x) = (stored.matrix(rows, cols), numbers(n * cols, 4));
+            let blocks = quantized(&x);
+            let all = product(&kernels, w, &x, &blocks, n);
+            for (c, column) in all.iter().enumerate() {
+                let x = &x[c * cols..(c + 1) * cols];
+                let blocks = &blocks[c * cols / BLOCK_LEN..(c + 1) * cols / BLOCK_LEN];
+                for (r, value) in column.iter().enumerate() {
+                    let alone = product(&kernels, w.slice_rows(r..r + 1), x, blocks, 1)[0][0];
+                    assert_eq!(alone.to_bits(), value.to_bits(), "{} {format:?}", kernels.level());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_quants_are_exact() {
+    for kernels in Kernels::available() {
+        for w in [-128, -127, -1, 0, 1, 127] {
+            for x in [-127, -1, 0, 1, 127] {
+                let weights = [BlockQ8_0 { d: f16::ONE, qs: [w; 32] }];
+                let column = [ActivationBlock { d: 1.0, sum: f32::from(x) * 32.0, qs: [x; 32] }];
+                let matrix = Matrix::new(1, 32, Rows::Q8_0(&weights)).unwrap();
+                let got = product(&kernels, matrix, &[], &column, 1)[0][0];
+                let want = 32 * i32::from(w) * i32::from(x);
+                assert_eq!(got, want as f32, "{} {w} {x}", kernels.level());
+            }
+        }
+        for nibbles in [0x00, 0x0f, 0xf0, 0xff, 0x88] {
+            let weights = [BlockQ4_0 { d: f16::ONE, qs: [nibbles; 16] }];
+            let mut column = [ActivationBlock { d: 1.0, sum: 0.0, qs: [0; 32] }];
+            for (j, q) in column[0].qs.iter_mut().enumerate() {
+                *q = if j % 3 == 0 { -127 } else { 127 };
+            }
+            let matrix = Matrix::new(1, 32, Rows::Q4_0(&weights)).unwrap();
+            let (got, want) =
+                (product(&kernels, matrix, &[], &column, 1), product(&Scalar, matrix, &[], &column, 1));
+            assert_eq!(got, want, "{} {nibbles:#x}", kernels.level());
+        }
+    }
+}
+
+#[test]
+fn half_precision_loads_every_value_exactly() {
+    for kernels in Kernels::available() {
+        for start in (0..1 << 16).step_by(if cfg!(miri) { 8192 } else { 32 }) {
+            let bits: Vec<u16> = (start..start + 32).map(|b| b as u16).collect();
+            let halves: Vec<f16> = bits.iter().map(|&b| f16::from_bits(b)).collect();
+            let brains: Vec<bf16> = bits.iter().map(|&b| bf16::from_bits(b)).collect();
+            for rows in [Rows::F16(&halves), Rows::BF16(&brains)] {
+                let w = Matrix::new(1, 32, rows).unwrap();
+                let mut want = [0.0; 32];
+                w.dequantize_row(0, &mut want);
+                let mut got = [-0.0; 32];
+                kernels.matmul_t(w, &[&[1.0]], &mut [&mut got]);
+                for (g, v) in got.iter().zip(want) {
+                    let same = g.to_bits() == (v + -0.0).to_bits() || (g.is_nan() && v.is_nan());
+                    assert!(same, "{} {start:#x}: {g} {v}", kernels.level());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matmul_t_agrees_with_scalar_at_every_length() {
+    for kernels in Kernels::available() {
+        for (rows, cols, n) in sizes() {
+            for format in Format::ALL.into_iter().filter(|f| cols.is_multiple_of(f.block_len())) {
+                let stored = Stored::new(format, &numbers(rows * cols, 5));
+                let w = stored.matrix(rows, cols);
+                let weights = numbers(n * rows, 6);
+                let a: Vec<&[f32]> = (0..n).map(|c| &weights[c * rows..(c + 1) * rows]).collect();
+                let run = |k: &dyn Fn(&mut [&mut [f32]])| {
+                    let mut y = vec![numbers(cols, 7); n];
+                    k(&mut y.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+                    y
+                };
+                let got = run(&|y| kernels.matmul_t(w, &a, y));
+                let want = run(&|y| Scalar.matmul_t(w, &a, y));
+                for (g, v) in got.iter().flatten().zip(want.iter().flatten()) {
+                    let level = kernels.level();
+                    // At most rows + 1 terms, each of magnitude below 1.1.
+                    let bound = bound(rows + 1, (rows + 1) as f32 * 1.1);
+                    assert!((g - v).abs() <= bound, "{level} {format:?} {rows}x{cols}: {g} {v}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn vectors_agree_with_scalar_at_every_length_and_offset() {
+    for kernels in Kernels::available() {
+        let level = kernels.level();
+        for len in 0..=LONGEST {
+            for offset in [0, 1, 3, 7] {
+                let (x, w) = (&numbers(len + offset, 8)[offset..], &numbers(len + offset, 9)[offset..]);
+                let size = x.iter().zip(w).map(|(a, b)| (a * b).abs()).sum::<f32>();
+                let (got, want) = (kernels.dot(x, w), Scalar.dot(x, w));
+                assert!((got - want).abs() <= bound(len, size), "{level} dot {len}: {got} {want}");
+
+                let mut got = w.to_vec();
+                let mut want = w.to_vec();
+                kernels.axpy(0.7, x, &mut got);
+                Scalar.axpy(0.7, x, &mut want);
+                close(&got, &want, 2.0 * f32::EPSILON, "axpy");
+
+                kernels.rms_norm(x, w, 1e-5, &mut got);
+                Scalar.rms_norm(x, w, 1e-5, &mut want);
+                close(&got, &want, (len as f32 + 8.0) * f32::EPSILON, "rms_norm");
+
+                let (mut got, mut want) = (x.to_vec(), x.to_vec());
+                kernels.softmax(&mut got);
+                Scalar.softmax(&mut want);
+                close(&got, &want, (len as f32 + 8.0) * f32::EPSILON, "softmax");
+            }
+        }
+    }
+}
+
+fn close(got: &[f32], want: &[f32], bound: f32, what: &str) {
+    for (i, (g, v)) in got.iter().zip(want).enumerate() {
+        assert!((g - v).abs() <= bound * v.abs().max(1.0), "{what}, len {}, [{i}]: {g} {v}", got.len());
+    }
+}
+
+/// Distance in units in the last place, NaN equal to NaN.
+fn ulp(a: f32, b: f32) -> u64 {
+    if a.is_nan() && b.is_nan() {
+        return 0;
+    }
+    let key = |v: f32| {
+        let bits = i64::from(v.to_bits().cast_signed());
+        if bits < 0 { i64::from(i32::MIN) - bits } else { bits }
+    };
+    key(a).abs_diff(key(b))
+}
+
+#[test]
+fn activations_are_within_six_ulp_over_the_whole_range() {
+    let step = if cfg!(miri) { 30_000_001 } else { 20_011 };
+    let all: Vec<f32> = (0..u32::MAX).step_by(step).map(f32::from_bits).collect();
+    let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, 1e-40, -1e-40];
+    let gate: Vec<f32> = all.into_iter().chain(special).collect();
+    for kernels in Kernels::available() {
+        for act in [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluPytorchTanh,
+            Activation::Relu,
+            Activation::Relu2,
+            Activation::FatRelu { threshold: 0.25 },
+            Activation::DRelu,
+        ] {
+            let (mut got, mut want) = (vec![1.0; gate.len()], vec![1.0; gate.len()]);
+            kernels.gated(act, 0.0, &gate, &mut got);
+            Scalar.gated(act, 0.0, &gate, &mut want);
+            for ((&g, &v), x) in got.iter().zip(&want).zip(&gate) {
+                // Subnormal results carry an absolute, not a relative error.
+                let tiny = (g - v).abs() < 1e-43;
+                assert!(tiny || ulp(g, v) <= 6, "{} {act:?}({x}): {g} {v}", kernels.level());
+            }
+        }
+    }
+}
+
+#[test]
+fn gate_shift_and_tails_follow_scalar() {
+    for kernels in Kernels::available() {
+        for len in 0..=LONGEST {
+            let (gate, up) = (numbers(len, 10), numbers(len, 11));
+            let (mut got, mut want) = (up.clone(), up);
+            kernels.gated(Activation::Relu, 0.25, &gate, &mut got);
+            Scalar.gated(Activation::Relu, 0.25, &gate, &mut want);
+            assert_eq!(got, want, "{} {len}", kernels.level());
+        }
+    }
+}
+
+#[test]
+fn quantize_equals_scalar_bit_for_bit() {
+    for kernels in Kernels::available() {
+        for seed in 0..if cfg!(miri) { 2 } else { 200 } {
+            let mut x = numbers(128, seed);
+            x.iter_mut().for_each(|v| *v *= 2f32.powi(seed as i32 - 100));
+            x[40] = 0.5 / 127.0;
+            if seed % 5 == 0 {
+                x[64 + seed as usize % 32] = [f32::NAN, f32::INFINITY, f32::MAX][seed as usize % 3];
+            }
+            let zero = ActivationBlock { d: 0.0, sum: 0.0, qs: [0; 32] };
+            let (mut got, mut want) = ([zero; 4], [zero; 4]);
+            kernels.quantize(&x, &mut got);
+            Scalar.quantize(&x, &mut want);
+            for (g, w) in got.iter().zip(&want) {
+                assert!(g.d.to_bits() == w.d.to_bits() || (g.d.is_nan() && w.d.is_nan()), "{g:?} {w:?}");
+                assert_eq!((g.sum, g.qs), (w.sum, w.qs), "{}", kernels.level());
+            }
+        }
+    }
+}
+
+#[test]
+fn infinities_and_nan_come_through_products() {
+    for kernels in Kernels::available() {
+        for (x, check) in [(f32::INFINITY, f32::is_infinite as fn(f32) -> bool), (f32::NAN, f32::is_nan)] {
+            let mut column = vec![1.0; 40];
+            column[33] = x;
+            let w = vec![1.0; 40];
+            let matrix = Matrix::new(1, 40, Rows::F32(&w)).unwrap();
+            let got = product(&kernels, matrix, &column, &[], 1)[0][0];
+            assert!(check(got), "{} {x}: {got}", kernels.level());
+        }
+    }
+}
