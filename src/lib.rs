@@ -1,1 +1,26 @@
-//! x
+//! candle-sparse: the candle side. Threads, weights held once, the KV cache, attention, and candle ops over them.
+//!
+//! The drop-in models live in `candle-sparse-models`; the kernels in [`kernels`]; the mathematics without `std` in
+//! [`core`]. Modules are listed in the order in which data passes through them.
+
+pub use candle_core as candle;
+pub use candle_sparse_core as core;
+pub use candle_sparse_kernels as kernels;
+
+pub mod threads;
+
+pub mod buffer;
+
+pub mod weight;
+
+pub mod loading;
+
+pub mod kv_cache;
+
+pub mod attention;
+
+pub mod ops;
+
+pub use kv_cache::{KvCache, KvDType};
+pub use threads::Threads;
+pub use weight::Weight;

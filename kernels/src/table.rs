@@ -20,6 +20,7 @@ pub struct Kernels {
     axpy: unsafe fn(f32, &[f32], &mut [f32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     softmax: unsafe fn(&mut [f32]),
+    exp_sum: unsafe fn(&mut [f32], f32) -> (f32, f32),
     gated: unsafe fn(Activation, f32, &[f32], &mut [f32]),
     quantize: unsafe fn(&[f32], &mut [ActivationBlock]),
 }
@@ -57,6 +58,11 @@ macro_rules! table {
             kernel::softmax::softmax(unsafe { $token }, x);
         }
         #[target_feature(enable = $features)]
+        fn exp_sum(x: &mut [f32], max_before: f32) -> (f32, f32) {
+            // SAFETY: as in `matmul`.
+            kernel::softmax::exp_sum(unsafe { $token }, x, max_before)
+        }
+        #[target_feature(enable = $features)]
         fn gated(act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {
             // SAFETY: as in `matmul`.
             kernel::activation::gated(unsafe { $token }, act, gate_shift, gate, y);
@@ -66,7 +72,7 @@ macro_rules! table {
             // SAFETY: as in `matmul`.
             kernel::quantize::quantize(unsafe { $token }, x, blocks);
         }
-        Kernels { level: $level, matmul, matmul_t, dot, axpy, rms_norm, softmax, gated, quantize }
+        Kernels { level: $level, matmul, matmul_t, dot, axpy, rms_norm, softmax, exp_sum, gated, quantize }
     }};
 }
 
@@ -78,6 +84,7 @@ const SCALAR: Kernels = Kernels {
     axpy: |alpha, x, y| Scalar.axpy(alpha, x, y),
     rms_norm: |x, weight, eps, y| Scalar.rms_norm(x, weight, eps, y),
     softmax: |x| Scalar.softmax(x),
+    exp_sum: |x, max_before| Scalar.exp_sum(x, max_before),
     gated: |act, gate_shift, gate, y| Scalar.gated(act, gate_shift, gate, y),
     quantize: |x, blocks| Scalar.quantize(x, blocks),
 };
@@ -177,6 +184,11 @@ impl KernelSet for Kernels {
     #[inline]
     fn softmax(&self, x: &mut [f32]) {
         call!((self.softmax)(x));
+    }
+
+    #[inline]
+    fn exp_sum(&self, x: &mut [f32], max_before: f32) -> (f32, f32) {
+        call!((self.exp_sum)(x, max_before))
     }
 
     #[inline]

@@ -234,6 +234,18 @@ fn vectors_agree_with_scalar_at_every_length_and_offset() {
                 kernels.softmax(&mut got);
                 Scalar.softmax(&mut want);
                 close(&got, &want, (len as f32 + 8.0) * f32::EPSILON, "softmax");
+
+                for max_before in [f32::NEG_INFINITY, 0.5, 30.0] {
+                    if len == 0 && max_before.is_infinite() {
+                        continue;
+                    }
+                    let (mut got, mut want) = (x.to_vec(), x.to_vec());
+                    let (g, v) =
+                        (kernels.exp_sum(&mut got, max_before), Scalar.exp_sum(&mut want, max_before));
+                    close(&got, &want, 4.0 * f32::EPSILON, "exp_sum");
+                    assert_eq!(g.0, v.0, "{level} exp_sum {len}: the maximum is exact");
+                    assert!((g.1 - v.1).abs() <= bound(len, v.1), "{level} exp_sum {len}: {} {}", g.1, v.1);
+                }
             }
         }
     }

@@ -1,1 +1,10 @@
-//! x
+//! Drop-in models for candle apps: change the import, keep the rest.
+//!
+//! `use candle_transformers::models::llama` becomes `use candle_sparse_models::llama`. Without a profile the logits are
+//! the dense model's; weights are held once, the past is never copied, and decode uses all threads.
+
+pub mod decoder;
+pub mod files;
+#[cfg(feature = "hub")]
+pub mod hub;
+pub mod llama;

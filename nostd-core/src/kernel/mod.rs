@@ -43,6 +43,9 @@ pub trait KernelSet {
     /// Softmax in place: `x[i] ← e^(x[i] − max) / Σ e^(x[j] − max)`; an empty slice stays empty.
     fn softmax(&self, x: &mut [f32]);
 
+    /// One piece of a softmax: `max = max(max_before, x)`, `x[i] ← e^(x[i] − max)`; returns `max` and the new `x`'s sum.
+    fn exp_sum(&self, x: &mut [f32], max_before: f32) -> (f32, f32);
+
     /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
     fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]);
 
@@ -77,6 +80,10 @@ impl KernelSet for Scalar {
 
     fn softmax(&self, x: &mut [f32]) {
         softmax::softmax(x);
+    }
+
+    fn exp_sum(&self, x: &mut [f32], max_before: f32) -> (f32, f32) {
+        softmax::exp_sum(x, max_before)
     }
 
     fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {

@@ -1,0 +1,365 @@
+//! The files of a model, wherever they are: built into the program, in a folder, or on the Hub.
+
+use core::fmt;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Error, Result};
+use serde::Deserialize;
+use tokenizers::Tokenizer;
+
+#[cfg(feature = "hub")]
+use crate::hub::{HubRepo, HubSettings};
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const WEIGHTS: &str = "model.safetensors";
+const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+const SPARSE_PROFILE: &str = "sparse.safetensors";
+
+/// A small model that is part of the program.
+#[derive(Clone, Copy)]
+pub struct EmbeddedModel {
+    /// The name to ask for it by.
+    pub name: &'static str,
+    /// Content of its `config.json`.
+    pub config: &'static [u8],
+    /// Content of its `tokenizer.json`.
+    pub tokenizer: &'static [u8],
+    /// Content of its `model.safetensors`.
+    pub weights: &'static [u8],
+}
+
+impl fmt::Debug for EmbeddedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedModel").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(feature = "embedded")]
+macro_rules! embedded {
+    ($name:literal) => {
+        EmbeddedModel {
+            name: $name,
+            config: include_bytes!(concat!("../testdata/", $name, "/config.json")),
+            tokenizer: include_bytes!(concat!("../testdata/", $name, "/tokenizer.json")),
+            weights: include_bytes!(concat!("../testdata/", $name, "/model.safetensors")),
+        }
+    };
+}
+
+/// The built-in models; none without the cargo feature `embedded`.
+#[cfg(feature = "embedded")]
+pub const EMBEDDED: &[EmbeddedModel] = &[embedded!("tales-silu"), embedded!("tales-relu")];
+/// The built-in models; none without the cargo feature `embedded`.
+#[cfg(not(feature = "embedded"))]
+pub const EMBEDDED: &[EmbeddedModel] = &[];
+
+/// The weights of a model, in `safetensors` form.
+#[derive(Clone)]
+pub enum Weights {
+    /// One file, or the shards in the order of their names.
+    Files(Vec<PathBuf>),
+    /// The content of one file.
+    Embedded(&'static [u8]),
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(paths) => f.debug_tuple("Files").field(paths).finish(),
+            Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
+        }
+    }
+}
+
+/// What is needed to load a model: configuration and tokenizer in memory, weights by path.
+#[derive(Clone)]
+pub struct ModelFiles {
+    /// For messages: built-in name, name of the folder or file, or Hub id.
+    pub name: String,
+    /// The folder that holds the files; `None` for a built-in model.
+    pub folder: Option<PathBuf>,
+    /// Content of `config.json`.
+    pub config: Cow<'static, [u8]>,
+    /// Content of `tokenizer.json`.
+    pub tokenizer: Cow<'static, [u8]>,
+    /// The weights.
+    pub weights: Weights,
+    /// Content of `generation_config.json`, if there is one.
+    pub generation_config: Option<Vec<u8>>,
+    /// Content of `tokenizer_config.json`, if there is one.
+    pub tokenizer_config: Option<Vec<u8>>,
+    /// Path of the sparse profile `sparse.safetensors`, if there is one.
+    pub sparse_profile: Option<PathBuf>,
+}
+
+impl fmt::Debug for ModelFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelFiles")
+            .field("name", &self.name)
+            .field("folder", &self.folder)
+            .field("weights", &self.weights)
+            .field("sparse_profile", &self.sparse_profile)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ModelFiles {
+    /// Finds a model by what a user writes for it. The first that fits is taken: a built-in name,
+    /// a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a Hub
+    /// id. `revision` is for the Hub only.
+    ///
+    /// # Errors
+    /// If nothing fits, a file is missing or damaged, or the Hub does not deliver; see
+    /// [`HubRepo::get`].
+    #[cfg(feature = "hub")]
+    pub fn resolve(spec: &str, revision: Option<&str>, settings: &HubSettings) -> Result<Self> {
+        if let Some(files) = Self::local(spec)? {
+            return match revision {
+                None => Ok(files),
+                Some(revision) => {
+                    fail(format!("`{spec}` is not on the Hub: revision `{revision}` does not apply to it"))
+                }
+            };
+        }
+        let files = HubRepo::new(settings, spec, revision).and_then(|repo| Self::from_hub(&repo));
+        match files {
+            // Without a slash it may be a misspelt built-in name rather than a Hub id.
+            Err(error) if !spec.contains('/') => fail(format!("{error} ({})", known_names())),
+            other => other,
+        }
+    }
+
+    /// As `resolve`, without the Hub: `None` if `spec` could only be a Hub id.
+    ///
+    /// # Errors
+    /// If `spec` is a path at which there is no model, or a file is missing or damaged.
+    pub fn local(spec: &str) -> Result<Option<Self>> {
+        if let Some(model) = EMBEDDED.iter().find(|model| model.name == spec) {
+            return Ok(Some(Self::from_embedded(model)));
+        }
+        let path = Path::new(spec);
+        if path.is_dir() {
+            return Self::from_folder(path).map(Some);
+        }
+        if has_extension(path, "gguf") {
+            return fail(format!(
+                "{spec}: GGUF files are not supported here yet; give a folder or a Hub id with \
+                 {WEIGHTS}"
+            ));
+        }
+        if path.is_file() {
+            return Self::from_file(path).map(Some);
+        }
+        refuse_path(spec).map(|()| None)
+    }
+
+    /// The files of a built-in model.
+    #[must_use]
+    pub fn from_embedded(model: &EmbeddedModel) -> Self {
+        Self {
+            name: model.name.to_string(),
+            folder: None,
+            config: Cow::Borrowed(model.config),
+            tokenizer: Cow::Borrowed(model.tokenizer),
+            weights: Weights::Embedded(model.weights),
+            generation_config: None,
+            tokenizer_config: None,
+            sparse_profile: None,
+        }
+    }
+
+    /// The files of the model in a folder, laid out as on the Hub.
+    ///
+    /// # Errors
+    /// If a needed file is missing or cannot be read, or the index of the shards is damaged.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        Self::collect(last_name(folder), &Folder(folder), weight_files)
+    }
+
+    /// The files of a model whose weights are the one file `weights`.
+    ///
+    /// # Errors
+    /// If it is not a `.safetensors` file, or the files beside it are missing or cannot be read.
+    pub fn from_file(weights: &Path) -> Result<Self> {
+        if !has_extension(weights, "safetensors") {
+            let weights = weights.display();
+            return fail(format!("{weights}: not a model: a .safetensors file is expected"));
+        }
+        let folder = match weights.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        Self::collect(last_name(weights), &Folder(folder), |_| Ok(vec![weights.to_path_buf()]))
+    }
+
+    /// The files of a model on the Hub, downloaded where the cache lacks them.
+    ///
+    /// # Errors
+    /// If a needed file is missing or damaged, or does not come; see [`HubRepo::get`].
+    #[cfg(feature = "hub")]
+    pub fn from_hub(repo: &HubRepo) -> Result<Self> {
+        let collect = || Self::collect(repo.id().to_string(), repo, weight_files);
+        let files = collect()?;
+        let folder = files.folder.as_deref();
+        match &files.weights {
+            // The revision moved on the Hub after some of the files were cached. The cache knows
+            // the new commit now, so a second pass takes all of them from there.
+            Weights::Files(paths) if paths.iter().any(|path| path.parent() != folder) => collect(),
+            _ => Ok(files),
+        }
+    }
+
+    /// Weights come last: what is wrong with the small files shows before the long download.
+    fn collect<S: Source>(
+        name: String,
+        source: &S,
+        weights: impl FnOnce(&S) -> Result<Vec<PathBuf>>,
+    ) -> Result<Self> {
+        let optional = |file| source.get_optional(file)?.as_deref().map(read).transpose();
+        let config = source.get(CONFIG)?;
+        Ok(Self {
+            name,
+            folder: config.parent().map(Path::to_path_buf),
+            config: Cow::Owned(read(&config)?),
+            tokenizer: Cow::Owned(read(&source.get(TOKENIZER)?)?),
+            generation_config: optional("generation_config.json")?,
+            tokenizer_config: optional("tokenizer_config.json")?,
+            sparse_profile: source.get_optional(SPARSE_PROFILE)?,
+            weights: Weights::Files(weights(source)?),
+        })
+    }
+
+    /// The tokenizer of the model.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is damaged or of an unknown kind.
+    pub fn load_tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_bytes(&self.tokenizer).map_err(|error| {
+            let place = self.folder.as_ref().map_or_else(
+                || format!("{TOKENIZER} of the built-in model `{}`", self.name),
+                |folder| folder.join(TOKENIZER).display().to_string(),
+            );
+            Error::Msg(format!("{place}: not a tokenizer file: {error}"))
+        })
+    }
+}
+
+/// A place that holds the files of a model under the names they have on the Hub.
+trait Source: fmt::Display {
+    fn get(&self, file: &str) -> Result<PathBuf>;
+    fn get_optional(&self, file: &str) -> Result<Option<PathBuf>>;
+}
+
+struct Folder<'a>(&'a Path);
+
+impl fmt::Display for Folder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "folder `{}`", self.0.display())
+    }
+}
+
+impl Source for Folder<'_> {
+    fn get(&self, file: &str) -> Result<PathBuf> {
+        let missing = || Error::Msg(format!("`{file}` is missing in {self}"));
+        self.get_optional(file)?.ok_or_else(missing)
+    }
+
+    fn get_optional(&self, file: &str) -> Result<Option<PathBuf>> {
+        let path = self.0.join(file);
+        Ok(path.is_file().then_some(path))
+    }
+}
+
+#[cfg(feature = "hub")]
+impl Source for HubRepo {
+    fn get(&self, file: &str) -> Result<PathBuf> {
+        Self::get(self, file)
+    }
+
+    fn get_optional(&self, file: &str) -> Result<Option<PathBuf>> {
+        Self::get_optional(self, file)
+    }
+}
+
+fn weight_files<S: Source>(source: &S) -> Result<Vec<PathBuf>> {
+    if let Some(single) = source.get_optional(WEIGHTS)? {
+        return Ok(vec![single]);
+    }
+    let Some(index) = source.get_optional(WEIGHTS_INDEX)? else {
+        return fail(format!("no weights in {source}: looked for `{WEIGHTS}` and `{WEIGHTS_INDEX}`"));
+    };
+    let shards = shard_names(&index)?;
+    shards.iter().map(|shard| source.get(shard)).collect()
+}
+
+#[derive(Deserialize)]
+struct WeightsIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
+    let place = index.display();
+    let parsed: WeightsIndex = serde_json::from_slice(&read(index)?)
+        .map_err(|error| Error::Msg(format!("{place}: not an index of shards: {error}")))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    if shards.is_empty() {
+        return fail(format!("{place}: the weight_map is empty"));
+    }
+    // The names come from outside: none may lead out of the model's folder.
+    let outside = |name: &&String| name.contains(['/', '\\', ':']) || name.contains("..");
+    match shards.iter().find(|name| outside(name) || !name.ends_with(".safetensors")) {
+        Some(bad) => fail(format!("{place}: `{bad}` is not the name of a .safetensors shard")),
+        None => Ok(shards),
+    }
+}
+
+/// Refuses what can only be meant as a path, so that a misspelt one is not asked of the Hub.
+fn refuse_path(spec: &str) -> Result<()> {
+    let path = Path::new(spec);
+    let marked = ["./", "../", "~"].iter().any(|start| spec.starts_with(start))
+        || spec.contains('\\')
+        || spec.ends_with('/')
+        || path.is_absolute()
+        || has_extension(path, "safetensors");
+    if marked {
+        let hint = if spec.starts_with('~') { " (`~` is not expanded)" } else { "" };
+        return fail(format!("there is no file or folder `{spec}`{hint}"));
+    }
+    match spec.split_once('/') {
+        Some((first, rest)) if Path::new(first).is_dir() => fail(format!(
+            "the folder `{first}` holds no `{rest}`; if `{spec}` is meant as a Hub id, run this in \
+             a folder without `{first}`"
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(feature = "hub")]
+fn known_names() -> String {
+    let names: Vec<String> = EMBEDDED.iter().map(|model| format!("`{}`", model.name)).collect();
+    let built_in = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+    format!("built-in models: {built_in}; a Hub id looks like `org/name`")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))
+}
+
+fn last_name(path: &Path) -> String {
+    // `.` and `..` have no last name of their own.
+    let name = path.file_name().map_or(path.as_os_str(), |name| name);
+    name.to_string_lossy().into_owned()
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
+fn fail<T>(message: String) -> Result<T> {
+    // No backtrace, as `bail!` would add one: these are mistakes in what was asked for.
+    Err(Error::Msg(message))
+}

@@ -1,0 +1,209 @@
+//! Llama, drop-in for `candle_transformers::models::llama`: same names, shapes, dtypes and errors.
+//!
+//! `index_pos` is authoritative: the cache is cut back to it, a gap is an error. [`Cache`]'s `Clone` is a snapshot.
+
+mod config;
+
+pub use crate::decoder::LoadOptions;
+use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use candle_sparse::kv_cache::{KvCache, KvDType};
+pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
+use std::sync::Arc;
+
+/// Keys and values of the tokens seen so far, and the working memory of a step.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// Whether a call continues the calls before it; without, each call starts from an empty past.
+    pub use_kv_cache: bool,
+    kv: KvCache,
+    scratch: Scratch,
+}
+
+impl Cache {
+    /// An empty cache that stores keys and values in `dtype` (F32, F16 or BF16).
+    ///
+    /// # Errors
+    /// Another dtype, a bad `config`, or a device other than the CPU.
+    pub fn new(use_kv_cache: bool, dtype: DType, config: &Config, device: &Device) -> Result<Self> {
+        on_cpu("llama::Cache", device)?;
+        let kv = KvCache::new(&config.to_core()?, KvDType::try_from(dtype)?);
+        Ok(Self { use_kv_cache, kv, scratch: Scratch::default() })
+    }
+
+    /// Positions held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.kv.len()
+    }
+
+    /// Whether no position is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.kv.is_empty()
+    }
+
+    /// Bytes of the stored keys and values.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        self.kv.bytes()
+    }
+
+    /// Forgets every position from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.kv.truncate(len);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.kv.clear();
+    }
+
+    /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
+    ///
+    /// # Errors
+    /// More positions than the context, or another batch than the cached one.
+    pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
+        self.kv.reserve(batch, positions)
+    }
+}
+
+/// A Llama. `Clone` shares the weights; many threads may decode at once, each with its own [`Cache`].
+#[derive(Clone, Debug)]
+pub struct Llama {
+    decoder: Arc<Decoder>,
+}
+
+impl Llama {
+    /// Loads a checkpoint in the dtype of `vb`, which is kept: F16 stays F16 in memory.
+    ///
+    /// # Errors
+    /// See [`Decoder::load`].
+    pub fn load(vb: VarBuilder<'_>, cfg: &Config) -> Result<Self> {
+        Self::load_with(vb, cfg, LoadOptions::default())
+    }
+
+    /// Loads a checkpoint, quantised or limited in threads as `options` say.
+    ///
+    /// # Errors
+    /// See [`Decoder::load`].
+    pub fn load_with(vb: VarBuilder<'_>, cfg: &Config, options: LoadOptions) -> Result<Self> {
+        on_cpu("llama::Llama", vb.device())?;
+        let extras = Extras {
+            attention_bias: cfg.attention_bias,
+            mlp_bias: cfg.mlp_bias,
+            tie_word_embeddings: cfg.tie_word_embeddings,
+        };
+        Ok(Self { decoder: Arc::new(Decoder::load(&vb, cfg.to_core()?, extras, options)?) })
+    }
+
+    /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids).
+    ///
+    /// # Errors
+    /// See [`Decoder::forward`].
+    pub fn forward(&self, x: &Tensor, index_pos: usize, cache: &mut Cache) -> Result<Tensor> {
+        let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
+        let step = Step { batch, seq_len, index_pos };
+        self.run(Input::Ids(&ids), step, cache, Logits::Last)
+    }
+
+    /// Logits `[batch, seq_len, vocab_size]` F32 of every position of `x` `[batch, seq_len]`, for perplexity and the like.
+    ///
+    /// # Errors
+    /// See [`Decoder::forward`].
+    pub fn forward_all(&self, x: &Tensor, index_pos: usize, cache: &mut Cache) -> Result<Tensor> {
+        let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
+        let step = Step { batch, seq_len, index_pos };
+        self.run(Input::Ids(&ids), step, cache, Logits::All)
+    }
+
+    /// Embeddings `[batch, seq_len, hidden_size]` F32 of token ids `[batch, seq_len]`.
+    ///
+    /// # Errors
+    /// A token is not below `vocab_size`.
+    pub fn embed(&self, x: &Tensor) -> Result<Tensor> {
+        let ids = ids(x)?;
+        let hidden = self.decoder.config().hidden_size;
+        let mut out = vec![0.0; ids.len() * hidden];
+        self.decoder.embed(&ids, &mut out)?;
+        let mut dims = x.dims().to_vec();
+        dims.push(hidden);
+        Tensor::from_vec(out, dims, &Device::Cpu)
+    }
+
+    /// As [`Self::forward`] for embeddings `[batch, seq_len, hidden_size]`.
+    ///
+    /// # Errors
+    /// See [`Decoder::forward`]; also another last dimension than `hidden_size`.
+    pub fn forward_input_embed(
+        &self,
+        input_embed: &Tensor,
+        index_pos: usize,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        let (batch, seq_len, width) = input_embed.dims3()?;
+        let hidden = self.decoder.config().hidden_size;
+        if width != hidden {
+            bail!(
+                "forward_input_embed: input is {:?}, the model needs [.., .., {hidden}]",
+                input_embed.dims()
+            );
+        }
+        on_cpu("forward_input_embed", input_embed.device())?;
+        let x = input_embed.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        self.run(Input::Embeddings(&x), Step { batch, seq_len, index_pos }, cache, Logits::Last)
+    }
+
+    /// One decode step without a `Tensor`: the logits `[vocab_size]` after `token` at `index_pos`.
+    ///
+    /// Allocates nothing once the cache has room (see [`Cache::reserve`]) and a first step was made.
+    ///
+    /// # Errors
+    /// See [`Decoder::forward`]; also `logits` of another length than `vocab_size`.
+    pub fn decode(&self, token: u32, index_pos: usize, cache: &mut Cache, logits: &mut [f32]) -> Result<()> {
+        let vocab_size = self.decoder.config().vocab_size;
+        if logits.len() != vocab_size {
+            bail!("decode: logits have {} elements, vocab_size is {vocab_size}", logits.len());
+        }
+        let step = Step { batch: 1, seq_len: 1, index_pos };
+        let Cache { kv, scratch, .. } = cache;
+        self.decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)
+    }
+
+    /// The decoder underneath: shape, level, threads, bytes, notices.
+    #[must_use]
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    fn run(&self, input: Input<'_>, step: Step, cache: &mut Cache, wanted: Logits) -> Result<Tensor> {
+        let vocab = self.decoder.config().vocab_size;
+        let Step { batch, seq_len, .. } = step;
+        if !cache.use_kv_cache {
+            cache.clear();
+        }
+        let rows = if wanted == Logits::All { batch * seq_len } else { batch };
+        let mut logits = vec![0.0; rows * vocab];
+        self.decoder.forward(input, step, &mut cache.kv, &mut cache.scratch, wanted, &mut logits)?;
+        match wanted {
+            Logits::Last => Tensor::from_vec(logits, (batch, vocab), &Device::Cpu),
+            Logits::All => Tensor::from_vec(logits, (batch, seq_len, vocab), &Device::Cpu),
+        }
+    }
+}
+
+fn ids(x: &Tensor) -> Result<Vec<u32>> {
+    on_cpu("llama", x.device())?;
+    match x.dtype() {
+        DType::U32 | DType::U8 | DType::I64 => x.to_dtype(DType::U32)?.flatten_all()?.to_vec1(),
+        other => bail!("token ids must be U32, U8 or I64, not {other:?}"),
+    }
+}
+
+fn on_cpu(what: &str, device: &Device) -> Result<()> {
+    if !device.is_cpu() {
+        bail!("{what} runs on the CPU, not on {device:?}: candle_transformers::models::llama serves there");
+    }
+    Ok(())
+}

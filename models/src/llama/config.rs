@@ -1,0 +1,393 @@
+//! `config.json` of Llama-shaped models: a superset of candle's, refusing what cannot be run.
+
+use candle_core::{Error, Result};
+use candle_sparse::core::{self, Activation, Rope, RopeScaling};
+use serde::Deserialize;
+
+/// Context length of the preset configurations, as in candle.
+pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
+
+/// How rotary frequencies are stretched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Llama3RopeType {
+    /// As Llama 3.1 does it.
+    Llama3,
+    /// Positions divided by `factor`.
+    Linear,
+    /// Not at all.
+    #[default]
+    Default,
+}
+
+/// `rope_scaling` of `config.json`; the fields that a type does not use are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Llama3RopeConfig {
+    /// Divisor of the low frequencies (of all positions for [`Llama3RopeType::Linear`]).
+    pub factor: f32,
+    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched.
+    pub low_freq_factor: f32,
+    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
+    pub high_freq_factor: f32,
+    /// Context length of the original training.
+    pub original_max_position_embeddings: usize,
+    /// Which of them applies.
+    pub rope_type: Llama3RopeType,
+}
+
+/// End-of-text tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum LlamaEosToks {
+    /// One token.
+    Single(u32),
+    /// Any of several.
+    Multiple(Vec<u32>),
+}
+
+/// `config.json`, checked while it is parsed.
+///
+/// Beyond candle's fields: `hidden_act`, `head_dim`, biases, both spellings of RoPE (`rope_theta` with `rope_scaling`, or
+/// `rope_parameters`), linear RoPE scaling, and the shifts of shifted-ReLU models.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Raw")]
+#[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
+pub struct LlamaConfig {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub vocab_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f32,
+    pub bos_token_id: Option<u32>,
+    pub eos_token_id: Option<LlamaEosToks>,
+    pub rope_scaling: Option<Llama3RopeConfig>,
+    pub max_position_embeddings: usize,
+    pub tie_word_embeddings: Option<bool>,
+    pub hidden_act: Activation,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub gate_shift: f32,
+    pub norm_shift: Option<f32>,
+}
+
+impl LlamaConfig {
+    /// Key/value heads: as many as query heads where the file does not say.
+    #[must_use]
+    pub fn num_key_value_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// The configuration a model is built from; `use_flash_attn` is accepted for candle's signature and means nothing.
+    #[must_use]
+    pub fn into_config(self, use_flash_attn: bool) -> Config {
+        Config {
+            num_key_value_heads: self.num_key_value_heads(),
+            head_dim: self.head_dim,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            vocab_size: self.vocab_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            use_flash_attn,
+            rms_norm_eps: self.rms_norm_eps,
+            rope_theta: self.rope_theta,
+            bos_token_id: self.bos_token_id,
+            eos_token_id: self.eos_token_id,
+            rope_scaling: self.rope_scaling,
+            max_position_embeddings: self.max_position_embeddings,
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            hidden_act: self.hidden_act,
+            attention_bias: self.attention_bias,
+            mlp_bias: self.mlp_bias,
+            gate_shift: self.gate_shift,
+            norm_shift: self.norm_shift,
+        }
+    }
+}
+
+/// What a model is built from.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
+pub struct Config {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub vocab_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: Option<usize>,
+    pub use_flash_attn: bool,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f32,
+    pub bos_token_id: Option<u32>,
+    pub eos_token_id: Option<LlamaEosToks>,
+    pub rope_scaling: Option<Llama3RopeConfig>,
+    pub max_position_embeddings: usize,
+    pub tie_word_embeddings: bool,
+    pub hidden_act: Activation,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    pub gate_shift: f32,
+    pub norm_shift: Option<f32>,
+}
+
+impl Config {
+    /// Llama 1 with 7 B parameters.
+    #[must_use]
+    pub fn config_7b_v1(use_flash_attn: bool) -> Self {
+        Self { rms_norm_eps: 1e-6, ..Self::config_7b_v2(use_flash_attn) }
+    }
+
+    /// Llama 2 with 7 B parameters.
+    #[must_use]
+    pub fn config_7b_v2(use_flash_attn: bool) -> Self {
+        Self {
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            vocab_size: 32000,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
+            head_dim: None,
+            use_flash_attn,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            bos_token_id: None,
+            eos_token_id: None,
+            rope_scaling: None,
+            max_position_embeddings: DEFAULT_MAX_SEQ_LEN,
+            tie_word_embeddings: false,
+            hidden_act: Activation::Silu,
+            attention_bias: false,
+            mlp_bias: false,
+            gate_shift: 0.0,
+            norm_shift: None,
+        }
+    }
+
+    /// The shape in the words of the core crate, checked.
+    ///
+    /// # Errors
+    /// A size is 0, does not divide, or a number is out of range; the message names the field.
+    pub fn to_core(&self) -> Result<core::Config> {
+        let scaling = match &self.rope_scaling {
+            None => RopeScaling::None,
+            Some(s) => match s.rope_type {
+                Llama3RopeType::Default => RopeScaling::None,
+                Llama3RopeType::Linear => RopeScaling::Linear { factor: s.factor },
+                Llama3RopeType::Llama3 => RopeScaling::Llama3 {
+                    factor: s.factor,
+                    low_freq_factor: s.low_freq_factor,
+                    high_freq_factor: s.high_freq_factor,
+                    original_max_position_embeddings: s.original_max_position_embeddings,
+                },
+            },
+        };
+        let head_dim = match self.head_dim {
+            Some(n) => n,
+            None => self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0),
+        };
+        let config = core::Config {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            vocab_size: self.vocab_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            head_dim,
+            rms_norm_eps: self.rms_norm_eps as f32,
+            rope: Rope { theta: self.rope_theta, scaling, interleaved: false },
+            max_position_embeddings: self.max_position_embeddings,
+            hidden_act: self.hidden_act,
+            gate_shift: self.gate_shift,
+            norm_shift: self.norm_shift,
+        };
+        config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
+        Ok(config)
+    }
+}
+
+/// The file as it stands, with every spelling.
+#[derive(Deserialize)]
+struct Raw {
+    model_type: Option<String>,
+    hidden_size: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    rms_norm_eps: f64,
+    rope_theta: Option<f32>,
+    rope_scaling: Option<RawRope>,
+    rope_parameters: Option<RawRope>,
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<LlamaEosToks>,
+    max_position_embeddings: usize,
+    tie_word_embeddings: Option<bool>,
+    hidden_act: Option<String>,
+    hidden_act_param: Option<f32>,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    sliding_window: Option<usize>,
+    gate_shift: Option<f32>,
+    norm_shift: Option<f32>,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f32>,
+    factor: Option<f32>,
+    low_freq_factor: Option<f32>,
+    high_freq_factor: Option<f32>,
+    original_max_position_embeddings: Option<usize>,
+}
+
+impl RawRope {
+    fn scaling(&self) -> std::result::Result<Llama3RopeConfig, String> {
+        let need = |v: Option<f32>, name| v.ok_or(format!("rope scaling: {name} is missing"));
+        match self.rope_type.as_deref().unwrap_or("default") {
+            "default" => Ok(Llama3RopeConfig::default()),
+            "linear" => Ok(Llama3RopeConfig {
+                factor: need(self.factor, "factor")?,
+                rope_type: Llama3RopeType::Linear,
+                ..Default::default()
+            }),
+            "llama3" => Ok(Llama3RopeConfig {
+                factor: need(self.factor, "factor")?,
+                low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
+                high_freq_factor: need(self.high_freq_factor, "high_freq_factor")?,
+                original_max_position_embeddings: self
+                    .original_max_position_embeddings
+                    .ok_or("rope scaling: original_max_position_embeddings is missing")?,
+                rope_type: Llama3RopeType::Llama3,
+            }),
+            other => Err(format!("unknown rope type '{other}', supported: default, linear, llama3")),
+        }
+    }
+}
+
+/// The activation a `hidden_act` names.
+fn activation(name: &str, param: Option<f32>) -> std::result::Result<Activation, String> {
+    match name {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluPytorchTanh),
+        "relu" => Ok(Activation::Relu),
+        "relu2" => Ok(Activation::Relu2),
+        "drelu" => Ok(Activation::DRelu),
+        "fatrelu" => {
+            let threshold = param.ok_or("hidden_act 'fatrelu' needs hidden_act_param, its threshold")?;
+            Ok(Activation::FatRelu { threshold })
+        }
+        other => Err(format!(
+            "unknown hidden_act '{other}', supported: silu, gelu, gelu_pytorch_tanh, relu, relu2, fatrelu, drelu"
+        )),
+    }
+}
+
+impl TryFrom<Raw> for LlamaConfig {
+    type Error = String;
+
+    fn try_from(raw: Raw) -> std::result::Result<Self, String> {
+        const SUPPORTED: [&str; 3] = ["llama", "llama_shifted_relu", "mistral"];
+        if let Some(other) = raw.model_type.as_deref().filter(|t| !SUPPORTED.contains(t)) {
+            return Err(format!("model_type '{other}' is not supported here, only {}", SUPPORTED.join(", ")));
+        }
+        if let Some(window) = raw.sliding_window {
+            return Err(format!("sliding_window {window} is not supported by the llama model"));
+        }
+        let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
+        let scaling = rope.map(RawRope::scaling).transpose()?;
+        let theta = raw.rope_parameters.as_ref().and_then(|r| r.rope_theta).or(raw.rope_theta);
+        Ok(Self {
+            hidden_size: raw.hidden_size,
+            intermediate_size: raw.intermediate_size,
+            vocab_size: raw.vocab_size,
+            num_hidden_layers: raw.num_hidden_layers,
+            num_attention_heads: raw.num_attention_heads,
+            num_key_value_heads: raw.num_key_value_heads,
+            head_dim: raw.head_dim,
+            rms_norm_eps: raw.rms_norm_eps,
+            rope_theta: theta.unwrap_or(10_000.0),
+            bos_token_id: raw.bos_token_id,
+            eos_token_id: raw.eos_token_id,
+            rope_scaling: scaling.filter(|s| s.rope_type != Llama3RopeType::Default),
+            max_position_embeddings: raw.max_position_embeddings,
+            tie_word_embeddings: raw.tie_word_embeddings,
+            hidden_act: activation(raw.hidden_act.as_deref().unwrap_or("silu"), raw.hidden_act_param)?,
+            attention_bias: raw.attention_bias,
+            mlp_bias: raw.mlp_bias,
+            gate_shift: raw.gate_shift.unwrap_or(0.0),
+            norm_shift: raw.norm_shift,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &str) -> std::result::Result<Config, String> {
+        let json = format!(
+            r#"{{"hidden_size": 64, "intermediate_size": 172, "vocab_size": 512, "num_hidden_layers": 5,
+                "num_attention_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 512 {extra}}}"#
+        );
+        serde_json::from_str::<LlamaConfig>(&json).map(|c| c.into_config(false)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_of_llama() {
+        let c = parse("").unwrap();
+        assert_eq!((c.num_key_value_heads, c.rope_theta, c.hidden_act), (8, 10_000.0, Activation::Silu));
+        assert_eq!(c.to_core().unwrap().head_dim, 8);
+    }
+
+    #[test]
+    fn both_rope_spellings_mean_the_same() {
+        let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192"#;
+        let old = format!(r#", "rope_theta": 5e5, "rope_scaling": {{"rope_type": "llama3", {scaling}}}"#);
+        let new = format!(r#", "rope_parameters": {{"rope_type": "llama3", "rope_theta": 5e5, {scaling}}}"#);
+        assert_eq!(parse(&old).unwrap(), parse(&new).unwrap());
+        assert_eq!(parse(&old).unwrap().rope_theta, 5e5);
+        let linear =
+            parse(r#", "rope_scaling": {"type": "linear", "factor": 2.0}"#).unwrap().to_core().unwrap();
+        assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+
+    #[test]
+    fn activations_and_shifts_are_read() {
+        let c = parse(r#", "hidden_act": "relu", "gate_shift": 0.25, "norm_shift": 1.0"#).unwrap();
+        assert_eq!((c.hidden_act, c.gate_shift, c.norm_shift), (Activation::Relu, 0.25, Some(1.0)));
+        let c = parse(r#", "hidden_act": "fatrelu", "hidden_act_param": 0.01"#).unwrap();
+        assert_eq!(c.hidden_act, Activation::FatRelu { threshold: 0.01 });
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_by_name() {
+        for (extra, needle) in [
+            (r#", "hidden_act": "swiglu9""#, "hidden_act 'swiglu9'"),
+            (r#", "hidden_act": "fatrelu""#, "hidden_act_param"),
+            (r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope type 'yarn'"),
+            (r#", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}"#, "low_freq_factor"),
+            (r#", "model_type": "mixtral""#, "'mixtral'"),
+            (r#", "sliding_window": 4096"#, "sliding_window 4096"),
+        ] {
+            let err = parse(extra).unwrap_err();
+            assert!(err.contains(needle), "{extra}: {err}");
+        }
+        let err = parse(r#", "num_key_value_heads": 3"#).unwrap().to_core().unwrap_err().to_string();
+        assert!(err.contains("num_key_value_heads 3"), "{err}");
+        let err = parse(r#", "head_dim": 7"#).unwrap().to_core().unwrap_err().to_string();
+        assert!(err.contains("head_dim 7"), "{err}");
+    }
+}

@@ -1,0 +1,173 @@
+//! Models found without the Hub: built in, in a folder, as one file.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use core::fmt::Debug;
+use std::fs;
+use std::path::Path;
+
+use candle_core::Result;
+use candle_sparse_models::files::{ModelFiles, Weights};
+use tempfile::TempDir;
+
+/// A folder of files with the given contents.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for (name, content) in files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
+
+const BASE: [(&str, &str); 2] = [("config.json", "{}"), ("tokenizer.json", "{}")];
+
+fn with(more: &[(&str, &str)]) -> TempDir {
+    folder(&[&BASE, more].concat())
+}
+
+fn local(path: &Path) -> Result<ModelFiles> {
+    ModelFiles::local(path.to_str().unwrap()).map(Option::unwrap)
+}
+
+fn weight_names(files: &ModelFiles) -> Vec<String> {
+    let Weights::Files(paths) = &files.weights else {
+        panic!("not on disk");
+    };
+    paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect()
+}
+
+/// Checks that the message is one line and holds every needle.
+fn assert_says<T: Debug>(result: Result<T>, needles: &[&str]) {
+    let text = result.unwrap_err().to_string();
+    assert!(!text.contains('\n'), "more than a line: {text}");
+    for needle in needles {
+        assert!(text.contains(needle), "no {needle:?} in: {text}");
+    }
+}
+
+#[test]
+fn folder_with_one_weights_file() {
+    let folder = with(&[
+        ("model.safetensors", "w"),
+        ("model.safetensors.index.json", "not looked at"),
+        ("generation_config.json", "g"),
+        ("tokenizer_config.json", "t"),
+        ("sparse.safetensors", "s"),
+    ]);
+    let files = local(folder.path()).unwrap();
+    assert_eq!(files.folder.as_deref(), Some(folder.path()));
+    assert_eq!(files.name, folder.path().file_name().unwrap().to_str().unwrap());
+    assert_eq!(files.config.as_ref(), b"{}");
+    assert_eq!(weight_names(&files), ["model.safetensors"]);
+    assert_eq!(files.generation_config.as_deref(), Some(&b"g"[..]));
+    assert_eq!(files.tokenizer_config.as_deref(), Some(&b"t"[..]));
+    assert_eq!(files.sparse_profile, Some(folder.path().join("sparse.safetensors")));
+}
+
+#[test]
+fn folder_with_shards() {
+    let index = r#"{"metadata":{"total_size":2},"weight_map":{"a":"m-2.safetensors",
+        "b":"m-1.safetensors","c":"m-2.safetensors"}}"#;
+    let folder =
+        with(&[("model.safetensors.index.json", index), ("m-1.safetensors", "1"), ("m-2.safetensors", "2")]);
+    let files = local(folder.path()).unwrap();
+    assert_eq!(weight_names(&files), ["m-1.safetensors", "m-2.safetensors"]);
+    assert_eq!((files.generation_config, files.sparse_profile), (None, None));
+
+    fs::remove_file(folder.path().join("m-1.safetensors")).unwrap();
+    let place = folder.path().to_str().unwrap();
+    assert_says(local(folder.path()), &["`m-1.safetensors` is missing", place]);
+}
+
+#[test]
+fn bad_indices_are_refused() {
+    let name = "model.safetensors.index.json";
+    for bad in ["{", "[]", "{}", r#"{"weight_map":{"a":1}}"#] {
+        assert_says(local(with(&[(name, bad)]).path()), &[name, "not an index of shards"]);
+    }
+    assert_says(local(with(&[(name, r#"{"weight_map":{}}"#)]).path()), &[name, "empty"]);
+    for shard in ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "..", "", "x.bin"] {
+        let index = format!(r#"{{"weight_map":{{"a":"{shard}"}}}}"#);
+        let needle = format!("`{shard}` is not the name");
+        assert_says(local(with(&[(name, &index)]).path()), &[name, &needle]);
+    }
+    let windows = r#"{"weight_map":{"a":"C:\\x.safetensors"}}"#;
+    assert_says(local(with(&[(name, windows)]).path()), &["is not the name"]);
+}
+
+#[test]
+fn incomplete_folders_say_what_is_missing() {
+    let empty = folder(&[]);
+    assert_says(local(empty.path()), &["`config.json`", empty.path().to_str().unwrap()]);
+    let bare = folder(&[BASE[0]]);
+    assert_says(local(bare.path()), &["`tokenizer.json` is missing"]);
+    let none = with(&[]);
+    assert_says(local(none.path()), &["`model.safetensors`", "`model.safetensors.index.json`"]);
+}
+
+#[test]
+fn one_file_with_its_neighbours() {
+    let folder = with(&[("other.safetensors", "w"), ("model.safetensors", "v")]);
+    let files = local(&folder.path().join("other.safetensors")).unwrap();
+    assert_eq!(weight_names(&files), ["other.safetensors"]);
+    assert_eq!(files.name, "other.safetensors");
+    assert_says(local(&folder.path().join("config.json")), &["a .safetensors file is expected"]);
+
+    let lone = TempDir::new().unwrap();
+    fs::write(lone.path().join("x.safetensors"), "w").unwrap();
+    assert_says(local(&lone.path().join("x.safetensors")), &["`config.json` is missing"]);
+}
+
+#[test]
+fn gguf_is_refused_by_name() {
+    let folder = folder(&[("x.GGUF", "GGUF")]);
+    assert_says(local(&folder.path().join("x.GGUF")), &["x.GGUF", "GGUF files are not supported"]);
+    assert_says(ModelFiles::local("absent.gguf"), &["absent.gguf", "not supported"]);
+}
+
+#[test]
+fn a_path_that_does_not_exist_is_not_a_hub_id() {
+    for path in ["./absent", "../absent", "~/absent", "a\\b", "/absent/x", "x.safetensors", "x/"] {
+        assert_says(ModelFiles::local(path), &["no file or folder", path]);
+    }
+    // Tests run in the folder of the package, which has `src`.
+    assert_says(ModelFiles::local("src/absent"), &["`src`", "`absent`", "Hub id"]);
+    assert!(ModelFiles::local("org/name").unwrap().is_none());
+    assert!(ModelFiles::local("name").unwrap().is_none());
+}
+
+#[test]
+fn a_corrupt_tokenizer_is_named() {
+    let folder = with(&[("model.safetensors", "w")]);
+    let path = folder.path().join("tokenizer.json");
+    for bad in ["", "{", "[1]", "\u{0}"] {
+        fs::write(&path, bad).unwrap();
+        let files = local(folder.path()).unwrap();
+        assert_says(files.load_tokenizer(), &[path.to_str().unwrap(), "not a tokenizer file"]);
+    }
+}
+
+#[cfg(feature = "embedded")]
+#[test]
+fn embedded_models() {
+    use candle_sparse_models::files::EMBEDDED;
+
+    for model in EMBEDDED {
+        let files = ModelFiles::local(model.name).unwrap().unwrap();
+        assert_eq!(files.name, model.name);
+        assert!(files.folder.is_none() && files.sparse_profile.is_none());
+        assert_eq!(files.config.as_ref(), model.config);
+        assert!(matches!(files.weights, Weights::Embedded(bytes) if bytes == model.weights));
+        files.load_tokenizer().unwrap();
+        assert!(!format!("{files:?} {model:?}").contains("123, "), "no contents in debug output");
+    }
+    assert_eq!(EMBEDDED.iter().map(|m| m.name).collect::<Vec<_>>(), ["tales-silu", "tales-relu"]);
+}
+
+#[cfg(all(feature = "embedded", feature = "hub"))]
+#[test]
+fn a_revision_needs_the_hub() {
+    use candle_sparse_models::hub::HubSettings;
+
+    let result = ModelFiles::resolve("tales-silu", Some("v1"), &HubSettings::default());
+    assert_says(result, &["`tales-silu`", "revision `v1` does not apply"]);
+}

@@ -1,0 +1,267 @@
+//! What comes from a Hub that works.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+use core::time::Duration;
+use std::fs;
+use std::path::PathBuf;
+
+use candle_sparse_models::files::{ModelFiles, Weights};
+use candle_sparse_models::hub::{HubRepo, HubSettings};
+use tempfile::TempDir;
+
+use crate::server::{Hub, Server};
+use crate::{ID, TOKEN, assert_clean, assert_says, bounded, content, repo, settings, tiny, weights};
+
+fn paths(files: &ModelFiles) -> &[PathBuf] {
+    match &files.weights {
+        Weights::Files(paths) => paths,
+        Weights::Embedded(_) => panic!("not on disk"),
+    }
+}
+
+#[test]
+fn single_file_then_from_the_cache_without_a_server() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = tiny().with("main/generation_config.json", b"{\"g\":1}").serve();
+        let settings = settings(&server, &cache);
+        let first = ModelFiles::resolve(ID, None, &settings).unwrap();
+        assert_eq!(first.name, ID);
+        assert_eq!(first.config.as_ref(), br#"{"model_type":"llama"}"#);
+        assert_eq!(first.generation_config.as_deref(), Some(&b"{\"g\":1}"[..]));
+        assert_eq!(first.tokenizer_config, None);
+        assert_eq!(first.sparse_profile, None);
+        assert_eq!(paths(&first).len(), 1);
+        assert_eq!(fs::read(&paths(&first)[0]).unwrap(), weights());
+        assert!(server.requests().iter().all(|r| r.header("authorization").is_none()));
+
+        let before = server.requests().len();
+        let second = ModelFiles::resolve(ID, None, &settings).unwrap();
+        assert_eq!(server.requests().len(), before, "all is cached, even what is missing");
+        drop(server);
+        let third = ModelFiles::resolve(ID, None, &settings).unwrap();
+        assert_eq!(paths(&second), paths(&first));
+        assert_eq!(paths(&third), paths(&first));
+    });
+}
+
+#[test]
+fn shards_come_once_each_in_order() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let (one, two) = (content(1, 70_000), content(2, 90_000));
+        let index = br#"{"weight_map":{"z":"model-00001-of-00002.safetensors",
+            "a":"model-00002-of-00002.safetensors","b":"model-00001-of-00002.safetensors"}}"#;
+        let server = Hub::default()
+            .with("main/config.json", b"{}")
+            .with("main/tokenizer.json", b"{}")
+            .with("main/model.safetensors.index.json", index)
+            .with("main/model-00001-of-00002.safetensors", &one)
+            .with("main/model-00002-of-00002.safetensors", &two)
+            .serve();
+        let files = ModelFiles::resolve(ID, None, &settings(&server, &cache)).unwrap();
+        let got: Vec<_> = paths(&files).iter().map(|path| fs::read(path).unwrap()).collect();
+        assert_eq!(got, [one, two]);
+        assert_eq!(server.downloads("model-00001-of-00002.safetensors"), 1);
+    });
+}
+
+#[test]
+fn the_revision_is_asked_for() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = tiny().with("v1.0/config.json", b"old").serve();
+        let old = HubRepo::new(&settings(&server, &cache), ID, Some("v1.0")).unwrap();
+        assert_eq!(fs::read(old.get("config.json").unwrap()).unwrap(), b"old");
+        assert!(server.requests().iter().all(|r| r.path == "/org/tiny/resolve/v1.0/config.json"));
+        let new = repo(&server, &cache).get("config.json").unwrap();
+        assert_eq!(fs::read(new).unwrap(), br#"{"model_type":"llama"}"#);
+        assert_eq!(fs::read(old.get("config.json").unwrap()).unwrap(), b"old");
+
+        let asked = server.requests().len();
+        let pull_request = HubRepo::new(&settings(&server, &cache), ID, Some("refs/pr/5")).unwrap();
+        assert_says(&pull_request.get("config.json").unwrap_err(), &["`refs/pr/5`"]);
+        let path = server.requests()[asked].path.clone();
+        assert_eq!(path, "/org/tiny/resolve/refs%2Fpr%2F5/config.json");
+    });
+}
+
+#[test]
+fn a_commit_that_python_cached_needs_no_ref() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let snapshot = cache.path().join("models--org--tiny/snapshots/0123abcd");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::write(snapshot.join("config.json"), b"{}").unwrap();
+        let server = tiny().serve();
+        let repo = HubRepo::new(&settings(&server, &cache), ID, Some("0123abcd")).unwrap();
+        assert_eq!(repo.get("config.json").unwrap(), snapshot.join("config.json"));
+        assert_eq!(server.requests().len(), 0);
+    });
+}
+
+#[test]
+fn a_relative_redirect_is_followed() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = Hub { redirect: Some("/cdn".into()), ..tiny() }.serve();
+        let path = repo(&server, &cache).get("model.safetensors").unwrap();
+        assert_eq!(fs::read(path).unwrap(), weights());
+        assert_clean(&cache, &[&weights()]);
+    });
+}
+
+#[test]
+fn a_redirect_to_another_host_is_followed() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let cdn = tiny().serve();
+        let redirect = Some(format!("{}/cdn", cdn.url.replace("127.0.0.1", "localhost")));
+        let server = Hub { redirect, token: Some(TOKEN), ..tiny() }.serve();
+        let settings = HubSettings { token: Some(TOKEN.into()), ..settings(&server, &cache) };
+        let repo = HubRepo::new(&settings, ID, None).unwrap();
+        let path = repo.get("model.safetensors").unwrap();
+        assert_eq!(fs::read(path).unwrap(), weights());
+        assert_eq!(cdn.downloads("model.safetensors"), 1);
+        // hf-hub 0.5 keeps the token from the other host when it asks for the content, but not
+        // when it asks for the size (0.5.0 `Api::metadata` sets the header on the second request
+        // itself); no setting changes that. An update that mends it may tighten this test.
+        for request in cdn.requests().iter().filter(|r| r.wants_body()) {
+            assert_eq!(request.header("authorization"), None);
+        }
+    });
+}
+
+#[test]
+fn the_token_opens_a_private_model() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = Hub { token: Some(TOKEN), ..tiny() }.serve();
+        let error = repo(&server, &cache).get("config.json").unwrap_err();
+        assert_says(&error, &["401", ID, "`main`", &server.url, "set HF_TOKEN"]);
+
+        let wrong = HubSettings { token: Some("hf_other".into()), ..settings(&server, &cache) };
+        let error = HubRepo::new(&wrong, ID, None).unwrap().get("config.json").unwrap_err();
+        assert_says(&error, &["401", "this HF_TOKEN may not read it"]);
+        assert!(!error.to_string().contains("hf_other") && !format!("{wrong:?}").contains("hf_"));
+        assert_clean(&cache, &[]);
+
+        let asked = server.requests().len();
+        let right = HubSettings { token: Some(TOKEN.into()), ..settings(&server, &cache) };
+        HubRepo::new(&right, ID, None).unwrap().get("config.json").unwrap();
+        let bearer = format!("Bearer {TOKEN}");
+        let requests = &server.requests()[asked..];
+        assert!(requests.iter().all(|r| r.header("authorization") == Some(&bearer)));
+    });
+}
+
+#[test]
+fn a_missing_optional_file_is_asked_for_once() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = tiny().serve();
+        let repo = repo(&server, &cache);
+        repo.get("config.json").unwrap();
+        assert_eq!(repo.get_optional("sparse.safetensors").unwrap(), None);
+        let before = server.requests().len();
+        assert_eq!(repo.get_optional("sparse.safetensors").unwrap(), None);
+        assert_eq!(server.requests().len(), before);
+        let marker = "models--org--tiny/.no_exist/commit-of-main/sparse.safetensors";
+        assert!(cache.path().join(marker).exists());
+    });
+}
+
+#[test]
+fn a_cut_connection_is_resumed() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let hub = tiny();
+        let cuts = AtomicUsize::new(0);
+        let server = Server::start(move |request| {
+            let mut reply = hub.answer(request);
+            if request.wants_body() && cuts.fetch_add(1, Ordering::SeqCst) < 2 {
+                reply.cut = Some(reply.body.len() / 2);
+            }
+            reply
+        });
+        let path = repo(&server, &cache).get("model.safetensors").unwrap();
+        assert_eq!(fs::read(path).unwrap(), weights());
+        assert_clean(&cache, &[&weights()]);
+        let requests = server.requests();
+        let ranges: Vec<_> = requests.iter().filter_map(|r| r.header("range")).collect();
+        assert_eq!(&ranges[2..], ["bytes=0-", "bytes=100000-", "bytes=150000-"]);
+    });
+}
+
+#[test]
+fn threads_share_one_download() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let hub = tiny();
+        let server = Server::start(move |request| {
+            std::thread::sleep(Duration::from_millis(50));
+            hub.answer(request)
+        });
+        std::thread::scope(|scope| {
+            for _thread in 0_u8..4 {
+                scope.spawn(|| {
+                    let path = repo(&server, &cache).get("model.safetensors").unwrap();
+                    assert_eq!(fs::read(path).unwrap(), weights());
+                });
+            }
+        });
+        assert_eq!(server.downloads("model.safetensors"), 1);
+        assert_clean(&cache, &[&weights()]);
+    });
+}
+
+#[test]
+fn offline_uses_the_cache_only() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = tiny().serve();
+        let offline = HubSettings { offline: true, ..settings(&server, &cache) };
+        let error = ModelFiles::resolve(ID, None, &offline).unwrap_err();
+        assert_says(&error, &["`config.json`", ID, "HF_HUB_OFFLINE"]);
+        assert_eq!(server.requests().len(), 0);
+
+        let repo = repo(&server, &cache);
+        for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+            repo.get(file).unwrap();
+        }
+        let asked = server.requests().len();
+        let files = ModelFiles::resolve(ID, None, &offline).unwrap();
+        assert_eq!(files.generation_config, None);
+        assert_eq!(server.requests().len(), asked);
+    });
+}
+
+#[test]
+fn content_that_another_revision_brought_is_reused() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = tiny().with("v2/sub/model.safetensors", &weights()).serve();
+        let first = repo(&server, &cache).get("model.safetensors").unwrap();
+        let v2 = HubRepo::new(&settings(&server, &cache), ID, Some("v2")).unwrap();
+        let second = v2.get("sub/model.safetensors").unwrap();
+        assert_ne!(first, second);
+        assert_eq!(fs::read(&second).unwrap(), weights());
+        assert_eq!(server.downloads("model.safetensors"), 1);
+        assert_eq!(v2.get("sub/model.safetensors").unwrap(), second);
+        assert_clean(&cache, &[&weights()]);
+    });
+}
+
+#[test]
+fn a_branch_that_moved_does_not_mix_two_commits() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let old = tiny().with("main/config.json", b"old").serve();
+        repo(&old, &cache).get("config.json").unwrap();
+        let new = Hub { change: "-2", ..tiny() }.with("main/config.json", b"new").serve();
+        let files = ModelFiles::resolve(ID, None, &settings(&new, &cache)).unwrap();
+        assert_eq!(files.config.as_ref(), b"new");
+        assert_eq!(paths(&files)[0].parent(), files.folder.as_deref());
+        assert_eq!(new.downloads("model.safetensors"), 1);
+    });
+}

@@ -1,0 +1,205 @@
+//! Reading safetensors tensor by tensor, so that a model in memory is the only copy of its weights.
+//!
+//! candle's `VarBuilder::from_mmaped_safetensors` maps the files: while a model loads, the touched pages and the
+//! loaded tensors are both resident. [`var_builder`] reads each tensor when it is asked for, straight into its place.
+
+use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use half::{bf16, f16};
+use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+/// Longest header the format allows.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Safetensors files (the shards of one model) that are read on demand.
+#[derive(Debug)]
+pub struct SafetensorsFiles {
+    files: Vec<OpenFile>,
+    index: HashMap<String, (usize, TensorInfo)>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    data_start: u64,
+    file: Mutex<File>,
+}
+
+impl SafetensorsFiles {
+    /// Opens the files and checks their headers against their lengths; reads no tensor.
+    ///
+    /// # Errors
+    /// A file cannot be read, is truncated or corrupt, or two files hold the same tensor.
+    pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        let (mut files, mut index) = (Vec::new(), HashMap::new());
+        for path in paths {
+            let path = path.as_ref();
+            let mut file =
+                File::open(path).map_err(|e| Error::msg(format!("cannot open {}: {e}", path.display())))?;
+            let (data_start, metadata) = read_header(&mut file, path)?;
+            for (name, info) in metadata.tensors() {
+                if index.insert(name.clone(), (files.len(), info.clone())).is_some() {
+                    bail!("{}: tensor {name} stands in two files", path.display());
+                }
+            }
+            files.push(OpenFile { path: path.into(), data_start, file: Mutex::new(file) });
+        }
+        Ok(Self { files, index })
+    }
+
+    /// The dtype in which a tensor is stored, `None` if there is no such tensor or candle has no such dtype.
+    #[must_use]
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        self.index.get(name).and_then(|(_, info)| DType::try_from(info.dtype).ok())
+    }
+
+    fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let Some((file, info)) = self.index.get(name) else {
+            let files: Vec<_> = self.files.iter().map(|f| f.path.display().to_string()).collect();
+            bail!("tensor {name} is missing from {}", files.join(", "));
+        };
+        let file = &self.files[*file];
+        let dtype = DType::try_from(info.dtype)
+            .map_err(|_| Error::msg(format!("tensor {name}: candle has no dtype {:?}", info.dtype)))?;
+        let (start, len) = (info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0);
+        let shape = info.shape.as_slice();
+        match dtype {
+            DType::F32 => Tensor::from_vec(file.typed::<f32>(start, len)?, shape, device),
+            DType::F16 => Tensor::from_vec(file.typed::<f16>(start, len)?, shape, device),
+            DType::BF16 => Tensor::from_vec(file.typed::<bf16>(start, len)?, shape, device),
+            _ => Tensor::from_raw_buffer(&file.typed::<u8>(start, len)?, dtype, shape, device),
+        }
+    }
+}
+
+impl OpenFile {
+    /// `len` bytes from `start` of the data part as elements; the header check made sure that they are there.
+    fn typed<T: bytemuck::Pod>(&self, start: u64, len: usize) -> Result<Vec<T>> {
+        let mut data = vec![T::zeroed(); len / size_of::<T>()];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(self.data_start + start))
+            .and_then(|_| file.read_exact(bytemuck::cast_slice_mut(&mut data)))
+            .map_err(|e| Error::msg(format!("cannot read {}: {e}", self.path.display())))?;
+        Ok(data)
+    }
+}
+
+fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
+    let bad = |what: String| Error::msg(format!("{} is not a safetensors file: {what}", path.display()));
+    let read = |e: std::io::Error| bad(format!("{e} (truncated download?)"));
+    let file_len = file.metadata().map_err(read)?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(read)?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > MAX_HEADER || 8 + header_len > file_len {
+        return Err(bad(format!("its header claims {header_len} bytes, the file has {file_len}")));
+    }
+    let mut header = vec![0; 8 + header_len as usize];
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(read)?;
+    let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|e| bad(e.to_string()))?;
+    let data_len = metadata.tensors().values().map(|i| i.data_offsets.1 as u64).max().unwrap_or(0);
+    let expected = 8 + header_len + data_len;
+    if expected != file_len {
+        return Err(bad(format!(
+            "its tensors end at byte {expected}, the file at {file_len} (truncated download?)"
+        )));
+    }
+    Ok((8 + header_len, metadata))
+}
+
+impl SimpleBackend for SafetensorsFiles {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let Some((_, info)) = self.index.get(name)
+            && info.shape != shape.dims()
+        {
+            bail!("tensor {name} has shape {:?}, the config asks for {:?}", info.shape, shape.dims());
+        }
+        self.read(name, device)?.to_dtype(dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.read(name, device)?.to_dtype(dtype)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+}
+
+/// A `VarBuilder` over safetensors files that reads each tensor when it is asked for.
+///
+/// With `dtype` `None` tensors come in the dtype of the first two-dimensional tensor.
+///
+/// # Errors
+/// As [`SafetensorsFiles::open`].
+pub fn var_builder<P: AsRef<Path>>(
+    paths: &[P],
+    dtype: Option<DType>,
+    device: &Device,
+) -> Result<VarBuilder<'static>> {
+    let files = SafetensorsFiles::open(paths)?;
+    let stored = || {
+        let matrices = files.index.iter().filter(|(_, (_, info))| info.shape.len() == 2);
+        let first = matrices.min_by_key(|(name, _)| name.as_str())?.0;
+        files.dtype(first)
+    };
+    let dtype = dtype.or_else(stored).unwrap_or(DType::F32);
+    Ok(VarBuilder::from_backend(Box::new(files), dtype, device.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, name: &str) -> PathBuf {
+        let path = dir.join(name);
+        let a = Tensor::arange(0_f32, 6.0, &Device::Cpu).unwrap().reshape((2, 3)).unwrap();
+        let b = a.to_dtype(DType::BF16).unwrap();
+        candle_core::safetensors::save(&HashMap::from([("a".to_string(), a), ("b".to_string(), b)]), &path)
+            .unwrap();
+        path
+    }
+
+    #[test]
+    fn reads_what_was_written_and_names_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write(dir.path(), "m.safetensors");
+        let vb = var_builder(&[&path], None, &Device::Cpu).unwrap();
+        assert_eq!(vb.dtype(), DType::F32);
+        for name in ["a", "b"] {
+            let t = vb.get((2, 3), name).unwrap();
+            assert_eq!(t.to_vec2::<f32>().unwrap(), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+        }
+        let err = vb.get((3, 2), "a").unwrap_err().to_string();
+        assert!(err.contains("tensor a") && err.contains("[2, 3]") && err.contains("[3, 2]"), "{err}");
+        let err = vb.get((3, 2), "c").unwrap_err().to_string();
+        assert!(err.contains("tensor c is missing"), "{err}");
+        let err = SafetensorsFiles::open(&[&path, &path]).unwrap_err().to_string();
+        assert!(err.contains("two files"), "{err}");
+    }
+
+    #[test]
+    fn every_truncation_and_absurd_header_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = std::fs::read(write(dir.path(), "m.safetensors")).unwrap();
+        let path = dir.path().join("cut.safetensors");
+        for len in 0..whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let err = SafetensorsFiles::open(&[&path]).unwrap_err().to_string();
+            assert!(err.contains("cut.safetensors"), "{len}: {err}");
+        }
+        for (at, byte) in [(7, 0xff), (0, 0xff), (9, b'}')] {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(SafetensorsFiles::open(&[&path]).is_err(), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Parallel regions on candle's own persistent workers.
+//!
+//! A region is a list of tasks that own their outputs, so no two threads write the same memory and no code here is
+//! unsafe. Workers take tasks from a shared cursor: one that arrives late finds nothing left to do. Workers spin
+//! 25 000 times and then sleep (`CANDLE_BARRIER_POOL_SPIN_LIMIT`).
+
+use arrayvec::ArrayVec;
+use candle_core::utils::barrier_pool;
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+/// Tasks that a region can hold without allocating.
+const INLINE_TASKS: usize = 128;
+/// Less work than this many bytes is not worth waking a worker.
+const MIN_TASK_BYTES: usize = 16 * 1024;
+/// Tasks per thread: a late worker then costs at most an eighth of a region.
+const TASKS_PER_THREAD: usize = 8;
+
+/// How many threads a model may use, the calling one included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads(usize);
+
+impl Default for Threads {
+    /// All of candle's pool: `CANDLE_NUM_THREADS`, else `RAYON_NUM_THREADS`, else one per physical core.
+    fn default() -> Self {
+        Self(barrier_pool().n_workers() + 1)
+    }
+}
+
+impl Threads {
+    /// The calling thread only.
+    pub const ONE: Self = Self(1);
+
+    /// At most `n` threads of candle's pool.
+    ///
+    /// # Errors
+    /// `n` is 0 or more than the pool has; set `CANDLE_NUM_THREADS` for a larger pool.
+    pub fn new(n: usize) -> candle_core::Result<Self> {
+        let Self(max) = Self::default();
+        if n == 0 || n > max {
+            candle_core::bail!(
+                "threads: {n} asked for, candle's pool has 1 to {max} (CANDLE_NUM_THREADS sets it)"
+            );
+        }
+        Ok(Self(n))
+    }
+
+    /// The number of threads.
+    #[must_use]
+    pub fn count(self) -> usize {
+        self.0
+    }
+
+    /// Into how many tasks work on `units` things of `bytes` in total is best cut.
+    #[must_use]
+    pub fn tasks(self, units: usize, bytes: usize) -> usize {
+        if self.0 == 1 {
+            return 1;
+        }
+        (bytes / MIN_TASK_BYTES).clamp(1, self.0 * TASKS_PER_THREAD).min(units.max(1)).min(INLINE_TASKS)
+    }
+
+    /// Runs `f` on every task, on as many threads as allowed; returns when all are done.
+    ///
+    /// Up to 128 tasks cost no allocation.
+    pub fn for_each<T: Send>(self, tasks: impl Iterator<Item = T>, f: impl Fn(T) + Sync) {
+        let mut slots = ArrayVec::<Mutex<Option<T>>, INLINE_TASKS>::new();
+        let mut tasks = tasks;
+        while let Some(task) = tasks.next() {
+            if let Err(full) = slots.try_push(Mutex::new(Some(task))) {
+                let many: Vec<_> = slots
+                    .into_iter()
+                    .chain([full.element()])
+                    .chain(tasks.map(|t| Mutex::new(Some(t))))
+                    .collect();
+                return self.run(&many, &f);
+            }
+        }
+        self.run(&slots, &f);
+    }
+
+    fn run<T: Send>(self, slots: &[Mutex<Option<T>>], f: &(impl Fn(T) + Sync)) {
+        let cursor = AtomicUsize::new(0);
+        let work = || {
+            while let Some(slot) = slots.get(cursor.fetch_add(1, Ordering::Relaxed)) {
+                // A slot is taken once, so its lock is never contended and cannot be poisoned by `f`.
+                let task = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(task) = task {
+                    f(task);
+                }
+            }
+        };
+        if self.0 == 1 || slots.len() <= 1 {
+            return work();
+        }
+        let pool = barrier_pool();
+        // The caller is the pool's last thread; with fewer threads allowed than there are, the surplus returns at once.
+        let caller = pool.n_workers();
+        pool.execute(|tid| {
+            if tid == caller || tid + 1 < self.0 {
+                work();
+            }
+        });
+    }
+}
+
+/// `len` cut into `n` ranges of nearly equal length, each (but the last) a multiple of `step`.
+pub fn ranges(len: usize, n: usize, step: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let size = len.div_ceil(n.max(1)).next_multiple_of(step).max(1);
+    (0..len).step_by(size).map(move |start| start..(start + size).min(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_however_many_there_are() {
+        for n in [0, 1, 2, INLINE_TASKS, INLINE_TASKS + 1, 1000] {
+            let mut out = vec![0_u32; n];
+            Threads::default().for_each(out.iter_mut().enumerate(), |(i, v)| *v += i as u32 + 1);
+            assert!(out.iter().enumerate().all(|(i, &v)| v == i as u32 + 1), "{n} tasks");
+        }
+    }
+
+    #[test]
+    fn thread_numbers_are_checked() {
+        assert!(Threads::new(0).is_err());
+        let err = Threads::new(100_000).unwrap_err().to_string();
+        assert!(err.contains("CANDLE_NUM_THREADS"), "{err}");
+        assert_eq!(Threads::new(1).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn ranges_cover_everything_in_steps() {
+        for (len, n) in [(0, 3), (1, 3), (10, 3), (64, 16), (101, 7)] {
+            let all: Vec<_> = ranges(len, n, 4).collect();
+            assert!(all.len() <= n);
+            assert_eq!(all.iter().map(ExactSizeIterator::len).sum::<usize>(), len);
+            assert!(all.iter().rev().skip(1).all(|r| r.len() % 4 == 0));
+        }
+    }
+}

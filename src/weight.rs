@@ -1,0 +1,311 @@
+//! A weight matrix held once, in its own format, shared by every clone of a model.
+
+use crate::{
+    buffer::Buffer,
+    core::{ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix},
+    kernels::Kernels,
+    threads::{Threads, ranges},
+};
+use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Rows below which cutting a matrix further only costs hand-overs; a multiple of the kernels' tile.
+const ROW_STEP: usize = 4;
+
+/// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    rows: usize,
+    cols: usize,
+    format: Format,
+    data: Arc<Buffer>,
+}
+
+/// The format that keeps a candle dtype as it is.
+#[must_use]
+pub fn format_of(dtype: DType) -> Option<Format> {
+    match dtype {
+        DType::F32 => Some(Format::F32),
+        DType::F16 => Some(Format::F16),
+        DType::BF16 => Some(Format::BF16),
+        _ => None,
+    }
+}
+
+impl Weight {
+    /// A matrix whose rows are those of several tensors `[rows_i, cols]`, one below the other.
+    ///
+    /// Tensors are asked for one at a time and dropped before the next, so peak memory is the matrix and one tensor.
+    /// Rows that are no whole number of blocks cannot be quantised and are kept in F16.
+    ///
+    /// # Errors
+    /// A tensor fails to load, has another shape or a dtype other than F32, F16, BF16, or lies on another device.
+    pub fn stacked(
+        format: Format,
+        cols: usize,
+        parts: &[usize],
+        mut tensor: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let format = if cols.is_multiple_of(format.block_len()) { format } else { Format::F16 };
+        let rows: usize = parts.iter().sum();
+        let row_bytes = format.row_bytes(cols);
+        let len = rows.checked_mul(row_bytes).ok_or_else(|| Error::msg("weight: size overflows"))?;
+        let mut data = Buffer::zeroed(len)?;
+        let mut start = 0;
+        for (i, &n) in parts.iter().enumerate() {
+            let t = tensor(i)?;
+            if t.dims() != [n, cols] {
+                bail!("weight: shape {:?}, expected {:?}", t.dims(), [n, cols]);
+            }
+            write_rows(&t, format, &mut data.bytes_mut()[start * row_bytes..(start + n) * row_bytes])?;
+            start += n;
+        }
+        Ok(Self { rows, cols, format, data: Arc::new(data) })
+    }
+
+    /// A matrix from one tensor `[rows, cols]`, in the given format.
+    ///
+    /// # Errors
+    /// As [`Self::stacked`].
+    pub fn from_tensor(t: &Tensor, format: Format) -> Result<Self> {
+        let (rows, cols) = t.dims2()?;
+        Self::stacked(format, cols, &[rows], |_| Ok(t.clone()))
+    }
+
+    /// A matrix whose bytes `fill` writes, for measurements on random weights.
+    ///
+    /// # Errors
+    /// `cols` is no multiple of the block length, or the memory is not there.
+    pub fn from_bytes(
+        format: Format,
+        rows: usize,
+        cols: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<Self> {
+        if !cols.is_multiple_of(format.block_len()) {
+            bail!("weight: {cols} columns are no multiple of {}", format.block_len());
+        }
+        let mut data = Buffer::zeroed(rows * format.row_bytes(cols))?;
+        let len = rows * format.row_bytes(cols);
+        fill(&mut data.bytes_mut()[..len]);
+        Ok(Self { rows, cols, format, data: Arc::new(data) })
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How the elements are stored.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.rows * self.format.row_bytes(self.cols)
+    }
+
+    /// Whether both are the same matrix in memory, as a tied head and its embedding.
+    #[must_use]
+    pub fn shares_memory(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.data, &other.data)
+    }
+
+    /// The matrix, borrowed.
+    ///
+    /// # Panics
+    /// Never: the shape was checked when the weight was made, and its buffer is page-aligned.
+    #[must_use]
+    pub fn matrix(&self) -> Matrix<'_> {
+        Matrix::from_bytes(self.rows, self.cols, self.format, &self.data.bytes()[..self.bytes()])
+            .expect("shape checked when made, buffer page-aligned")
+    }
+
+    /// `y[c][r] = Σ_k w[r, k] · x[c, k]` for the rows of `x` `[n, cols]`, into `y` `[n, rows]`, over all threads.
+    ///
+    /// For one column nothing is allocated. `blocks` is working memory of `n · cols / 32` blocks, used by quantised
+    /// formats. Cost: `n · rows · cols` multiply-adds; the weights are read once per call.
+    ///
+    /// # Panics
+    /// Shapes do not fit.
+    pub fn matmul(&self, on: On<'_>, x: &[f32], blocks: &mut [ActivationBlock], y: &mut [f32]) {
+        let columns = on.columns(self.format, self.cols, x, blocks);
+        self.matmul_columns(on, columns, y);
+    }
+
+    /// As [`Self::matmul`] with `x` already in the form that the format wants.
+    ///
+    /// # Panics
+    /// Shapes do not fit.
+    pub fn matmul_columns(&self, on: On<'_>, x: Columns<'_>, y: &mut [f32]) {
+        let w = self.matrix();
+        let n = x.count(self.cols);
+        assert_eq!(y.len(), n * self.rows, "matmul: y is not [n, rows]");
+        let tasks = on.threads.tasks(self.rows.div_ceil(ROW_STEP), n * self.bytes());
+        if n == 1 {
+            let mut rest = y;
+            let tasks = ranges(self.rows, tasks, ROW_STEP).map(|r| {
+                let (part, tail) = core::mem::take(&mut rest).split_at_mut(r.len());
+                rest = tail;
+                (w.slice_rows(r), part)
+            });
+            on.threads.for_each(tasks, |(w, y)| on.kernels.matmul(w, x, &mut [y]));
+        } else {
+            let ranges: Vec<_> = ranges(self.rows, tasks, ROW_STEP).collect();
+            let parts = split_columns(y, self.rows, ranges.iter().map(ExactSizeIterator::len));
+            on.threads.for_each(ranges.into_iter().zip(parts), |(r, mut y)| {
+                on.kernels.matmul(w.slice_rows(r), x, &mut y);
+            });
+        }
+    }
+}
+
+/// `y` `[n, width]` cut along its rows: item `i` holds, for each of the `n` rows, the next `widths[i]` elements.
+pub fn split_columns<'a>(
+    y: &'a mut [f32],
+    width: usize,
+    widths: impl Iterator<Item = usize> + Clone,
+) -> Vec<Vec<&'a mut [f32]>> {
+    let n = y.len() / width.max(1);
+    let mut parts: Vec<Vec<&mut [f32]>> = widths.clone().map(|_| Vec::with_capacity(n)).collect();
+    for mut row in y.chunks_exact_mut(width.max(1)) {
+        for (part, w) in parts.iter_mut().zip(widths.clone()) {
+            let (head, tail) = row.split_at_mut(w);
+            part.push(head);
+            row = tail;
+        }
+    }
+    parts
+}
+
+/// What an operation runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct On<'a> {
+    /// The kernels of the level in use.
+    pub kernels: &'a Kernels,
+    /// The threads it may use.
+    pub threads: Threads,
+}
+
+impl On<'_> {
+    /// The same kernels on the calling thread only.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { threads: Threads::ONE, ..self }
+    }
+
+    /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
+    ///
+    /// # Panics
+    /// `blocks` is too short for a quantised format.
+    #[must_use]
+    pub fn columns<'b>(
+        self,
+        format: Format,
+        cols: usize,
+        x: &'b [f32],
+        blocks: &'b mut [ActivationBlock],
+    ) -> Columns<'b> {
+        if !format.is_quantized() {
+            return Columns::F32(x);
+        }
+        let blocks = &mut blocks[..x.len() / BLOCK_LEN];
+        let tasks = self.threads.tasks(x.len() / cols, size_of_val(x) / 4);
+        let rows = (x.len() / cols).div_ceil(tasks);
+        let parts = x.chunks(rows * cols).zip(blocks.chunks_mut(rows * cols / BLOCK_LEN));
+        self.threads.for_each(parts, |(x, blocks)| self.kernels.quantize(x, blocks));
+        Columns::Quantized(blocks)
+    }
+}
+
+/// Calls `f` with the contiguous elements of a CPU tensor.
+pub(crate) fn with_cpu_storage<R>(t: &Tensor, f: impl FnOnce(&CpuStorage, usize) -> Result<R>) -> Result<R> {
+    if !matches!(t.device(), Device::Cpu) {
+        bail!(
+            "candle-sparse runs on the CPU, this tensor is on {:?}: use candle's own model there",
+            t.device()
+        );
+    }
+    let t = t.contiguous()?;
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(cpu) => f(cpu, layout.start_offset()),
+        _ => bail!("candle-sparse runs on the CPU: use candle's own model on other devices"),
+    }
+}
+
+/// Writes a tensor's rows in `format`.
+fn write_rows(t: &Tensor, format: Format, out: &mut [u8]) -> Result<()> {
+    let (n, cols) = (t.elem_count(), t.dim(1)?);
+    with_cpu_storage(t, |storage, start| match storage {
+        CpuStorage::F32(v) => convert(&v[start..start + n], cols, format, out),
+        CpuStorage::F16(v) => convert(&v[start..start + n], cols, format, out),
+        CpuStorage::BF16(v) => convert(&v[start..start + n], cols, format, out),
+        _ => bail!("weight: dtype {:?} is not supported, use F32, F16 or BF16", t.dtype()),
+    })
+}
+
+/// An element type that weights are loaded from.
+trait Source: bytemuck::Pod + Sync {
+    const FORMAT: Format;
+    fn f32(self) -> f32;
+}
+
+impl Source for f32 {
+    const FORMAT: Format = Format::F32;
+    fn f32(self) -> f32 {
+        self
+    }
+}
+
+impl Source for f16 {
+    const FORMAT: Format = Format::F16;
+    fn f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Source for bf16 {
+    const FORMAT: Format = Format::BF16;
+    fn f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+fn convert<T: Source>(x: &[T], cols: usize, format: Format, out: &mut [u8]) -> Result<()> {
+    if format == T::FORMAT {
+        out.copy_from_slice(bytemuck::cast_slice(x));
+        return Ok(());
+    }
+    let row_bytes = format.row_bytes(cols);
+    out.par_chunks_exact_mut(row_bytes).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| match format {
+        Format::F32 => each(out, x, |x: &T| x.f32()),
+        Format::F16 => each(out, x, |x: &T| f16::from_f32(x.f32())),
+        Format::BF16 => each(out, x, |x: &T| bf16::from_f32(x.f32())),
+        Format::Q8_0 => {
+            each(out, x.as_chunks::<BLOCK_LEN>().0, |x| BlockQ8_0::quantize(&x.map(Source::f32)));
+        }
+        Format::Q4_0 => {
+            each(out, x.as_chunks::<BLOCK_LEN>().0, |x| BlockQ4_0::quantize(&x.map(Source::f32)));
+        }
+    });
+    Ok(())
+}
+
+fn each<T, U: bytemuck::Pod>(out: &mut [u8], x: &[T], f: impl Fn(&T) -> U) {
+    for (o, x) in out.chunks_exact_mut(size_of::<U>()).zip(x) {
+        o.copy_from_slice(bytemuck::bytes_of(&f(x)));
+    }
+}
