@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use half::{bf16, f16};
-use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
+use safetensors::tensor::{Metadata, TensorInfo};
 use std::{
     collections::HashMap,
     fs::File,
@@ -103,8 +103,8 @@ fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     }
     let mut header = vec![0; 8 + header_len as usize];
     file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(read)?;
-    let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|e| bad(e.to_string()))?;
-    let data_len = metadata.tensors().values().map(|i| i.data_offsets.1 as u64).max().unwrap_or(0);
+    let metadata: Metadata = serde_json::from_slice(&header[8..]).map_err(|e| bad(e.to_string()))?;
+    let data_len = check_layout(&metadata).map_err(bad)?;
     let expected = 8 + header_len + data_len;
     if expected != file_len {
         return Err(bad(format!(
@@ -112,6 +112,26 @@ fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
         )));
     }
     Ok((8 + header_len, metadata))
+}
+
+/// Bytes of the data part: tensors must follow one another without gap or overlap, each as long as its shape says.
+///
+/// `SafeTensors::read_metadata` checks the same, but wants the whole file in memory.
+fn check_layout(metadata: &Metadata) -> std::result::Result<u64, String> {
+    let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    for (name, info) in tensors {
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |n, &d| n.checked_mul(d));
+        let (start, stop) = info.data_offsets;
+        if start != end
+            || bits.is_none_or(|b| stop.checked_sub(start).is_none_or(|len| len.checked_mul(8) != Some(b)))
+        {
+            return Err(format!("tensor {name} {:?} does not fit its place {start}..{stop}", info.shape));
+        }
+        end = stop;
+    }
+    Ok(end as u64)
 }
 
 impl SimpleBackend for SafetensorsFiles {

@@ -34,6 +34,17 @@ pub fn format_of(dtype: DType) -> Option<Format> {
     }
 }
 
+/// The candle dtype of a format that is not quantised.
+#[must_use]
+pub fn dtype_of(format: Format) -> Option<DType> {
+    match format {
+        Format::F32 => Some(DType::F32),
+        Format::F16 => Some(DType::F16),
+        Format::BF16 => Some(DType::BF16),
+        Format::Q8_0 | Format::Q4_0 => None,
+    }
+}
+
 impl Weight {
     /// A matrix whose rows are those of several tensors `[rows_i, cols]`, one below the other.
     ///
@@ -173,11 +184,11 @@ impl Weight {
 }
 
 /// `y` `[n, width]` cut along its rows: item `i` holds, for each of the `n` rows, the next `widths[i]` elements.
-pub fn split_columns<'a>(
-    y: &'a mut [f32],
+pub fn split_columns(
+    y: &mut [f32],
     width: usize,
     widths: impl Iterator<Item = usize> + Clone,
-) -> Vec<Vec<&'a mut [f32]>> {
+) -> Vec<Vec<&mut [f32]>> {
     let n = y.len() / width.max(1);
     let mut parts: Vec<Vec<&mut [f32]>> = widths.clone().map(|_| Vec::with_capacity(n)).collect();
     for mut row in y.chunks_exact_mut(width.max(1)) {

@@ -6,7 +6,7 @@
 //! | `avx2` | AVX2, FMA, F16C | `arch/avx2.rs` |
 //! | `avx512` | also AVX-512 F, BW, DQ, VL, VNNI | `arch/avx512.rs` |
 //! | `neon` | aarch64 | `arch/neon.rs` |
-//! | `neon_dotprod` | also FEAT_DotProd | `arch/neon.rs` |
+//! | `neon_dotprod` | also `FEAT_DotProd` | `arch/neon.rs` |
 //!
 //! Each kernel body stands once in `kernel/`, generic over the narrow trait `Isa`; `arch/` implements that trait per
 //! instruction set, and `table.rs` compiles every body once per level behind `#[target_feature]`. [`Kernels::get`]

@@ -8,3 +8,5 @@ pub mod files;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod llama;
+
+pub mod pretrained;

@@ -23,7 +23,9 @@ pub(crate) fn gated<I: Isa>(isa: I, act: Activation, gate_shift: f32, gate: &[f3
             isa.mul(isa.mul(r, r), u)
         }),
         Activation::FatRelu { threshold } => {
-            each(isa, gate_shift, gate, y, |g, u| isa.mul(isa.select_lt(g, isa.splat(threshold), zero, g), u))
+            each(isa, gate_shift, gate, y, |g, u| {
+                isa.mul(isa.select_lt(g, isa.splat(threshold), zero, g), u)
+            });
         }
         Activation::DRelu => {
             each(isa, gate_shift, gate, y, |g, u| isa.mul(isa.max(zero, g), isa.max(zero, u)));

@@ -8,19 +8,24 @@ use crate::isa::Isa;
 pub(crate) fn dot<I: Isa>(isa: I, x: &[f32], y: &[f32]) -> f32 {
     assert_eq!(x.len(), y.len(), "dot: lengths differ");
     let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks(), y.as_chunks());
-    let mut acc = isa.splat(0.0);
+    // A chain per vector of a block hides the latency of the multiply-adds; eight suit the narrowest vectors.
+    let mut acc = [isa.splat(0.0); 8];
     for (x, y) in xs.iter().zip(ys) {
         for i in 0..32 / I::LANES {
-            acc = isa.mul_add(isa.load(x, i), isa.load(y, i), acc);
+            acc[i] = isa.mul_add(isa.load(x, i), isa.load(y, i), acc[i]);
         }
     }
     if !x_rest.is_empty() {
         let (x, y) = (padded(x_rest, 0.0), padded(y_rest, 0.0));
         for i in 0..32 / I::LANES {
-            acc = isa.mul_add(isa.load(&x, i), isa.load(&y, i), acc);
+            acc[i] = isa.mul_add(isa.load(&x, i), isa.load(&y, i), acc[i]);
         }
     }
-    isa.reduce_add(acc)
+    let mut sum = acc[0];
+    for i in 1..32 / I::LANES {
+        sum = isa.add(sum, acc[i]);
+    }
+    isa.reduce_add(sum)
 }
 
 /// See [`candle_sparse_core::kernel::vector::axpy`].

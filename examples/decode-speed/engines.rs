@@ -1,0 +1,234 @@
+//! The engines that are measured, behind one trait.
+
+use crate::Cli;
+use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use candle_sparse::{Threads, core::Format, loading};
+use candle_sparse_models::{
+    decoder::LoadOptions,
+    files::{ModelFiles, Weights},
+    hub::HubSettings,
+    llama,
+};
+use candle_transformers::models::llama as candle_llama;
+use half::{bf16, f16};
+
+/// Something that decodes.
+pub(crate) trait Engine {
+    fn name(&self) -> &'static str;
+    /// Runs a prompt of `n` tokens from `index_pos`.
+    fn prefill(&mut self, n: usize, index_pos: usize) -> Result<()>;
+    /// Puts `depth` tokens in an empty cache.
+    fn fill(&mut self, depth: usize) -> Result<()>;
+    /// Runs one token at a position.
+    fn decode(&mut self, index_pos: usize) -> Result<()>;
+    /// Bytes of all matrices.
+    fn weight_bytes(&self) -> usize;
+    /// Bytes of the matrices that a token reads: all but the embedding.
+    fn weight_bytes_per_token(&self) -> usize;
+}
+
+/// Where configuration and weights come from.
+pub(crate) struct Source {
+    config: Vec<u8>,
+    files: Option<ModelFiles>,
+    dtype: DType,
+}
+
+impl Source {
+    pub(crate) fn new(cli: &Cli, format: Format) -> Result<Self> {
+        let dtype = match format {
+            Format::F32 => DType::F32,
+            Format::BF16 => DType::BF16,
+            // Quantised weights are made from F16 ones.
+            _ => DType::F16,
+        };
+        let Some(spec) = &cli.model else {
+            return Ok(Self { config: cli.shape.config().into_bytes(), files: None, dtype });
+        };
+        let files = ModelFiles::resolve(spec, None, &HubSettings::from_env())?;
+        Ok(Self { config: files.config.to_vec(), files: Some(files), dtype })
+    }
+
+    /// As an app of ours would load it.
+    fn ours(&self) -> Result<VarBuilder<'static>> {
+        Ok(match self.files.as_ref().map(|f| &f.weights) {
+            None => VarBuilder::from_backend(Box::new(Random), self.dtype, Device::Cpu),
+            Some(Weights::Files(paths)) => loading::var_builder(paths, Some(self.dtype), &Device::Cpu)?,
+            Some(Weights::Embedded(bytes)) => {
+                VarBuilder::from_slice_safetensors(bytes, self.dtype, &Device::Cpu)?
+            }
+        })
+    }
+
+    /// As candle's example loads it, but for the memory map, which needs unsafe code: the file is read whole.
+    fn candles(&self) -> Result<VarBuilder<'static>> {
+        self.ours()
+    }
+}
+
+/// Weights that are quick to make; small, so that no sum overflows in f16.
+struct Random;
+
+impl SimpleBackend for Random {
+    fn get(
+        &self,
+        shape: Shape,
+        _: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let n = shape.elem_count();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.05
+        };
+        if shape.rank() == 1 {
+            return Tensor::ones(shape, dtype, device);
+        }
+        match dtype {
+            DType::F16 => {
+                Tensor::from_vec((0..n).map(|_| f16::from_f32(next())).collect::<Vec<_>>(), shape, device)
+            }
+            DType::BF16 => {
+                Tensor::from_vec((0..n).map(|_| bf16::from_f32(next())).collect::<Vec<_>>(), shape, device)
+            }
+            _ => Tensor::from_vec((0..n).map(|_| next()).collect::<Vec<_>>(), shape, device)?.to_dtype(dtype),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("random weights need a shape for {name}")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+fn prompt(n: usize) -> Result<Tensor> {
+    let ids: Vec<u32> = (0..n as u32).map(|i| i * 7919 % 1000).collect();
+    Ok(Tensor::from_vec(ids, (1, n), &Device::Cpu)?)
+}
+
+/// Our model.
+pub(crate) struct Ours {
+    model: llama::Llama,
+    cache: llama::Cache,
+    logits: Vec<f32>,
+}
+
+impl Ours {
+    pub(crate) fn load(source: &Source, format: Format, threads: Threads) -> Result<Self> {
+        let config: llama::LlamaConfig = serde_json::from_slice(&source.config).context("config.json")?;
+        let config = config.into_config(false);
+        let options = LoadOptions { format: Some(format), threads: Some(threads) };
+        let model = llama::Llama::load_with(source.ours()?, &config, options)?;
+        let kv = if format == Format::F32 { DType::F32 } else { DType::F16 };
+        let cache = llama::Cache::new(true, kv, &config, &Device::Cpu)?;
+        Ok(Self { model, cache, logits: vec![0.0; config.vocab_size] })
+    }
+}
+
+impl Engine for Ours {
+    fn name(&self) -> &'static str {
+        "candle-sparse"
+    }
+
+    fn prefill(&mut self, n: usize, index_pos: usize) -> Result<()> {
+        self.model.forward(&prompt(n)?, index_pos, &mut self.cache)?;
+        Ok(())
+    }
+
+    fn fill(&mut self, depth: usize) -> Result<()> {
+        self.cache.clear();
+        if depth > 0 {
+            self.prefill(depth, 0)?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, index_pos: usize) -> Result<()> {
+        Ok(self.model.decode(7, index_pos, &mut self.cache, &mut self.logits)?)
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.model.decoder().weight_bytes()
+    }
+
+    fn weight_bytes_per_token(&self) -> usize {
+        self.model.decoder().weight_bytes_per_token()
+    }
+}
+
+/// candle's model.
+pub(crate) struct Candle {
+    model: candle_llama::Llama,
+    config: candle_llama::Config,
+    cache: candle_llama::Cache,
+    dtype: DType,
+    weight_bytes_per_token: usize,
+}
+
+impl Candle {
+    pub(crate) fn load(source: &Source, format: Format) -> Result<Self> {
+        if format.is_quantized() {
+            bail!("candle's llama has no {} weights from safetensors: use f32, f16 or bf16", format.name());
+        }
+        let config: candle_llama::LlamaConfig =
+            serde_json::from_slice(&source.config).context("config.json")?;
+        let config = config.into_config(false);
+        let model = candle_llama::Llama::load(source.candles()?, &config)?;
+        let cache = candle_llama::Cache::new(true, source.dtype, &config, &Device::Cpu)?;
+        let (h, i) = (config.hidden_size, config.intermediate_size);
+        let kv = h / config.num_attention_heads * config.num_key_value_heads;
+        let elements =
+            config.num_hidden_layers * (2 * h * h + 2 * h * kv + 3 * h * i) + config.vocab_size * h;
+        let weight_bytes_per_token = elements * source.dtype.size_in_bytes();
+        Ok(Self { model, config, cache, dtype: source.dtype, weight_bytes_per_token })
+    }
+}
+
+impl Engine for Candle {
+    fn name(&self) -> &'static str {
+        "candle"
+    }
+
+    fn prefill(&mut self, n: usize, index_pos: usize) -> Result<()> {
+        if index_pos == 0 {
+            // candle's cache cannot be cut back.
+            self.cache = candle_llama::Cache::new(true, self.dtype, &self.config, &Device::Cpu)?;
+        }
+        self.model.forward(&prompt(n)?, index_pos, &mut self.cache)?;
+        Ok(())
+    }
+
+    fn fill(&mut self, depth: usize) -> Result<()> {
+        self.cache = candle_llama::Cache::new(true, self.dtype, &self.config, &Device::Cpu)?;
+        // In pieces: candle holds a score for every pair of positions.
+        for start in (0..depth).step_by(256) {
+            self.prefill(256.min(depth - start), start)?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, index_pos: usize) -> Result<()> {
+        let x = Tensor::new(&[[7_u32]], &Device::Cpu)?;
+        self.model.forward(&x, index_pos, &mut self.cache)?;
+        Ok(())
+    }
+
+    fn weight_bytes(&self) -> usize {
+        let embedding = self.config.vocab_size * self.config.hidden_size * self.dtype.size_in_bytes();
+        self.weight_bytes_per_token + if self.config.tie_word_embeddings { 0 } else { embedding }
+    }
+
+    fn weight_bytes_per_token(&self) -> usize {
+        self.weight_bytes_per_token
+    }
+}

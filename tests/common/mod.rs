@@ -1,0 +1,40 @@
+//! Runs the example programs that `cargo test` builds beside the tests.
+
+use std::{path::PathBuf, process::Command};
+
+/// What a program did.
+#[derive(Debug)]
+#[allow(dead_code, reason = "not every test binary reads all of it")]
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    /// The JSON object on the last line of standard output.
+    #[allow(dead_code, reason = "not every test binary reads JSON")]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let last = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// Runs an example without network and without the caller's settings.
+pub(crate) fn example(name: &str, args: &[&str]) -> Outcome {
+    let mut path: PathBuf = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.extend(["examples", name]);
+    path.set_extension(std::env::consts::EXE_EXTENSION);
+    assert!(path.exists(), "{} is not built: `cargo test` without a target filter builds it", path.display());
+    let out = Command::new(path)
+        .args(args)
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("CANDLE_SPARSE_LEVEL")
+        .output()
+        .unwrap();
+    let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
+    Outcome { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
