@@ -23,7 +23,8 @@ use arrayvec::ArrayVec;
 
 /// Positions scored at once; a multiple of the page length.
 const PIECE: usize = 256;
-/// Shortest range of positions worth a task of its own.
+/// Ranges that a head's past is cut into at most, and the shortest of them.
+const MAX_RANGES: usize = 16;
 const MIN_RANGE: usize = 128;
 /// Columns (query heads × tokens) that read a page together.
 const COLUMNS: usize = 64;
@@ -106,34 +107,35 @@ fn decode<'a>(
     let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
     let heads = out.len() / config.q_dim() * kv_heads;
     let len = q.index_pos + 1;
-    let max_ranges = (on.threads.count() * 4).div_ceil(heads).max(1);
-    let range = len.div_ceil(max_ranges).max(MIN_RANGE).next_multiple_of(PAGE_LEN);
+    // The cut depends on the length alone: more threads may not change a bit of the result.
+    let range = len.div_ceil(MAX_RANGES).max(MIN_RANGE).next_multiple_of(PAGE_LEN);
     let ranges = len.div_ceil(range);
-    // Sized for the most ranges there can be: later steps must not allocate.
-    let tasks = heads * max_ranges;
-    scratch.scores.resize(tasks * group * PIECE, 0.0);
-    scratch.sums.resize(tasks * group * head_dim, 0.0);
-    scratch.stats.resize(tasks * group, Stats::EMPTY);
+    let parts = heads * ranges;
+    // Keys and values, taken as f32.
+    let tasks = on.threads.tasks(parts, heads * len * head_dim * 8);
+    let per_task = parts.div_ceil(tasks);
+    // Sized for the most there can be: later steps must not allocate.
+    scratch.scores.resize(on.threads.most_tasks() * group * PIECE, 0.0);
+    scratch.sums.resize(heads * MAX_RANGES * group * head_dim, 0.0);
+    scratch.stats.resize(heads * MAX_RANGES * group, Stats::EMPTY);
 
-    let work = scratch
-        .scores
-        .chunks_exact_mut(group * PIECE)
-        .zip(scratch.sums.chunks_exact_mut(group * head_dim))
-        .zip(scratch.stats.chunks_exact_mut(group))
-        .take(heads * ranges)
+    let work = scratch.sums[..parts * group * head_dim]
+        .chunks_mut(per_task * group * head_dim)
+        .zip(scratch.stats[..parts * group].chunks_mut(per_task * group))
+        .zip(scratch.scores.chunks_exact_mut(group * PIECE))
         .enumerate();
-    let bytes = len * head_dim * 8 * heads;
-    // Short pasts are not worth waking a worker.
-    let on_threads = if on.threads.tasks(heads, bytes) > 1 { on.threads } else { on.alone().threads };
-    on_threads.for_each(work, |(i, ((scores, sums), stats))| {
-        let (h, r) = (i / ranges, i % ranges);
-        let (sequence, kv_head) = (h / kv_heads, h % kv_heads);
-        let start = sequence * q.width + kv_head * group * head_dim;
-        let queries = &q.rows[start..start + group * head_dim];
-        sums.fill(0.0);
-        stats.fill(Stats::EMPTY);
-        let positions = r * range..len.min((r + 1) * range);
-        head(sequence, kv_head).attend(on.kernels, queries, |_| len, positions, scores, sums, stats);
+    on.threads.for_each(work, |(task, ((sums, stats), scores))| {
+        let each = sums.chunks_exact_mut(group * head_dim).zip(stats.chunks_exact_mut(group)).enumerate();
+        for (i, (sums, stats)) in each {
+            let (h, r) = ((task * per_task + i) / ranges, (task * per_task + i) % ranges);
+            let (sequence, kv_head) = (h / kv_heads, h % kv_heads);
+            let start = sequence * q.width + kv_head * group * head_dim;
+            let queries = &q.rows[start..start + group * head_dim];
+            sums.fill(0.0);
+            stats.fill(Stats::EMPTY);
+            let positions = r * range..len.min((r + 1) * range);
+            head(sequence, kv_head).attend(on.kernels, queries, |_| len, positions, scores, sums, stats);
+        }
     });
     merge(scratch, group, head_dim, ranges, out);
 }

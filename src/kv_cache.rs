@@ -50,7 +50,7 @@ pub enum Kv {
 }
 
 /// `[key, value][head][PAGE_LEN][head_dim]`, so that a head's part of a page is one matrix.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Page {
     F32(Box<[f32]>),
     F16(Box<[f16]>),
@@ -66,13 +66,22 @@ struct Shape {
 }
 
 /// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KvCache {
     shape: Shape,
     len: usize,
     limit: usize,
     /// `[sequence][layer][page]`
     sequences: Vec<Vec<Vec<Page>>>,
+}
+
+impl core::fmt::Debug for KvCache {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let (batch, bytes) = (self.batch_size(), self.bytes());
+        let mut f = f.debug_struct("KvCache");
+        f.field("shape", &self.shape).field("len", &self.len).field("batch", &batch).field("bytes", &bytes);
+        f.finish_non_exhaustive()
+    }
 }
 
 impl KvCache {
@@ -91,7 +100,8 @@ impl KvCache {
     /// Whether the cache was made for a model of this shape.
     #[must_use]
     pub fn fits(&self, config: &Config) -> bool {
-        self.shape == Self::new(config, self.shape.dtype).shape
+        let model = Self::new(config, self.shape.dtype);
+        self.shape == model.shape && self.limit <= model.limit
     }
 
     /// Positions held by each sequence.
@@ -112,7 +122,7 @@ impl KvCache {
         self.sequences.len()
     }
 
-    /// Bytes of the pages.
+    /// Bytes of the pages, those waiting to be filled included.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let pages: usize = self.sequences.iter().flatten().map(Vec::len).sum();
@@ -134,21 +144,30 @@ impl KvCache {
     /// # Errors
     /// More positions than the model's context, or another batch size than the cached one.
     pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
-        if positions > self.limit {
-            bail!("position {} is past the model's context of {} positions", positions - 1, self.limit);
+        self.check(batch, self.len, positions.saturating_sub(self.len))?;
+        self.grow(batch, positions);
+        Ok(())
+    }
+
+    /// Whether [`Self::begin`] would succeed; changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn check(&self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
+        if index_pos > self.len {
+            bail!("index_pos {index_pos} leaves a gap: the cache holds {} positions", self.len);
         }
-        if batch != self.sequences.len() {
-            if self.len > 0 {
-                bail!(
-                    "kv cache holds a batch of {}, this input has a batch of {batch}",
-                    self.sequences.len()
-                );
-            }
-            self.sequences.resize(batch, vec![Vec::new(); self.shape.layers]);
+        if seq_len > self.limit || index_pos > self.limit - seq_len {
+            bail!(
+                "{seq_len} tokens from position {index_pos} are past the model's context of {} positions",
+                self.limit
+            );
         }
-        let pages = positions.div_ceil(PAGE_LEN);
-        for layer in self.sequences.iter_mut().flatten().filter(|l| l.len() < pages) {
-            layer.resize_with(pages, || new_page(self.shape));
+        if index_pos > 0 && batch != self.sequences.len() {
+            bail!(
+                "the kv cache holds a batch of {}, this input has a batch of {batch}",
+                self.sequences.len()
+            );
         }
         Ok(())
     }
@@ -156,17 +175,21 @@ impl KvCache {
     /// Cuts the cache back to `index_pos` and makes room for `seq_len` more positions of `batch` sequences.
     ///
     /// # Errors
-    /// `index_pos` leaves a gap behind the cached positions, or as [`Self::reserve`].
+    /// `index_pos` leaves a gap behind the cached positions, the end is past the model's context, or the batch is not the
+    /// cached one. The cache is unchanged then.
     pub fn begin(&mut self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
-        if index_pos > self.len {
-            bail!("index_pos {index_pos} leaves a gap: the cache holds {} positions", self.len);
-        }
-        if index_pos == 0 {
-            self.clear();
-        }
-        self.reserve(batch, index_pos + seq_len)?;
+        self.check(batch, index_pos, seq_len)?;
         self.truncate(index_pos);
+        self.grow(batch, index_pos + seq_len);
         Ok(())
+    }
+
+    fn grow(&mut self, batch: usize, positions: usize) {
+        self.sequences.resize(batch, vec![Vec::new(); self.shape.layers]);
+        let (shape, pages) = (self.shape, positions.div_ceil(PAGE_LEN));
+        for layer in self.sequences.iter_mut().flatten().filter(|l| l.len() < pages) {
+            layer.resize_with(pages, || new_page(shape));
+        }
     }
 
     /// Makes `seq_len` written positions part of the past.

@@ -68,6 +68,9 @@ impl SafetensorsFiles {
         let file = &self.files[*file];
         let dtype = DType::try_from(info.dtype)
             .map_err(|_| Error::msg(format!("tensor {name}: candle has no dtype {:?}", info.dtype)))?;
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
+            bail!("tensor {name} is stored as {dtype:?}: give a checkpoint in F32, F16 or BF16");
+        }
         let (start, len) = (info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0);
         let shape = info.shape.as_slice();
         match dtype {
@@ -105,7 +108,7 @@ fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
     file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(read)?;
     let metadata: Metadata = serde_json::from_slice(&header[8..]).map_err(|e| bad(e.to_string()))?;
     let data_len = check_layout(&metadata).map_err(bad)?;
-    let expected = 8 + header_len + data_len;
+    let expected = data_len.saturating_add(8 + header_len);
     if expected != file_len {
         return Err(bad(format!(
             "its tensors end at byte {expected}, the file at {file_len} (truncated download?)"

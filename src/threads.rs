@@ -10,6 +10,10 @@ use std::sync::{
     Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
+use std::{
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
 /// Tasks that a region can hold without allocating.
 const INLINE_TASKS: usize = 128;
@@ -59,7 +63,13 @@ impl Threads {
         if self.0 == 1 {
             return 1;
         }
-        (bytes / MIN_TASK_BYTES).clamp(1, self.0 * TASKS_PER_THREAD).min(units.max(1)).min(INLINE_TASKS)
+        (bytes / MIN_TASK_BYTES).clamp(1, self.most_tasks()).min(units.max(1))
+    }
+
+    /// The most tasks that [`Self::tasks`] ever says.
+    #[must_use]
+    pub fn most_tasks(self) -> usize {
+        (self.0 * TASKS_PER_THREAD).min(INLINE_TASKS)
     }
 
     /// Runs `f` on every task, on as many threads as allowed; returns when all are done.
@@ -92,18 +102,33 @@ impl Threads {
                 }
             }
         };
-        if self.0 == 1 || slots.len() <= 1 {
+        if self.0 == 1 || slots.len() <= 1 || IN_REGION.get() {
             return work();
         }
         let pool = barrier_pool();
         // The caller is the pool's last thread; with fewer threads allowed than there are, the surplus returns at once.
         let caller = pool.n_workers();
+        // A panic that left `execute` on this thread would poison the pool for the whole process.
+        let panicked = Mutex::new(None);
         pool.execute(|tid| {
             if tid == caller || tid + 1 < self.0 {
-                work();
+                IN_REGION.set(true);
+                let result = catch_unwind(AssertUnwindSafe(work));
+                IN_REGION.set(false);
+                if let Err(panic) = result {
+                    *panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                }
             }
         });
+        if let Some(panic) = panicked.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(panic);
+        }
     }
+}
+
+thread_local! {
+    /// A region inside a region runs on its own thread: the pool is taken.
+    static IN_REGION: Cell<bool> = const { Cell::new(false) };
 }
 
 /// `len` cut into `n` ranges of nearly equal length, each (but the last) a multiple of `step`.
@@ -123,6 +148,24 @@ mod tests {
             Threads::default().for_each(out.iter_mut().enumerate(), |(i, v)| *v += i as u32 + 1);
             assert!(out.iter().enumerate().all(|(i, &v)| v == i as u32 + 1), "{n} tasks");
         }
+    }
+
+    #[test]
+    fn nested_regions_and_panics_leave_the_pool_usable() {
+        let threads = Threads::default();
+        let count = AtomicUsize::new(0);
+        threads.for_each(0..4, |_| {
+            threads.for_each(0..4, |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 16);
+        let panicked = catch_unwind(|| threads.for_each(0..4, |i| assert!(i != 2, "on purpose")));
+        assert!(panicked.is_err());
+        threads.for_each(0..4, |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 20);
     }
 
     #[test]

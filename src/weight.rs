@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Rows below which cutting a matrix further only costs hand-overs; a multiple of the kernels' tile.
-const ROW_STEP: usize = 4;
+/// Tasks get whole tiles of the kernels, which are four rows high.
+pub const ROW_STEP: usize = 4;
 
 /// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ impl Weight {
     /// A matrix whose rows are those of several tensors `[rows_i, cols]`, one below the other.
     ///
     /// Tensors are asked for one at a time and dropped before the next, so peak memory is the matrix and one tensor.
-    /// Rows that are no whole number of blocks cannot be quantised and are kept in F16.
+    /// Rows that are no whole number of blocks cannot be quantised and keep their dtype.
     ///
     /// # Errors
     /// A tensor fails to load, has another shape or a dtype other than F32, F16, BF16, or lies on another device.
@@ -59,20 +59,28 @@ impl Weight {
         parts: &[usize],
         mut tensor: impl FnMut(usize) -> Result<Tensor>,
     ) -> Result<Self> {
-        let format = if cols.is_multiple_of(format.block_len()) { format } else { Format::F16 };
         let rows: usize = parts.iter().sum();
-        let row_bytes = format.row_bytes(cols);
-        let len = rows.checked_mul(row_bytes).ok_or_else(|| Error::msg("weight: size overflows"))?;
-        let mut data = Buffer::zeroed(len)?;
         let mut start = 0;
+        let (mut format, mut data) = (format, None);
         for (i, &n) in parts.iter().enumerate() {
+            // Read before anything is allocated for it: a shape that the file does not have costs no memory.
             let t = tensor(i)?;
             if t.dims() != [n, cols] {
                 bail!("weight: shape {:?}, expected {:?}", t.dims(), [n, cols]);
             }
-            write_rows(&t, format, &mut data.bytes_mut()[start * row_bytes..(start + n) * row_bytes])?;
+            if data.is_none() && !cols.is_multiple_of(format.block_len()) {
+                format = format_of(t.dtype()).unwrap_or(Format::F16);
+            }
+            let row_bytes = format.row_bytes(cols);
+            let len = rows.checked_mul(row_bytes).ok_or_else(|| Error::msg("weight: size overflows"))?;
+            let buffer = match &mut data {
+                Some(buffer) => buffer,
+                None => data.insert(Buffer::zeroed(len)?),
+            };
+            write_rows(&t, format, &mut buffer.bytes_mut()[start * row_bytes..(start + n) * row_bytes])?;
             start += n;
         }
+        let data = data.map_or_else(|| Buffer::zeroed(0), Ok)?;
         Ok(Self { rows, cols, format, data: Arc::new(data) })
     }
 
@@ -232,6 +240,9 @@ impl On<'_> {
         if !format.is_quantized() {
             return Columns::F32(x);
         }
+        if x.is_empty() {
+            return Columns::Quantized(&[]);
+        }
         let blocks = &mut blocks[..x.len() / BLOCK_LEN];
         let tasks = self.threads.tasks(x.len() / cols, size_of_val(x) / 4);
         let rows = (x.len() / cols).div_ceil(tasks);
@@ -301,6 +312,9 @@ fn convert<T: Source>(x: &[T], cols: usize, format: Format, out: &mut [u8]) -> R
         return Ok(());
     }
     let row_bytes = format.row_bytes(cols);
+    if row_bytes == 0 {
+        return Ok(());
+    }
     out.par_chunks_exact_mut(row_bytes).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| match format {
         Format::F32 => each(out, x, |x: &T| x.f32()),
         Format::F16 => each(out, x, |x: &T| f16::from_f32(x.f32())),

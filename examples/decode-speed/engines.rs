@@ -112,7 +112,7 @@ impl SimpleBackend for Random {
 }
 
 fn prompt(n: usize) -> Result<Tensor> {
-    let ids: Vec<u32> = (0..n as u32).map(|i| i * 7919 % 1000).collect();
+    let ids: Vec<u32> = (0..n as u32).map(|i| i * 7919 % 256).collect();
     Ok(Tensor::from_vec(ids, (1, n), &Device::Cpu)?)
 }
 

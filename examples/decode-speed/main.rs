@@ -85,7 +85,7 @@ fn measure(cli: &Cli, threads: Threads) -> Result<()> {
             EngineName::Candle => Box::new(Candle::load(&source, format)?),
         });
     }
-    let (load_peak, rss) = (process_bytes("VmHWM")?, process_bytes("VmRSS")?);
+    let memory = [process_bytes("VmHWM").unwrap_or(0), process_bytes("VmRSS").unwrap_or(0)];
     let mut probe = probe::Probe::new(threads)?;
     let before = probe.gb_per_s();
     let mut times = vec![Times::default(); engines.len()];
@@ -114,8 +114,14 @@ fn measure(cli: &Cli, threads: Threads) -> Result<()> {
             bandwidth.push(probe.gb_per_s());
         }
     }
-    let report =
-        Report { cli, engines: &engines, times: &times, bandwidth: median(&mut bandwidth), load_peak, rss };
+    let report = Report {
+        cli,
+        engines: &engines,
+        times: &times,
+        bandwidth: median(&mut bandwidth),
+        load_peak: memory[0],
+        rss: memory[1],
+    };
     report.print(threads)
 }
 

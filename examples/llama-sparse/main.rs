@@ -71,6 +71,9 @@ impl Cli {
         if let Some(p) = self.top_p.filter(|p| !(0.0..=1.0).contains(p)) {
             bail!("--top-p {p} must be between 0 and 1");
         }
+        if self.top_k == Some(0) {
+            bail!("--top-k 0 leaves no token: give 1 or more");
+        }
         if !(self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite()) {
             bail!("--repeat-penalty {} must be above 0", self.repeat_penalty);
         }

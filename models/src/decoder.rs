@@ -4,43 +4,28 @@
 //! embed → per layer [norm → qkv → rope → cache → attention → o → add → norm → gate·up·act → down → add] → norm → head
 //! ```
 //!
-//! Between two operations there is no `Tensor`: a decode step works in buffers that live in the cache and allocates
-//! nothing after the first step.
+//! Between two operations there is no `Tensor`: a decode step works in buffers that live in the cache, so a lone
+//! token allocates nothing once the cache has room.
 
-use candle_core::{Error, Result, bail};
-use candle_nn::VarBuilder;
+mod load;
+
+use candle_core::{Result, bail};
 use candle_sparse::{
     Threads, Weight,
     attention::{AttentionScratch, Queries, attention},
-    core::{ActivationBlock, BLOCK_LEN, Columns, Config, Format, KernelSet, kernel::rope},
+    core::{
+        ActivationBlock, BLOCK_LEN, Columns, Config, KernelSet,
+        kernel::{rms_norm::shifted_relu, rope},
+    },
     kernels::{Kernels, Level},
     kv_cache::KvCache,
     threads::ranges,
-    weight::{On, format_of, split_columns},
+    weight::{On, ROW_STEP, split_columns},
 };
+pub use load::{Extras, LoadOptions};
 
 /// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
 const CHUNK: usize = 512;
-
-/// How to hold and run a model.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions {
-    /// Format of the projections and the embedding; `None` keeps the dtype of the `VarBuilder`.
-    pub format: Option<Format>,
-    /// Threads to use; `None` uses all of candle's pool.
-    pub threads: Option<Threads>,
-}
-
-/// Biases and head sharing of a checkpoint, which the shape does not tell.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Extras {
-    /// q, k, v and o have biases.
-    pub attention_bias: bool,
-    /// gate, up and down have biases.
-    pub mlp_bias: bool,
-    /// The head is the embedding.
-    pub tie_word_embeddings: bool,
-}
 
 /// A projection and its bias.
 #[derive(Debug)]
@@ -75,7 +60,7 @@ pub struct Decoder {
 }
 
 /// Working memory of a step; grows to the largest step and stays.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Scratch {
     x: Vec<f32>,
     normed: Vec<f32>,
@@ -88,6 +73,12 @@ pub struct Scratch {
     sin: Vec<f32>,
     blocks: Vec<ActivationBlock>,
     attention: AttentionScratch,
+}
+
+impl core::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Scratch").finish_non_exhaustive()
+    }
 }
 
 impl Clone for Scratch {
@@ -126,93 +117,7 @@ pub struct Step {
     pub index_pos: usize,
 }
 
-struct Loader<'a> {
-    format: Format,
-    notices: &'a mut Vec<String>,
-}
-
-impl Loader<'_> {
-    fn projection(
-        &mut self,
-        vb: &VarBuilder<'_>,
-        cols: usize,
-        parts: &[(&str, usize)],
-        bias: bool,
-    ) -> Result<Projection> {
-        let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
-        let weight =
-            Weight::stacked(self.format, cols, &rows, |i| vb.pp(parts[i].0).get((rows[i], cols), "weight"))?;
-        if weight.format() != self.format {
-            let name = vb.pp(parts[0].0).prefix();
-            let (wanted, got) = (self.format.name(), weight.format().name());
-            self.notices.push(format!(
-                "{name}: {cols} columns are no multiple of {BLOCK_LEN}, kept in {got} instead of {wanted}"
-            ));
-        }
-        let bias = if bias {
-            let mut all = Vec::new();
-            for (name, n) in parts {
-                all.extend(vector(&vb.pp(name), *n, "bias")?);
-            }
-            Some(all)
-        } else {
-            None
-        };
-        Ok(Projection { weight, bias })
-    }
-
-    fn layer(&mut self, c: &Config, extras: Extras, vb: &VarBuilder<'_>) -> Result<Layer> {
-        let (attn, mlp) = (vb.pp("self_attn"), vb.pp("mlp"));
-        let (hidden, inner, q, kv) = (c.hidden_size, c.intermediate_size, c.q_dim(), c.kv_dim());
-        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
-        Ok(Layer {
-            input_layernorm: vector(&vb.pp("input_layernorm"), hidden, "weight")?,
-            qkv_proj: self.projection(&attn, hidden, &qkv, extras.attention_bias)?,
-            o_proj: self.projection(&attn, q, &[("o_proj", hidden)], extras.attention_bias)?,
-            post_attention_layernorm: vector(&vb.pp("post_attention_layernorm"), hidden, "weight")?,
-            gate_proj: self.projection(&mlp, hidden, &[("gate_proj", inner)], extras.mlp_bias)?,
-            up_proj: self.projection(&mlp, hidden, &[("up_proj", inner)], extras.mlp_bias)?,
-            down_proj: self.projection(&mlp, inner, &[("down_proj", hidden)], extras.mlp_bias)?,
-        })
-    }
-}
-
-fn vector(vb: &VarBuilder<'_>, n: usize, name: &str) -> Result<Vec<f32>> {
-    vb.get(n, name)?.to_dtype(candle_core::DType::F32)?.to_vec1()
-}
-
 impl Decoder {
-    /// Loads a checkpoint with Hugging Face tensor names.
-    ///
-    /// Each tensor is dropped before the next is read, the largest come first: peak memory stays near the model's size.
-    ///
-    /// # Errors
-    /// A bad `config`, a missing or wrong-shaped tensor (named), a dtype or device that is not supported, or a
-    /// `CANDLE_SPARSE_LEVEL` that this CPU lacks.
-    pub fn load(vb: &VarBuilder<'_>, config: Config, extras: Extras, options: LoadOptions) -> Result<Self> {
-        config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
-        let kernels = Kernels::get().map_err(|e| Error::msg(e.to_string()))?;
-        let Some(format) = options.format.or(format_of(vb.dtype())) else {
-            bail!("dtype {:?} is not supported, use F32, F16 or BF16", vb.dtype());
-        };
-        let mut notices = Vec::new();
-        let mut loader = Loader { format, notices: &mut notices };
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embed_tokens =
-            loader.projection(&vb.pp("model"), hidden, &[("embed_tokens", vocab)], false)?.weight;
-        let lm_head = if extras.tie_word_embeddings {
-            embed_tokens.clone()
-        } else {
-            loader.projection(vb, hidden, &[("lm_head", vocab)], false)?.weight
-        };
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| loader.layer(&config, extras, &vb.pp(format!("model.layers.{i}"))))
-            .collect::<Result<_>>()?;
-        let norm = vector(&vb.pp("model.norm"), hidden, "weight")?;
-        let threads = options.threads.unwrap_or_default();
-        Ok(Self { config, kernels, threads, embed_tokens, layers, norm, lm_head, notices })
-    }
-
     /// The shape.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -265,17 +170,38 @@ impl Decoder {
     /// `out` has the wrong length.
     pub fn embed(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
         let c = &self.config;
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= c.vocab_size) {
-            bail!(
-                "token id {id} is not below vocab_size {}: does the tokenizer belong to the model?",
-                c.vocab_size
-            );
-        }
+        self.check_ids(ids)?;
+        assert_eq!(out.len(), ids.len() * c.hidden_size, "embed: out is not [n, hidden_size]");
         let table = self.embed_tokens.matrix();
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(c.hidden_size)) {
             table.dequantize_row(*id as usize, out);
         }
         Ok(())
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            bail!("token id {id} is not below vocab_size {vocab}: does the tokenizer belong to the model?");
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::forward`] would succeed; changes nothing and allocates nothing.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn check(&self, input: Input<'_>, step: Step, cache: &KvCache) -> Result<()> {
+        if step.batch * step.seq_len == 0 {
+            bail!("the input is empty: give at least one token");
+        }
+        if !cache.fits(&self.config) {
+            bail!("the cache was made for a model of another shape");
+        }
+        if let Input::Ids(ids) = input {
+            self.check_ids(ids)?;
+        }
+        cache.check(step.batch, step.index_pos, step.seq_len)
     }
 
     /// Runs `step` and writes the logits that are wanted; the cache is cut back to `step.index_pos` first.
@@ -297,32 +223,20 @@ impl Decoder {
     ) -> Result<()> {
         let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let Step { batch, seq_len, index_pos } = step;
-        if batch * seq_len == 0 {
-            bail!("the input is empty: give at least one token");
-        }
-        if !cache.fits(&self.config) {
-            bail!("the cache was made for a model of another shape");
-        }
-        if let Input::Ids(ids) = input {
-            assert_eq!(ids.len(), batch * seq_len, "forward: wrong number of tokens");
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-                bail!(
-                    "token id {id} is not below vocab_size {vocab}: does the tokenizer belong to the model?"
-                );
+        self.check(input, step, cache)?;
+        let rows = batch * if wanted == Logits::All { seq_len } else { 1 };
+        assert_eq!(logits.len(), rows * vocab, "forward: wrong number of logits");
+        match input {
+            Input::Ids(ids) => assert_eq!(ids.len(), batch * seq_len, "forward: wrong number of tokens"),
+            Input::Embeddings(e) => {
+                assert_eq!(e.len(), batch * seq_len * hidden, "forward: wrong number of embeddings");
             }
         }
         cache.begin(batch, index_pos, seq_len)?;
-        for start in (0..seq_len).step_by(CHUNK) {
-            let n = CHUNK.min(seq_len - start);
-            let rows = batch * n;
-            resize(&mut s.x, rows * hidden);
-            for (b, x) in s.x.chunks_exact_mut(n * hidden).enumerate() {
-                let at = b * seq_len + start;
-                match input {
-                    Input::Ids(ids) => self.embed(&ids[at..at + n], x)?,
-                    Input::Embeddings(e) => x.copy_from_slice(&e[at * hidden..(at + n) * hidden]),
-                }
-            }
+        let chunk = (CHUNK / batch).max(1);
+        for start in (0..seq_len).step_by(chunk) {
+            let n = chunk.min(seq_len - start);
+            self.enter(input, step, start, n, &mut s.x)?;
             self.layers(Step { batch, seq_len: n, index_pos: index_pos + start }, cache, s);
             cache.advance(n);
             if wanted == Logits::All {
@@ -330,10 +244,21 @@ impl Decoder {
                     self.head(b * n..(b + 1) * n, s, &mut logits[start * vocab..(start + n) * vocab]);
                 }
             } else if start + n == seq_len {
-                for (b, logits) in logits.chunks_exact_mut(vocab).enumerate() {
-                    let last = (b + 1) * n - 1;
-                    self.head(last..last + 1, s, logits);
-                }
+                self.head((n - 1..batch * n).step_by(n), s, logits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `x` with tokens `start..start + n` of every sequence.
+    fn enter(&self, input: Input<'_>, step: Step, start: usize, n: usize, x: &mut Vec<f32>) -> Result<()> {
+        let hidden = self.config.hidden_size;
+        resize(x, step.batch * n * hidden);
+        for (b, x) in x.chunks_exact_mut(n * hidden).enumerate() {
+            let at = b * step.seq_len + start;
+            match input {
+                Input::Ids(ids) => self.embed(&ids[at..at + n], x)?,
+                Input::Embeddings(e) => x.copy_from_slice(&e[at * hidden..(at + n) * hidden]),
             }
         }
         Ok(())
@@ -418,7 +343,7 @@ impl Decoder {
         let (c, on) = (&self.config, self.on());
         let (gate_w, up_w) = (layer.gate_proj.weight.matrix(), layer.up_proj.weight.matrix());
         let n = x.count(c.hidden_size);
-        let tasks = on.threads.tasks(c.intermediate_size / 4, 2 * n * gate_w.bytes());
+        let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), 2 * n * gate_w.bytes());
         let work = |r: std::ops::Range<usize>, gate: &mut [&mut [f32]], up: &mut [&mut [f32]]| {
             on.kernels.matmul(gate_w.slice_rows(r.clone()), x, gate);
             on.kernels.matmul(up_w.slice_rows(r.clone()), x, up);
@@ -428,7 +353,7 @@ impl Decoder {
                 on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
             }
         };
-        let ranges = ranges(c.intermediate_size, tasks, 4);
+        let ranges = ranges(c.intermediate_size, tasks, ROW_STEP);
         if n == 1 {
             let (mut gate, mut up) = (gate, up);
             let tasks = ranges.map(|r| {
@@ -447,7 +372,7 @@ impl Decoder {
     }
 
     /// Logits of some rows of `x`.
-    fn head(&self, rows: std::ops::Range<usize>, s: &mut Scratch, logits: &mut [f32]) {
+    fn head(&self, rows: impl ExactSizeIterator<Item = usize>, s: &mut Scratch, logits: &mut [f32]) {
         let (c, hidden) = (&self.config, self.config.hidden_size);
         resize(&mut s.last, rows.len() * hidden);
         for (row, y) in rows.zip(s.last.chunks_exact_mut(hidden)) {
@@ -464,8 +389,7 @@ impl Decoder {
             for (x, y) in x[first * hidden..].chunks_exact(hidden).zip(rows.chunks_exact_mut(hidden)) {
                 self.kernels.rms_norm(x, weight, c.rms_norm_eps, y);
                 if let Some(shift) = c.norm_shift {
-                    // Not `max`, which would swallow a NaN.
-                    y.iter_mut().for_each(|v| *v = if *v < shift { 0.0 } else { *v - shift });
+                    shifted_relu(y, shift);
                 }
             }
         });

@@ -6,7 +6,7 @@ mod config;
 
 pub use crate::decoder::LoadOptions;
 use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::kv_cache::{KvCache, KvDType};
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
@@ -73,6 +73,7 @@ impl Cache {
 #[derive(Clone, Debug)]
 pub struct Llama {
     decoder: Arc<Decoder>,
+    dtype: DType,
 }
 
 impl Llama {
@@ -95,7 +96,8 @@ impl Llama {
             mlp_bias: cfg.mlp_bias,
             tie_word_embeddings: cfg.tie_word_embeddings,
         };
-        Ok(Self { decoder: Arc::new(Decoder::load(&vb, cfg.to_core()?, extras, options)?) })
+        let decoder = Decoder::load(&vb, cfg.to_core()?, extras, options)?;
+        Ok(Self { decoder: Arc::new(decoder), dtype: vb.dtype() })
     }
 
     /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids).
@@ -118,7 +120,7 @@ impl Llama {
         self.run(Input::Ids(&ids), step, cache, Logits::All)
     }
 
-    /// Embeddings `[batch, seq_len, hidden_size]` F32 of token ids `[batch, seq_len]`.
+    /// Embeddings `[batch, seq_len, hidden_size]`, in the dtype the model was loaded from, of token ids `[batch, seq_len]`.
     ///
     /// # Errors
     /// A token is not below `vocab_size`.
@@ -129,7 +131,7 @@ impl Llama {
         self.decoder.embed(&ids, &mut out)?;
         let mut dims = x.dims().to_vec();
         dims.push(hidden);
-        Tensor::from_vec(out, dims, &Device::Cpu)
+        Tensor::from_vec(out, dims, &Device::Cpu)?.to_dtype(self.dtype)
     }
 
     /// As [`Self::forward`] for embeddings `[batch, seq_len, hidden_size]`.
@@ -167,6 +169,11 @@ impl Llama {
             bail!("decode: logits have {} elements, vocab_size is {vocab_size}", logits.len());
         }
         let step = Step { batch: 1, seq_len: 1, index_pos };
+        if !cache.use_kv_cache && index_pos > 0 {
+            bail!(
+                "decode at {index_pos} needs the positions before it: make the cache with use_kv_cache true"
+            );
+        }
         let Cache { kv, scratch, .. } = cache;
         self.decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)
     }
@@ -180,9 +187,11 @@ impl Llama {
     fn run(&self, input: Input<'_>, step: Step, cache: &mut Cache, wanted: Logits) -> Result<Tensor> {
         let vocab = self.decoder.config().vocab_size;
         let Step { batch, seq_len, .. } = step;
-        if !cache.use_kv_cache {
-            cache.clear();
+        if !cache.use_kv_cache && step.index_pos > 0 {
+            bail!("index_pos {} without a kv cache: give the whole text from position 0", step.index_pos);
         }
+        // Before the logits are allocated: their size is the caller's wish, not yet a checked one.
+        self.decoder.check(input, step, &cache.kv)?;
         let rows = if wanted == Logits::All { batch * seq_len } else { batch };
         let mut logits = vec![0.0; rows * vocab];
         self.decoder.forward(input, step, &mut cache.kv, &mut cache.scratch, wanted, &mut logits)?;
@@ -196,7 +205,12 @@ impl Llama {
 fn ids(x: &Tensor) -> Result<Vec<u32>> {
     on_cpu("llama", x.device())?;
     match x.dtype() {
-        DType::U32 | DType::U8 | DType::I64 => x.to_dtype(DType::U32)?.flatten_all()?.to_vec1(),
+        DType::U32 | DType::U8 => x.to_dtype(DType::U32)?.flatten_all()?.to_vec1(),
+        DType::I64 => {
+            let id =
+                |id: i64| u32::try_from(id).map_err(|_| Error::msg(format!("token id {id} is no token")));
+            x.flatten_all()?.to_vec1::<i64>()?.into_iter().map(id).collect()
+        }
         other => bail!("token ids must be U32, U8 or I64, not {other:?}"),
     }
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Error, Result};
 use candle_nn::VarBuilder;
-use candle_sparse::{loading, weight::format_of};
+use candle_sparse::loading;
 use tokenizers::Tokenizer;
 
 /// A Llama with its tokenizer.
@@ -33,9 +33,11 @@ impl Pretrained {
         let name = &files.name;
         let config: LlamaConfig = serde_json::from_slice(&files.config)
             .map_err(|e| Error::msg(format!("{name}: config.json: {e}")))?;
-        let config = config.into_config(false);
+        let mut config = config.into_config(false);
+        config.eos_token_id = eos(&config, files)?;
         let tokenizer = files.load_tokenizer()?;
-        let tokens = tokenizer.get_vocab_size(true);
+        // Added tokens, such as padding, may lie past the embedding; using one is an error of its own.
+        let tokens = tokenizer.get_vocab_size(false);
         if tokens > config.vocab_size {
             let vocab = config.vocab_size;
             return Err(Error::msg(format!(
@@ -71,12 +73,35 @@ impl Pretrained {
         }
     }
 
-    /// The dtype in which a cache loses nothing that the weights have: F32 for F32 weights, else F16.
+    /// The dtype of a cache where none is asked for: that of the stored weights.
     #[must_use]
     pub fn default_kv_dtype(&self) -> DType {
-        let full = format_of(self.stored_dtype).is_some_and(|f| f == candle_sparse::core::Format::F32);
-        if full { DType::F32 } else { DType::F16 }
+        match self.stored_dtype {
+            half @ (DType::F16 | DType::BF16) => half,
+            _ => DType::F32,
+        }
     }
+}
+
+/// The end tokens of `config.json` and `generation_config.json`; chat models name some only in the latter.
+fn eos(config: &Config, files: &ModelFiles) -> Result<Option<LlamaEosToks>> {
+    #[derive(serde::Deserialize)]
+    struct Generation {
+        eos_token_id: Option<LlamaEosToks>,
+    }
+    let Some(bytes) = &files.generation_config else { return Ok(config.eos_token_id.clone()) };
+    let generation: Generation = serde_json::from_slice(bytes)
+        .map_err(|e| Error::msg(format!("{}: generation_config.json: {e}", files.name)))?;
+    let mut ids = Vec::new();
+    for toks in [&config.eos_token_id, &generation.eos_token_id].into_iter().flatten() {
+        match toks {
+            LlamaEosToks::Single(id) => ids.push(*id),
+            LlamaEosToks::Multiple(more) => ids.extend(more),
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok((!ids.is_empty()).then_some(LlamaEosToks::Multiple(ids)))
 }
 
 /// An error without the backtrace that `RUST_BACKTRACE` appends to candle's messages.

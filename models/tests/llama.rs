@@ -143,7 +143,7 @@ fn logits_equal_candles_for_every_prompt_length_and_chunking() {
         let theirs = candle_llama::Llama::load(builder(&w, DType::F32), &case.candle_config()).unwrap();
         let new_cache =
             || candle_llama::Cache::new(true, DType::F32, &case.candle_config(), &Device::Cpu).unwrap();
-        for (batch, n) in [(1, 1), (1, 2), (1, 31), (1, 257), (3, 1), (3, 31), (1, 530)] {
+        for (batch, n) in [(1, 1), (1, 2), (1, 31), (1, 257), (3, 1), (3, 31), (3, 257), (1, 530)] {
             let x = tokens(batch, n, 7);
             let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
             let got = ours.forward(&x, 0, &mut cache).unwrap();
@@ -378,7 +378,26 @@ fn index_pos_cuts_back_and_a_clone_is_a_snapshot() {
     assert_eq!(worst(&first, &from_snapshot), 0.0);
     let err = model.forward(&tokens(1, 1, 2), 50, &mut cache).unwrap_err().to_string();
     assert!(err.contains("index_pos 50") && err.contains("43"), "{err}");
+    for (x, pos) in [(tokens(1, 641, 0), 0), (tokens(1, 600, 0), 43), (tokens(2, 1, 0), 43)] {
+        assert!(model.forward(&x, pos, &mut cache).is_err());
+    }
     assert_eq!(cache.len(), 43, "an error leaves the cache as it was");
+    assert_eq!(worst(&first, &model.forward(&tokens(1, 3, 2), 40, &mut cache).unwrap()), 0.0);
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let config = CASES[3].config();
+    let w = weights(&config, DType::F32);
+    let run = |n| {
+        let options = LoadOptions { format: None, threads: Some(candle_sparse::Threads::new(n).unwrap()) };
+        let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
+        let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
+        model.forward(&tokens(1, 600, 1), 0, &mut cache).unwrap();
+        model.forward(&tokens(1, 1, 2), 600, &mut cache).unwrap()
+    };
+    let all = candle_sparse::Threads::default().count();
+    assert_eq!(worst(&run(1), &run(all)), 0.0);
 }
 
 #[test]
@@ -417,6 +436,7 @@ fn wrong_input_is_named() {
     assert!(error(&Tensor::zeros((1, 0), DType::U32, &Device::Cpu).unwrap(), 0).contains("empty"));
     assert!(error(&tokens(1, 641, 0), 0).contains("context of 640"));
     assert!(error(&Tensor::zeros((1, 2), DType::F32, &Device::Cpu).unwrap(), 0).contains("U32"));
+    assert!(error(&Tensor::new(&[[4_294_967_301_i64]], &Device::Cpu).unwrap(), 0).contains("4294967301"));
     let mut other = Cache::new(true, DType::F32, &CASES[1].config(), &Device::Cpu).unwrap();
     assert!(
         model.forward(&tokens(1, 1, 0), 0, &mut other).unwrap_err().to_string().contains("another shape")

@@ -4,7 +4,7 @@ use crate::{
     config::Config,
     error::Error,
     format::{ActivationBlock, BLOCK_LEN},
-    kernel::{KernelSet, rope},
+    kernel::{KernelSet, rms_norm::shifted_relu, rope},
     kv_cache::KvCache,
     matrix::{Columns, Matrix, Rows},
 };
@@ -206,7 +206,7 @@ pub fn forward<K: KernelSet>(
 fn norm<K: KernelSet>(kernels: &K, c: &Config, x: &[f32], weight: &[f32], y: &mut [f32]) {
     kernels.rms_norm(x, weight, c.rms_norm_eps, y);
     if let Some(shift) = c.norm_shift {
-        y.iter_mut().for_each(|v| *v = (*v - shift).max(0.0));
+        shifted_relu(y, shift);
     }
 }
 

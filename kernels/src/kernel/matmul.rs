@@ -27,7 +27,12 @@ const PANEL_BYTES: usize = 128 * 1024;
 #[inline(always)]
 pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
     check_matmul(&w, &x, y);
-    let panel = (PANEL_BYTES / w.format().row_bytes(w.cols()).max(1)).max(ROWS);
+    // A single group of columns reads every row once: nothing to keep in cache.
+    let panel = if y.len() <= I::COLUMNS {
+        w.rows().max(1)
+    } else {
+        (PANEL_BYTES / w.format().row_bytes(w.cols()).max(1) / ROWS * ROWS).max(ROWS)
+    };
     match (w.data(), x) {
         (Rows::F32(w), Columns::F32(x)) => panels::<I, f32>(isa, w, x, y, panel),
         (Rows::F16(w), Columns::F32(x)) => panels::<I, f16>(isa, w, x, y, panel),

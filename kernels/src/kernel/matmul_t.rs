@@ -95,8 +95,7 @@ fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut
     if w.is_empty() {
         return;
     }
-    let per_row = cols.div_ceil(BLOCK_LEN) * T::PER_UNIT;
-    let per_row = if T::PER_UNIT == BLOCK_LEN { cols } else { per_row };
+    let per_row = w.len() / a.first().map_or(1, |a| a.len());
     for k in (0..cols).step_by(BLOCK_LEN) {
         let mut c = 0;
         while c < y.len() {

@@ -20,7 +20,8 @@ pub enum Llama3RopeType {
 }
 
 /// `rope_scaling` of `config.json`; the fields that a type does not use are 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(try_from = "RawRope")]
 pub struct Llama3RopeConfig {
     /// Divisor of the low frequencies (of all positions for [`Llama3RopeType::Linear`]).
     pub factor: f32,
@@ -231,10 +232,10 @@ struct Raw {
     tie_word_embeddings: Option<bool>,
     hidden_act: Option<String>,
     hidden_act_param: Option<f32>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    partial_rotary_factor: Option<f32>,
+    quantization_config: Option<serde_json::Value>,
     sliding_window: Option<usize>,
     gate_shift: Option<f32>,
     norm_shift: Option<f32>,
@@ -242,8 +243,10 @@ struct Raw {
 
 #[derive(Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older spelling; re-saved files carry both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     rope_theta: Option<f32>,
     factor: Option<f32>,
     low_freq_factor: Option<f32>,
@@ -254,7 +257,7 @@ struct RawRope {
 impl RawRope {
     fn scaling(&self) -> std::result::Result<Llama3RopeConfig, String> {
         let need = |v: Option<f32>, name| v.ok_or(format!("rope scaling: {name} is missing"));
-        match self.rope_type.as_deref().unwrap_or("default") {
+        match self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default") {
             "default" => Ok(Llama3RopeConfig::default()),
             "linear" => Ok(Llama3RopeConfig {
                 factor: need(self.factor, "factor")?,
@@ -272,6 +275,14 @@ impl RawRope {
             }),
             other => Err(format!("unknown rope type '{other}', supported: default, linear, llama3")),
         }
+    }
+}
+
+impl TryFrom<RawRope> for Llama3RopeConfig {
+    type Error = String;
+
+    fn try_from(raw: RawRope) -> std::result::Result<Self, String> {
+        raw.scaling()
     }
 }
 
@@ -302,8 +313,19 @@ impl TryFrom<Raw> for LlamaConfig {
         if let Some(other) = raw.model_type.as_deref().filter(|t| !SUPPORTED.contains(t)) {
             return Err(format!("model_type '{other}' is not supported here, only {}", SUPPORTED.join(", ")));
         }
-        if let Some(window) = raw.sliding_window {
+        // A window that no context reaches changes nothing.
+        if let Some(window) = raw.sliding_window.filter(|w| *w < raw.max_position_embeddings) {
             return Err(format!("sliding_window {window} is not supported by the llama model"));
+        }
+        if let Some(part) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
+            return Err(format!("partial_rotary_factor {part} is not supported, only 1"));
+        }
+        if let Some(q) = raw.quantization_config.as_ref().filter(|q| !q.is_null()) {
+            let method = q["quant_method"].as_str().unwrap_or("unknown");
+            return Err(format!(
+                "the checkpoint is quantised already (quant_method {method}): give the unquantised one, it can be \
+                 quantised while it is loaded"
+            ));
         }
         let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
         let scaling = rope.map(RawRope::scaling).transpose()?;
@@ -324,8 +346,8 @@ impl TryFrom<Raw> for LlamaConfig {
             max_position_embeddings: raw.max_position_embeddings,
             tie_word_embeddings: raw.tie_word_embeddings,
             hidden_act: activation(raw.hidden_act.as_deref().unwrap_or("silu"), raw.hidden_act_param)?,
-            attention_bias: raw.attention_bias,
-            mlp_bias: raw.mlp_bias,
+            attention_bias: raw.attention_bias.unwrap_or(false),
+            mlp_bias: raw.mlp_bias.unwrap_or(false),
             gate_shift: raw.gate_shift.unwrap_or(0.0),
             norm_shift: raw.norm_shift,
         })
@@ -346,7 +368,11 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_llama() {
-        let c = parse("").unwrap();
+        let c = parse(
+            r#", "attention_bias": null, "head_dim": null, "rope_scaling": null, "eos_token_id": [1, 2]"#,
+        );
+        let c = c.unwrap();
+        assert_eq!(c.eos_token_id, Some(LlamaEosToks::Multiple(vec![1, 2])));
         assert_eq!((c.num_key_value_heads, c.rope_theta, c.hidden_act), (8, 10_000.0, Activation::Silu));
         assert_eq!(c.to_core().unwrap().head_dim, 8);
     }
@@ -359,6 +385,10 @@ mod tests {
         let new = format!(r#", "rope_parameters": {{"rope_type": "llama3", "rope_theta": 5e5, {scaling}}}"#);
         assert_eq!(parse(&old).unwrap(), parse(&new).unwrap());
         assert_eq!(parse(&old).unwrap().rope_theta, 5e5);
+        let both = format!(
+            r#", "rope_theta": 5e5, "rope_scaling": {{"rope_type": "llama3", "type": "llama3", {scaling}}}"#
+        );
+        assert_eq!(parse(&old).unwrap(), parse(&both).unwrap());
         let linear =
             parse(r#", "rope_scaling": {"type": "linear", "factor": 2.0}"#).unwrap().to_core().unwrap();
         assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
@@ -380,7 +410,9 @@ mod tests {
             (r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope type 'yarn'"),
             (r#", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}"#, "low_freq_factor"),
             (r#", "model_type": "mixtral""#, "'mixtral'"),
-            (r#", "sliding_window": 4096"#, "sliding_window 4096"),
+            (r#", "sliding_window": 128"#, "sliding_window 128"),
+            (r#", "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
+            (r#", "quantization_config": {"quant_method": "gptq"}"#, "gptq"),
         ] {
             let err = parse(extra).unwrap_err();
             assert!(err.contains(needle), "{extra}: {err}");

@@ -83,3 +83,8 @@ impl Format {
         Self::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name))
     }
 }
+
+/// NaN if any element is not finite, else 0; added to a scale, it keeps garbage from being rounded to plausible numbers.
+fn poison(x: &[f32; BLOCK_LEN]) -> f32 {
+    x.iter().map(|v| v * 0.0).sum()
+}

@@ -1,6 +1,6 @@
 //! `Q4_0`: 32 nibbles with one scale.
 
-use super::{BLOCK_LEN, f16_to_f32};
+use super::{BLOCK_LEN, f16_to_f32, poison};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -33,7 +33,7 @@ impl BlockQ4_0 {
         for (j, byte) in qs.iter_mut().enumerate() {
             *byte = q(x[j]) | (q(x[j + BLOCK_LEN / 2]) << 4);
         }
-        Self { d: f16::from_f32(d), qs }
+        Self { d: f16::from_f32(d + poison(x)), qs }
     }
 
     /// The quants as signed bytes in element order, −8..=7.

@@ -1,6 +1,6 @@
 //! `Q8_0`: 32 signed bytes with one scale.
 
-use super::{BLOCK_LEN, f16_to_f32};
+use super::{BLOCK_LEN, f16_to_f32, poison};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -22,7 +22,7 @@ impl BlockQ8_0 {
     pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
         let d = max_abs(x) / 127.0;
         let id = if d == 0.0 { 0.0 } else { 1.0 / d };
-        Self { d: f16::from_f32(d), qs: x.map(|v| libm::roundf(v * id) as i8) }
+        Self { d: f16::from_f32(d + poison(x)), qs: x.map(|v| libm::roundf(v * id) as i8) }
     }
 
     /// Writes the 32 elements.
@@ -54,8 +54,7 @@ impl ActivationBlock {
     /// A NaN or an infinity in `x` makes every product with the block NaN, so that it is seen and not rounded away.
     #[must_use]
     pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
-        let poison = x.iter().map(|v| v * 0.0).sum::<f32>();
-        let d = max_abs(x) / 127.0 + poison;
+        let d = max_abs(x) / 127.0 + poison(x);
         // 1/d of a subnormal d is infinite; such a block is zero beside any other number of the row.
         let id = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
         let qs = x.map(|v| libm::rintf(v * id) as i8);

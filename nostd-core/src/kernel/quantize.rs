@@ -48,6 +48,7 @@ mod tests {
             let mut x = [1.0; 32];
             x[7] = bad;
             assert!(ActivationBlock::quantize(&x).d.is_nan());
+            assert!(BlockQ8_0::quantize(&x).d.is_nan() && BlockQ4_0::quantize(&x).d.is_nan());
         }
     }
 

@@ -16,6 +16,13 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     }
 }
 
+/// `y[i] ← max(y[i] − shift, 0)`, what a shifted-ReLU model puts between a norm and its readers; NaN stays NaN.
+pub fn shifted_relu(y: &mut [f32], shift: f32) {
+    for v in y {
+        *v = if *v < shift { 0.0 } else { *v - shift };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -1,0 +1,197 @@
+//! The Llama model with a backward pass, under the tensor names of Hugging Face.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor, Var};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::config::{Config, HiddenAct};
+use crate::loss::{CrossEntropy, GatedProduct};
+use crate::ops::{CausalSoftmax, RmsNorm, RopeHeads, RopeTable};
+use crate::rng::Rng;
+
+/// What one forward pass does besides computing logits.
+#[derive(Default)]
+pub(crate) struct Pass<'a> {
+    /// Drops hidden values with this probability, drawn from this generator.
+    pub(crate) dropout: Option<(f64, &'a mut Rng)>,
+    /// Adds up, per layer, the share of feed-forward gates above zero.
+    pub(crate) active: Option<&'a mut Vec<f64>>,
+}
+
+impl Pass<'_> {
+    fn drop(&mut self, x: Tensor) -> Result<Tensor> {
+        match &mut self.dropout {
+            Some((p, rng)) if *p > 0.0 => {
+                let mask = rng.dropout_mask(x.elem_count(), *p);
+                Ok((x.mul(&Tensor::from_vec(mask, x.shape(), x.device())?))?)
+            }
+            _ => Ok(x),
+        }
+    }
+
+    fn count(&mut self, layer: usize, gate: &Tensor) -> Result<()> {
+        if let Some(active) = &mut self.active {
+            let gate = gate.flatten_all()?.to_vec1::<f32>()?;
+            let above = gate.iter().filter(|x| **x > 0.0).count();
+            active[layer] += above as f64 / gate.len() as f64;
+        }
+        Ok(())
+    }
+}
+
+/// The model and its trainable tensors.
+pub(crate) struct Llama {
+    /// Sizes and activation.
+    pub(crate) config: Config,
+    /// Trainable tensors by their name in the checkpoint.
+    pub(crate) vars: BTreeMap<String, Var>,
+    rope: Arc<RopeTable>,
+}
+
+/// The names and shapes of all tensors.
+fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let kv = config.num_key_value_heads * config.head_dim;
+    let mut out = vec![
+        ("model.embed_tokens.weight".to_string(), vec![config.vocab_size, hidden]),
+        ("model.norm.weight".to_string(), vec![hidden]),
+    ];
+    for layer in 0..config.num_hidden_layers {
+        let mut add = |name: &str, shape: Vec<usize>| {
+            out.push((format!("model.layers.{layer}.{name}.weight"), shape));
+        };
+        add("input_layernorm", vec![hidden]);
+        add("self_attn.q_proj", vec![hidden, hidden]);
+        add("self_attn.k_proj", vec![kv, hidden]);
+        add("self_attn.v_proj", vec![kv, hidden]);
+        add("self_attn.o_proj", vec![hidden, hidden]);
+        add("post_attention_layernorm", vec![hidden]);
+        add("mlp.gate_proj", vec![inner, hidden]);
+        add("mlp.up_proj", vec![inner, hidden]);
+        add("mlp.down_proj", vec![hidden, inner]);
+    }
+    out
+}
+
+fn init(name: &str, shape: &[usize], layers: usize, rng: &mut Rng) -> Vec<f32> {
+    let count = shape.iter().product();
+    if shape.len() == 1 {
+        return vec![1.0; count];
+    }
+    let std = if name.contains("embed_tokens") { 0.02 } else { 0.64 / (shape[1] as f64).sqrt() };
+    // Each layer adds two branches to the residual stream; this keeps their sum at one's size.
+    let adds = name.contains("o_proj") || name.contains("down_proj");
+    let branches = if adds { (2.0 * layers as f64).sqrt() } else { 1.0 };
+    rng.normals(count, std / branches)
+}
+
+impl Llama {
+    /// A model with random weights.
+    pub(crate) fn new(config: &Config, rng: &mut Rng) -> Result<Self> {
+        let mut vars = BTreeMap::new();
+        for (name, shape) in shapes(config) {
+            let data = init(&name, &shape, config.num_hidden_layers, rng);
+            let tensor = Tensor::from_vec(data, shape, &Device::Cpu)?;
+            vars.insert(name, Var::from_tensor(&tensor)?);
+        }
+        Ok(Self::build(config, vars))
+    }
+
+    /// A model with the weights of a checkpoint.
+    pub(crate) fn from_tensors(config: &Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        let mut vars = BTreeMap::new();
+        for (name, shape) in shapes(config) {
+            let tensor = tensors.get(&name).with_context(|| format!("no tensor {name}"))?;
+            ensure!(tensor.dims() == shape, "{name} has shape {:?}", tensor.dims());
+            vars.insert(name, Var::from_tensor(&tensor.to_dtype(DType::F32)?)?);
+        }
+        Ok(Self::build(config, vars))
+    }
+
+    fn build(config: &Config, vars: BTreeMap<String, Var>) -> Self {
+        let rope = RopeTable::new(config.max_position_embeddings, config.head_dim, config.rope_theta);
+        Self { config: config.clone(), vars, rope: Arc::new(rope) }
+    }
+
+    /// How many numbers are trained.
+    pub(crate) fn parameters(&self) -> usize {
+        self.vars.values().map(|var| var.elem_count()).sum()
+    }
+
+    fn weight(&self, name: &str) -> Result<&Tensor> {
+        let var = self.vars.get(name).with_context(|| format!("no tensor {name}"))?;
+        Ok(var.as_tensor())
+    }
+
+    fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        Ok(x.matmul(&self.weight(&format!("{name}.weight"))?.t()?)?)
+    }
+
+    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
+        let eps = self.config.rms_norm_eps as f32;
+        Ok(x.apply_op2(self.weight(&format!("{name}.weight"))?, RmsNorm { eps })?)
+    }
+
+    /// Logits of shape `(batch * time, vocab)` for `batch` rows of token ids.
+    pub(crate) fn forward(&self, ids: &[u32], batch: usize, pass: &mut Pass) -> Result<Tensor> {
+        let time = ids.len() / batch;
+        ensure!(time <= self.config.max_position_embeddings, "{time} tokens exceed the context");
+        let ids = Tensor::new(ids, &Device::Cpu)?;
+        let embed = self.weight("model.embed_tokens.weight")?;
+        let mut x = pass.drop(embed.index_select(&ids, 0)?)?;
+        for layer in 0..self.config.num_hidden_layers {
+            let name = format!("model.layers.{layer}");
+            let normed = self.norm(&x, &format!("{name}.input_layernorm"))?;
+            let out = self.attention(&normed, &format!("{name}.self_attn"), batch, time)?;
+            x = (x + pass.drop(out)?)?;
+            let normed = self.norm(&x, &format!("{name}.post_attention_layernorm"))?;
+            let out = self.feed_forward(&normed, &format!("{name}.mlp"), layer, pass)?;
+            x = (x + pass.drop(out)?)?;
+        }
+        Ok(self.norm(&x, "model.norm")?.matmul(&embed.t()?)?)
+    }
+
+    fn attention(&self, x: &Tensor, name: &str, batch: usize, time: usize) -> Result<Tensor> {
+        let (heads, kv, dim) =
+            (self.config.num_attention_heads, self.config.num_key_value_heads, self.config.head_dim);
+        let project = |part: &str, heads: usize| -> Result<Tensor> {
+            let out = self.linear(x, &format!("{name}.{part}"))?;
+            Ok(out.reshape((batch, time, heads, dim))?)
+        };
+        let rope = RopeHeads { table: self.rope.clone(), inverse: false };
+        let q = project("q_proj", heads)?.apply_op1(rope.clone())?;
+        let k = project("k_proj", kv)?.apply_op1(rope)?;
+        let v = project("v_proj", kv)?.transpose(1, 2)?.contiguous()?;
+        // The heads that share a key head become more query rows, so keys are never copied.
+        let q = q.reshape((batch, kv, heads / kv * time, dim))?;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let probs = q.matmul(&k.t()?)?.apply_op1(CausalSoftmax { scale })?;
+        let out = probs.matmul(&v)?.reshape((batch, heads, time, dim))?;
+        let out = out.transpose(1, 2)?.reshape((batch * time, heads * dim))?;
+        self.linear(&out, &format!("{name}.o_proj"))
+    }
+
+    fn feed_forward(&self, x: &Tensor, name: &str, layer: usize, pass: &mut Pass) -> Result<Tensor> {
+        let gate = self.linear(x, &format!("{name}.gate_proj"))?;
+        pass.count(layer, &gate)?;
+        let up = self.linear(x, &format!("{name}.up_proj"))?;
+        let inner = gate.apply_op2(&up, GatedProduct(self.config.hidden_act))?;
+        self.linear(&inner, &format!("{name}.down_proj"))
+    }
+
+    /// Whether the gate can be exactly zero.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.config.hidden_act == HiddenAct::Relu
+    }
+}
+
+/// Negative log-likelihood of each target token, in nats.
+pub(crate) fn token_losses(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let targets = Tensor::new(targets, &Device::Cpu)?;
+    Ok(logits.apply_op2(&targets, CrossEntropy)?)
+}
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;
