@@ -185,7 +185,7 @@ impl KvCache {
     }
 
     fn grow(&mut self, batch: usize, positions: usize) {
-        self.sequences.resize(batch, vec![Vec::new(); self.shape.layers]);
+        self.sequences.resize_with(batch, || vec![Vec::new(); self.shape.layers]);
         let (shape, pages) = (self.shape, positions.div_ceil(PAGE_LEN));
         for layer in self.sequences.iter_mut().flatten().filter(|l| l.len() < pages) {
             layer.resize_with(pages, || new_page(shape));

@@ -1,16 +1,20 @@
 //! Rows of a matrix times a few columns: matvec, attention scores, matmul.
 //!
 //! ```text
-//! for each panel of rows that fits the L2 cache:
-//!     for each group of up to four columns:             (the columns stay in L1)
-//!         for four rows at a time:                      (4 × columns sums stay in registers)
-//!             sum += row unit · column unit             (units of 32 elements)
+//! one column:  for each row: four sums take the units of 32 elements in turn
+//! several:     for each panel of rows that fits the L2 cache:
+//!                  for each group of up to four columns:         (the columns stay in L1)
+//!                      for four rows at a time:                  (4 × columns sums stay in registers)
+//!                          sum += row unit · column unit
 //! ```
 //!
-//! 1. A sum has one accumulator whatever the tile, so its value does not depend on how many rows or columns are
-//!    computed together: sparse, dense, one token or many give the same bits.
-//! 2. Four rows are four independent chains of multiply-adds, enough to hide their latency behind memory.
-//! 3. A rest of a row that is no whole unit is copied into a zero-padded unit.
+//! 1. One column is bound by memory: rows are read strictly one after the other, because four interleaved streams lose
+//!    the hardware prefetcher (quantised rows fell to a third of the bandwidth). Four sums hide the latency of the
+//!    multiply-adds. A few columns that need no panel read rows in the same order.
+//! 2. Several columns are bound by arithmetic: a tile has one sum per row and column, whatever its size.
+//! 3. So a value does not depend on which rows, or how many, are computed together: sparse and dense give the same bits.
+//!    Nor on which columns, as long as a call has more than one.
+//! 4. A rest of a row that is no whole unit is copied into a zero-padded unit.
 
 use super::padded;
 use crate::isa::Isa;
@@ -176,6 +180,14 @@ fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f
         return;
     }
     let (per_row, per_column) = (w.len() / rows, x.len() / n);
+    if n == 1 {
+        for (y, row) in y[0].iter_mut().zip(w.chunks_exact(per_row)) {
+            *y = stream::<I, T>(isa, row, x);
+        }
+        return;
+    }
+    // Rows that are read once are read in order.
+    let read_once = n <= I::COLUMNS;
     for start in (0..rows).step_by(panel) {
         let end = (start + panel).min(rows);
         let mut c = 0;
@@ -183,10 +195,10 @@ fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f
             let width = (n - c).min(I::COLUMNS);
             let (x, y) = (&x[c * per_column..(c + width) * per_column], &mut y[c..c + width]);
             match width {
-                1 => group::<I, T, 1>(isa, w, per_row, x, y, start, end),
-                2 => group::<I, T, 2>(isa, w, per_row, x, y, start, end),
-                3 => group::<I, T, 3>(isa, w, per_row, x, y, start, end),
-                _ => group::<I, T, 4>(isa, w, per_row, x, y, start, end),
+                1 => group::<I, T, 1>(isa, w, per_row, x, y, start, end, read_once),
+                2 => group::<I, T, 2>(isa, w, per_row, x, y, start, end, read_once),
+                3 => group::<I, T, 3>(isa, w, per_row, x, y, start, end, read_once),
+                _ => group::<I, T, 4>(isa, w, per_row, x, y, start, end, read_once),
             }
             c += width;
         }
@@ -203,12 +215,13 @@ fn group<I: Isa, T: Operand, const C: usize>(
     y: &mut [&mut [f32]],
     start: usize,
     end: usize,
+    read_once: bool,
 ) {
     let per_column = x.len() / C;
     let columns: [&[T::Column]; C] = core::array::from_fn(|c| &x[c * per_column..(c + 1) * per_column]);
     let row = |r: usize| &w[r * per_row..(r + 1) * per_row];
     let mut r = start;
-    while r + ROWS <= end {
+    while !read_once && r + ROWS <= end {
         let sums = tile::<I, T, ROWS, C>(isa, [row(r), row(r + 1), row(r + 2), row(r + 3)], columns);
         for c in 0..C {
             for i in 0..ROWS {
@@ -224,6 +237,29 @@ fn group<I: Isa, T: Operand, const C: usize>(
         }
         r += 1;
     }
+}
+
+/// One row times one column.
+#[inline(always)]
+fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f32 {
+    const SUMS: usize = 4;
+    let mut acc = [[[isa.splat(0.0)]]; SUMS];
+    let ((ws, w_rest), (xs, x_rest)) = (T::units(w), T::column_units(x));
+    let (w4, w_few) = ws.as_chunks::<SUMS>();
+    let (x4, x_few) = xs.as_chunks::<SUMS>();
+    for (w, x) in w4.iter().zip(x4) {
+        for j in 0..SUMS {
+            T::add(isa, &mut acc[j], [&w[j]], [&x[j]]);
+        }
+    }
+    for (w, x) in w_few.iter().zip(x_few) {
+        T::add(isa, &mut acc[0], [w], [x]);
+    }
+    if !w_rest.is_empty() {
+        T::add(isa, &mut acc[1], [&T::pad(w_rest)], [&T::pad_column(x_rest)]);
+    }
+    let pair = |i: usize, j: usize| isa.add(acc[i][0][0], acc[j][0][0]);
+    isa.reduce_add(isa.add(pair(0, 1), pair(2, 3)))
 }
 
 #[inline(always)]

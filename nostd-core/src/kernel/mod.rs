@@ -16,8 +16,8 @@ use crate::{
 
 /// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
 ///
-/// Shape mistakes are programming errors and panic. Results depend on the operands alone, never on how many rows or
-/// columns one call handles: a row computed alone equals the same row computed among others, bit for bit.
+/// Shape mistakes are programming errors and panic. A row computed alone equals the same row computed among others, bit
+/// for bit; a column alone may be summed in another order than among others.
 pub trait KernelSet {
     /// `y[c][r] = Σ_k w[r, k] · x[c, k]`: a matvec for one column, a matmul for several.
     ///
