@@ -9,6 +9,7 @@
 mod cli;
 mod engines;
 mod probe;
+mod report;
 mod shapes;
 
 use anyhow::{Result, bail};
@@ -16,7 +17,8 @@ use candle_sparse::{Threads, core::Format};
 use clap::{Parser, ValueEnum};
 use cli::process_bytes;
 use engines::{Candle, Engine, Ours};
-use std::{io::Write, process::ExitCode, time::Instant};
+use report::{Row, Run, Times, median};
+use std::{process::ExitCode, time::Instant};
 
 /// Measure decode and prefill speed.
 #[derive(Parser, Debug)]
@@ -114,119 +116,9 @@ fn measure(cli: &Cli, threads: Threads) -> Result<()> {
             bandwidth.push(probe.gb_per_s());
         }
     }
-    let report = Report {
-        cli,
-        engines: &engines,
-        times: &times,
-        bandwidth: median(&mut bandwidth),
-        load_peak: memory[0],
-        rss: memory[1],
-    };
-    report.print(threads)
-}
-
-#[derive(Clone, Default)]
-struct Times {
-    prefill: Vec<f64>,
-    decode: Vec<f64>,
-}
-
-fn median(v: &mut [f64]) -> f64 {
-    v.sort_by(f64::total_cmp);
-    if v.is_empty() { f64::NAN } else { v[v.len() / 2] }
-}
-
-struct Report<'a> {
-    cli: &'a Cli,
-    engines: &'a [Box<dyn Engine>],
-    times: &'a [Times],
-    bandwidth: f64,
-    load_peak: u64,
-    rss: u64,
-}
-
-impl Report<'_> {
-    fn print(&self, threads: Threads) -> Result<()> {
-        let cli = self.cli;
-        let rows: Vec<_> = self
-            .engines
-            .iter()
-            .zip(self.times)
-            .map(|(engine, times)| {
-                let decode = 1.0 / median(&mut times.decode.clone());
-                let prefill = cli.prefill as f64 / median(&mut times.prefill.clone());
-                let gb = engine.weight_bytes_per_token() as f64 * decode / 1e9;
-                (engine.name(), decode, prefill, engine.weight_bytes_per_token(), gb)
-            })
-            .collect();
-        let ratios: Option<(f64, f64)> = (rows.len() == 2)
-            .then(|| (ratio(&self.times[0].decode, &self.times[1].decode), rows[0].2 / rows[1].2));
-        let weights = if cli.model.is_some() { "checkpoint" } else { "random" };
-        let mut out = std::io::stdout();
-        if cli.json {
-            let engines: Vec<_> = rows
-                .iter()
-                .map(|(name, decode, prefill, bytes, gb)| {
-                    serde_json::json!({
-                        "engine": name,
-                        "decode_tokens_per_s": decode,
-                        "prefill_tokens_per_s": if cli.prefill > 0 { Some(prefill) } else { None },
-                        "weight_bytes_per_token": bytes,
-                        "weight_gb_per_s": gb,
-                        "bandwidth_share": gb / self.bandwidth,
-                    })
-                })
-                .collect();
-            let (name, decode, prefill, bytes, gb) = &rows[0];
-            let json = serde_json::json!({
-                "engine": name,
-                "weights": weights,
-                "shape": cli.model.clone().unwrap_or(cli.shape.name().into()),
-                "dtype": cli.dtype.name(),
-                "depth": cli.depth,
-                "threads": threads.count(),
-                "decode_tokens_per_s": decode,
-                "prefill_tokens_per_s": if cli.prefill > 0 { Some(prefill) } else { None },
-                "weight_bytes_per_token": bytes,
-                "stream_gb_per_s": self.bandwidth,
-                "bandwidth_share": gb / self.bandwidth,
-                "weight_bytes": self.engines[0].weight_bytes(),
-                "rss_bytes": self.rss,
-                "load_peak_bytes": self.load_peak,
-                "decode_ratio": ratios.map(|r| r.0),
-                "prefill_ratio": ratios.map(|r| r.1),
-                "engines": engines,
-            });
-            writeln!(out, "{json}")?;
-            return Ok(());
-        }
-        writeln!(
-            out,
-            "{} {}, {weights} weights, {} threads, depth {}; streaming read {:.1} GB/s; load peak {:.2} GB, resident {:.2} GB",
-            cli.model.as_deref().unwrap_or(cli.shape.name()),
-            cli.dtype.name(),
-            threads.count(),
-            cli.depth,
-            self.bandwidth,
-            self.load_peak as f64 / 1e9,
-            self.rss as f64 / 1e9,
-        )?;
-        for (name, decode, prefill, bytes, gb) in &rows {
-            writeln!(
-                out,
-                "{name:>14}: decode {decode:8.2} tokens/s, {:.3} GB/token, {gb:5.1} GB/s = {:.2} of streaming; prefill {prefill:8.1} tokens/s",
-                *bytes as f64 / 1e9,
-                gb / self.bandwidth
-            )?;
-        }
-        if let Some((decode, prefill)) = ratios {
-            writeln!(out, "{:>14}: decode {decode:.2} x, prefill {prefill:.2} x", "ratio")?;
-        }
-        Ok(())
-    }
-}
-
-/// How many times faster the first is: the median over pairs of steps that ran one after the other.
-fn ratio(ours: &[f64], theirs: &[f64]) -> f64 {
-    median(&mut ours.iter().zip(theirs).map(|(a, b)| b / a).collect::<Vec<_>>())
+    let rows: Vec<_> =
+        engines.iter().zip(&times).map(|(e, t)| Row::new(e.as_ref(), t, cli.prefill)).collect();
+    let run =
+        Run { cli, threads, stream_gb_per_s: median(&mut bandwidth), load_peak: memory[0], rss: memory[1] };
+    if cli.json { report::json(&run, &rows, &times) } else { report::text(&run, &rows, &times) }
 }

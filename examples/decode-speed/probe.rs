@@ -9,8 +9,8 @@ use std::{
 
 /// Far more than any cache.
 const BYTES: usize = 1 << 30;
-/// Bytes that a thread reads in one go, small enough for L1.
-const CHUNK: usize = 16 * 1024;
+/// Elements that are summed in one go, so many that the call does not count.
+const CHUNK: usize = 256 * 1024;
 
 /// A buffer that is read over and over.
 pub(crate) struct Probe {
@@ -35,7 +35,7 @@ impl Probe {
         let start = Instant::now();
         let tasks = ranges(words.len(), self.threads.count() * 8, CHUNK);
         self.threads.for_each(tasks, |r| {
-            let sum: f32 = words[r].chunks(CHUNK / 4).map(|c| self.kernels.dot(c, c)).sum();
+            let sum: f32 = words[r].chunks(CHUNK).map(|c| self.kernels.dot(c, c)).sum();
             sink.fetch_xor(sum.to_bits(), Ordering::Relaxed);
         });
         std::hint::black_box(sink.load(Ordering::Relaxed));
