@@ -8,11 +8,12 @@ use arrayvec::ArrayVec;
 use candle_core::utils::barrier_pool;
 use std::sync::{
     Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    time::Instant,
 };
 
 /// Tasks that a region can hold without allocating.
@@ -102,7 +103,7 @@ impl Threads {
                 }
             }
         };
-        if self.0 == 1 || slots.len() <= 1 || IN_REGION.get() {
+        if self.0 == 1 || slots.len() <= 1 || IN_REGION.get() || LATENESS.alone() {
             return work();
         }
         let pool = barrier_pool();
@@ -110,18 +111,77 @@ impl Threads {
         let caller = pool.n_workers();
         // A panic that left `execute` on this thread would poison the pool for the whole process.
         let panicked = Mutex::new(None);
+        let start = Instant::now();
+        let own_ns = AtomicU64::new(0);
         pool.execute(|tid| {
             if tid == caller || tid + 1 < self.0 {
                 IN_REGION.set(true);
                 let result = catch_unwind(AssertUnwindSafe(work));
                 IN_REGION.set(false);
+                if tid == caller {
+                    own_ns.store(nanoseconds(start), Ordering::Relaxed);
+                }
                 if let Err(panic) = result {
                     *panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 }
             }
         });
+        LATENESS.note(own_ns.load(Ordering::Relaxed), nanoseconds(start));
         if let Some(panic) = panicked.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);
+        }
+    }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    since.elapsed().as_nanos() as u64
+}
+
+/// What to do about workers that do not come because their core is busy with something else.
+///
+/// The pool waits for every worker at the end of a region, even for one that finds nothing left to do. A worker that has
+/// lost its core comes a time slice later, milliseconds where a region takes microseconds; without a remedy a single busy
+/// neighbour makes decode ten times slower. So after a late worker the caller runs the next regions alone, more of them
+/// each time it happens again in a row, and then tries once more.
+struct Lateness {
+    /// Regions still to be run alone.
+    alone: AtomicU32,
+    /// How many the last late worker cost.
+    penalty: AtomicU32,
+}
+
+/// One for the process, as the pool is.
+static LATENESS: Lateness = Lateness::new();
+
+impl Lateness {
+    /// A wait shorter than this is what waking a sleeping worker may take.
+    const GRACE_NS: u64 = 200_000;
+    const SHORTEST: u32 = 16;
+    const LONGEST: u32 = 2048;
+
+    const fn new() -> Self {
+        Self { alone: AtomicU32::new(0), penalty: AtomicU32::new(0) }
+    }
+
+    /// Whether the next region is to be run alone; counts it.
+    fn alone(&self) -> bool {
+        let left = self.alone.load(Ordering::Relaxed);
+        if left > 0 {
+            // Two callers may both take the last one; then one region more runs alone.
+            self.alone.store(left - 1, Ordering::Relaxed);
+        }
+        left > 0
+    }
+
+    /// `own_ns`: until the caller had no work left; `all_ns`: until the last worker was done.
+    fn note(&self, own_ns: u64, all_ns: u64) {
+        // A worker's last task may well take as long as all that the caller did.
+        let late = all_ns - own_ns.min(all_ns) > Self::GRACE_NS.max(2 * own_ns);
+        let penalty = self.penalty.load(Ordering::Relaxed);
+        let next = if late { (2 * penalty).clamp(Self::SHORTEST, Self::LONGEST) } else { penalty / 2 };
+        self.penalty.store(next, Ordering::Relaxed);
+        if late {
+            self.alone.store(next, Ordering::Relaxed);
         }
     }
 }
@@ -166,6 +226,23 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.load(Ordering::Relaxed), 20);
+    }
+
+    #[test]
+    fn late_workers_are_left_alone_for_longer_each_time() {
+        let lateness = Lateness::new();
+        let regions = || (0..).take_while(|_| lateness.alone()).count();
+        for expected in [16, 32, 64] {
+            lateness.note(1_000, 3_000_000);
+            assert_eq!(regions(), expected);
+        }
+        for _ in 0..20 {
+            lateness.note(1_000, 50_000);
+        }
+        lateness.note(5_000_000, 9_000_000);
+        assert_eq!(regions(), 0, "neither waking nor a long last task is lateness");
+        lateness.note(1_000, 3_000_000);
+        assert_eq!(regions(), 16, "good regions were forgiven");
     }
 
     #[test]

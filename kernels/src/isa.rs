@@ -48,10 +48,12 @@ pub(crate) unsafe trait Isa: Copy {
     fn reduce_max(self, v: Self::V) -> f32;
 
     fn load_i8(self, x: &[i8; 32]) -> Self::I;
-    /// Low nibbles are elements 0..16, high nibbles elements 16..32; minus 8 each.
-    fn unpack_q4_0(self, x: &[u8; 16]) -> Self::I;
+    /// Low nibbles are elements 0..16, high nibbles elements 16..32; each 0..=15.
+    fn load_u4(self, x: &[u8; 16]) -> Self::I;
     /// Partial sums of `w · x`, exact; `x` is free of −128, `w` is not.
     fn dot_i8(self, w: Self::I, x: Self::I) -> Self::V;
+    /// Partial sums of `start + w · x`, exact; `w` is 0..=15, `x` any byte.
+    fn dot_u4(self, w: Self::I, x: Self::I, start: i32) -> Self::V;
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
     /// Rounds `x · scale` (in −127..=127, halves to even) into `out` and returns the sum.

@@ -144,7 +144,7 @@ fn extreme_quants_are_exact() {
         for w in [-128, -127, -1, 0, 1, 127] {
             for x in [-127, -1, 0, 1, 127] {
                 let weights = [BlockQ8_0 { d: f16::ONE, qs: [w; 32] }];
-                let column = [ActivationBlock { d: 1.0, sum: f32::from(x) * 32.0, qs: [x; 32] }];
+                let column = [ActivationBlock { d: 1.0, sum: 32 * i32::from(x), qs: [x; 32] }];
                 let matrix = Matrix::new(1, 32, Rows::Q8_0(&weights)).unwrap();
                 let got = product(&kernels, matrix, &[], &column, 1)[0][0];
                 let want = 32 * i32::from(w) * i32::from(x);
@@ -153,10 +153,11 @@ fn extreme_quants_are_exact() {
         }
         for nibbles in [0x00, 0x0f, 0xf0, 0xff, 0x88] {
             let weights = [BlockQ4_0 { d: f16::ONE, qs: [nibbles; 16] }];
-            let mut column = [ActivationBlock { d: 1.0, sum: 0.0, qs: [0; 32] }];
+            let mut column = [ActivationBlock { d: 1.0, sum: 0, qs: [0; 32] }];
             for (j, q) in column[0].qs.iter_mut().enumerate() {
                 *q = if j % 3 == 0 { -127 } else { 127 };
             }
+            column[0].sum = column[0].qs.iter().map(|&q| i32::from(q)).sum();
             let matrix = Matrix::new(1, 32, Rows::Q4_0(&weights)).unwrap();
             let (got, want) =
                 (product(&kernels, matrix, &[], &column, 1), product(&Scalar, matrix, &[], &column, 1));
@@ -325,7 +326,7 @@ fn quantize_equals_scalar_bit_for_bit() {
             if seed % 5 == 0 {
                 x[64 + seed as usize % 32] = [f32::NAN, f32::INFINITY, f32::MAX][seed as usize % 3];
             }
-            let zero = ActivationBlock { d: 0.0, sum: 0.0, qs: [0; 32] };
+            let zero = ActivationBlock { d: 0.0, sum: 0, qs: [0; 32] };
             let (mut got, mut want) = ([zero; 4], [zero; 4]);
             kernels.quantize(&x, &mut got);
             Scalar.quantize(&x, &mut want);

@@ -283,7 +283,7 @@ impl Decoder {
         resize(&mut s.gate, rows * c.intermediate_size);
         resize(&mut s.up, rows * c.intermediate_size);
         let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
-        s.blocks.resize(rows * widest / BLOCK_LEN, ActivationBlock { d: 0.0, sum: 0.0, qs: [0; BLOCK_LEN] });
+        s.blocks.resize(rows * widest / BLOCK_LEN, ActivationBlock { d: 0.0, sum: 0, qs: [0; BLOCK_LEN] });
         for (i, layer) in self.layers.iter().enumerate() {
             self.attention(i, layer, step, cache, s);
             self.mlp(layer, s);

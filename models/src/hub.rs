@@ -214,7 +214,8 @@ impl HubRepo {
 impl fmt::Display for HubRepo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (id, revision) = (&self.id, self.repo.revision());
-        write!(f, "model `{id}` at revision `{revision}` on {}", self.endpoint)
+        let place = if self.settings.offline { "the cache, HF_HUB_OFFLINE is set; else on " } else { "" };
+        write!(f, "model `{id}` at revision `{revision}` on {place}{}", self.endpoint)
     }
 }
 

@@ -94,6 +94,9 @@ impl Rope {
             return Err(Error::OutOfRange("rope_theta"));
         }
         let positive = |v: f32| v.is_finite() && v > 0.0;
+        if let RopeScaling::Llama3 { original_max_position_embeddings: 0, .. } = self.scaling {
+            return Err(Error::Zero("rope_scaling original_max_position_embeddings"));
+        }
         match self.scaling {
             RopeScaling::None => Ok(()),
             RopeScaling::Linear { factor } if positive(factor) => Ok(()),

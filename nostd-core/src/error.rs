@@ -30,6 +30,17 @@ pub enum Error {
         /// Elements it has.
         got: usize,
     },
+    /// A matrix has another shape than the configuration asks for.
+    Shape {
+        /// The tensor's name.
+        what: &'static str,
+        /// The decoder block it belongs to, if any.
+        layer: Option<usize>,
+        /// `[rows, cols]` it must have.
+        expected: [usize; 2],
+        /// `[rows, cols]` it has.
+        got: [usize; 2],
+    },
     /// `cols` is not a multiple of the format's block length.
     BlockMultiple {
         /// Columns of the matrix.
@@ -44,12 +55,19 @@ pub enum Error {
         /// The vocabulary's size.
         vocab_size: usize,
     },
-    /// A position is past the end of the cache or the model's context.
+    /// A position is past the end of the cache, the scratch or the model's context.
     Position {
         /// The position asked for.
         position: usize,
         /// Positions there are.
         limit: usize,
+    },
+    /// A position leaves a gap behind the cached ones.
+    Gap {
+        /// The position asked for.
+        position: usize,
+        /// Positions the cache holds.
+        len: usize,
     },
 }
 
@@ -66,6 +84,12 @@ impl fmt::Display for Error {
             Self::Length { what, expected, got } => {
                 write!(f, "{what}: {got} elements, expected {expected}")
             }
+            Self::Shape { what, layer, expected, got } => {
+                if let Some(layer) = layer {
+                    write!(f, "layer {layer}: ")?;
+                }
+                write!(f, "{what} has shape {got:?}, expected {expected:?}")
+            }
             Self::BlockMultiple { cols, block } => {
                 write!(f, "{cols} columns are not a multiple of the block length {block}")
             }
@@ -74,6 +98,9 @@ impl fmt::Display for Error {
             }
             Self::Position { position, limit } => {
                 write!(f, "position {position} is past the limit of {limit} positions")
+            }
+            Self::Gap { position, len } => {
+                write!(f, "position {position} leaves a gap, the cache holds {len} positions")
             }
         }
     }

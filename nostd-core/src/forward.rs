@@ -52,31 +52,33 @@ impl Weights<'_> {
     /// The first tensor whose shape differs, or a bad `config`.
     pub fn validate(&self, c: &Config) -> Result<(), Error> {
         c.validate()?;
-        let matrix = |what, m: &Matrix<'_>, rows: usize, cols: usize| {
-            let (expected, got) = (rows * cols, m.rows() * m.cols());
-            (m.rows() == rows && m.cols() == cols).then_some(()).ok_or(Error::Length { what, expected, got })
+        let matrix = |what, layer, m: &Matrix<'_>, rows: usize, cols: usize| {
+            let (expected, got) = ([rows, cols], [m.rows(), m.cols()]);
+            (expected == got).then_some(()).ok_or(Error::Shape { what, layer, expected, got })
         };
-        let vector = |what, v: &[f32]| {
-            let (expected, got) = (c.hidden_size, v.len());
-            (expected == got).then_some(()).ok_or(Error::Length { what, expected, got })
+        let vector = |what, layer, v: &[f32]| {
+            let (expected, got) = ([1, c.hidden_size], [1, v.len()]);
+            (expected == got).then_some(()).ok_or(Error::Shape { what, layer, expected, got })
         };
         let (expected, got) = (c.num_hidden_layers, self.layers.len());
         if expected != got {
             return Err(Error::Length { what: "layers", expected, got });
         }
-        matrix("embed_tokens", &self.embed_tokens, c.vocab_size, c.hidden_size)?;
-        matrix("lm_head", &self.lm_head, c.vocab_size, c.hidden_size)?;
-        vector("norm", self.norm)?;
-        for l in self.layers {
-            vector("input_layernorm", l.input_layernorm)?;
-            vector("post_attention_layernorm", l.post_attention_layernorm)?;
-            matrix("q_proj", &l.q_proj, c.q_dim(), c.hidden_size)?;
-            matrix("k_proj", &l.k_proj, c.kv_dim(), c.hidden_size)?;
-            matrix("v_proj", &l.v_proj, c.kv_dim(), c.hidden_size)?;
-            matrix("o_proj", &l.o_proj, c.hidden_size, c.q_dim())?;
-            matrix("gate_proj", &l.gate_proj, c.intermediate_size, c.hidden_size)?;
-            matrix("up_proj", &l.up_proj, c.intermediate_size, c.hidden_size)?;
-            matrix("down_proj", &l.down_proj, c.hidden_size, c.intermediate_size)?;
+        let (hidden, inner, q, kv) = (c.hidden_size, c.intermediate_size, c.q_dim(), c.kv_dim());
+        matrix("embed_tokens", None, &self.embed_tokens, c.vocab_size, hidden)?;
+        matrix("lm_head", None, &self.lm_head, c.vocab_size, hidden)?;
+        vector("norm", None, self.norm)?;
+        for (i, l) in self.layers.iter().enumerate() {
+            let i = Some(i);
+            vector("input_layernorm", i, l.input_layernorm)?;
+            vector("post_attention_layernorm", i, l.post_attention_layernorm)?;
+            matrix("q_proj", i, &l.q_proj, q, hidden)?;
+            matrix("k_proj", i, &l.k_proj, kv, hidden)?;
+            matrix("v_proj", i, &l.v_proj, kv, hidden)?;
+            matrix("o_proj", i, &l.o_proj, hidden, q)?;
+            matrix("gate_proj", i, &l.gate_proj, inner, hidden)?;
+            matrix("up_proj", i, &l.up_proj, inner, hidden)?;
+            matrix("down_proj", i, &l.down_proj, hidden, inner)?;
         }
         Ok(())
     }
@@ -171,8 +173,12 @@ pub fn forward<K: KernelSet>(
     if token >= c.vocab_size {
         return Err(Error::TokenId { token, vocab_size: c.vocab_size });
     }
-    if position > cache.len() || position >= cache.capacity().min(s.scores.len()) {
-        return Err(Error::Position { position, limit: cache.capacity().min(cache.len() + 1) });
+    if position > cache.len() {
+        return Err(Error::Gap { position, len: cache.len() });
+    }
+    let limit = cache.capacity().min(s.scores.len()).min(c.max_position_embeddings);
+    if position >= limit {
+        return Err(Error::Position { position, limit });
     }
     if logits.len() != c.vocab_size {
         return Err(Error::Length { what: "logits", expected: c.vocab_size, got: logits.len() });
@@ -256,5 +262,82 @@ fn attention<K: KernelSet>(
         kernels.matmul(past(0), Columns::F32(q), &mut [&mut *scores]);
         kernels.softmax(scores);
         kernels.matmul_t(past(1), &[&*scores], &mut [y]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Activation, Rope, RopeScaling, Scalar};
+    use std::{string::ToString, vec};
+
+    const C: Config = Config {
+        hidden_size: 8,
+        intermediate_size: 12,
+        vocab_size: 5,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 4,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
+        max_position_embeddings: 6,
+        hidden_act: Activation::Silu,
+        gate_shift: 0.0,
+        norm_shift: None,
+    };
+
+    fn with_weights(f: impl Fn(&Weights<'_>)) {
+        let data: vec::Vec<f32> = (0..96).map(|i| libm::sinf(i as f32)).collect();
+        let m = |rows: usize, cols: usize| Matrix::new(rows, cols, Rows::F32(&data[..rows * cols])).unwrap();
+        let layer = LayerWeights {
+            input_layernorm: &data[..8],
+            q_proj: m(8, 8),
+            k_proj: m(4, 8),
+            v_proj: m(4, 8),
+            o_proj: m(8, 8),
+            post_attention_layernorm: &data[..8],
+            gate_proj: m(12, 8),
+            up_proj: m(12, 8),
+            down_proj: m(8, 12),
+        };
+        let layers = [layer];
+        f(&Weights { embed_tokens: m(5, 8), layers: &layers, norm: &data[..8], lm_head: m(5, 8) });
+    }
+
+    #[test]
+    fn positions_are_checked_and_rolled_back() {
+        with_weights(|weights| {
+            weights.validate(&C).unwrap();
+            let mut kv = [0.0; 2 * 20 * 4];
+            let mut cache = KvCache::new(&C, 20, &mut kv).unwrap();
+            let mut data = [0.0; 200];
+            let mut scratch = Scratch::new(&C, 20, &mut data, &mut []).unwrap();
+            let mut step = |token, position, cache: &mut KvCache<'_>| {
+                let mut logits = [0.0; 5];
+                let result = forward(&Scalar, &C, weights, token, position, cache, &mut scratch, &mut logits);
+                result.map(|()| logits)
+            };
+            assert_eq!(step(5, 0, &mut cache), Err(Error::TokenId { token: 5, vocab_size: 5 }));
+            assert_eq!(step(1, 1, &mut cache), Err(Error::Gap { position: 1, len: 0 }));
+            for position in 0..6 {
+                step(position % 5, position, &mut cache).unwrap();
+            }
+            assert_eq!(step(1, 6, &mut cache), Err(Error::Position { position: 6, limit: 6 }));
+            let first = step(2, 2, &mut cache).unwrap();
+            assert_eq!(cache.len(), 3);
+            assert_eq!(step(2, 2, &mut cache).unwrap(), first);
+            assert_ne!(step(3, 2, &mut cache).unwrap(), first);
+        });
+    }
+
+    #[test]
+    fn a_transposed_matrix_is_named_with_its_layer() {
+        with_weights(|weights| {
+            let mut layer = weights.layers[0];
+            layer.down_proj = layer.gate_proj;
+            let err = Weights { layers: &[layer], ..*weights }.validate(&C).unwrap_err().to_string();
+            assert_eq!(err, "layer 0: down_proj has shape [12, 8], expected [8, 12]");
+        });
     }
 }

@@ -14,10 +14,10 @@ pub struct KvCache<'a> {
 }
 
 impl<'a> KvCache<'a> {
-    /// Elements of f32 that `positions` positions need: `2 · layers · positions · kv_dim`.
+    /// Elements of f32 that `positions` positions need: `2 · layers · positions · kv_dim` (`usize::MAX` where that overflows).
     #[must_use]
     pub fn elements(config: &Config, positions: usize) -> usize {
-        2 * config.num_hidden_layers * positions * config.kv_dim()
+        (2 * config.num_hidden_layers).saturating_mul(config.kv_dim()).saturating_mul(positions)
     }
 
     /// An empty cache for `positions` positions.

@@ -27,7 +27,7 @@ impl CustomOp1 for Matmul<'_> {
         }
         let kernels = Kernels::get().map_err(Error::wrap)?;
         let on = On { kernels, threads: Threads::default() };
-        let zero = ActivationBlock { d: 0.0, sum: 0.0, qs: [0; BLOCK_LEN] };
+        let zero = ActivationBlock { d: 0.0, sum: 0, qs: [0; BLOCK_LEN] };
         let blocks = if w.format().is_quantized() { x.len() / BLOCK_LEN } else { 0 };
         let mut y = vec![0.0; x.len() / w.cols() * w.rows()];
         w.matmul(on, x, &mut vec![zero; blocks], &mut y);

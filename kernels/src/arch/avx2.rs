@@ -156,12 +156,11 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn unpack_q4_0(self, x: &[u8; 16]) -> __m256i {
+    fn load_u4(self, x: &[u8; 16]) -> __m256i {
         proven!({
             let packed = _mm_loadu_si128(x.as_ptr().cast());
             let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
-            let nibbles = _mm256_and_si256(both, _mm256_set1_epi8(0x0f));
-            _mm256_sub_epi8(nibbles, _mm256_set1_epi8(8))
+            _mm256_and_si256(both, _mm256_set1_epi8(0x0f))
         })
     }
 
@@ -172,6 +171,16 @@ unsafe impl Isa for Avx2 {
             // so signs stay right; 2 · 128 · 127 fits i16.
             let pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
             _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_u4(self, w: __m256i, x: __m256i, start: i32) -> __m256 {
+        proven!({
+            // 2 · 15 · 128 fits i16.
+            let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+            let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start));
+            _mm256_cvtepi32_ps(_mm256_add_epi32(sums, start))
         })
     }
 

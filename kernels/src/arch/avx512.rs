@@ -149,8 +149,8 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn unpack_q4_0(self, x: &[u8; 16]) -> __m256i {
-        self.0.unpack_q4_0(x)
+    fn load_u4(self, x: &[u8; 16]) -> __m256i {
+        self.0.load_u4(x)
     }
 
     #[inline(always)]
@@ -160,6 +160,14 @@ unsafe impl Isa for Avx512 {
             let zero = _mm256_setzero_si256();
             let sums = _mm256_dpbusd_epi32(zero, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             _mm512_zextps256_ps512(_mm256_cvtepi32_ps(sums))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_u4(self, w: __m256i, x: __m256i, start: i32) -> __m512 {
+        proven!({
+            let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start));
+            _mm512_zextps256_ps512(_mm256_cvtepi32_ps(_mm256_dpbusd_epi32(start, w, x)))
         })
     }
 

@@ -165,25 +165,29 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn unpack_q4_0(self, x: &[u8; 16]) -> [int8x16_t; 2] {
+    fn load_u4(self, x: &[u8; 16]) -> [int8x16_t; 2] {
         proven!({
             let packed = vld1q_u8(x.as_ptr());
-            let offset = vdupq_n_s8(8);
             let low = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(0x0f)));
             let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(packed));
-            [vsubq_s8(low, offset), vsubq_s8(high, offset)]
+            [low, high]
         })
     }
 
     #[inline(always)]
     fn dot_i8(self, w: [int8x16_t; 2], x: [int8x16_t; 2]) -> float32x4_t {
+        self.dot_u4(w, x, 0)
+    }
+
+    #[inline(always)]
+    fn dot_u4(self, w: [int8x16_t; 2], x: [int8x16_t; 2], start: i32) -> float32x4_t {
         proven!({
-            let mut sums = vdupq_n_s32(0);
+            let mut sums = vsetq_lane_s32::<0>(start, vdupq_n_s32(0));
             for (w, x) in [(w[0], x[0]), (w[1], x[1])] {
                 if DOTPROD {
                     sums = sdot(sums, w, x);
                 } else {
-                    // A product of bytes fits i16, a sum of two of them may not (−128 · −128 twice): widen first.
+                    // A product of bytes fits i16, a sum of two of them may not (-128 · -128 twice): widen first.
                     sums = vpadalq_s16(sums, vmull_s8(vget_low_s8(w), vget_low_s8(x)));
                     sums = vpadalq_s16(sums, vmull_high_s8(w, x));
                 }

@@ -125,7 +125,7 @@ float_operand!(f16, f16::ZERO, load_f16);
 float_operand!(bf16, bf16::ZERO, load_bf16);
 
 macro_rules! block_operand {
-    ($t:ty, $load:ident) => {
+    ($t:ty, $load:ident, |$isa:ident, $w:ident, $x:ident| $dot:expr) => {
         impl Operand for $t {
             type Unit = $t;
             type Column = ActivationBlock;
@@ -153,16 +153,16 @@ macro_rules! block_operand {
 
             #[inline(always)]
             fn add<I: Isa, const R: usize, const C: usize>(
-                isa: I,
+                $isa: I,
                 acc: &mut [[I::V; C]; R],
                 w: [&Self; R],
                 x: [&ActivationBlock; C],
             ) {
                 for r in 0..R {
-                    let (quants, d) = (isa.$load(&w[r].qs), isa.splat_f16(w[r].d));
+                    let ($w, d) = ($isa.$load(&w[r].qs), $isa.splat_f16(w[r].d));
                     for c in 0..C {
-                        let sums = isa.dot_i8(quants, isa.load_i8(&x[c].qs));
-                        acc[r][c] = isa.mul_add(sums, isa.mul(d, isa.splat(x[c].d)), acc[r][c]);
+                        let $x = x[c];
+                        acc[r][c] = $isa.mul_add($dot, $isa.mul(d, $isa.splat($x.d)), acc[r][c]);
                     }
                 }
             }
@@ -170,8 +170,9 @@ macro_rules! block_operand {
     };
 }
 
-block_operand!(BlockQ8_0, load_i8);
-block_operand!(BlockQ4_0, unpack_q4_0);
+block_operand!(BlockQ8_0, load_i8, |isa, w, x| isa.dot_i8(w, isa.load_i8(&x.qs)));
+// Nibbles stay unsigned: Σ (q − 8)·x = Σ q·x − 8·Σ x, and the latter sum is known.
+block_operand!(BlockQ4_0, load_u4, |isa, w, x| isa.dot_u4(w, isa.load_i8(&x.qs), -8 * x.sum));
 
 #[inline(always)]
 fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f32]], panel: usize) {

@@ -20,9 +20,9 @@ pub(crate) fn quantize<I: Isa>(isa: I, x: &[f32], blocks: &mut [ActivationBlock]
         let d = isa.reduce_max(max) / 127.0 + poison;
         let scale = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
         block.d = d;
-        block.sum = isa.round_to_i8(chunk, scale, &mut block.qs) as f32;
+        block.sum = isa.round_to_i8(chunk, scale, &mut block.qs);
         if poison.is_nan() {
-            (block.sum, block.qs) = (0.0, [0; BLOCK_LEN]);
+            (block.sum, block.qs) = (0, [0; BLOCK_LEN]);
         }
     }
 }

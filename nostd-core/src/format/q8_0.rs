@@ -42,8 +42,8 @@ impl BlockQ8_0 {
 pub struct ActivationBlock {
     /// Scale.
     pub d: f32,
-    /// `Σ qs[j]`, exact (at most 32 · 127).
-    pub sum: f32,
+    /// `Σ qs[j]`, at most 32 · 127.
+    pub sum: i32,
     /// Quants.
     pub qs: [i8; BLOCK_LEN],
 }
@@ -58,8 +58,7 @@ impl ActivationBlock {
         // 1/d of a subnormal d is infinite; such a block is zero beside any other number of the row.
         let id = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
         let qs = x.map(|v| libm::rintf(v * id) as i8);
-        let sum: i32 = qs.iter().map(|&q| i32::from(q)).sum();
-        Self { d, sum: sum as f32, qs }
+        Self { d, sum: qs.iter().map(|&q| i32::from(q)).sum(), qs }
     }
 }
 

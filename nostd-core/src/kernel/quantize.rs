@@ -26,10 +26,10 @@ mod tests {
             *v = libm::sinf(i as f32) * 3.0;
         }
         let mut blocks = [ActivationBlock::quantize(&[0.0; 32])];
-        assert_eq!((blocks[0].d, blocks[0].sum, blocks[0].qs), (0.0, 0.0, [0; 32]));
+        assert_eq!((blocks[0].d, blocks[0].sum, blocks[0].qs), (0.0, 0, [0; 32]));
         quantize(&x, &mut blocks);
         let b = blocks[0];
-        assert_eq!(b.sum, b.qs.iter().map(|&q| f32::from(q)).sum::<f32>());
+        assert_eq!(b.sum, b.qs.iter().map(|&q| i32::from(q)).sum::<i32>());
         let mut q8 = [0.0; 32];
         BlockQ8_0::quantize(&x).dequantize(&mut q8);
         let mut q4 = [0.0; 32];
