@@ -19,17 +19,6 @@ impl Avx512 {
     }
 }
 
-/// Intrinsics on values and on memory that a slice borrow guarantees.
-macro_rules! proven {
-    ($e:expr) => {{
-        // SAFETY: the token `self` proves the instruction set; pointers come from slices of the width read or written.
-        #[allow(clippy::macro_metavars_in_unsafe, reason = "the macro exists to say the reason once")]
-        unsafe {
-            $e
-        }
-    }};
-}
-
 // SAFETY: `Avx512::new` is the only constructor and demands the instruction set.
 unsafe impl Isa for Avx512 {
     type V = __m512;

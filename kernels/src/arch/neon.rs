@@ -17,17 +17,6 @@ impl<const DOTPROD: bool> Neon<DOTPROD> {
     }
 }
 
-/// Intrinsics on values and on memory that a slice borrow guarantees.
-macro_rules! proven {
-    ($e:expr) => {{
-        // SAFETY: the token `self` proves the instruction set; pointers come from slices of the width read or written.
-        #[allow(clippy::macro_metavars_in_unsafe, unused_unsafe, reason = "the reason is said once for all")]
-        unsafe {
-            $e
-        }
-    }};
-}
-
 /// `acc + Σ a·b` over groups of four bytes. The intrinsic is not stable in Rust 1.95.
 ///
 /// # Safety

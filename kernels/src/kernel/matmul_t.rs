@@ -60,35 +60,27 @@ float_summand!(f32, 0.0, load);
 float_summand!(f16, f16::ZERO, load_f16);
 float_summand!(bf16, bf16::ZERO, load_bf16);
 
-impl Summand for BlockQ8_0 {
-    const PER_UNIT: usize = 1;
-    type Unit = Self;
+macro_rules! block_summand {
+    ($t:ty, |$unit:ident| $quants:expr) => {
+        impl Summand for $t {
+            const PER_UNIT: usize = 1;
+            type Unit = Self;
 
-    #[inline(always)]
-    fn unit(row: &[Self]) -> Self {
-        row[0]
-    }
+            #[inline(always)]
+            fn unit(row: &[Self]) -> Self {
+                row[0]
+            }
 
-    #[inline(always)]
-    fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
-        isa.mul(isa.widen_i8(&unit.qs, i), isa.splat_f16(unit.d))
-    }
+            #[inline(always)]
+            fn vector<I: Isa>(isa: I, $unit: &Self, i: usize) -> I::V {
+                isa.mul(isa.widen_i8(&$quants, i), isa.splat_f16($unit.d))
+            }
+        }
+    };
 }
 
-impl Summand for BlockQ4_0 {
-    const PER_UNIT: usize = 1;
-    type Unit = Self;
-
-    #[inline(always)]
-    fn unit(row: &[Self]) -> Self {
-        row[0]
-    }
-
-    #[inline(always)]
-    fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
-        isa.mul(isa.widen_i8(&unit.unpack(), i), isa.splat_f16(unit.d))
-    }
-}
+block_summand!(BlockQ8_0, |unit| unit.qs);
+block_summand!(BlockQ4_0, |unit| unit.unpack());
 
 #[inline(always)]
 fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut [&mut [f32]]) {
