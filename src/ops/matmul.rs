@@ -88,7 +88,7 @@ mod tests {
     fn noise(dims: &[usize]) -> Tensor {
         let n: usize = dims.iter().product();
         let value = |i: u64| {
-            let h = (i + 1 + n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let h = ((i + 1) ^ (n as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let h = (h ^ (h >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             ((h >> 40) as f32 / (1 << 24) as f32 - 0.5) * 12_f32.sqrt()
         };
