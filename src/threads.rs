@@ -35,9 +35,6 @@ impl Default for Threads {
 }
 
 impl Threads {
-    /// The calling thread only.
-    pub const ONE: Self = Self(1);
-
     /// At most `n` threads of candle's pool.
     ///
     /// # Errors

@@ -93,25 +93,6 @@ impl Weight {
         Self::stacked(format, cols, &[rows], |_| Ok(t.clone()))
     }
 
-    /// A matrix whose bytes `fill` writes, for measurements on random weights.
-    ///
-    /// # Errors
-    /// `cols` is no multiple of the block length, or the memory is not there.
-    pub fn from_bytes(
-        format: Format,
-        rows: usize,
-        cols: usize,
-        fill: impl FnOnce(&mut [u8]),
-    ) -> Result<Self> {
-        if !cols.is_multiple_of(format.block_len()) {
-            bail!("weight: {cols} columns are no multiple of {}", format.block_len());
-        }
-        let mut data = Buffer::zeroed(rows * format.row_bytes(cols))?;
-        let len = rows * format.row_bytes(cols);
-        fill(&mut data.bytes_mut()[..len]);
-        Ok(Self { rows, cols, format, data: Arc::new(data) })
-    }
-
     /// Rows.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -160,15 +141,7 @@ impl Weight {
     /// # Panics
     /// Shapes do not fit.
     pub fn matmul(&self, on: On<'_>, x: &[f32], blocks: &mut [ActivationBlock], y: &mut [f32]) {
-        let columns = on.columns(self.format, self.cols, x, blocks);
-        self.matmul_columns(on, columns, y);
-    }
-
-    /// As [`Self::matmul`] with `x` already in the form that the format wants.
-    ///
-    /// # Panics
-    /// Shapes do not fit.
-    pub fn matmul_columns(&self, on: On<'_>, x: Columns<'_>, y: &mut [f32]) {
+        let x = on.columns(self.format, self.cols, x, blocks);
         let w = self.matrix();
         let n = x.count(self.cols);
         assert_eq!(y.len(), n * self.rows, "matmul: y is not [n, rows]");
@@ -219,12 +192,6 @@ pub struct On<'a> {
 }
 
 impl On<'_> {
-    /// The same kernels on the calling thread only.
-    #[must_use]
-    pub fn alone(self) -> Self {
-        Self { threads: Threads::ONE, ..self }
-    }
-
     /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
     ///
     /// # Panics

@@ -4,12 +4,9 @@ use crate::Cli;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use candle_sparse::{Threads, core::Format, loading};
+use candle_sparse::{Threads, core::Format};
 use candle_sparse_models::{
-    decoder::LoadOptions,
-    files::{ModelFiles, Weights},
-    hub::HubSettings,
-    llama,
+    decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama, pretrained::var_builder,
 };
 use candle_transformers::models::llama as candle_llama;
 use half::{bf16, f16};
@@ -51,20 +48,12 @@ impl Source {
         Ok(Self { config: files.config.to_vec(), files: Some(files), dtype })
     }
 
-    /// As an app of ours would load it.
-    fn ours(&self) -> Result<VarBuilder<'static>> {
-        Ok(match self.files.as_ref().map(|f| &f.weights) {
+    /// For both engines: candle's memory map would need unsafe code, and changes the load alone.
+    fn var_builder(&self) -> Result<VarBuilder<'static>> {
+        Ok(match &self.files {
             None => VarBuilder::from_backend(Box::new(Random), self.dtype, Device::Cpu),
-            Some(Weights::Files(paths)) => loading::var_builder(paths, Some(self.dtype), &Device::Cpu)?,
-            Some(Weights::Embedded(bytes)) => {
-                VarBuilder::from_slice_safetensors(bytes, self.dtype, &Device::Cpu)?
-            }
+            Some(files) => var_builder(files, Some(self.dtype))?,
         })
-    }
-
-    /// As candle's example loads it, but for the memory map, which needs unsafe code: the file is read whole.
-    fn candles(&self) -> Result<VarBuilder<'static>> {
-        self.ours()
     }
 }
 
@@ -128,7 +117,7 @@ impl Ours {
         let config: llama::LlamaConfig = serde_json::from_slice(&source.config).context("config.json")?;
         let config = config.into_config(false);
         let options = LoadOptions { format: Some(format), threads: Some(threads) };
-        let model = llama::Llama::load_with(source.ours()?, &config, options)?;
+        let model = llama::Llama::load_with(source.var_builder()?, &config, options)?;
         let kv = if format == Format::F32 { DType::F32 } else { DType::F16 };
         let cache = llama::Cache::new(true, kv, &config, &Device::Cpu)?;
         Ok(Self { model, cache, logits: vec![0.0; config.vocab_size] })
@@ -183,7 +172,7 @@ impl Candle {
         let config: candle_llama::LlamaConfig =
             serde_json::from_slice(&source.config).context("config.json")?;
         let config = config.into_config(false);
-        let model = candle_llama::Llama::load(source.candles()?, &config)?;
+        let model = candle_llama::Llama::load(source.var_builder()?, &config)?;
         let cache = candle_llama::Cache::new(true, source.dtype, &config, &Device::Cpu)?;
         let (h, i) = (config.hidden_size, config.intermediate_size);
         let kv = h / config.num_attention_heads * config.num_key_value_heads;

@@ -44,23 +44,11 @@ impl Pretrained {
                 "{name}: the tokenizer has {tokens} tokens, the model only {vocab}: they do not belong together"
             )));
         }
-        let vb = Self::var_builder(files)?;
+        let vb = var_builder(files, None)?;
         let stored_dtype = vb.dtype();
         let model = Llama::load_with(vb, &config, options)
             .map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
         Ok(Self { model, config, tokenizer, stored_dtype })
-    }
-
-    fn var_builder(files: &ModelFiles) -> Result<VarBuilder<'static>> {
-        match &files.weights {
-            Weights::Files(paths) => loading::var_builder(paths, None, &Device::Cpu),
-            Weights::Embedded(bytes) => {
-                let name = "model.embed_tokens.weight";
-                let all = candle_core::safetensors::SliceSafetensors::new(bytes)?;
-                let dtype = all.load(name, &Device::Cpu)?.dtype();
-                VarBuilder::from_slice_safetensors(bytes, dtype, &Device::Cpu)
-            }
-        }
     }
 
     /// Whether a token ends the text: `eos_token_id`, or `</s>` where the configuration has none.
@@ -81,6 +69,25 @@ impl Pretrained {
             _ => DType::F32,
         }
     }
+}
+
+/// The weights of a model, read tensor by tensor, in `dtype` or as they are stored.
+///
+/// # Errors
+/// A file that is missing, truncated or corrupt.
+pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilder<'static>> {
+    let bytes = match &files.weights {
+        Weights::Files(paths) => return loading::var_builder(paths, dtype, &Device::Cpu),
+        Weights::Embedded(bytes) => bytes,
+    };
+    let dtype = match dtype {
+        Some(dtype) => dtype,
+        None => {
+            let all = candle_core::safetensors::SliceSafetensors::new(bytes)?;
+            all.load("model.embed_tokens.weight", &Device::Cpu)?.dtype()
+        }
+    };
+    VarBuilder::from_slice_safetensors(bytes, dtype, &Device::Cpu)
 }
 
 /// The end tokens of `config.json` and `generation_config.json`; chat models name some only in the latter.
