@@ -6,7 +6,7 @@
 use candle_core::{Device, Result, Tensor};
 use candle_sparse::{
     Weight,
-    core::{Activation, ActivationBlock, BLOCK_LEN, Columns, Format, KernelSet},
+    core::{Activation, ActivationGroup, Columns, Format, KernelSet},
     kernels::Kernels,
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -34,14 +34,16 @@ fn products(c: &mut Criterion) -> Result<()> {
             group.throughput(Throughput::Bytes(w.bytes() as u64));
             let x = numbers(columns * cols);
             for kernels in Kernels::available() {
-                let mut blocks =
-                    vec![ActivationBlock { d: 0.0, sum: 0, qs: [0; BLOCK_LEN] }; x.len() / BLOCK_LEN];
-                kernels.quantize(&x, &mut blocks);
+                let per_column = ActivationGroup::count(cols);
+                let mut groups = vec![ActivationGroup::ZERO; columns * per_column];
+                for (x, groups) in x.chunks(cols).zip(groups.chunks_mut(per_column)) {
+                    kernels.quantize(x, groups);
+                }
                 let mut y = vec![0.0; columns * rows];
                 group.bench_function(kernels.level().name(), |b| {
                     b.iter(|| {
                         let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(rows).collect();
-                        let quantized = Columns::Quantized(&blocks);
+                        let quantized = Columns::Quantized(&groups);
                         let x = if format.is_quantized() { quantized } else { Columns::F32(&x) };
                         kernels.matmul(w.matrix(), black_box(x), &mut y);
                     });

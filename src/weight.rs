@@ -2,7 +2,7 @@
 
 use crate::{
     buffer::Buffer,
-    core::{ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix},
+    core::{ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix},
     kernels::Kernels,
     threads::{Threads, ranges},
 };
@@ -135,13 +135,13 @@ impl Weight {
 
     /// `y[c][r] = Σ_k w[r, k] · x[c, k]` for the rows of `x` `[n, cols]`, into `y` `[n, rows]`, over all threads.
     ///
-    /// For one column nothing is allocated. `blocks` is working memory of `n · cols / 32` blocks, used by quantised
-    /// formats. Cost: `n · rows · cols` multiply-adds; the weights are read once per call.
+    /// For one column nothing is allocated. `groups` is working memory of `n` times [`ActivationGroup::count`], used by
+    /// quantised formats. Cost: `n · rows · cols` multiply-adds; the weights are read once per call.
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub fn matmul(&self, on: On<'_>, x: &[f32], blocks: &mut [ActivationBlock], y: &mut [f32]) {
-        let x = on.columns(self.format, self.cols, x, blocks);
+    pub fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+        let x = on.columns(self.format, self.cols, x, groups);
         let w = self.matrix();
         let n = x.count(self.cols);
         assert_eq!(y.len(), n * self.rows, "matmul: y is not [n, rows]");
@@ -195,14 +195,14 @@ impl On<'_> {
     /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
     ///
     /// # Panics
-    /// `blocks` is too short for a quantised format.
+    /// `groups` is too short for a quantised format.
     #[must_use]
     pub fn columns<'b>(
         self,
         format: Format,
         cols: usize,
         x: &'b [f32],
-        blocks: &'b mut [ActivationBlock],
+        groups: &'b mut [ActivationGroup],
     ) -> Columns<'b> {
         if !format.is_quantized() {
             return Columns::F32(x);
@@ -210,12 +210,17 @@ impl On<'_> {
         if x.is_empty() {
             return Columns::Quantized(&[]);
         }
-        let blocks = &mut blocks[..x.len() / BLOCK_LEN];
+        let per_row = ActivationGroup::count(cols);
+        let groups = &mut groups[..x.len() / cols * per_row];
         let tasks = self.threads.tasks(x.len() / cols, size_of_val(x) / 4);
         let rows = (x.len() / cols).div_ceil(tasks);
-        let parts = x.chunks(rows * cols).zip(blocks.chunks_mut(rows * cols / BLOCK_LEN));
-        self.threads.for_each(parts, |(x, blocks)| self.kernels.quantize(x, blocks));
-        Columns::Quantized(blocks)
+        let parts = x.chunks(rows * cols).zip(groups.chunks_mut(rows * per_row));
+        self.threads.for_each(parts, |(x, groups)| {
+            for (x, groups) in x.chunks_exact(cols).zip(groups.chunks_exact_mut(per_row)) {
+                self.kernels.quantize(x, groups);
+            }
+        });
+        Columns::Quantized(groups)
     }
 }
 

@@ -1,5 +1,7 @@
-//! What a kernel body may ask of an instruction set: vectors of f32 inside blocks of 32 elements, and byte products.
+//! What a kernel body may ask of an instruction set: vectors of f32 inside blocks of 32 elements, and byte products over
+//! groups of four blocks (see `ActivationGroup` for their lanes).
 
+use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
 use half::{bf16, f16};
 
 /// A vector instruction set. Block arguments are array references, so bodies need no unsafe code.
@@ -11,8 +13,10 @@ use half::{bf16, f16};
 pub(crate) unsafe trait Isa: Copy {
     /// `LANES` numbers.
     type V: Copy;
-    /// 32 signed bytes.
+    /// `4 · LANES` bytes: four of each lane.
     type I: Copy;
+    /// `LANES` sums of byte products.
+    type S: Copy;
     /// Numbers per vector; divides 32.
     const LANES: usize;
     /// Columns that a tile of four rows holds in registers (1 to 4).
@@ -47,15 +51,28 @@ pub(crate) unsafe trait Isa: Copy {
     fn reduce_add(self, v: Self::V) -> f32;
     fn reduce_max(self, v: Self::V) -> f32;
 
-    fn load_i8(self, x: &[i8; 32]) -> Self::I;
-    /// Low nibbles are elements 0..16, high nibbles elements 16..32; each 0..=15.
-    fn load_u4(self, x: &[u8; 16]) -> Self::I;
-    /// Partial sums of `w · x`, exact; `x` is free of −128, `w` is not.
-    fn dot_i8(self, w: Self::I, x: Self::I) -> Self::V;
-    /// Partial sums of `start + w · x`, exact; `w` is 0..=15, `x` any byte.
-    fn dot_u4(self, w: Self::I, x: Self::I, start: i32) -> Self::V;
+    /// Vector `i` of scales or other numbers per lane of a group.
+    fn load_lanes(self, x: &[f32; 16], i: usize) -> Self::V;
+    /// Vector `i` of one half of a group of activations.
+    fn load_quants(self, x: &[i8; 64], i: usize) -> Self::I;
+    /// Both halves of vector `i` of four blocks, as this instruction set wants them for [`Self::dot_i8`], and scales.
+    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> ([Self::I; 2], Self::V);
+    /// Both halves of vector `i` of four blocks, 0..=15, and scales.
+    fn q4_0(self, w: &[BlockQ4_0; 4], i: usize) -> ([Self::I; 2], Self::V);
+
+    /// What the sums of [`Self::dot_i8`] begin with, given `neg_sums` of the activations.
+    fn start_i8(self, neg_sums: &[i32; 16], i: usize) -> Self::S;
+    /// `neg_sums · 2^SHIFT`: what sums begin with if all weights are `2^SHIFT` too large.
+    fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], i: usize) -> Self::S;
+    /// `sums + w · x`, exact; `w` from [`Self::q8_0`], `x` free of −128.
+    fn dot_i8(self, sums: Self::S, w: Self::I, x: Self::I) -> Self::S;
+    /// `sums + w · x`, exact; `w` is 0..=63, `x` any byte.
+    fn dot_u6(self, sums: Self::S, w: Self::I, x: Self::I) -> Self::S;
+    fn sums_to_f32(self, sums: Self::S) -> Self::V;
+    /// Writes `−Σ` of each lane's eight bytes as vector `i` of `out`.
+    fn neg_sums(self, x: [Self::I; 2], out: &mut [i32; 16], i: usize);
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
-    /// Rounds `x · scale` (in −127..=127, halves to even) into `out` and returns the sum.
-    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) -> i32;
+    /// Rounds `x · scale` (in −127..=127, halves to even) into `out`.
+    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]);
 }

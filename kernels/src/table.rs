@@ -4,7 +4,7 @@ use crate::{
     kernel,
     level::{Level, LevelError},
 };
-use candle_sparse_core::{Activation, ActivationBlock, Columns, KernelSet, Matrix, Scalar};
+use candle_sparse_core::{Activation, ActivationGroup, Columns, KernelSet, Matrix, Scalar};
 use std::sync::OnceLock;
 
 type Matmul = unsafe fn(Matrix<'_>, Columns<'_>, &mut [&mut [f32]]);
@@ -22,7 +22,7 @@ pub struct Kernels {
     softmax: unsafe fn(&mut [f32]),
     exp_sum: unsafe fn(&mut [f32], f32) -> (f32, f32),
     gated: unsafe fn(Activation, f32, &[f32], &mut [f32]),
-    quantize: unsafe fn(&[f32], &mut [ActivationBlock]),
+    quantize: unsafe fn(&[f32], &mut [ActivationGroup]),
 }
 
 macro_rules! table {
@@ -68,9 +68,9 @@ macro_rules! table {
             kernel::activation::gated(unsafe { $token }, act, gate_shift, gate, y);
         }
         #[target_feature(enable = $features)]
-        fn quantize(x: &[f32], blocks: &mut [ActivationBlock]) {
+        fn quantize(x: &[f32], groups: &mut [ActivationGroup]) {
             // SAFETY: as in `matmul`.
-            kernel::quantize::quantize(unsafe { $token }, x, blocks);
+            kernel::quantize::quantize(unsafe { $token }, x, groups);
         }
         Kernels { level: $level, matmul, matmul_t, dot, axpy, rms_norm, softmax, exp_sum, gated, quantize }
     }};
@@ -86,7 +86,7 @@ const SCALAR: Kernels = Kernels {
     softmax: |x| Scalar.softmax(x),
     exp_sum: |x, max_before| Scalar.exp_sum(x, max_before),
     gated: |act, gate_shift, gate, y| Scalar.gated(act, gate_shift, gate, y),
-    quantize: |x, blocks| Scalar.quantize(x, blocks),
+    quantize: |x, groups| Scalar.quantize(x, groups),
 };
 
 impl Kernels {
@@ -197,7 +197,7 @@ impl KernelSet for Kernels {
     }
 
     #[inline]
-    fn quantize(&self, x: &[f32], blocks: &mut [ActivationBlock]) {
-        call!((self.quantize)(x, blocks));
+    fn quantize(&self, x: &[f32], groups: &mut [ActivationGroup]) {
+        call!((self.quantize)(x, groups));
     }
 }

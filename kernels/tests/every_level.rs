@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use candle_sparse_core::{
-    Activation, ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix, Rows,
+    Activation, ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix, Rows,
     Scalar,
 };
 use candle_sparse_kernels::Kernels;
@@ -56,18 +56,19 @@ impl Stored {
     }
 }
 
-fn quantized(x: &[f32]) -> Vec<ActivationBlock> {
-    x.as_chunks::<BLOCK_LEN>().0.iter().map(ActivationBlock::quantize).collect()
+/// Columns of `cols` elements, for quantised matrices.
+fn quantized(x: &[f32], cols: usize) -> Vec<ActivationGroup> {
+    x.chunks(cols).flat_map(|x| x.as_chunks().0.chunks(4).map(ActivationGroup::quantize)).collect()
 }
 
 fn product<K: KernelSet>(
     k: &K,
     w: Matrix<'_>,
     x: &[f32],
-    blocks: &[ActivationBlock],
+    groups: &[ActivationGroup],
     n: usize,
 ) -> Vec<Vec<f32>> {
-    let columns = if w.format().is_quantized() { Columns::Quantized(blocks) } else { Columns::F32(x) };
+    let columns = if w.format().is_quantized() { Columns::Quantized(groups) } else { Columns::F32(x) };
     let mut y = vec![vec![f32::NAN; w.rows()]; n];
     let mut slices: Vec<&mut [f32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
     k.matmul(w, columns, &mut slices);
@@ -92,8 +93,8 @@ fn matmul_agrees_with_scalar_at_every_length() {
             for format in Format::ALL.into_iter().filter(|f| cols.is_multiple_of(f.block_len())) {
                 let stored = Stored::new(format, &numbers(rows * cols, 1));
                 let (w, x) = (stored.matrix(rows, cols), numbers(n * cols, 2));
-                let blocks = quantized(&x);
-                let (got, want) = (product(&kernels, w, &x, &blocks, n), product(&Scalar, w, &x, &blocks, n));
+                let groups = quantized(&x, cols);
+                let (got, want) = (product(&kernels, w, &x, &groups, n), product(&Scalar, w, &x, &groups, n));
                 for (c, (got, want)) in got.iter().zip(&want).enumerate() {
                     for (r, (g, v)) in got.iter().zip(want).enumerate() {
                         let mut row = vec![0.0; cols];
@@ -120,10 +121,10 @@ fn a_row_alone_has_the_same_bits_as_among_others() {
             let stored = Stored::new(format, &numbers(rows * cols, 3));
             for n in [1, 2, 3, 7] {
                 let (w, x) = (stored.matrix(rows, cols), numbers(n * cols, 4));
-                let blocks = quantized(&x);
-                let all = product(&kernels, w, &x, &blocks, n);
+                let groups = quantized(&x, cols);
+                let all = product(&kernels, w, &x, &groups, n);
                 for r in [0, 1, 2, 3, 50, 99, 100] {
-                    let alone = product(&kernels, w.slice_rows(r..r + 1), &x, &blocks, n);
+                    let alone = product(&kernels, w.slice_rows(r..r + 1), &x, &groups, n);
                     for (all, alone) in all.iter().zip(&alone) {
                         let level = kernels.level();
                         assert_eq!(
@@ -138,13 +139,24 @@ fn a_row_alone_has_the_same_bits_as_among_others() {
     }
 }
 
+/// A group whose last block holds `qs` with scale 1.
+fn group(qs: &[i8; 32]) -> ActivationGroup {
+    let mut group = ActivationGroup::ZERO;
+    group.set_block(3, 1.0, qs);
+    for l in 0..16 {
+        group.neg_sums[l] =
+            -group.qs.iter().flat_map(|half| &half[4 * l..4 * l + 4]).map(|&q| i32::from(q)).sum::<i32>();
+    }
+    group
+}
+
 #[test]
 fn extreme_quants_are_exact() {
     for kernels in Kernels::available() {
         for w in [-128, -127, -1, 0, 1, 127] {
             for x in [-127, -1, 0, 1, 127] {
                 let weights = [BlockQ8_0 { d: f16::ONE, qs: [w; 32] }];
-                let column = [ActivationBlock { d: 1.0, sum: 32 * i32::from(x), qs: [x; 32] }];
+                let column = [group(&[x; 32])];
                 let matrix = Matrix::new(1, 32, Rows::Q8_0(&weights)).unwrap();
                 let got = product(&kernels, matrix, &[], &column, 1)[0][0];
                 let want = 32 * i32::from(w) * i32::from(x);
@@ -153,11 +165,7 @@ fn extreme_quants_are_exact() {
         }
         for nibbles in [0x00, 0x0f, 0xf0, 0xff, 0x88] {
             let weights = [BlockQ4_0 { d: f16::ONE, qs: [nibbles; 16] }];
-            let mut column = [ActivationBlock { d: 1.0, sum: 0, qs: [0; 32] }];
-            for (j, q) in column[0].qs.iter_mut().enumerate() {
-                *q = if j % 3 == 0 { -127 } else { 127 };
-            }
-            column[0].sum = column[0].qs.iter().map(|&q| i32::from(q)).sum();
+            let column = [group(&core::array::from_fn(|j| if j % 3 == 0 { -127 } else { 127 }))];
             let matrix = Matrix::new(1, 32, Rows::Q4_0(&weights)).unwrap();
             let (got, want) =
                 (product(&kernels, matrix, &[], &column, 1), product(&Scalar, matrix, &[], &column, 1));
@@ -320,19 +328,23 @@ fn gate_shift_and_tails_follow_scalar() {
 fn quantize_equals_scalar_bit_for_bit() {
     for kernels in Kernels::available() {
         for seed in 0..if cfg!(miri) { 2 } else { 200 } {
-            let mut x = numbers(128, seed);
+            let mut x = numbers(160, seed);
             x.iter_mut().for_each(|v| *v *= 2f32.powi(seed as i32 - 100));
             x[40] = 0.5 / 127.0;
             if seed % 5 == 0 {
                 x[64 + seed as usize % 32] = [f32::NAN, f32::INFINITY, f32::MAX][seed as usize % 3];
             }
-            let zero = ActivationBlock { d: 0.0, sum: 0, qs: [0; 32] };
-            let (mut got, mut want) = ([zero; 4], [zero; 4]);
-            kernels.quantize(&x, &mut got);
-            Scalar.quantize(&x, &mut want);
-            for (g, w) in got.iter().zip(&want) {
-                assert!(g.d.to_bits() == w.d.to_bits() || (g.d.is_nan() && w.d.is_nan()), "{g:?} {w:?}");
-                assert_eq!((g.sum, g.qs), (w.sum, w.qs), "{}", kernels.level());
+            let dirty = ActivationGroup { neg_sums: [7; 16], ..ActivationGroup::quantize(&[[0.5; 32]; 4]) };
+            for blocks in [4, 5, 1] {
+                let (mut got, mut want) = ([dirty; 2], [dirty; 2]);
+                let n = ActivationGroup::count(32 * blocks);
+                kernels.quantize(&x[..32 * blocks], &mut got[..n]);
+                Scalar.quantize(&x[..32 * blocks], &mut want[..n]);
+                for (g, w) in got.iter().zip(&want) {
+                    let same = |(g, w): (&f32, &f32)| g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan());
+                    assert!(g.d.iter().zip(&w.d).all(same), "{g:?} {w:?}");
+                    assert_eq!((g.neg_sums, g.qs), (w.neg_sums, w.qs), "{}", kernels.level());
+                }
             }
         }
     }

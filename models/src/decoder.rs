@@ -14,7 +14,7 @@ use candle_sparse::{
     Threads, Weight,
     attention::{AttentionScratch, Queries, attention},
     core::{
-        ActivationBlock, BLOCK_LEN, Columns, Config, KernelSet,
+        ActivationGroup, Columns, Config, KernelSet,
         kernel::{rms_norm::shifted_relu, rope},
     },
     kernels::{Kernels, Level},
@@ -71,7 +71,7 @@ pub struct Scratch {
     last: Vec<f32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
-    blocks: Vec<ActivationBlock>,
+    groups: Vec<ActivationGroup>,
     attention: AttentionScratch,
 }
 
@@ -283,7 +283,7 @@ impl Decoder {
         resize(&mut s.gate, rows * c.intermediate_size);
         resize(&mut s.up, rows * c.intermediate_size);
         let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
-        s.blocks.resize(rows * widest / BLOCK_LEN, ActivationBlock { d: 0.0, sum: 0, qs: [0; BLOCK_LEN] });
+        s.groups.resize(rows * ActivationGroup::count(widest), ActivationGroup::ZERO);
         for (i, layer) in self.layers.iter().enumerate() {
             self.attention(i, layer, step, cache, s);
             self.mlp(layer, s);
@@ -296,7 +296,7 @@ impl Decoder {
         let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
         let width = q_dim + 2 * kv_dim;
         self.norm(&s.x, &layer.input_layernorm, &mut s.normed);
-        layer.qkv_proj.matmul(on, &s.normed, &mut s.blocks, &mut s.qkv);
+        layer.qkv_proj.matmul(on, &s.normed, &mut s.groups, &mut s.qkv);
         self.rotate(step, s);
         for (row, qkv) in s.qkv.chunks_exact(width).enumerate() {
             let (sequence, position) = (row / step.seq_len, step.index_pos + row % step.seq_len);
@@ -305,7 +305,7 @@ impl Decoder {
         }
         let q = Queries { rows: &s.qkv, width, seq_len: step.seq_len, index_pos: step.index_pos };
         attention(on, c, cache, i, q, &mut s.attention, &mut s.attended);
-        layer.o_proj.matmul(on, &s.attended, &mut s.blocks, &mut s.normed);
+        layer.o_proj.matmul(on, &s.attended, &mut s.groups, &mut s.normed);
         self.add(&s.normed, &mut s.x);
     }
 
@@ -332,9 +332,9 @@ impl Decoder {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let format = layer.gate_proj.weight.format();
-        let columns = on.columns(format, c.hidden_size, &s.normed, &mut s.blocks);
+        let columns = on.columns(format, c.hidden_size, &s.normed, &mut s.groups);
         self.gate_up(layer, columns, &mut s.gate, &mut s.up);
-        layer.down_proj.matmul(on, &s.up, &mut s.blocks, &mut s.normed);
+        layer.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed);
         self.add(&s.normed, &mut s.x);
     }
 
@@ -379,7 +379,7 @@ impl Decoder {
             let x = &s.x[row * hidden..(row + 1) * hidden];
             self.kernels.rms_norm(x, &self.norm, c.rms_norm_eps, y);
         }
-        self.lm_head.matmul(self.on(), &s.last, &mut s.blocks, logits);
+        self.lm_head.matmul(self.on(), &s.last, &mut s.groups, logits);
     }
 
     /// What attention and FFN read: the norm, for shifted-ReLU models `max(norm − shift, 0)`.
@@ -417,8 +417,8 @@ impl Decoder {
 }
 
 impl Projection {
-    fn matmul(&self, on: On<'_>, x: &[f32], blocks: &mut [ActivationBlock], y: &mut [f32]) {
-        self.weight.matmul(on, x, blocks, y);
+    fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+        self.weight.matmul(on, x, groups, y);
         for y in y.chunks_exact_mut(self.weight.rows()) {
             add_bias(y, self.bias.as_deref());
         }

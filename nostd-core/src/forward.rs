@@ -3,7 +3,7 @@
 use crate::{
     config::Config,
     error::Error,
-    format::{ActivationBlock, BLOCK_LEN},
+    format::ActivationGroup,
     kernel::{KernelSet, rms_norm::shifted_relu, rope},
     kv_cache::KvCache,
     matrix::{Columns, Matrix, Rows},
@@ -98,7 +98,7 @@ pub struct Scratch<'a> {
     scores: &'a mut [f32],
     cos: &'a mut [f32],
     sin: &'a mut [f32],
-    blocks: &'a mut [ActivationBlock],
+    groups: &'a mut [ActivationGroup],
 }
 
 impl<'a> Scratch<'a> {
@@ -108,13 +108,13 @@ impl<'a> Scratch<'a> {
         2 * c.hidden_size + 2 * c.q_dim() + 2 * c.kv_dim() + 2 * c.intermediate_size + positions + c.head_dim
     }
 
-    /// Activation blocks that a model with quantised weights needs.
+    /// Activation groups that a model with quantised weights needs.
     #[must_use]
-    pub fn blocks(c: &Config) -> usize {
-        c.hidden_size.max(c.intermediate_size).max(c.q_dim()) / BLOCK_LEN
+    pub fn groups(c: &Config) -> usize {
+        ActivationGroup::count(c.hidden_size.max(c.intermediate_size).max(c.q_dim()))
     }
 
-    /// Carves the buffers; `blocks` may be empty when no weight is quantised.
+    /// Carves the buffers; `groups` may be empty when no weight is quantised.
     ///
     /// # Errors
     /// `data` is shorter than [`Self::elements`].
@@ -122,7 +122,7 @@ impl<'a> Scratch<'a> {
         c: &Config,
         positions: usize,
         data: &'a mut [f32],
-        blocks: &'a mut [ActivationBlock],
+        groups: &'a mut [ActivationGroup],
     ) -> Result<Self, Error> {
         let expected = Self::elements(c, positions);
         if data.len() < expected {
@@ -146,7 +146,7 @@ impl<'a> Scratch<'a> {
             scores: take(positions),
             cos: take(c.head_dim / 2),
             sin: take(c.head_dim / 2),
-            blocks,
+            groups,
         })
     }
 }
@@ -188,23 +188,23 @@ pub fn forward<K: KernelSet>(
     rope::angles(&c.rope, position, s.cos, s.sin);
     for (i, layer) in weights.layers.iter().enumerate() {
         norm(kernels, c, s.x, layer.input_layernorm, s.normed);
-        matvec(kernels, layer.q_proj, s.normed, s.blocks, s.q);
-        matvec(kernels, layer.k_proj, s.normed, s.blocks, s.k);
-        matvec(kernels, layer.v_proj, s.normed, s.blocks, s.v);
+        matvec(kernels, layer.q_proj, s.normed, s.groups, s.q);
+        matvec(kernels, layer.k_proj, s.normed, s.groups, s.k);
+        matvec(kernels, layer.v_proj, s.normed, s.groups, s.v);
         attention(kernels, c, i, position, cache, s);
-        matvec(kernels, layer.o_proj, s.attended, s.blocks, s.normed);
+        matvec(kernels, layer.o_proj, s.attended, s.groups, s.normed);
         kernels.axpy(1.0, s.normed, s.x);
 
         norm(kernels, c, s.x, layer.post_attention_layernorm, s.normed);
-        matvec(kernels, layer.gate_proj, s.normed, s.blocks, s.gate);
-        matvec(kernels, layer.up_proj, s.normed, s.blocks, s.up);
+        matvec(kernels, layer.gate_proj, s.normed, s.groups, s.gate);
+        matvec(kernels, layer.up_proj, s.normed, s.groups, s.up);
         kernels.gated(c.hidden_act, c.gate_shift, s.gate, s.up);
-        matvec(kernels, layer.down_proj, s.up, s.blocks, s.normed);
+        matvec(kernels, layer.down_proj, s.up, s.groups, s.normed);
         kernels.axpy(1.0, s.normed, s.x);
     }
     cache.set_len(position + 1);
     kernels.rms_norm(s.x, weights.norm, c.rms_norm_eps, s.normed);
-    matvec(kernels, weights.lm_head, s.normed, s.blocks, logits);
+    matvec(kernels, weights.lm_head, s.normed, s.groups, logits);
     Ok(())
 }
 
@@ -220,13 +220,13 @@ fn matvec<K: KernelSet>(
     kernels: &K,
     w: Matrix<'_>,
     x: &[f32],
-    blocks: &mut [ActivationBlock],
+    groups: &mut [ActivationGroup],
     y: &mut [f32],
 ) {
     if w.format().is_quantized() {
-        let blocks = &mut blocks[..x.len() / BLOCK_LEN];
-        kernels.quantize(x, blocks);
-        kernels.matmul(w, Columns::Quantized(blocks), &mut [y]);
+        let groups = &mut groups[..ActivationGroup::count(x.len())];
+        kernels.quantize(x, groups);
+        kernels.matmul(w, Columns::Quantized(groups), &mut [y]);
     } else {
         kernels.matmul(w, Columns::F32(x), &mut [y]);
     }

@@ -25,6 +25,6 @@ pub mod forward;
 
 pub use config::{Activation, Config, Rope, RopeScaling};
 pub use error::Error;
-pub use format::{ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Format};
+pub use format::{ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Format, GROUP_LEN};
 pub use kernel::{KernelSet, Scalar};
 pub use matrix::{Columns, Matrix, Rows};

@@ -2,7 +2,7 @@
 
 use crate::{
     error::Error,
-    format::{ActivationBlock, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Format, f16_to_f32},
+    format::{ActivationGroup, BlockQ4_0, BlockQ8_0, Format, f16_to_f32},
 };
 use core::ops::Range;
 use half::{bf16, f16};
@@ -159,8 +159,8 @@ impl<'a> Matrix<'a> {
 pub enum Columns<'a> {
     /// For F32, F16 and BF16 matrices.
     F32(&'a [f32]),
-    /// For quantised matrices.
-    Quantized(&'a [ActivationBlock]),
+    /// For quantised matrices; each column begins with a new group.
+    Quantized(&'a [ActivationGroup]),
 }
 
 impl Columns<'_> {
@@ -172,7 +172,7 @@ impl Columns<'_> {
     pub fn count(&self, cols: usize) -> usize {
         let (len, column) = match self {
             Self::F32(x) => (x.len(), cols),
-            Self::Quantized(x) => (x.len(), cols / BLOCK_LEN),
+            Self::Quantized(x) => (x.len(), ActivationGroup::count(cols)),
         };
         assert!(column > 0 && len % column == 0, "columns: {len} is no multiple of {column}");
         len / column

@@ -2,7 +2,7 @@
 
 use crate::{
     Threads, Weight,
-    core::{ActivationBlock, BLOCK_LEN},
+    core::ActivationGroup,
     kernels::Kernels,
     weight::{On, with_cpu_storage},
 };
@@ -27,10 +27,10 @@ impl CustomOp1 for Matmul<'_> {
         }
         let kernels = Kernels::get().map_err(Error::wrap)?;
         let on = On { kernels, threads: Threads::default() };
-        let zero = ActivationBlock { d: 0.0, sum: 0, qs: [0; BLOCK_LEN] };
-        let blocks = if w.format().is_quantized() { x.len() / BLOCK_LEN } else { 0 };
-        let mut y = vec![0.0; x.len() / w.cols() * w.rows()];
-        w.matmul(on, x, &mut vec![zero; blocks], &mut y);
+        let rows = x.len() / w.cols();
+        let groups = if w.format().is_quantized() { rows * ActivationGroup::count(w.cols()) } else { 0 };
+        let mut y = vec![0.0; rows * w.rows()];
+        w.matmul(on, x, &mut vec![ActivationGroup::ZERO; groups], &mut y);
         Ok((CpuStorage::F32(y), Shape::from(dims)))
     }
 }

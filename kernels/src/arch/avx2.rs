@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C.
 
 use crate::isa::Isa;
+use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -17,10 +18,29 @@ impl Avx2 {
     }
 }
 
+impl Avx2 {
+    /// Two f16, four times each.
+    #[inline(always)]
+    fn two_scales(self, a: f16, b: f16) -> __m256 {
+        let repeat = |d: f16| proven!(_mm_set1_epi16(d.to_bits().cast_signed()));
+        proven!(_mm256_cvtph_ps(_mm_unpacklo_epi64(repeat(a), repeat(b))))
+    }
+
+    /// `sums + w · x`; no sum of two neighbouring products may leave i16.
+    #[inline(always)]
+    fn dot_u8(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        proven!({
+            let quads = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+            _mm256_add_epi32(sums, quads)
+        })
+    }
+}
+
 // SAFETY: `Avx2::new` is the only constructor and demands the instruction set.
 unsafe impl Isa for Avx2 {
     type V = __m256;
     type I = __m256i;
+    type S = __m256i;
     const LANES: usize = 8;
     const COLUMNS: usize = 3;
     const COLUMNS_T: usize = 2;
@@ -140,37 +160,81 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn load_i8(self, x: &[i8; 32]) -> __m256i {
+    fn load_lanes(self, x: &[f32; 16], i: usize) -> __m256 {
+        let x = &x[i * 8..i * 8 + 8];
+        proven!(_mm256_loadu_ps(x.as_ptr()))
+    }
+
+    #[inline(always)]
+    fn load_quants(self, x: &[i8; 64], i: usize) -> __m256i {
+        let x = &x[i * 32..i * 32 + 32];
         proven!(_mm256_loadu_si256(x.as_ptr().cast()))
     }
 
     #[inline(always)]
-    fn load_u4(self, x: &[u8; 16]) -> __m256i {
+    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> ([__m256i; 2], __m256) {
+        let (a, b) = (&w[2 * i], &w[2 * i + 1]);
         proven!({
-            let packed = _mm_loadu_si128(x.as_ptr().cast());
-            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
-            _mm256_and_si256(both, _mm256_set1_epi8(0x0f))
+            let half = |at: usize| {
+                let part = |w: &BlockQ8_0| _mm_loadu_si128(w.qs[at..at + 16].as_ptr().cast());
+                _mm256_set_m128i(part(b), part(a))
+            };
+            ([half(0), half(16)], self.two_scales(a.d, b.d))
         })
     }
 
     #[inline(always)]
-    fn dot_i8(self, w: __m256i, x: __m256i) -> __m256 {
+    fn q4_0(self, w: &[BlockQ4_0; 4], i: usize) -> ([__m256i; 2], __m256) {
+        let (a, b) = (&w[2 * i], &w[2 * i + 1]);
         proven!({
-            // maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128,
-            // so signs stay right; 2 · 128 · 127 fits i16.
-            let pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
-            _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            let part = |w: &BlockQ4_0| _mm_loadu_si128(w.qs.as_ptr().cast());
+            let packed = _mm256_set_m128i(part(b), part(a));
+            let mask = _mm256_set1_epi8(0x0f);
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+            ([_mm256_and_si256(packed, mask), high], self.two_scales(a.d, b.d))
         })
     }
 
     #[inline(always)]
-    fn dot_u4(self, w: __m256i, x: __m256i, start: i32) -> __m256 {
+    fn start_i8(self, _: &[i32; 16], _: usize) -> __m256i {
+        proven!(_mm256_setzero_si256())
+    }
+
+    #[inline(always)]
+    fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], i: usize) -> __m256i {
+        let sums = &neg_sums[i * 8..i * 8 + 8];
+        proven!(_mm256_sll_epi32(
+            _mm256_loadu_si256(sums.as_ptr().cast()),
+            _mm_cvtsi32_si128(SHIFT.cast_signed())
+        ))
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128, so
+        // signs stay right; 2 · 128 · 127 fits i16.
+        proven!(self.dot_u8(sums, _mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w)))
+    }
+
+    #[inline(always)]
+    fn dot_u6(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // 2 · 63 · 128 fits i16.
+        self.dot_u8(sums, w, x)
+    }
+
+    #[inline(always)]
+    fn sums_to_f32(self, sums: __m256i) -> __m256 {
+        proven!(_mm256_cvtepi32_ps(sums))
+    }
+
+    #[inline(always)]
+    fn neg_sums(self, x: [__m256i; 2], out: &mut [i32; 16], i: usize) {
+        let out = &mut out[i * 8..i * 8 + 8];
         proven!({
-            // 2 · 15 · 128 fits i16.
-            let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
-            let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start));
-            _mm256_cvtepi32_ps(_mm256_add_epi32(sums, start))
-        })
+            let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
+            let sums = self.dot_u6(self.dot_u6(zero, ones, x[0]), ones, x[1]);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_sub_epi32(zero, sums));
+        });
     }
 
     #[inline(always)]
@@ -180,18 +244,13 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) -> i32 {
+    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
         let v = |i| proven!(_mm256_cvtps_epi32(self.mul(self.load(x, i), self.splat(scale))));
-        let (a, b, c, d) = (v(0), v(1), v(2), v(3));
         proven!({
-            let words = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let words = _mm256_packs_epi16(_mm256_packs_epi32(v(0), v(1)), _mm256_packs_epi32(v(2), v(3)));
             // Packing works inside 128-bit halves: restore the order of the groups of four.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(words, order));
-            let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
-            let h = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-            let h = _mm_add_epi32(h, _mm_shuffle_epi32::<0b01_00_11_10>(h));
-            _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32::<0b10_11_00_01>(h)))
-        })
+        });
     }
 }

@@ -1,7 +1,8 @@
-//! AVX-512 F, BW, DQ, VL and VNNI: 16 lanes of f32, byte products in 256 bits (as fast as 512 on Zen 4).
+//! AVX-512 F, BW, DQ, VL and VNNI: 16 lanes of f32; byte products of four blocks at once.
 
 use super::avx2::Avx2;
 use crate::isa::Isa;
+use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -19,10 +20,55 @@ impl Avx512 {
     }
 }
 
+/// Indices for `vpermt2w` that gather eight 16-bit words for each of four blocks.
+///
+/// A run `(word, base)` starts at 16-bit word `word` of the blocks; the first operand was loaded from word `base`, the
+/// second from word `second`.
+const fn words(runs: &[(u16, u16); 4], second: u16) -> [u16; 32] {
+    let mut table = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        let (start, base) = runs[i / 8];
+        table[i] = index(start + (i % 8) as u16, base, second);
+        i += 1;
+    }
+    table
+}
+
+/// Indices that repeat the word of each of four scales four times.
+const fn scales(at: [u16; 4], second: u16) -> [u16; 32] {
+    let mut table = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = index(at[i / 4], 0, second);
+        i += 1;
+    }
+    table
+}
+
+const fn index(word: u16, base: u16, second: u16) -> u16 {
+    if word - base < 32 { word - base } else { 32 + word - second }
+}
+
+impl Avx512 {
+    #[inline(always)]
+    fn load_table(self, indices: &[u16; 32]) -> __m512i {
+        proven!(_mm512_loadu_si512(indices.as_ptr().cast()))
+    }
+
+    /// The 64 bytes at byte `at` of `N`.
+    #[inline(always)]
+    fn load_64<const N: usize>(self, bytes: &[u8; N], at: usize) -> __m512i {
+        let part = &bytes[at..at + 64];
+        proven!(_mm512_loadu_si512(part.as_ptr().cast()))
+    }
+}
+
 // SAFETY: `Avx512::new` is the only constructor and demands the instruction set.
 unsafe impl Isa for Avx512 {
     type V = __m512;
-    type I = __m256i;
+    type I = __m512i;
+    type S = __m512i;
     const LANES: usize = 16;
     const COLUMNS: usize = 4;
     const COLUMNS_T: usize = 4;
@@ -133,31 +179,80 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn load_i8(self, x: &[i8; 32]) -> __m256i {
-        self.0.load_i8(x)
+    fn load_lanes(self, x: &[f32; 16], _: usize) -> __m512 {
+        proven!(_mm512_loadu_ps(x.as_ptr()))
     }
 
     #[inline(always)]
-    fn load_u4(self, x: &[u8; 16]) -> __m256i {
-        self.0.load_u4(x)
+    fn load_quants(self, x: &[i8; 64], _: usize) -> __m512i {
+        proven!(_mm512_loadu_si512(x.as_ptr().cast()))
     }
 
     #[inline(always)]
-    fn dot_i8(self, w: __m256i, x: __m256i) -> __m512 {
+    fn q8_0(self, w: &[BlockQ8_0; 4], _: usize) -> ([__m512i; 2], __m512) {
+        const LOW: [u16; 32] = words(&[(1, 0), (18, 0), (35, 0), (52, 0)], 28);
+        const HIGH: [u16; 32] = words(&[(9, 8), (26, 8), (43, 8), (60, 8)], 36);
+        const SCALES: [u16; 32] = scales([0, 17, 34, 51], 28);
+        let bytes: &[u8; 136] = bytemuck::cast_ref(w);
+        let (a, b) = (self.load_64(bytes, 0), self.load_64(bytes, 56));
+        let (c, d) = (self.load_64(bytes, 16), self.load_64(bytes, 72));
         proven!({
-            // The signs as in `Avx2::dot_i8`; the upper eight lanes are zero.
-            let zero = _mm256_setzero_si256();
-            let sums = _mm256_dpbusd_epi32(zero, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-            _mm512_zextps256_ps512(_mm256_cvtepi32_ps(sums))
+            // Unsigned, 128 too large: `start_i8` takes it off again.
+            let flip = _mm512_set1_epi8(-128);
+            let low = _mm512_xor_si512(_mm512_permutex2var_epi16(a, self.load_table(&LOW), b), flip);
+            let high = _mm512_xor_si512(_mm512_permutex2var_epi16(c, self.load_table(&HIGH), d), flip);
+            let d = _mm512_castsi512_si256(_mm512_permutex2var_epi16(a, self.load_table(&SCALES), b));
+            ([low, high], _mm512_cvtph_ps(d))
         })
     }
 
     #[inline(always)]
-    fn dot_u4(self, w: __m256i, x: __m256i, start: i32) -> __m512 {
+    fn q4_0(self, w: &[BlockQ4_0; 4], _: usize) -> ([__m512i; 2], __m512) {
+        const QUANTS: [u16; 32] = words(&[(1, 0), (10, 0), (19, 0), (28, 0)], 4);
+        const SCALES: [u16; 32] = scales([0, 9, 18, 27], 4);
+        let bytes: &[u8; 72] = bytemuck::cast_ref(w);
+        let (a, b) = (self.load_64(bytes, 0), self.load_64(bytes, 8));
         proven!({
-            let start = _mm256_zextsi128_si256(_mm_cvtsi32_si128(start));
-            _mm512_zextps256_ps512(_mm256_cvtepi32_ps(_mm256_dpbusd_epi32(start, w, x)))
+            let packed = _mm512_permutex2var_epi16(a, self.load_table(&QUANTS), b);
+            let d = _mm512_castsi512_si256(_mm512_permutexvar_epi16(self.load_table(&SCALES), a));
+            let mask = _mm512_set1_epi8(0x0f);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
+            ([_mm512_and_si512(packed, mask), high], _mm512_cvtph_ps(d))
         })
+    }
+
+    #[inline(always)]
+    fn start_i8(self, neg_sums: &[i32; 16], i: usize) -> __m512i {
+        self.start_shifted::<7>(neg_sums, i)
+    }
+
+    #[inline(always)]
+    fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], _: usize) -> __m512i {
+        proven!(_mm512_slli_epi32::<SHIFT>(_mm512_loadu_si512(neg_sums.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        proven!(_mm512_dpbusd_epi32(sums, w, x))
+    }
+
+    #[inline(always)]
+    fn dot_u6(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        proven!(_mm512_dpbusd_epi32(sums, w, x))
+    }
+
+    #[inline(always)]
+    fn sums_to_f32(self, sums: __m512i) -> __m512 {
+        proven!(_mm512_cvtepi32_ps(sums))
+    }
+
+    #[inline(always)]
+    fn neg_sums(self, x: [__m512i; 2], out: &mut [i32; 16], _: usize) {
+        proven!({
+            let (zero, ones) = (_mm512_setzero_si512(), _mm512_set1_epi8(1));
+            let sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ones, x[0]), ones, x[1]);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_sub_epi32(zero, sums));
+        });
     }
 
     #[inline(always)]
@@ -167,7 +262,7 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) -> i32 {
-        self.0.round_to_i8(x, scale, out)
+    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
+        self.0.round_to_i8(x, scale, out);
     }
 }

@@ -1,6 +1,7 @@
 //! NEON, with and without the dot-product instructions.
 
 use crate::isa::Isa;
+use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
 use core::arch::aarch64::*;
 use half::{bf16, f16};
 
@@ -40,7 +41,8 @@ unsafe fn sdot(acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
 // SAFETY: `Neon::new` is the only constructor and demands the instruction set.
 unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     type V = float32x4_t;
-    type I = [int8x16_t; 2];
+    type I = int8x16_t;
+    type S = int32x4_t;
     const LANES: usize = 4;
     const COLUMNS: usize = 4;
     const COLUMNS_T: usize = 2;
@@ -148,41 +150,77 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn load_i8(self, x: &[i8; 32]) -> [int8x16_t; 2] {
-        let (low, high) = x.split_at(16);
-        proven!([vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr())])
+    fn load_lanes(self, x: &[f32; 16], i: usize) -> float32x4_t {
+        let x = &x[i * 4..i * 4 + 4];
+        proven!(vld1q_f32(x.as_ptr()))
     }
 
     #[inline(always)]
-    fn load_u4(self, x: &[u8; 16]) -> [int8x16_t; 2] {
-        proven!({
-            let packed = vld1q_u8(x.as_ptr());
+    fn load_quants(self, x: &[i8; 64], i: usize) -> int8x16_t {
+        let x = &x[i * 16..i * 16 + 16];
+        proven!(vld1q_s8(x.as_ptr()))
+    }
+
+    #[inline(always)]
+    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> ([int8x16_t; 2], float32x4_t) {
+        let (low, high) = w[i].qs.split_at(16);
+        (proven!([vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr())]), self.splat_f16(w[i].d))
+    }
+
+    #[inline(always)]
+    fn q4_0(self, w: &[BlockQ4_0; 4], i: usize) -> ([int8x16_t; 2], float32x4_t) {
+        let halves = proven!({
+            let packed = vld1q_u8(w[i].qs.as_ptr());
             let low = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(0x0f)));
             let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(packed));
             [low, high]
-        })
+        });
+        (halves, self.splat_f16(w[i].d))
     }
 
     #[inline(always)]
-    fn dot_i8(self, w: [int8x16_t; 2], x: [int8x16_t; 2]) -> float32x4_t {
-        self.dot_u4(w, x, 0)
+    fn start_i8(self, _: &[i32; 16], _: usize) -> int32x4_t {
+        proven!(vdupq_n_s32(0))
     }
 
     #[inline(always)]
-    fn dot_u4(self, w: [int8x16_t; 2], x: [int8x16_t; 2], start: i32) -> float32x4_t {
+    fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], i: usize) -> int32x4_t {
+        let sums = &neg_sums[i * 4..i * 4 + 4];
+        proven!(vshlq_s32(vld1q_s32(sums.as_ptr()), vdupq_n_s32(SHIFT.cast_signed())))
+    }
+
+    #[inline(always)]
+    fn dot_i8(self, sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        self.dot_u6(sums, w, x)
+    }
+
+    #[inline(always)]
+    fn dot_u6(self, sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
         proven!({
-            let mut sums = vsetq_lane_s32::<0>(start, vdupq_n_s32(0));
-            for (w, x) in [(w[0], x[0]), (w[1], x[1])] {
-                if DOTPROD {
-                    sums = sdot(sums, w, x);
-                } else {
-                    // A product of bytes fits i16, a sum of two of them may not (-128 · -128 twice): widen first.
-                    sums = vpadalq_s16(sums, vmull_s8(vget_low_s8(w), vget_low_s8(x)));
-                    sums = vpadalq_s16(sums, vmull_high_s8(w, x));
-                }
+            if DOTPROD {
+                sdot(sums, w, x)
+            } else {
+                // Pairs of lanes are added up last, so that lanes are those of `sdot`. A product of bytes fits i16, a sum
+                // of two may not (−128 · −128 twice): widen first.
+                let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+                let high = vpaddlq_s16(vmull_high_s8(w, x));
+                vaddq_s32(sums, vpaddq_s32(low, high))
             }
-            vcvtq_f32_s32(sums)
         })
+    }
+
+    #[inline(always)]
+    fn sums_to_f32(self, sums: int32x4_t) -> float32x4_t {
+        proven!(vcvtq_f32_s32(sums))
+    }
+
+    #[inline(always)]
+    fn neg_sums(self, x: [int8x16_t; 2], out: &mut [i32; 16], i: usize) {
+        let out = &mut out[i * 4..i * 4 + 4];
+        proven!({
+            let quads = |x| vpaddlq_s16(vpaddlq_s8(x));
+            vst1q_s32(out.as_mut_ptr(), vnegq_s32(vaddq_s32(quads(x[0]), quads(x[1]))));
+        });
     }
 
     #[inline(always)]
@@ -196,19 +234,15 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) -> i32 {
-        let mut total = proven!(vdupq_n_s32(0));
+    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
         for half in 0..2 {
             let v = |i| proven!(vcvtnq_s32_f32(self.mul(self.load(x, half * 4 + i), self.splat(scale))));
-            let (a, b, c, d) = (v(0), v(1), v(2), v(3));
             let out = &mut out[half * 16..half * 16 + 16];
             proven!({
-                let low = vcombine_s16(vmovn_s32(a), vmovn_s32(b));
-                let high = vcombine_s16(vmovn_s32(c), vmovn_s32(d));
+                let low = vcombine_s16(vmovn_s32(v(0)), vmovn_s32(v(1)));
+                let high = vcombine_s16(vmovn_s32(v(2)), vmovn_s32(v(3)));
                 vst1q_s8(out.as_mut_ptr(), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
-                total = vaddq_s32(total, vaddq_s32(vaddq_s32(a, b), vaddq_s32(c, d)));
             });
         }
-        proven!(vaddvq_s32(total))
     }
 }

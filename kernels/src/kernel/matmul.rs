@@ -1,7 +1,7 @@
 //! Rows of a matrix times a few columns: matvec, attention scores, matmul.
 //!
 //! ```text
-//! one column:  for each row: four sums take the units of 32 elements in turn
+//! one column:  for each row: four sums take the units in turn
 //! several:     for each panel of rows that fits the L2 cache:
 //!                  for each group of up to four columns:         (the columns stay in L1)
 //!                      for four rows at a time:                  (4 × columns sums stay in registers)
@@ -19,7 +19,7 @@
 use super::padded;
 use crate::isa::Isa;
 use candle_sparse_core::{
-    ActivationBlock, BlockQ4_0, BlockQ8_0, Columns, Matrix, Rows, kernel::matmul::check_matmul,
+    ActivationGroup, BlockQ4_0, BlockQ8_0, Columns, Matrix, Rows, kernel::matmul::check_matmul,
 };
 use half::{bf16, f16};
 
@@ -49,17 +49,22 @@ pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mu
 
 /// An element type of a matrix and what it is multiplied with.
 trait Operand: Copy {
-    /// 32 elements.
+    /// 32 elements, or four blocks.
     type Unit: Copy;
     /// Element type of a column.
     type Column: Copy;
-    /// 32 elements of a column.
+    /// As many elements of a column.
     type ColumnUnit: Copy;
+    const ZERO: Self::Unit;
+    const ZERO_COLUMN: Self::ColumnUnit;
 
-    fn units(row: &[Self]) -> (&[Self::Unit], &[Self]);
-    fn column_units(x: &[Self::Column]) -> (&[Self::ColumnUnit], &[Self::Column]);
-    fn pad(rest: &[Self]) -> Self::Unit;
-    fn pad_column(rest: &[Self::Column]) -> Self::ColumnUnit;
+    fn units(row: &[Self]) -> &[Self::Unit];
+    /// At least as many units as a row has.
+    fn column_units(x: &[Self::Column]) -> &[Self::ColumnUnit];
+    /// What follows the whole units of a row, as a unit.
+    fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit>;
+    /// What faces [`Self::last`].
+    fn last_of_column<'a>(x: &'a [Self::Column], room: &'a mut Self::ColumnUnit) -> &'a Self::ColumnUnit;
     /// `acc[r][c] += w[r] · x[c]`, vector by vector.
     fn add<I: Isa, const R: usize, const C: usize>(
         isa: I,
@@ -72,28 +77,33 @@ trait Operand: Copy {
 macro_rules! float_operand {
     ($t:ty, $zero:expr, $load:ident) => {
         impl Operand for $t {
+            const ZERO: Self::Unit = [$zero; 32];
+            const ZERO_COLUMN: [f32; 32] = [0.0; 32];
             type Unit = [$t; 32];
             type Column = f32;
             type ColumnUnit = [f32; 32];
 
             #[inline(always)]
-            fn units(row: &[Self]) -> (&[Self::Unit], &[Self]) {
-                row.as_chunks()
+            fn units(row: &[Self]) -> &[Self::Unit] {
+                row.as_chunks().0
             }
 
             #[inline(always)]
-            fn column_units(x: &[f32]) -> (&[[f32; 32]], &[f32]) {
-                x.as_chunks()
+            fn column_units(x: &[f32]) -> &[[f32; 32]] {
+                x.as_chunks().0
             }
 
             #[inline(always)]
-            fn pad(rest: &[Self]) -> Self::Unit {
-                padded(rest, $zero)
+            fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit> {
+                let rest = row.as_chunks::<32>().1;
+                *room = padded(rest, $zero);
+                (!rest.is_empty()).then_some(room)
             }
 
             #[inline(always)]
-            fn pad_column(rest: &[f32]) -> [f32; 32] {
-                padded(rest, 0.0)
+            fn last_of_column<'a>(x: &'a [f32], room: &'a mut [f32; 32]) -> &'a [f32; 32] {
+                *room = padded(x.as_chunks::<32>().1, 0.0);
+                room
             }
 
             #[inline(always)]
@@ -125,44 +135,58 @@ float_operand!(f16, f16::ZERO, load_f16);
 float_operand!(bf16, bf16::ZERO, load_bf16);
 
 macro_rules! block_operand {
-    ($t:ty, $load:ident, |$isa:ident, $w:ident, $x:ident| $dot:expr) => {
+    ($t:ty, $zero:expr, $quants:ident, |$isa:ident, $sums:ident, $i:ident| $start:expr, $dot:ident) => {
         impl Operand for $t {
-            type Unit = $t;
-            type Column = ActivationBlock;
-            type ColumnUnit = ActivationBlock;
+            const ZERO: Self::Unit = [$zero; 4];
+            const ZERO_COLUMN: ActivationGroup = ActivationGroup::ZERO;
+            type Unit = [$t; 4];
+            type Column = ActivationGroup;
+            type ColumnUnit = ActivationGroup;
 
             #[inline(always)]
-            fn units(row: &[Self]) -> (&[Self], &[Self]) {
-                (row, &[])
+            fn units(row: &[Self]) -> &[Self::Unit] {
+                row.as_chunks().0
             }
 
             #[inline(always)]
-            fn column_units(x: &[ActivationBlock]) -> (&[ActivationBlock], &[ActivationBlock]) {
-                (x, &[])
+            fn column_units(x: &[ActivationGroup]) -> &[ActivationGroup] {
+                x
             }
 
             #[inline(always)]
-            fn pad(rest: &[Self]) -> Self {
-                rest[0]
+            fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit> {
+                if row.len() % 4 == 0 {
+                    return None;
+                }
+                // The column's last group is zero where the last four blocks were computed already.
+                row.last_chunk().or_else(|| {
+                    room[4 - row.len()..].copy_from_slice(row);
+                    Some(room)
+                })
             }
 
             #[inline(always)]
-            fn pad_column(rest: &[ActivationBlock]) -> ActivationBlock {
-                rest[0]
+            fn last_of_column<'a>(x: &'a [Self::Column], _: &'a mut ActivationGroup) -> &'a ActivationGroup {
+                &x[x.len() - 1]
             }
 
             #[inline(always)]
             fn add<I: Isa, const R: usize, const C: usize>(
                 $isa: I,
                 acc: &mut [[I::V; C]; R],
-                w: [&Self; R],
-                x: [&ActivationBlock; C],
+                w: [&Self::Unit; R],
+                x: [&ActivationGroup; C],
             ) {
-                for r in 0..R {
-                    let ($w, d) = ($isa.$load(&w[r].qs), $isa.splat_f16(w[r].d));
-                    for c in 0..C {
-                        let $x = x[c];
-                        acc[r][c] = $isa.mul_add($dot, $isa.mul(d, $isa.splat($x.d)), acc[r][c]);
+                for $i in 0..16 / I::LANES {
+                    for r in 0..R {
+                        let ([low, high], d) = $isa.$quants(w[r], $i);
+                        for c in 0..C {
+                            let $sums = &x[c].neg_sums;
+                            let sums = $isa.$dot($start, low, $isa.load_quants(&x[c].qs[0], $i));
+                            let sums = $isa.$dot(sums, high, $isa.load_quants(&x[c].qs[1], $i));
+                            let d = $isa.mul(d, $isa.load_lanes(&x[c].d, $i));
+                            acc[r][c] = $isa.mul_add($isa.sums_to_f32(sums), d, acc[r][c]);
+                        }
                     }
                 }
             }
@@ -170,9 +194,11 @@ macro_rules! block_operand {
     };
 }
 
-block_operand!(BlockQ8_0, load_i8, |isa, w, x| isa.dot_i8(w, isa.load_i8(&x.qs)));
-// Nibbles stay unsigned: Σ (q − 8)·x = Σ q·x − 8·Σ x, and the latter sum is known.
-block_operand!(BlockQ4_0, load_u4, |isa, w, x| isa.dot_u4(w, isa.load_i8(&x.qs), -8 * x.sum));
+const ZERO_Q8_0: BlockQ8_0 = BlockQ8_0 { d: f16::ZERO, qs: [0; 32] };
+const ZERO_Q4_0: BlockQ4_0 = BlockQ4_0 { d: f16::ZERO, qs: [0; 16] };
+
+block_operand!(BlockQ8_0, ZERO_Q8_0, q8_0, |isa, sums, i| isa.start_i8(sums, i), dot_i8);
+block_operand!(BlockQ4_0, ZERO_Q4_0, q4_0, |isa, sums, i| isa.start_shifted::<3>(sums, i), dot_u6);
 
 #[inline(always)]
 fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f32]], panel: usize) {
@@ -245,7 +271,8 @@ fn group<I: Isa, T: Operand, const C: usize>(
 fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f32 {
     const SUMS: usize = 4;
     let mut acc = [[[isa.splat(0.0)]]; SUMS];
-    let ((ws, w_rest), (xs, x_rest)) = (T::units(w), T::column_units(x));
+    let ws = T::units(w);
+    let xs = &T::column_units(x)[..ws.len()];
     let (w4, w_few) = ws.as_chunks::<SUMS>();
     let (x4, x_few) = xs.as_chunks::<SUMS>();
     for (w, x) in w4.iter().zip(x4) {
@@ -256,8 +283,9 @@ fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f32 {
     for (w, x) in w_few.iter().zip(x_few) {
         T::add(isa, &mut acc[0], [w], [x]);
     }
-    if !w_rest.is_empty() {
-        T::add(isa, &mut acc[1], [&T::pad(w_rest)], [&T::pad_column(x_rest)]);
+    let (mut room, mut column_room) = (T::ZERO, T::ZERO_COLUMN);
+    if let Some(w) = T::last(w, &mut room) {
+        T::add(isa, &mut acc[1], [w], [T::last_of_column(x, &mut column_room)]);
     }
     let pair = |i: usize, j: usize| isa.add(acc[i][0][0], acc[j][0][0]);
     isa.reduce_add(isa.add(pair(0, 1), pair(2, 3)))
@@ -270,16 +298,20 @@ fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
     x: [&[T::Column]; C],
 ) -> [[f32; C]; R] {
     let mut acc = [[isa.splat(0.0); C]; R];
-    let n = T::units(w[0]).0.len();
-    let ws: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(w[r]).0[..n]);
-    let xs: [&[T::ColumnUnit]; C] = core::array::from_fn(|c| &T::column_units(x[c]).0[..n]);
+    let n = T::units(w[0]).len();
+    let ws: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(w[r])[..n]);
+    let xs: [&[T::ColumnUnit]; C] = core::array::from_fn(|c| &T::column_units(x[c])[..n]);
     for k in 0..n {
         T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r][k]), core::array::from_fn(|c| &xs[c][k]));
     }
-    if !T::units(w[0]).1.is_empty() {
-        let ws: [T::Unit; R] = core::array::from_fn(|r| T::pad(T::units(w[r]).1));
-        let xs: [T::ColumnUnit; C] = core::array::from_fn(|c| T::pad_column(T::column_units(x[c]).1));
-        T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r]), core::array::from_fn(|c| &xs[c]));
+    let mut rooms = [T::ZERO; R];
+    let mut r = 0..R;
+    let lasts = rooms.each_mut().map(|room| T::last(w[r.next().unwrap_or(0)], room));
+    if let Some(first) = lasts[0] {
+        let mut rooms = [T::ZERO_COLUMN; C];
+        let mut c = 0..C;
+        let xs = rooms.each_mut().map(|room| T::last_of_column(x[c.next().unwrap_or(0)], room));
+        T::add(isa, &mut acc, lasts.map(|w| w.unwrap_or(first)), xs);
     }
     let mut sums = [[0.0; C]; R];
     for r in 0..R {

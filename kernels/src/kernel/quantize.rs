@@ -1,28 +1,43 @@
-//! Activations to blocks; equal to the scalar definition bit for bit.
+//! Activations to bytes; equal to the scalar definition bit for bit.
 
 use crate::isa::Isa;
-use candle_sparse_core::{ActivationBlock, BLOCK_LEN};
+use candle_sparse_core::{ActivationGroup, BLOCK_LEN, GROUP_LEN, kernel::quantize::check_quantize};
 
 /// See [`candle_sparse_core::kernel::quantize::quantize`].
 #[inline(always)]
-pub(crate) fn quantize<I: Isa>(isa: I, x: &[f32], blocks: &mut [ActivationBlock]) {
-    let (chunks, rest) = x.as_chunks::<BLOCK_LEN>();
-    assert!(rest.is_empty() && chunks.len() == blocks.len(), "quantize: 32 elements per block");
-    for (block, chunk) in blocks.iter_mut().zip(chunks) {
-        let (mut max, mut poison) = (isa.splat(0.0), isa.splat(0.0));
-        for i in 0..32 / I::LANES {
-            let v = isa.load(chunk, i);
-            max = isa.max(isa.abs(v), max);
-            poison = isa.mul_add(v, isa.splat(0.0), poison);
+pub(crate) fn quantize<I: Isa>(isa: I, x: &[f32], groups: &mut [ActivationGroup]) {
+    check_quantize(x, groups);
+    for (group, blocks) in groups.iter_mut().zip(x.as_chunks().0.chunks(GROUP_LEN / BLOCK_LEN)) {
+        let missing = GROUP_LEN / BLOCK_LEN - blocks.len();
+        if missing > 0 {
+            *group = ActivationGroup::ZERO;
         }
-        // NaN where any element is not finite, else 0: garbage must not be rounded to plausible numbers.
-        let poison = isa.reduce_add(poison);
-        let d = isa.reduce_max(max) / 127.0 + poison;
-        let scale = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
-        block.d = d;
-        block.sum = isa.round_to_i8(chunk, scale, &mut block.qs);
-        if poison.is_nan() {
-            (block.sum, block.qs) = (0, [0; BLOCK_LEN]);
+        for (b, x) in blocks.iter().enumerate() {
+            let (d, qs) = block(isa, x);
+            group.set_block(missing + b, d, &qs);
+        }
+        for i in 0..16 / I::LANES {
+            let halves = [isa.load_quants(&group.qs[0], i), isa.load_quants(&group.qs[1], i)];
+            isa.neg_sums(halves, &mut group.neg_sums, i);
         }
     }
+}
+
+#[inline(always)]
+fn block<I: Isa>(isa: I, x: &[f32; BLOCK_LEN]) -> (f32, [i8; BLOCK_LEN]) {
+    let (mut max, mut poison) = (isa.splat(0.0), isa.splat(0.0));
+    for i in 0..32 / I::LANES {
+        let v = isa.load(x, i);
+        max = isa.max(isa.abs(v), max);
+        poison = isa.mul_add(v, isa.splat(0.0), poison);
+    }
+    // NaN where any element is not finite, else 0: garbage must not be rounded to plausible numbers.
+    let poison = isa.reduce_add(poison);
+    let d = isa.reduce_max(max) / 127.0 + poison;
+    let scale = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
+    let mut qs = [0; BLOCK_LEN];
+    if !poison.is_nan() {
+        isa.round_to_i8(x, scale, &mut qs);
+    }
+    (d, qs)
 }

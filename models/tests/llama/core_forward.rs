@@ -57,9 +57,9 @@ fn core_logits<K: KernelSet>(
     let mut kv = vec![0.0; KvCache::elements(&c, ids.len())];
     let mut cache = KvCache::new(&c, ids.len(), &mut kv).unwrap();
     let mut data = vec![0.0; Scratch::elements(&c, ids.len())];
-    let zero = core::ActivationBlock { d: 0.0, sum: 0, qs: [0; 32] };
-    let mut blocks = vec![zero; Scratch::blocks(&c)];
-    let mut scratch = Scratch::new(&c, ids.len(), &mut data, &mut blocks).unwrap();
+    let zero = core::ActivationGroup::ZERO;
+    let mut groups = vec![zero; Scratch::groups(&c)];
+    let mut scratch = Scratch::new(&c, ids.len(), &mut data, &mut groups).unwrap();
     let mut logits = vec![0.0; c.vocab_size];
     for (pos, &id) in ids.iter().enumerate() {
         forward(kernels, &c, &weights, id as usize, pos, &mut cache, &mut scratch, &mut logits).unwrap();

@@ -3,13 +3,15 @@
 //! Bytes equal ggml's (little endian), so files interchange:
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 
+pub mod activation;
 pub mod f16;
 pub mod q4_0;
 pub mod q8_0;
 
+pub use activation::{ActivationGroup, GROUP_LEN};
 pub use f16::f16_to_f32;
 pub use q4_0::BlockQ4_0;
-pub use q8_0::{ActivationBlock, BlockQ8_0};
+pub use q8_0::BlockQ8_0;
 
 /// Elements in a block of a quantised format, and the unit in which kernels walk along a row.
 pub const BLOCK_LEN: usize = 32;

@@ -34,34 +34,6 @@ impl BlockQ8_0 {
     }
 }
 
-/// 32 activations for an integer product: `d · qs[j]`, `qs` in −127..=127, with the sum that formats with an offset need.
-///
-/// Lives only between two operations, so the scale keeps f32 precision.
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct ActivationBlock {
-    /// Scale.
-    pub d: f32,
-    /// `Σ qs[j]`, at most 32 · 127.
-    pub sum: i32,
-    /// Quants.
-    pub qs: [i8; BLOCK_LEN],
-}
-
-impl ActivationBlock {
-    /// Rounds to the nearest multiple of `d = max|x| / 127`, halves to even (the rounding SIMD units have).
-    ///
-    /// A NaN or an infinity in `x` makes every product with the block NaN, so that it is seen and not rounded away.
-    #[must_use]
-    pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
-        let d = max_abs(x) / 127.0 + poison(x);
-        // 1/d of a subnormal d is infinite; such a block is zero beside any other number of the row.
-        let id = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
-        let qs = x.map(|v| libm::rintf(v * id) as i8);
-        Self { d, sum: qs.iter().map(|&q| i32::from(q)).sum(), qs }
-    }
-}
-
 fn max_abs(x: &[f32; BLOCK_LEN]) -> f32 {
     x.iter().fold(0.0, |m, v| v.abs().max(m))
 }

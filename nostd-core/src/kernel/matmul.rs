@@ -1,7 +1,7 @@
 //! Products of a matrix of any format with a few columns.
 
 use crate::{
-    format::{ActivationBlock, BLOCK_LEN, f16_to_f32},
+    format::{ActivationGroup, BLOCK_LEN, f16_to_f32},
     matrix::{Columns, Matrix, Rows},
 };
 
@@ -37,8 +37,8 @@ pub fn matmul(w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
             *y = match x {
                 Columns::F32(x) => dot_float(w.slice_rows(r..r + 1).data(), &x[c * cols..(c + 1) * cols]),
                 Columns::Quantized(x) => {
-                    let n = cols / BLOCK_LEN;
-                    dot_quantized(w.slice_rows(r..r + 1).data(), &x[c * n..(c + 1) * n])
+                    let n = ActivationGroup::count(cols);
+                    dot_quantized(w.slice_rows(r..r + 1).data(), cols / BLOCK_LEN, &x[c * n..(c + 1) * n])
                 }
             };
         }
@@ -54,14 +54,20 @@ fn dot_float(row: Rows<'_>, x: &[f32]) -> f32 {
     }
 }
 
-fn dot_quantized(row: Rows<'_>, x: &[ActivationBlock]) -> f32 {
+fn dot_quantized(row: Rows<'_>, n: usize, x: &[ActivationGroup]) -> f32 {
+    let blocks = (0..n).map(|i| {
+        let (group, b) = ActivationGroup::place(i, n);
+        x[group].block(b)
+    });
     match row {
         Rows::Q8_0(w) => {
-            w.iter().zip(x).map(|(w, x)| f16_to_f32(w.d.to_bits()) * x.d * dot_i8(&w.qs, &x.qs)).sum()
+            w.iter().zip(blocks).map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, &x)).sum()
         }
-        Rows::Q4_0(w) => {
-            w.iter().zip(x).map(|(w, x)| f16_to_f32(w.d.to_bits()) * x.d * dot_i8(&w.unpack(), &x.qs)).sum()
-        }
+        Rows::Q4_0(w) => w
+            .iter()
+            .zip(blocks)
+            .map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.unpack(), &x))
+            .sum(),
         Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) => f32::NAN,
     }
 }
@@ -133,14 +139,14 @@ mod tests {
 
     #[test]
     fn every_format_agrees_with_its_dequantised_f64_product() {
-        let (rows, cols) = (5, 96);
+        let (rows, cols) = (5, 288);
         let (wf, x) = (numbers(rows * cols, 1), numbers(cols, 2));
         let h: Vec<f16> = wf.iter().map(|&v| f16::from_f32(v)).collect();
         let b: Vec<bf16> = wf.iter().map(|&v| bf16::from_f32(v)).collect();
         let blocks = wf.as_chunks::<BLOCK_LEN>().0;
         let q8: Vec<_> = blocks.iter().map(crate::BlockQ8_0::quantize).collect();
         let q4: Vec<_> = blocks.iter().map(crate::BlockQ4_0::quantize).collect();
-        let xq: Vec<_> = x.as_chunks::<BLOCK_LEN>().0.iter().map(ActivationBlock::quantize).collect();
+        let xq: Vec<_> = x.as_chunks().0.chunks(4).map(ActivationGroup::quantize).collect();
         for data in [Rows::F32(&wf), Rows::F16(&h), Rows::BF16(&b), Rows::Q8_0(&q8), Rows::Q4_0(&q4)] {
             let w = Matrix::new(rows, cols, data).unwrap();
             let quantized = w.format().is_quantized();
@@ -152,8 +158,9 @@ mod tests {
                 w.dequantize_row(r, &mut row);
                 let (mut want, mut size) = (0.0_f64, 0.0_f64);
                 for k in 0..cols {
-                    let block = &xq[k / BLOCK_LEN];
-                    let xk = if quantized { block.d * f32::from(block.qs[k % BLOCK_LEN]) } else { x[k] };
+                    let (group, b) = ActivationGroup::place(k / BLOCK_LEN, cols / BLOCK_LEN);
+                    let (d, _, qs) = xq[group].block(b);
+                    let xk = if quantized { d * f32::from(qs[k % BLOCK_LEN]) } else { x[k] };
                     want += f64::from(row[k]) * f64::from(xk);
                     size += (f64::from(row[k]) * f64::from(xk)).abs();
                 }

@@ -10,7 +10,7 @@ pub mod vector;
 
 use crate::{
     config::Activation,
-    format::ActivationBlock,
+    format::ActivationGroup,
     matrix::{Columns, Matrix},
 };
 
@@ -49,8 +49,8 @@ pub trait KernelSet {
     /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
     fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]);
 
-    /// Rounds `x` (a multiple of 32 elements) to blocks for an integer product.
-    fn quantize(&self, x: &[f32], blocks: &mut [ActivationBlock]);
+    /// Rounds one column `x` (a multiple of 32 elements) for an integer product; see [`ActivationGroup`].
+    fn quantize(&self, x: &[f32], groups: &mut [ActivationGroup]);
 }
 
 /// The definition of every operation, in plain Rust.
@@ -90,7 +90,7 @@ impl KernelSet for Scalar {
         activation::gated(act, gate_shift, gate, y);
     }
 
-    fn quantize(&self, x: &[f32], blocks: &mut [ActivationBlock]) {
-        quantize::quantize(x, blocks);
+    fn quantize(&self, x: &[f32], groups: &mut [ActivationGroup]) {
+        quantize::quantize(x, groups);
     }
 }

@@ -1,17 +1,26 @@
-//! Activations to blocks, once per matvec.
+//! Activations to bytes, once per matvec.
 
-use crate::format::{ActivationBlock, BLOCK_LEN};
+use crate::format::{ActivationGroup, BLOCK_LEN, GROUP_LEN};
 
-/// Rounds `x` to blocks, `blocks[i]` holding elements `32·i .. 32·i + 32`.
+/// Rounds `x`, `groups[i]` holding elements `128·i .. 128·i + 128`; a last group of fewer blocks
+/// begins with zeros.
 ///
 /// # Panics
-/// `x` has not exactly 32 elements per block.
-pub fn quantize(x: &[f32], blocks: &mut [ActivationBlock]) {
-    let (chunks, rest) = x.as_chunks::<BLOCK_LEN>();
-    assert!(rest.is_empty() && chunks.len() == blocks.len(), "quantize: 32 elements per block");
-    for (block, chunk) in blocks.iter_mut().zip(chunks) {
-        *block = ActivationBlock::quantize(chunk);
+/// As [`check_quantize`].
+pub fn quantize(x: &[f32], groups: &mut [ActivationGroup]) {
+    check_quantize(x, groups);
+    for (group, chunk) in groups.iter_mut().zip(x.as_chunks().0.chunks(GROUP_LEN / BLOCK_LEN)) {
+        *group = ActivationGroup::quantize(chunk);
     }
+}
+
+/// Panics unless the operands of [`quantize`] fit together.
+///
+/// # Panics
+/// `x` is no whole number of blocks of 32, or `groups` has another length than [`ActivationGroup::count`] says.
+pub fn check_quantize(x: &[f32], groups: &[ActivationGroup]) {
+    assert!(x.len().is_multiple_of(BLOCK_LEN), "quantize: {} elements are no blocks of 32", x.len());
+    assert_eq!(groups.len(), ActivationGroup::count(x.len()), "quantize: wrong number of groups");
 }
 
 #[cfg(test)]
@@ -25,19 +34,20 @@ mod tests {
         for (i, v) in x.iter_mut().enumerate() {
             *v = libm::sinf(i as f32) * 3.0;
         }
-        let mut blocks = [ActivationBlock::quantize(&[0.0; 32])];
-        assert_eq!((blocks[0].d, blocks[0].sum, blocks[0].qs), (0.0, 0, [0; 32]));
-        quantize(&x, &mut blocks);
-        let b = blocks[0];
-        assert_eq!(b.sum, b.qs.iter().map(|&q| i32::from(q)).sum::<i32>());
+        let mut groups = [ActivationGroup::quantize(&[[0.0; 32]; 4])];
+        assert_eq!(groups[0], ActivationGroup::ZERO);
+        quantize(&x, &mut groups);
+        let (d, sum, qs) = groups[0].block(3);
+        assert_eq!(sum, qs.iter().map(|&q| i32::from(q)).sum::<i32>());
+        assert_eq!(groups[0].block(2), (0.0, 0, [0; 32]));
         let mut q8 = [0.0; 32];
         BlockQ8_0::quantize(&x).dequantize(&mut q8);
         let mut q4 = [0.0; 32];
         BlockQ4_0::quantize(&x).dequantize(&mut q4);
         for (i, v) in x.iter().enumerate() {
-            assert!((v - b.d * f32::from(b.qs[i])).abs() <= b.d * 0.5001);
+            assert!((v - d * f32::from(qs[i])).abs() <= d * 0.5001);
             // The f16 scale adds 2⁻¹¹ of the value.
-            assert!((v - q8[i]).abs() <= b.d * 0.5001 + v.abs() / 2048.0);
+            assert!((v - q8[i]).abs() <= d * 0.5001 + v.abs() / 2048.0);
             assert!((v - q4[i]).abs() <= 3.0 / 8.0 * 1.001 + v.abs() / 2048.0);
         }
     }
@@ -47,7 +57,7 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = [1.0; 32];
             x[7] = bad;
-            assert!(ActivationBlock::quantize(&x).d.is_nan());
+            assert!(ActivationGroup::quantize(&[x]).d[12].is_nan());
             assert!(BlockQ8_0::quantize(&x).d.is_nan() && BlockQ4_0::quantize(&x).d.is_nan());
         }
     }
@@ -55,8 +65,8 @@ mod tests {
     #[test]
     fn subnormal_and_extreme_inputs_stay_finite() {
         for v in [f32::MIN_POSITIVE / 4.0, f32::MIN_POSITIVE, f32::MAX] {
-            let b = ActivationBlock::quantize(&[v; 32]);
-            assert!(b.d.is_finite() && b.qs.iter().all(|&q| q == 0 || q == 127), "{v}: {b:?}");
+            let (d, _, qs) = ActivationGroup::quantize(&[[v; 32]]).block(3);
+            assert!(d.is_finite() && qs.iter().all(|&q| q == 0 || q == 127), "{v}: {d} {qs:?}");
         }
     }
 }
