@@ -341,7 +341,8 @@ fn quantize_equals_scalar_bit_for_bit() {
                 kernels.quantize(&x[..32 * blocks], &mut got[..n]);
                 Scalar.quantize(&x[..32 * blocks], &mut want[..n]);
                 for (g, w) in got.iter().zip(&want) {
-                    let same = |(g, w): (&f32, &f32)| g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan());
+                    let same =
+                        |(g, w): (&f32, &f32)| g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan());
                     assert!(g.d.iter().zip(&w.d).all(same), "{g:?} {w:?}");
                     assert_eq!((g.neg_sums, g.qs), (w.neg_sums, w.qs), "{}", kernels.level());
                 }

@@ -20,47 +20,16 @@ impl Avx512 {
     }
 }
 
-/// Indices for `vpermt2w` that gather eight 16-bit words for each of four blocks.
-///
-/// A run `(word, base)` starts at 16-bit word `word` of the blocks; the first operand was loaded from word `base`, the
-/// second from word `second`.
-const fn words(runs: &[(u16, u16); 4], second: u16) -> [u16; 32] {
-    let mut table = [0; 32];
-    let mut i = 0;
-    while i < 32 {
-        let (start, base) = runs[i / 8];
-        table[i] = index(start + (i % 8) as u16, base, second);
-        i += 1;
-    }
-    table
-}
-
-/// Indices that repeat the word of each of four scales four times.
-const fn scales(at: [u16; 4], second: u16) -> [u16; 32] {
-    let mut table = [0; 32];
-    let mut i = 0;
-    while i < 16 {
-        table[i] = index(at[i / 4], 0, second);
-        i += 1;
-    }
-    table
-}
-
-const fn index(word: u16, base: u16, second: u16) -> u16 {
-    if word - base < 32 { word - base } else { 32 + word - second }
-}
-
 impl Avx512 {
+    /// Four f16, four times each.
     #[inline(always)]
-    fn load_table(self, indices: &[u16; 32]) -> __m512i {
-        proven!(_mm512_loadu_si512(indices.as_ptr().cast()))
-    }
-
-    /// The 64 bytes at byte `at` of `N`.
-    #[inline(always)]
-    fn load_64<const N: usize>(self, bytes: &[u8; N], at: usize) -> __m512i {
-        let part = &bytes[at..at + 64];
-        proven!(_mm512_loadu_si512(part.as_ptr().cast()))
+    fn scales(self, d: [f16; 4]) -> __m512 {
+        let [a, b, c, d] = d.map(|d| d.to_bits().cast_signed());
+        proven!({
+            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(a), 0x00f0, b);
+            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, c);
+            _mm512_cvtph_ps(_mm256_mask_set1_epi16(abc, 0xf000, d))
+        })
     }
 }
 
@@ -190,34 +159,29 @@ unsafe impl Isa for Avx512 {
 
     #[inline(always)]
     fn q8_0(self, w: &[BlockQ8_0; 4], _: usize) -> ([__m512i; 2], __m512) {
-        const LOW: [u16; 32] = words(&[(1, 0), (18, 0), (35, 0), (52, 0)], 28);
-        const HIGH: [u16; 32] = words(&[(9, 8), (26, 8), (43, 8), (60, 8)], 36);
-        const SCALES: [u16; 32] = scales([0, 17, 34, 51], 28);
-        let bytes: &[u8; 136] = bytemuck::cast_ref(w);
-        let (a, b) = (self.load_64(bytes, 0), self.load_64(bytes, 56));
-        let (c, d) = (self.load_64(bytes, 16), self.load_64(bytes, 72));
         proven!({
+            let load = |w: &BlockQ8_0| _mm256_loadu_si256(w.qs.as_ptr().cast());
+            let pair = |a, b| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(a)), load(b));
             // Unsigned, 128 too large: `start_i8` takes it off again.
             let flip = _mm512_set1_epi8(-128);
-            let low = _mm512_xor_si512(_mm512_permutex2var_epi16(a, self.load_table(&LOW), b), flip);
-            let high = _mm512_xor_si512(_mm512_permutex2var_epi16(c, self.load_table(&HIGH), d), flip);
-            let d = _mm512_castsi512_si256(_mm512_permutex2var_epi16(a, self.load_table(&SCALES), b));
-            ([low, high], _mm512_cvtph_ps(d))
+            let (ab, cd) =
+                (_mm512_xor_si512(pair(&w[0], &w[1]), flip), _mm512_xor_si512(pair(&w[2], &w[3]), flip));
+            let low = _mm512_permutex2var_epi64(ab, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), cd);
+            let high = _mm512_permutex2var_epi64(ab, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), cd);
+            ([low, high], self.scales(w.map(|w| w.d)))
         })
     }
 
     #[inline(always)]
     fn q4_0(self, w: &[BlockQ4_0; 4], _: usize) -> ([__m512i; 2], __m512) {
-        const QUANTS: [u16; 32] = words(&[(1, 0), (10, 0), (19, 0), (28, 0)], 4);
-        const SCALES: [u16; 32] = scales([0, 9, 18, 27], 4);
-        let bytes: &[u8; 72] = bytemuck::cast_ref(w);
-        let (a, b) = (self.load_64(bytes, 0), self.load_64(bytes, 8));
         proven!({
-            let packed = _mm512_permutex2var_epi16(a, self.load_table(&QUANTS), b);
-            let d = _mm512_castsi512_si256(_mm512_permutexvar_epi16(self.load_table(&SCALES), a));
+            let load = |w: &BlockQ4_0| _mm_loadu_si128(w.qs.as_ptr().cast());
+            let ab = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(&w[0])), load(&w[1]));
+            let cd = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(&w[2])), load(&w[3]));
+            let packed = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(ab), cd);
             let mask = _mm512_set1_epi8(0x0f);
             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
-            ([_mm512_and_si512(packed, mask), high], _mm512_cvtph_ps(d))
+            ([_mm512_and_si512(packed, mask), high], self.scales(w.map(|w| w.d)))
         })
     }
 
