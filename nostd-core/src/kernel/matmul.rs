@@ -1,7 +1,7 @@
 //! Products of a matrix of any format with a few columns.
 
 use crate::{
-    format::{ActivationBlock, BLOCK_LEN, f16_to_f32},
+    format::{ActivationBlock, BLOCK_LEN, SUPER_BLOCK_LEN, f16_to_f32},
     matrix::{Columns, Matrix, Rows},
 };
 
@@ -50,7 +50,7 @@ fn dot_float(row: Rows<'_>, x: &[f32]) -> f32 {
         Rows::F32(w) => w.iter().zip(x).map(|(w, x)| w * x).sum(),
         Rows::F16(w) => w.iter().zip(x).map(|(w, x)| f16_to_f32(w.to_bits()) * x).sum(),
         Rows::BF16(w) => w.iter().zip(x).map(|(w, x)| w.to_f32() * x).sum(),
-        Rows::Q8_0(_) | Rows::Q4_0(_) => f32::NAN,
+        _ => f32::NAN,
     }
 }
 
@@ -63,7 +63,27 @@ fn dot_quantized(row: Rows<'_>, x: &[ActivationBlock]) -> f32 {
             w.iter().zip(x).map(|(w, x)| f16_to_f32(w.d.to_bits()) * x.d * dot_i8(&w.unpack(), &x.qs)).sum()
         }
         Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) => f32::NAN,
+        _ => {
+            let mut sum = 0.0;
+            dequantized(row, |k, block| sum += dot_dequantized(block, &x[k / BLOCK_LEN..]));
+            sum
+        }
     }
+}
+
+/// Calls `f` with the first element's index and the elements of each block of a row.
+fn dequantized(row: Rows<'_>, mut f: impl FnMut(usize, &[f32])) {
+    let len = row.format().block_len();
+    let mut values = [0.0; SUPER_BLOCK_LEN];
+    for i in 0..row.blocks() {
+        row.slice(i..i + 1).dequantize(&mut values[..len]);
+        f(i * len, &values[..len]);
+    }
+}
+
+fn dot_dequantized(w: &[f32], x: &[ActivationBlock]) -> f32 {
+    let x = x.iter().flat_map(|x| x.qs.iter().map(|&q| x.d * f32::from(q)));
+    w.iter().zip(x).map(|(w, x)| w * x).sum()
 }
 
 /// Exact: at most 32 · 128 · 127, which f32 holds.
@@ -85,23 +105,11 @@ pub fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
 }
 
 fn add_row(alpha: f32, row: Rows<'_>, y: &mut [f32]) {
-    let mut block = [0.0; BLOCK_LEN];
     match row {
         Rows::F32(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w),
         Rows::F16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * f16_to_f32(w.to_bits())),
         Rows::BF16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w.to_f32()),
-        Rows::Q8_0(w) => {
-            for (y, w) in y.chunks_exact_mut(BLOCK_LEN).zip(w) {
-                w.dequantize(&mut block);
-                y.iter_mut().zip(&block).for_each(|(y, w)| *y += alpha * w);
-            }
-        }
-        Rows::Q4_0(w) => {
-            for (y, w) in y.chunks_exact_mut(BLOCK_LEN).zip(w) {
-                w.dequantize(&mut block);
-                y.iter_mut().zip(&block).for_each(|(y, w)| *y += alpha * w);
-            }
-        }
+        _ => dequantized(row, |k, block| y[k..].iter_mut().zip(block).for_each(|(y, w)| *y += alpha * w)),
     }
 }
 
