@@ -66,6 +66,7 @@ fn kinds() -> Vec<(&'static str, Vec<f32>)> {
         ("vanishing scales", map(&|_, v| v * 1e-12)),
         ("underflowing squares", map(&|_, v| v * 1e-30)),
         ("subnormal", map(&|_, v| v * 1e-39)),
+        ("positive subnormal", map(&|_, v| v.abs() * 1e-39)),
     ];
     kinds.extend((0..16).map(|seed| ("uniform", uniform(seed))));
     kinds.extend((0..16).map(|seed| ("normal", normal(seed))));
@@ -105,7 +106,8 @@ fn quantised_bytes_and_their_numbers_are_candles() {
             let (got, want) = (ours(format, &x), candle.data().unwrap());
             let block = format.block_bytes();
             let differ = got.chunks(block).zip(want.chunks(block)).filter(|(g, w)| g != w).count();
-            if differ > 0 {
+            // A scale of 255 in candle overflows into the nibble of the minimum: other bytes, but 0 times either.
+            if differ > 0 && (format, kind) != (Format::Q2K, "positive subnormal") {
                 wrong.push(format!("{format:?} {kind}: {differ} of {} blocks", got.len() / block));
                 continue;
             }

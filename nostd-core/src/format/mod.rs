@@ -180,3 +180,79 @@ fn write<B: NoUninit, const N: usize>(x: &[f32], out: &mut [u8], quantize: impl 
 fn poison(x: &[f32]) -> f32 {
     x.iter().fold(-0.0, |sum, v| sum - (v * 0.0).abs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Matrix;
+    use std::{vec, vec::Vec};
+
+    /// Quantises and reads back.
+    fn there_and_back(format: Format, x: &[f32]) -> Vec<f32> {
+        // Words, because blocks want the alignment of f16.
+        let mut words = vec![0_u32; format.row_bytes(x.len()).div_ceil(4)];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..format.row_bytes(x.len())];
+        format.quantize(x, bytes);
+        let mut out = vec![0.0; x.len()];
+        Matrix::from_bytes(1, x.len(), format, bytes).unwrap().dequantize_row(0, &mut out);
+        out
+    }
+
+    /// The step of a grid over −1..1, and how far a number may be from its nearest point, in steps.
+    ///
+    /// Where the extreme is the lowest of an even number of points, its negative lies one step past the highest.
+    const GRIDS: [(Format, f32, f32); 10] = [
+        (Format::Q8_0, 1.0 / 127.0, 0.5),
+        (Format::Q6K, 1.0 / 32.0, 1.0),
+        (Format::Q5_1, 2.0 / 31.0, 0.5),
+        (Format::Q5_0, 1.0 / 16.0, 1.0),
+        (Format::Q5K, 2.0 / 31.0, 0.5),
+        (Format::Q4_1, 2.0 / 15.0, 0.5),
+        (Format::Q4_0, 1.0 / 8.0, 1.0),
+        (Format::Q4K, 2.0 / 15.0, 0.5),
+        (Format::Q3K, 1.0 / 4.0, 1.0),
+        (Format::Q2K, 2.0 / 3.0, 0.5),
+    ];
+
+    #[test]
+    fn error_is_that_of_a_grid() {
+        let x: Vec<f32> = (0..64 * SUPER_BLOCK_LEN as u32)
+            .map(|i| {
+                let h = i.wrapping_mul(0x9e37_79b9);
+                let h = (h ^ (h >> 15)).wrapping_mul(0x85eb_ca6b);
+                ((h ^ (h >> 13)) >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect();
+        for (format, step, furthest) in GRIDS {
+            let y = there_and_back(format, &x);
+            let errors = x.iter().zip(&y).map(|(x, y)| (x - y).abs());
+            let worst = errors.clone().fold(0.0, f32::max);
+            let rms = libm::sqrtf(errors.map(|e| e * e).sum::<f32>() / x.len() as f32);
+            // Rounding a scale to six bits moves point 31 by at most 31/126 steps, and the minimum by half of that.
+            assert!(worst <= step * (furthest + 0.4), "{format:?}: {worst}");
+            // Rounding to a grid is uniform noise of step/√12; the numbers past the highest point add little.
+            assert!(rms <= step / libm::sqrtf(12.0) * 1.1, "{format:?}: {rms}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_poisons_its_block() {
+        for format in Format::ALL.into_iter().filter(|f| f.is_quantized()) {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = [0.25; SUPER_BLOCK_LEN];
+                x[9] = bad;
+                let block = &there_and_back(format, &x)[..format.block_len()];
+                assert!(block.iter().all(|v| v.is_nan()), "{format:?} {bad}: {block:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for format in Format::ALL {
+            assert_eq!(Format::from_name(format.name()), Some(format));
+        }
+        assert_eq!(Format::from_name("Q4_K"), Some(Format::Q4K));
+        assert_eq!(Format::from_name("q4"), None);
+    }
+}

@@ -116,7 +116,7 @@ fn add_row(alpha: f32, row: Rows<'_>, y: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::{bf16, f16};
+    use crate::Format;
     use std::{vec, vec::Vec};
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -141,16 +141,14 @@ mod tests {
 
     #[test]
     fn every_format_agrees_with_its_dequantised_f64_product() {
-        let (rows, cols) = (5, 96);
+        let (rows, cols) = (5, 2 * SUPER_BLOCK_LEN);
         let (wf, x) = (numbers(rows * cols, 1), numbers(cols, 2));
-        let h: Vec<f16> = wf.iter().map(|&v| f16::from_f32(v)).collect();
-        let b: Vec<bf16> = wf.iter().map(|&v| bf16::from_f32(v)).collect();
-        let blocks = wf.as_chunks::<BLOCK_LEN>().0;
-        let q8: Vec<_> = blocks.iter().map(crate::BlockQ8_0::quantize).collect();
-        let q4: Vec<_> = blocks.iter().map(crate::BlockQ4_0::quantize).collect();
         let xq: Vec<_> = x.as_chunks::<BLOCK_LEN>().0.iter().map(ActivationBlock::quantize).collect();
-        for data in [Rows::F32(&wf), Rows::F16(&h), Rows::BF16(&b), Rows::Q8_0(&q8), Rows::Q4_0(&q4)] {
-            let w = Matrix::new(rows, cols, data).unwrap();
+        for format in Format::ALL {
+            let mut words = vec![0_u32; format.row_bytes(wf.len()) / 4];
+            let bytes = bytemuck::cast_slice_mut(&mut words);
+            format.quantize(&wf, bytes);
+            let w = Matrix::from_bytes(rows, cols, format, bytes).unwrap();
             let quantized = w.format().is_quantized();
             let columns = if quantized { Columns::Quantized(&xq) } else { Columns::F32(&x) };
             let mut y = vec![0.0; rows];
