@@ -2,7 +2,7 @@
 
 use crate::{
     buffer::Buffer,
-    core::{ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix},
+    core::{ActivationGroup, Columns, Format, KernelSet, Matrix, SUPER_BLOCK_LEN},
     kernels::Kernels,
     threads::{Threads, ranges},
 };
@@ -41,7 +41,7 @@ pub fn dtype_of(format: Format) -> Option<DType> {
         Format::F32 => Some(DType::F32),
         Format::F16 => Some(DType::F16),
         Format::BF16 => Some(DType::BF16),
-        Format::Q8_0 | Format::Q4_0 => None,
+        _ => None,
     }
 }
 
@@ -287,22 +287,14 @@ fn convert<T: Source>(x: &[T], cols: usize, format: Format, out: &mut [u8]) -> R
     if row_bytes == 0 {
         return Ok(());
     }
-    out.par_chunks_exact_mut(row_bytes).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| match format {
-        Format::F32 => each(out, x, |x: &T| x.f32()),
-        Format::F16 => each(out, x, |x: &T| f16::from_f32(x.f32())),
-        Format::BF16 => each(out, x, |x: &T| bf16::from_f32(x.f32())),
-        Format::Q8_0 => {
-            each(out, x.as_chunks::<BLOCK_LEN>().0, |x| BlockQ8_0::quantize(&x.map(Source::f32)));
-        }
-        Format::Q4_0 => {
-            each(out, x.as_chunks::<BLOCK_LEN>().0, |x| BlockQ4_0::quantize(&x.map(Source::f32)));
+    // A piece is a whole number of blocks in every format, as is what is left of a row.
+    let piece = format.row_bytes(SUPER_BLOCK_LEN);
+    out.par_chunks_exact_mut(row_bytes).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| {
+        let mut values = [0.0; SUPER_BLOCK_LEN];
+        for (out, x) in out.chunks_mut(piece).zip(x.chunks(SUPER_BLOCK_LEN)) {
+            values.iter_mut().zip(x).for_each(|(v, x)| *v = x.f32());
+            format.quantize(&values[..x.len()], out);
         }
     });
     Ok(())
-}
-
-fn each<T, U: bytemuck::Pod>(out: &mut [u8], x: &[T], f: impl Fn(&T) -> U) {
-    for (o, x) in out.chunks_exact_mut(size_of::<U>()).zip(x) {
-        o.copy_from_slice(bytemuck::bytes_of(&f(x)));
-    }
 }

@@ -18,7 +18,7 @@ pub(crate) struct ModelArgs {
     /// Branch, tag or commit of a Hub model
     #[arg(long)]
     pub(crate) revision: Option<String>,
-    /// Format of the weights in memory: f32, f16, bf16, q8_0, q4_0; as stored where not given
+    /// Format of the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as stored where not given
     #[arg(long, value_parser = format)]
     pub(crate) dtype: Option<Format>,
     /// How keys and values are stored: f32, f16, bf16; as exact as the stored weights where not given

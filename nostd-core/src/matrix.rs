@@ -2,36 +2,83 @@
 
 use crate::{
     error::Error,
-    format::{ActivationGroup, BlockQ4_0, BlockQ8_0, Format, f16_to_f32},
+    format::{
+        ActivationGroup, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K,
+        BlockQ6K, BlockQ8_0, Format, f16_to_f32,
+    },
 };
 use core::ops::Range;
 use half::{bf16, f16};
 
-/// The elements of a matrix, row after row.
-#[derive(Clone, Copy, Debug)]
-pub enum Rows<'a> {
-    /// [`Format::F32`]
-    F32(&'a [f32]),
-    /// [`Format::F16`]
-    F16(&'a [f16]),
-    /// [`Format::BF16`]
-    BF16(&'a [bf16]),
-    /// [`Format::Q8_0`]
-    Q8_0(&'a [BlockQ8_0]),
-    /// [`Format::Q4_0`]
-    Q4_0(&'a [BlockQ4_0]),
+/// The list of formats, each with its element and how one is read: nothing else tells their arms apart.
+macro_rules! rows {
+    ($($format:ident: $element:ty, $read:expr;)*) => {
+        /// The elements of a matrix, row after row.
+        #[derive(Clone, Copy, Debug)]
+        pub enum Rows<'a> {
+            $(#[doc = concat!("[`Format::", stringify!($format), "`]")] $format(&'a [$element]),)*
+        }
+
+        impl<'a> Rows<'a> {
+            fn from_bytes(format: Format, bytes: &'a [u8]) -> Result<Self, bytemuck::PodCastError> {
+                Ok(match format {
+                    $(Format::$format => Self::$format(bytemuck::try_cast_slice(bytes)?),)*
+                })
+            }
+
+            /// How the elements are stored.
+            #[must_use]
+            pub fn format(self) -> Format {
+                match self {
+                    $(Self::$format(_) => Format::$format,)*
+                }
+            }
+
+            pub(crate) fn blocks(self) -> usize {
+                match self {
+                    $(Self::$format(d) => d.len(),)*
+                }
+            }
+
+            pub(crate) fn slice(self, blocks: Range<usize>) -> Self {
+                match self {
+                    $(Self::$format(d) => Self::$format(&d[blocks]),)*
+                }
+            }
+
+            /// Writes all elements as f32.
+            ///
+            /// # Panics
+            /// `out` has another number of elements.
+            pub fn dequantize(self, out: &mut [f32]) {
+                let len = self.blocks() * self.format().block_len();
+                assert_eq!(out.len(), len, "dequantize: out has the wrong length");
+                match self {
+                    $(Self::$format(d) => read(d, out, $read),)*
+                }
+            }
+        }
+    };
 }
 
-impl Rows<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(d) => d.len(),
-            Self::F16(d) => d.len(),
-            Self::BF16(d) => d.len(),
-            Self::Q8_0(d) => d.len(),
-            Self::Q4_0(d) => d.len(),
-        }
-    }
+rows! {
+    F32: f32, |v, [o]: &mut [f32; 1]| *o = *v;
+    F16: f16, |v, [o]: &mut [f32; 1]| *o = f16_to_f32(v.to_bits());
+    BF16: bf16, |v, [o]: &mut [f32; 1]| *o = v.to_f32();
+    Q8_0: BlockQ8_0, BlockQ8_0::dequantize;
+    Q6K: BlockQ6K, BlockQ6K::dequantize;
+    Q5_1: BlockQ5_1, BlockQ5_1::dequantize;
+    Q5_0: BlockQ5_0, BlockQ5_0::dequantize;
+    Q5K: BlockQ5K, BlockQ5K::dequantize;
+    Q4_1: BlockQ4_1, BlockQ4_1::dequantize;
+    Q4_0: BlockQ4_0, BlockQ4_0::dequantize;
+    Q4K: BlockQ4K, BlockQ4K::dequantize;
+    Q3K: BlockQ3K, BlockQ3K::dequantize;
+    Q2K: BlockQ2K, BlockQ2K::dequantize;
+}
+
+fn read<B, const N: usize>(blocks: &[B], out: &mut [f32], dequantize: impl Fn(&B, &mut [f32; N])) {
+    out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(o, b)| dequantize(b, o));
 }
 
 /// A matrix `[rows, cols]`, contiguous row after row.
@@ -54,8 +101,8 @@ impl<'a> Matrix<'a> {
             return Err(Error::BlockMultiple { cols, block });
         }
         let expected = rows.checked_mul(cols / block).ok_or(Error::TooLarge("matrix"))?;
-        if data.len() != expected {
-            return Err(Error::Length { what: "matrix", expected, got: data.len() });
+        if data.blocks() != expected {
+            return Err(Error::Length { what: "matrix", expected, got: data.blocks() });
         }
         Ok(matrix)
     }
@@ -70,13 +117,7 @@ impl<'a> Matrix<'a> {
             expected: rows.saturating_mul(format.row_bytes(cols)),
             got: bytes.len(),
         };
-        let data = match format {
-            Format::F32 => Rows::F32(bytemuck::try_cast_slice(bytes).map_err(bad)?),
-            Format::F16 => Rows::F16(bytemuck::try_cast_slice(bytes).map_err(bad)?),
-            Format::BF16 => Rows::BF16(bytemuck::try_cast_slice(bytes).map_err(bad)?),
-            Format::Q8_0 => Rows::Q8_0(bytemuck::try_cast_slice(bytes).map_err(bad)?),
-            Format::Q4_0 => Rows::Q4_0(bytemuck::try_cast_slice(bytes).map_err(bad)?),
-        };
+        let data = Rows::from_bytes(format, bytes).map_err(bad)?;
         Self::new(rows, cols, data)
     }
 
@@ -101,13 +142,7 @@ impl<'a> Matrix<'a> {
     /// How the elements are stored.
     #[must_use]
     pub fn format(&self) -> Format {
-        match self.data {
-            Rows::F32(_) => Format::F32,
-            Rows::F16(_) => Format::F16,
-            Rows::BF16(_) => Format::BF16,
-            Rows::Q8_0(_) => Format::Q8_0,
-            Rows::Q4_0(_) => Format::Q4_0,
-        }
+        self.data.format()
     }
 
     /// Bytes of the elements.
@@ -123,14 +158,7 @@ impl<'a> Matrix<'a> {
     #[must_use]
     pub fn slice_rows(&self, range: Range<usize>) -> Self {
         let per_row = self.cols / self.format().block_len();
-        let r = range.start * per_row..range.end * per_row;
-        let data = match self.data {
-            Rows::F32(d) => Rows::F32(&d[r]),
-            Rows::F16(d) => Rows::F16(&d[r]),
-            Rows::BF16(d) => Rows::BF16(&d[r]),
-            Rows::Q8_0(d) => Rows::Q8_0(&d[r]),
-            Rows::Q4_0(d) => Rows::Q4_0(&d[r]),
-        };
+        let data = self.data.slice(range.start * per_row..range.end * per_row);
         Self { rows: range.len(), cols: self.cols, data }
     }
 
@@ -139,18 +167,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// `row` is not below [`Self::rows`], or `out` has not [`Self::cols`] elements.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        assert_eq!(out.len(), self.cols, "dequantize_row: out has the wrong length");
-        match self.slice_rows(row..row + 1).data {
-            Rows::F32(d) => out.copy_from_slice(d),
-            Rows::F16(d) => out.iter_mut().zip(d).for_each(|(o, v)| *o = f16_to_f32(v.to_bits())),
-            Rows::BF16(d) => out.iter_mut().zip(d).for_each(|(o, v)| *o = v.to_f32()),
-            Rows::Q8_0(d) => {
-                out.as_chunks_mut().0.iter_mut().zip(d).for_each(|(o, b)| b.dequantize(o));
-            }
-            Rows::Q4_0(d) => {
-                out.as_chunks_mut().0.iter_mut().zip(d).for_each(|(o, b)| b.dequantize(o));
-            }
-        }
+        self.slice_rows(row..row + 1).data.dequantize(out);
     }
 }
 

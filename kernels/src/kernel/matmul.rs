@@ -43,6 +43,7 @@ pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mu
         (Rows::BF16(w), Columns::F32(x)) => panels::<I, bf16>(isa, w, x, y, panel),
         (Rows::Q8_0(w), Columns::Quantized(x)) => panels::<I, BlockQ8_0>(isa, w, x, y, panel),
         (Rows::Q4_0(w), Columns::Quantized(x)) => panels::<I, BlockQ4_0>(isa, w, x, y, panel),
+        (_, Columns::Quantized(_)) => candle_sparse_core::kernel::matmul::matmul(w, x, y),
         _ => unreachable!("check_matmul compared format and columns"),
     }
 }

@@ -23,6 +23,7 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
         Rows::BF16(d) => units::<I, bf16>(isa, d, w.cols(), a, y),
         Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, w.cols(), a, y),
         Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, w.cols(), a, y),
+        _ => candle_sparse_core::kernel::matmul::matmul_t(w, a, y),
     }
 }
 

@@ -5,7 +5,7 @@ use candle_core::{Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
     Threads, Weight,
-    core::{BLOCK_LEN, Config, Format},
+    core::{Config, Format},
     kernels::Kernels,
     weight::format_of,
 };
@@ -49,8 +49,9 @@ impl Loader<'_> {
         if weight.format() != self.format {
             let name = vb.pp(parts[0].0).prefix();
             let (wanted, got) = (self.format.name(), weight.format().name());
+            let block = self.format.block_len();
             self.notices.push(format!(
-                "{name}: {cols} columns are no multiple of {BLOCK_LEN}, kept in {got} instead of {wanted}"
+                "{name}: {cols} columns are no multiple of {block}, kept in {got} instead of {wanted}"
             ));
         }
         let bias = if bias {

@@ -44,6 +44,11 @@ fn rows_that_cannot_be_quantised_are_kept_and_said() {
     let notices = model.decoder().notices();
     assert_eq!(notices.len(), 3, "one per layer: {notices:?}");
     assert!(notices[0].contains("down_proj") || notices[0].contains("mlp"), "{notices:?}");
+    assert!(notices.iter().all(|n| n.contains("no multiple of 32,")), "{notices:?}");
+    let options = LoadOptions { format: Some(Format::Q4K), threads: None };
+    let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
+    let notices = model.decoder().notices();
+    assert!(!notices.is_empty() && notices.iter().all(|n| n.contains("no multiple of 256,")), "{notices:?}");
 }
 
 #[test]

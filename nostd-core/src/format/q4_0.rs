@@ -1,6 +1,6 @@
 //! `Q4_0`: 32 nibbles with one scale.
 
-use super::{BLOCK_LEN, f16_to_f32, poison};
+use super::{BLOCK_LEN, f16_to_f32, poison, search};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -20,13 +20,7 @@ impl BlockQ4_0 {
     /// Scale = the element of largest magnitude / −8, so that it is hit exactly (`quantize_row_q4_0_ref` of ggml).
     #[must_use]
     pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
-        let mut max = 0.0_f32;
-        for &v in x {
-            if v.abs() > max.abs() {
-                max = v;
-            }
-        }
-        let d = max / -8.0;
+        let d = search::extreme(x) / -8.0;
         let id = if d == 0.0 { 0.0 } else { 1.0 / d };
         let q = |v: f32| ((v * id + 8.5) as u8).min(15);
         let mut qs = [0; BLOCK_LEN / 2];

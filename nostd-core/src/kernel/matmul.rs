@@ -1,7 +1,7 @@
 //! Products of a matrix of any format with a few columns.
 
 use crate::{
-    format::{ActivationGroup, BLOCK_LEN, f16_to_f32},
+    format::{ActivationGroup, BLOCK_LEN, SUPER_BLOCK_LEN, f16_to_f32},
     matrix::{Columns, Matrix, Rows},
 };
 
@@ -50,25 +50,47 @@ fn dot_float(row: Rows<'_>, x: &[f32]) -> f32 {
         Rows::F32(w) => w.iter().zip(x).map(|(w, x)| w * x).sum(),
         Rows::F16(w) => w.iter().zip(x).map(|(w, x)| f16_to_f32(w.to_bits()) * x).sum(),
         Rows::BF16(w) => w.iter().zip(x).map(|(w, x)| w.to_f32() * x).sum(),
-        Rows::Q8_0(_) | Rows::Q4_0(_) => f32::NAN,
+        _ => f32::NAN,
     }
 }
 
 fn dot_quantized(row: Rows<'_>, n: usize, x: &[ActivationGroup]) -> f32 {
-    let blocks = (0..n).map(|i| {
+    let block = |i| {
         let (group, b) = ActivationGroup::place(i, n);
         x[group].block(b)
-    });
+    };
     match row {
-        Rows::Q8_0(w) => {
-            w.iter().zip(blocks).map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, &x)).sum()
-        }
+        Rows::Q8_0(w) => w
+            .iter()
+            .zip((0..n).map(block))
+            .map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, &x))
+            .sum(),
         Rows::Q4_0(w) => w
             .iter()
-            .zip(blocks)
+            .zip((0..n).map(block))
             .map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.unpack(), &x))
             .sum(),
         Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) => f32::NAN,
+        _ => {
+            let mut sum = 0.0;
+            dequantized(row, |k, values| {
+                for (i, values) in values.as_chunks::<BLOCK_LEN>().0.iter().enumerate() {
+                    let (d, _, qs) = block(k / BLOCK_LEN + i);
+                    sum += d * values.iter().zip(qs).map(|(w, q)| w * f32::from(q)).sum::<f32>();
+                }
+            });
+            sum
+        }
+    }
+}
+
+/// Calls `f` with the first element's index and the elements of each block of a row.
+fn dequantized(row: Rows<'_>, mut f: impl FnMut(usize, &[f32])) {
+    let len = row.format().block_len();
+    let mut values = [0.0; SUPER_BLOCK_LEN];
+    for i in 0..row.blocks() {
+        row.slice(i..i + 1).dequantize(&mut values[..len]);
+        f(i * len, &values[..len]);
     }
 }
 
@@ -91,30 +113,18 @@ pub fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
 }
 
 fn add_row(alpha: f32, row: Rows<'_>, y: &mut [f32]) {
-    let mut block = [0.0; BLOCK_LEN];
     match row {
         Rows::F32(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w),
         Rows::F16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * f16_to_f32(w.to_bits())),
         Rows::BF16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w.to_f32()),
-        Rows::Q8_0(w) => {
-            for (y, w) in y.chunks_exact_mut(BLOCK_LEN).zip(w) {
-                w.dequantize(&mut block);
-                y.iter_mut().zip(&block).for_each(|(y, w)| *y += alpha * w);
-            }
-        }
-        Rows::Q4_0(w) => {
-            for (y, w) in y.chunks_exact_mut(BLOCK_LEN).zip(w) {
-                w.dequantize(&mut block);
-                y.iter_mut().zip(&block).for_each(|(y, w)| *y += alpha * w);
-            }
-        }
+        _ => dequantized(row, |k, block| y[k..].iter_mut().zip(block).for_each(|(y, w)| *y += alpha * w)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::{bf16, f16};
+    use crate::Format;
     use std::{vec, vec::Vec};
 
     fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -139,16 +149,18 @@ mod tests {
 
     #[test]
     fn every_format_agrees_with_its_dequantised_f64_product() {
-        let (rows, cols) = (5, 288);
-        let (wf, x) = (numbers(rows * cols, 1), numbers(cols, 2));
-        let h: Vec<f16> = wf.iter().map(|&v| f16::from_f32(v)).collect();
-        let b: Vec<bf16> = wf.iter().map(|&v| bf16::from_f32(v)).collect();
-        let blocks = wf.as_chunks::<BLOCK_LEN>().0;
-        let q8: Vec<_> = blocks.iter().map(crate::BlockQ8_0::quantize).collect();
-        let q4: Vec<_> = blocks.iter().map(crate::BlockQ4_0::quantize).collect();
-        let xq: Vec<_> = x.as_chunks().0.chunks(4).map(ActivationGroup::quantize).collect();
-        for data in [Rows::F32(&wf), Rows::F16(&h), Rows::BF16(&b), Rows::Q8_0(&q8), Rows::Q4_0(&q4)] {
-            let w = Matrix::new(rows, cols, data).unwrap();
+        for (format, cols) in Format::ALL.into_iter().flat_map(|f| [(f, 512_usize), (f, 288), (f, 32)]) {
+            if !cols.is_multiple_of(format.block_len()) {
+                continue;
+            }
+            let rows = 5;
+            let (wf, x) = (numbers(rows * cols, 1), numbers(cols, 2));
+            let xq: Vec<_> = x.as_chunks().0.chunks(4).map(ActivationGroup::quantize).collect();
+            let len = format.row_bytes(wf.len());
+            let mut words = vec![0_u32; len.div_ceil(4)];
+            let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..len];
+            format.quantize(&wf, bytes);
+            let w = Matrix::from_bytes(rows, cols, format, bytes).unwrap();
             let quantized = w.format().is_quantized();
             let columns = if quantized { Columns::Quantized(&xq) } else { Columns::F32(&x) };
             let mut y = vec![0.0; rows];
