@@ -71,6 +71,8 @@ pub(crate) unsafe trait Isa: Copy {
     fn sums_to_f32(self, sums: Self::S) -> Self::V;
     /// Writes `−Σ` of each lane's eight bytes as vector `i` of `out`.
     fn neg_sums(self, x: [Self::I; 2], out: &mut [i32; 16], i: usize);
+    /// Asks for the cache line of `x`.
+    fn prefetch<T>(self, x: &T);
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
     /// Rounds `x · scale` (in −127..=127, halves to even) into `out`.

@@ -4,11 +4,12 @@ use crate::{
     kernel,
     level::{Level, LevelError},
 };
-use candle_sparse_core::{Activation, ActivationGroup, Columns, KernelSet, Matrix, Scalar};
+use candle_sparse_core::{Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons, Scalar};
 use std::sync::OnceLock;
 
 type Matmul = unsafe fn(Matrix<'_>, Columns<'_>, &mut [&mut [f32]]);
 type MatmulT = unsafe fn(Matrix<'_>, &[&[f32]], &mut [&mut [f32]]);
+type SparseFfn = unsafe fn(Neurons<'_>, Gate, &[u32], Columns<'_>, &mut [f32], &mut [f32]);
 
 /// The kernels of one level. Entries are `unsafe` to call because the CPU must have the level's instructions.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +17,9 @@ pub struct Kernels {
     level: Level,
     matmul: Matmul,
     matmul_t: MatmulT,
+    matvec_rows: unsafe fn(Matrix<'_>, &[u32], Columns<'_>, &mut [f32]),
+    axpy_rows: unsafe fn(Matrix<'_>, &[u32], &[f32], &mut [f32]),
+    sparse_ffn: SparseFfn,
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     axpy: unsafe fn(f32, &[f32], &mut [f32]),
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
@@ -36,6 +40,28 @@ macro_rules! table {
         fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
             // SAFETY: as in `matmul`.
             kernel::matmul_t::matmul_t(unsafe { $token }, w, a, y);
+        }
+        #[target_feature(enable = $features)]
+        fn matvec_rows(w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
+            // SAFETY: as in `matmul`.
+            kernel::sparse_ffn::matvec_rows(unsafe { $token }, w, rows, x, y);
+        }
+        #[target_feature(enable = $features)]
+        fn axpy_rows(w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
+            // SAFETY: as in `matmul`.
+            kernel::sparse_ffn::axpy_rows(unsafe { $token }, w, rows, a, y);
+        }
+        #[target_feature(enable = $features)]
+        fn sparse_ffn(
+            w: Neurons<'_>,
+            act: Gate,
+            active: &[u32],
+            x: Columns<'_>,
+            gate: &mut [f32],
+            y: &mut [f32],
+        ) {
+            // SAFETY: as in `matmul`.
+            kernel::sparse_ffn::sparse_ffn(unsafe { $token }, w, act, active, x, gate, y);
         }
         #[target_feature(enable = $features)]
         fn dot(x: &[f32], y: &[f32]) -> f32 {
@@ -72,7 +98,21 @@ macro_rules! table {
             // SAFETY: as in `matmul`.
             kernel::quantize::quantize(unsafe { $token }, x, groups);
         }
-        Kernels { level: $level, matmul, matmul_t, dot, axpy, rms_norm, softmax, exp_sum, gated, quantize }
+        Kernels {
+            level: $level,
+            matmul,
+            matmul_t,
+            matvec_rows,
+            axpy_rows,
+            sparse_ffn,
+            dot,
+            axpy,
+            rms_norm,
+            softmax,
+            exp_sum,
+            gated,
+            quantize,
+        }
     }};
 }
 
@@ -80,6 +120,9 @@ const SCALAR: Kernels = Kernels {
     level: Level::Scalar,
     matmul: |w, x, y| Scalar.matmul(w, x, y),
     matmul_t: |w, a, y| Scalar.matmul_t(w, a, y),
+    matvec_rows: |w, rows, x, y| Scalar.matvec_rows(w, rows, x, y),
+    axpy_rows: |w, rows, a, y| Scalar.axpy_rows(w, rows, a, y),
+    sparse_ffn: |w, act, active, x, gate, y| Scalar.sparse_ffn(w, act, active, x, gate, y),
     dot: |x, y| Scalar.dot(x, y),
     axpy: |alpha, x, y| Scalar.axpy(alpha, x, y),
     rms_norm: |x, weight, eps, y| Scalar.rms_norm(x, weight, eps, y),
@@ -164,6 +207,29 @@ impl KernelSet for Kernels {
     #[inline]
     fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
         call!((self.matmul_t)(w, a, y));
+    }
+
+    #[inline]
+    fn matvec_rows(&self, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
+        call!((self.matvec_rows)(w, rows, x, y));
+    }
+
+    #[inline]
+    fn axpy_rows(&self, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
+        call!((self.axpy_rows)(w, rows, a, y));
+    }
+
+    #[inline]
+    fn sparse_ffn(
+        &self,
+        w: Neurons<'_>,
+        act: Gate,
+        active: &[u32],
+        x: Columns<'_>,
+        gate: &mut [f32],
+        y: &mut [f32],
+    ) {
+        call!((self.sparse_ffn)(w, act, active, x, gate, y));
     }
 
     #[inline]

@@ -1,53 +1,18 @@
 //! Every level this CPU has, every small length and start offset, extremes, against the scalar definition.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod common;
+
 use candle_sparse_core::{
     Activation, ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Format, KernelSet, Matrix, Rows,
     Scalar,
 };
 use candle_sparse_kernels::Kernels;
+use common::{Stored, bound, numbers, quantized};
 use half::{bf16, f16};
 
 /// Two units of four rows and one more element: every tail and every tile width occurs.
 const LONGEST: usize = if cfg!(miri) { 35 } else { 2 * 4 * BLOCK_LEN + 1 };
-
-/// Numbers in −1..1 from a fixed hash.
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    (0..n as u32)
-        .map(|i| {
-            let mut h = i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(0x9e37_79b9);
-            h = (h ^ (h >> 15)).wrapping_mul(0x85eb_ca6b);
-            h ^= h >> 13;
-            (h >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// Owned rows of one format.
-struct Stored {
-    format: Format,
-    /// Their bytes in words, which have the alignment that blocks want.
-    words: Vec<u32>,
-}
-
-impl Stored {
-    fn new(format: Format, x: &[f32]) -> Self {
-        let len = format.row_bytes(x.len());
-        let mut words = vec![0; len.div_ceil(4)];
-        format.quantize(x, &mut bytemuck::cast_slice_mut(&mut words)[..len]);
-        Self { format, words }
-    }
-
-    fn matrix(&self, rows: usize, cols: usize) -> Matrix<'_> {
-        let bytes = &bytemuck::cast_slice(&self.words)[..rows * self.format.row_bytes(cols)];
-        Matrix::from_bytes(rows, cols, self.format, bytes).unwrap()
-    }
-}
-
-/// Columns of `cols` elements, for quantised matrices.
-fn quantized(x: &[f32], cols: usize) -> Vec<ActivationGroup> {
-    x.chunks(cols).flat_map(|x| x.as_chunks().0.chunks(4).map(ActivationGroup::quantize)).collect()
-}
 
 fn product<K: KernelSet>(
     k: &K,
@@ -61,11 +26,6 @@ fn product<K: KernelSet>(
     let mut slices: Vec<&mut [f32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
     k.matmul(w, columns, &mut slices);
     y
-}
-
-/// Both sides round a sum of `n` products: each errs by at most n·ε·Σ|products|.
-fn bound(n: usize, size: f32) -> f32 {
-    2.0 * (n as f32 + 2.0) * f32::EPSILON * size + f32::MIN_POSITIVE
 }
 
 fn sizes() -> impl Iterator<Item = (usize, usize, usize)> {

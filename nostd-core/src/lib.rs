@@ -29,5 +29,5 @@ pub use format::{
     ActivationGroup, BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
     BlockQ5K, BlockQ6K, BlockQ8_0, Format, GROUP_LEN, SUPER_BLOCK_LEN,
 };
-pub use kernel::{KernelSet, Scalar};
+pub use kernel::{Gate, KernelSet, Neurons, Scalar};
 pub use matrix::{Columns, Matrix, Rows};

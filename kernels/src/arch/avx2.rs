@@ -238,6 +238,11 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &T) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(x).cast()));
+    }
+
+    #[inline(always)]
     fn widen_i8(self, x: &[i8; 32], i: usize) -> __m256 {
         let x = &x[i * 8..i * 8 + 8];
         proven!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()))))

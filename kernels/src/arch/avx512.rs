@@ -220,6 +220,11 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &T) {
+        self.0.prefetch(x);
+    }
+
+    #[inline(always)]
     fn widen_i8(self, x: &[i8; 32], i: usize) -> __m512 {
         let x = &x[i * 16..i * 16 + 16];
         proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))

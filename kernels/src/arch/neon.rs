@@ -224,6 +224,16 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, x: &T) {
+        // The intrinsic is not stable in Rust 1.95.
+        proven!(core::arch::asm!(
+            "prfm pldl1keep, [{x}]",
+            x = in(reg) core::ptr::from_ref(x),
+            options(readonly, nostack, preserves_flags)
+        ));
+    }
+
+    #[inline(always)]
     fn widen_i8(self, x: &[i8; 32], i: usize) -> float32x4_t {
         let half = &x[i / 2 * 8..i / 2 * 8 + 8];
         proven!({

@@ -49,7 +49,7 @@ pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mu
 }
 
 /// An element type of a matrix and what it is multiplied with.
-trait Operand: Copy {
+pub(super) trait Operand: Copy {
     /// 32 elements, or four blocks.
     type Unit: Copy;
     /// Element type of a column.
@@ -269,7 +269,7 @@ fn group<I: Isa, T: Operand, const C: usize>(
 
 /// One row times one column.
 #[inline(always)]
-fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f32 {
+pub(super) fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f32 {
     const SUMS: usize = 4;
     let mut acc = [[[isa.splat(0.0)]]; SUMS];
     let ws = T::units(w);

@@ -28,13 +28,15 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
 }
 
 /// An element type whose units can be read as f32 vectors.
-trait Summand: Copy {
+pub(super) trait Summand: Copy {
     /// Elements of the row slice per unit of 32.
     const PER_UNIT: usize;
     type Unit: Copy;
 
     /// The unit a slice begins with, zero-padded if the slice is short.
     fn unit(row: &[Self]) -> Self::Unit;
+    /// What [`Self::vector`] is still to be multiplied with, times `alpha`.
+    fn scale<I: Isa>(isa: I, unit: &Self::Unit, alpha: I::V) -> I::V;
     fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
 }
 
@@ -47,6 +49,11 @@ macro_rules! float_summand {
             #[inline(always)]
             fn unit(row: &[Self]) -> Self::Unit {
                 row.first_chunk().copied().unwrap_or_else(|| padded(row, $zero))
+            }
+
+            #[inline(always)]
+            fn scale<I: Isa>(_: I, _: &Self::Unit, alpha: I::V) -> I::V {
+                alpha
             }
 
             #[inline(always)]
@@ -73,8 +80,13 @@ macro_rules! block_summand {
             }
 
             #[inline(always)]
+            fn scale<I: Isa>(isa: I, unit: &Self, alpha: I::V) -> I::V {
+                isa.mul(isa.splat_f16(unit.d), alpha)
+            }
+
+            #[inline(always)]
             fn vector<I: Isa>(isa: I, $unit: &Self, i: usize) -> I::V {
-                isa.mul(isa.widen_i8(&$quants, i), isa.splat_f16($unit.d))
+                isa.widen_i8(&$quants, i)
             }
         }
     };
@@ -131,7 +143,7 @@ fn unit<I: Isa, T: Summand, const C: usize>(
         let unit = T::unit(&row[first..last]);
         let mut alpha = [isa.splat(0.0); C];
         for c in 0..C {
-            alpha[c] = isa.splat(weights[c][r]);
+            alpha[c] = T::scale(isa, &unit, isa.splat(weights[c][r]));
         }
         for i in 0..32 / I::LANES {
             let v = T::vector(isa, &unit, i);

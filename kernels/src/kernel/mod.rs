@@ -7,6 +7,7 @@ pub(crate) mod matmul_t;
 pub(crate) mod quantize;
 pub(crate) mod rms_norm;
 pub(crate) mod softmax;
+pub(crate) mod sparse_ffn;
 pub(crate) mod vector;
 
 /// A short rest as a whole block, filled up with `fill`.

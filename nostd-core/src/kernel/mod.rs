@@ -6,6 +6,7 @@ pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;
+pub mod sparse_ffn;
 pub mod vector;
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     format::ActivationGroup,
     matrix::{Columns, Matrix},
 };
+pub use sparse_ffn::{Gate, Neurons};
 
 /// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
 ///
@@ -30,6 +32,31 @@ pub trait KernelSet {
     /// `w` is `[rows, cols]`, each `a[c]` has `rows` and each `y[c]` has `cols` elements.
     /// Cost: `n · rows · cols` multiply-adds.
     fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]);
+
+    /// `y[i] = Σ_k w[rows[i], k] · x[k]` for one column `x` and strictly increasing `rows`.
+    ///
+    /// Bits equal those of [`Self::matmul`] with that column. Cost: `rows · cols` multiply-adds, the bytes of the rows.
+    fn matvec_rows(&self, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]);
+
+    /// `y[k] += Σ_i a[i] · w[rows[i], k]` for strictly increasing `rows`, added in their order.
+    ///
+    /// Cost: `rows · cols` multiply-adds, the bytes of the rows.
+    fn axpy_rows(&self, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]);
+
+    /// The FFN of the `active` neurons: `y += Σ_n act(g_n − shift) · (up_n · x) · down_n`.
+    ///
+    /// `gate[i]` is `g` of neuron `active[i]`: given for [`Neurons::UpDown`], written as `gate_n · x` for
+    /// [`Neurons::GateUpDown`]. `x` is one column of `hidden_size`, `y` has `hidden_size` elements. Neurons are added in
+    /// order. Cost: 2 or 3 rows of multiply-adds and bytes per neuron, read one after the other.
+    fn sparse_ffn(
+        &self,
+        w: Neurons<'_>,
+        act: Gate,
+        active: &[u32],
+        x: Columns<'_>,
+        gate: &mut [f32],
+        y: &mut [f32],
+    );
 
     /// `Σ x[i] · y[i]`.
     fn dot(&self, x: &[f32], y: &[f32]) -> f32;
@@ -64,6 +91,26 @@ impl KernelSet for Scalar {
 
     fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
         matmul::matmul_t(w, a, y);
+    }
+
+    fn matvec_rows(&self, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
+        sparse_ffn::matvec_rows(w, rows, x, y);
+    }
+
+    fn axpy_rows(&self, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
+        sparse_ffn::axpy_rows(w, rows, a, y);
+    }
+
+    fn sparse_ffn(
+        &self,
+        w: Neurons<'_>,
+        act: Gate,
+        active: &[u32],
+        x: Columns<'_>,
+        gate: &mut [f32],
+        y: &mut [f32],
+    ) {
+        sparse_ffn::sparse_ffn(w, act, active, x, gate, y);
     }
 
     fn dot(&self, x: &[f32], y: &[f32]) -> f32 {

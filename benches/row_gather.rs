@@ -1,0 +1,141 @@
+//! What a gathered byte costs: the FFN of random neurons from memory, beside plain loads of the same rows and beside
+//! reading everything in order. One line per format, share and mean run length; medians of rounds taken in turn.
+//!
+//! `cargo bench --bench row_gather` (GB/s of the rows' bytes, all threads, random weights). `-- --test` runs it once, small.
+
+use candle_sparse::{
+    Threads,
+    buffer::Buffer,
+    core::{Activation, ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons},
+    kernels::Kernels,
+    threads::ranges,
+};
+use std::{error::Error, hint::black_box, time::Instant};
+
+const HIDDEN: usize = 2048;
+const GATE: Gate = Gate { act: Activation::Silu, shift: 0.0 };
+
+/// Neurons in a buffer that no cache holds, and what they are multiplied with.
+struct Ffn {
+    format: Format,
+    count: usize,
+    rows: Buffer,
+    x: Vec<f32>,
+    groups: Vec<ActivationGroup>,
+}
+
+impl Ffn {
+    fn new(format: Format, bytes: usize, kernels: &Kernels) -> Result<Self, Box<dyn Error>> {
+        let row = format.row_bytes(HIDDEN);
+        let count = bytes / row / 3;
+        let mut rows = Buffer::zeroed(count * row * 3)?;
+        let values: Vec<f32> = (0..HIDDEN).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mut one = vec![0; row];
+        format.quantize(&values, &mut one);
+        rows.bytes_mut().chunks_exact_mut(row).for_each(|r| r.copy_from_slice(&one));
+        let mut groups = vec![ActivationGroup::ZERO; ActivationGroup::count(HIDDEN)];
+        kernels.quantize(&values, &mut groups);
+        Ok(Self { format, count, rows, x: values, groups })
+    }
+
+    fn neuron_bytes(&self) -> usize {
+        3 * self.format.row_bytes(HIDDEN)
+    }
+
+    /// Seconds of the FFN of the active neurons.
+    fn compute(&self, threads: Threads, kernels: &Kernels, active: &[u32]) -> Result<f64, Box<dyn Error>> {
+        let m = Matrix::from_bytes(3 * self.count, HIDDEN, self.format, self.rows.bytes())?;
+        let x = if self.format.is_quantized() { Columns::Quantized(&self.groups) } else { Columns::F32(&self.x) };
+        let start = Instant::now();
+        threads.for_each(parts(threads, active), |part| {
+            let (mut gate, mut y) = (vec![0.0; part.len()], vec![0.0; HIDDEN]);
+            kernels.sparse_ffn(Neurons::GateUpDown(m), GATE, part, x, &mut gate, &mut y);
+            black_box(y);
+        });
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of loading the same bytes and adding them up.
+    fn load(&self, threads: Threads, kernels: &Kernels, active: &[u32]) -> f64 {
+        let words: &[f32] = bytemuck::cast_slice(self.rows.bytes());
+        let n = self.neuron_bytes() / 4;
+        let start = Instant::now();
+        threads.for_each(parts(threads, active), |part| {
+            for run in part.chunk_by(|a, b| a + 1 == *b) {
+                let first = run[0] as usize * n;
+                let row = &words[first..first + run.len() * n];
+                black_box(kernels.dot(row, row));
+            }
+        });
+        start.elapsed().as_secs_f64()
+    }
+}
+
+fn parts(threads: Threads, active: &[u32]) -> impl Iterator<Item = &[u32]> {
+    ranges(active.len(), threads.count() * 8, 1).map(|r| &active[r])
+}
+
+/// A share of `count` neurons in runs of `run` on average, from a fixed seed.
+fn random_set(count: usize, share: f64, run: f64, seed: u64) -> Vec<u32> {
+    let mut state = seed;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    };
+    // A chain that leaves the set with probability 1/run and enters it so often that `share` is in it. Runs of one are
+    // plain independent draws, whose mean run is 1/(1 − share).
+    let leave = if run > 1.0 { 1.0 / run } else { 1.0 - share };
+    let enter = leave * share / (1.0 - share);
+    let mut inside = uniform() < share;
+    (0..count as u32)
+        .filter(|_| {
+            inside = if inside { uniform() >= leave } else { uniform() < enter };
+            inside
+        })
+        .collect()
+}
+
+fn median(mut v: Vec<f64>) -> f64 {
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let test = std::env::args().any(|a| a == "--test");
+    let (bytes, rounds) = if test { (4 << 20, 1) } else { (1 << 30, 7) };
+    let (threads, kernels) = (Threads::default(), Kernels::get()?);
+    println!("level {}, {} threads, neurons of 3 rows of {HIDDEN}", kernels.level(), threads.count());
+    for format in [Format::F16, Format::Q8_0, Format::Q4_0] {
+        let ffn = Ffn::new(format, bytes, kernels)?;
+        let all: Vec<u32> = (0..ffn.count as u32).collect();
+        for share in [0.1, 0.25, 0.5] {
+            for run in [1.0, 4.0, 16.0, 64.0] {
+                let active = random_set(ffn.count, share, run, 7);
+                let mut gb_per_s = [const { Vec::new() }; 4];
+                for _ in 0..rounds {
+                    for (i, out) in gb_per_s.iter_mut().enumerate() {
+                        let set = if i < 2 { &active } else { &all };
+                        let seconds = match i % 2 {
+                            0 => ffn.compute(threads, kernels, set)?,
+                            _ => ffn.load(threads, kernels, set),
+                        };
+                        out.push((set.len() * ffn.neuron_bytes()) as f64 / seconds / 1e9);
+                    }
+                }
+                let runs = active.chunk_by(|a, b| a + 1 == *b).count();
+                let [sparse, loads, dense, stream] = gb_per_s.map(median);
+                println!(
+                    "{:>5} {:3.0} % active, mean run {:5.1}: {sparse:5.1} GB/s, plain loads {loads:5.1} ({:.2} of them); \
+                     all neurons {dense:5.1}, plain {stream:5.1}",
+                    format.name(),
+                    active.len() as f64 / ffn.count as f64 * 100.0,
+                    active.len() as f64 / runs as f64,
+                    sparse / loads
+                );
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,194 @@
+//! Products with some rows of a matrix, and the FFN of some neurons.
+//!
+//! ```text
+//! for eight active neurons at a time:
+//!     for each: gate row · x, up row · x;  ask for the down row       (memory is touched in address order)
+//!     activation of the eight
+//!     for four of them at a time: y += Σ activation · down row        (y stays in L1)
+//! ```
+//!
+//! A row's product is that of `matmul` with one column; each down row is added with one multiply-add per element, in
+//! order. So a neuron computed in another set, or among all, has the same bits.
+
+use super::{
+    activation::gated,
+    matmul::{Operand, stream},
+    matmul_t::Summand,
+    padded,
+};
+use crate::isa::Isa;
+use candle_sparse_core::{
+    BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Gate, Matrix, Neurons, Rows,
+    kernel::sparse_ffn::{self as scalar, check_axpy_rows, check_matvec_rows, check_sparse_ffn},
+};
+use half::{bf16, f16};
+
+/// Neurons between the first touch of a down row and its use; their rows fit a small L2.
+const CHUNK: usize = 8;
+/// Down rows added in one pass over `y`.
+const TOGETHER: usize = 4;
+
+/// Calls `$f::<I, T>($isa, rows, column, …)` for the format of `$w`, else `$scalar`.
+macro_rules! by_format {
+    ($w:expr, $x:expr, $f:ident($isa:expr, $($arg:expr),*), $scalar:expr) => {
+        match ($w.data(), $x) {
+            (Rows::F32(w), Columns::F32(x)) => $f::<I, f32>($isa, w, x, $($arg),*),
+            (Rows::F16(w), Columns::F32(x)) => $f::<I, f16>($isa, w, x, $($arg),*),
+            (Rows::BF16(w), Columns::F32(x)) => $f::<I, bf16>($isa, w, x, $($arg),*),
+            (Rows::Q8_0(w), Columns::Quantized(x)) => $f::<I, BlockQ8_0>($isa, w, x, $($arg),*),
+            (Rows::Q4_0(w), Columns::Quantized(x)) => $f::<I, BlockQ4_0>($isa, w, x, $($arg),*),
+            _ => $scalar,
+        }
+    };
+}
+
+/// See [`candle_sparse_core::KernelSet::matvec_rows`].
+#[inline(always)]
+pub(crate) fn matvec_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
+    check_matvec_rows(&w, rows, &x, y);
+    let per_row = w.cols() / w.format().block_len();
+    by_format!(w, x, products(isa, per_row, rows, y), scalar::matvec_rows(w, rows, x, y));
+}
+
+/// See [`candle_sparse_core::KernelSet::axpy_rows`].
+#[inline(always)]
+pub(crate) fn axpy_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
+    check_axpy_rows(&w, rows, a, y);
+    let per_row = w.cols() / w.format().block_len();
+    match w.data() {
+        Rows::F32(w) => sums::<I, f32>(isa, w, per_row, rows, a, y),
+        Rows::F16(w) => sums::<I, f16>(isa, w, per_row, rows, a, y),
+        Rows::BF16(w) => sums::<I, bf16>(isa, w, per_row, rows, a, y),
+        Rows::Q8_0(w) => sums::<I, BlockQ8_0>(isa, w, per_row, rows, a, y),
+        Rows::Q4_0(w) => sums::<I, BlockQ4_0>(isa, w, per_row, rows, a, y),
+        _ => scalar::axpy_rows(w, rows, a, y),
+    }
+}
+
+/// See [`candle_sparse_core::KernelSet::sparse_ffn`].
+#[inline(always)]
+pub(crate) fn sparse_ffn<I: Isa>(
+    isa: I,
+    w: Neurons<'_>,
+    act: Gate,
+    active: &[u32],
+    x: Columns<'_>,
+    gate: &mut [f32],
+    y: &mut [f32],
+) {
+    check_sparse_ffn(&w, active, &x, gate, y);
+    let (m, per_neuron) = (w.matrix(), w.rows_per_neuron());
+    let per_row = m.cols() / m.format().block_len();
+    by_format!(
+        m,
+        x,
+        neurons(isa, per_row, per_neuron, act, active, gate, y),
+        scalar::sparse_ffn(w, act, active, x, gate, y)
+    );
+}
+
+#[inline(always)]
+fn products<I: Isa, T: Operand>(
+    isa: I,
+    w: &[T],
+    x: &[T::Column],
+    per_row: usize,
+    rows: &[u32],
+    y: &mut [f32],
+) {
+    for (y, &r) in y.iter_mut().zip(rows) {
+        *y = stream(isa, row(w, per_row, r as usize), x);
+    }
+}
+
+#[inline(always)]
+fn sums<I: Isa, T: Summand>(isa: I, w: &[T], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]) {
+    let mut fours = rows.chunks_exact(TOGETHER).zip(a.chunks_exact(TOGETHER));
+    for (r, a) in fours.by_ref() {
+        let rows: [&[T]; TOGETHER] = core::array::from_fn(|i| row(w, per_row, r[i] as usize));
+        add_rows(isa, rows, core::array::from_fn(|i| a[i]), y);
+    }
+    let done = rows.len() / TOGETHER * TOGETHER;
+    for (&r, &a) in rows[done..].iter().zip(&a[done..]) {
+        add_rows(isa, [row(w, per_row, r as usize)], [a], y);
+    }
+}
+
+#[inline(always)]
+fn neurons<I: Isa, T: Operand + Summand>(
+    isa: I,
+    w: &[T],
+    x: &[T::Column],
+    per_row: usize,
+    per_neuron: usize,
+    act: Gate,
+    active: &[u32],
+    gate: &mut [f32],
+    y: &mut [f32],
+) {
+    for (active, gate) in active.chunks(CHUNK).zip(gate.chunks_mut(CHUNK)) {
+        let (mut a, mut down) = ([0.0; CHUNK], [0; CHUNK]);
+        for i in 0..active.len() {
+            let last = active[i] as usize * per_neuron + per_neuron - 1;
+            if per_neuron == 3 {
+                gate[i] = stream(isa, row(w, per_row, last - 2), x);
+            }
+            a[i] = stream(isa, row(w, per_row, last - 1), x);
+            prefetch(isa, row(w, per_row, last));
+            down[i] = last as u32;
+        }
+        let n = active.len();
+        gated(isa, act.act, act.shift, gate, &mut a[..n]);
+        sums(isa, w, per_row, &down[..n], &a[..n], y);
+    }
+}
+
+#[inline(always)]
+fn row<T>(w: &[T], per_row: usize, r: usize) -> &[T] {
+    &w[r * per_row..(r + 1) * per_row]
+}
+
+/// Asks for every cache line of a row.
+#[inline(always)]
+fn prefetch<I: Isa, T>(isa: I, row: &[T]) {
+    for x in row.iter().step_by(64 / size_of::<T>()) {
+        isa.prefetch(x);
+    }
+}
+
+/// `y += Σ_r a[r] · rows[r]`, row after row.
+#[inline(always)]
+fn add_rows<I: Isa, T: Summand, const R: usize>(isa: I, rows: [&[T]; R], a: [f32; R], y: &mut [f32]) {
+    let n = y.len();
+    let alpha = a.map(|a| isa.splat(a));
+    let (blocks, _) = y.as_chunks_mut::<BLOCK_LEN>();
+    for (k, block) in blocks.iter_mut().enumerate() {
+        add_unit(isa, rows, alpha, k * T::PER_UNIT, block);
+    }
+    let done = n / BLOCK_LEN * BLOCK_LEN;
+    if done < n {
+        let mut block = padded(&y[done..], 0.0);
+        add_unit(isa, rows, alpha, done / BLOCK_LEN * T::PER_UNIT, &mut block);
+        y[done..].copy_from_slice(&block[..n - done]);
+    }
+}
+
+#[inline(always)]
+fn add_unit<I: Isa, T: Summand, const R: usize>(
+    isa: I,
+    rows: [&[T]; R],
+    alpha: [I::V; R],
+    at: usize,
+    y: &mut [f32; 32],
+) {
+    let units: [T::Unit; R] =
+        core::array::from_fn(|r| T::unit(&rows[r][at..rows[r].len().min(at + T::PER_UNIT)]));
+    let scales: [I::V; R] = core::array::from_fn(|r| T::scale(isa, &units[r], alpha[r]));
+    for i in 0..32 / I::LANES {
+        let mut sum = isa.load(y, i);
+        for r in 0..R {
+            sum = isa.mul_add(T::vector(isa, &units[r], i), scales[r], sum);
+        }
+        isa.store(sum, y, i);
+    }
+}
