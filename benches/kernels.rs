@@ -50,6 +50,17 @@ fn products(c: &mut Criterion) -> Result<()> {
                 });
             }
         }
+        let rows_of_all: Vec<u32> = (0..rows as u32).collect();
+        let mut group = c.benchmark_group(format!("axpy_rows/{}", format.name()));
+        group.throughput(Throughput::Bytes(w.bytes() as u64));
+        let a = numbers(rows);
+        for kernels in Kernels::available() {
+            let mut y = vec![0.0; cols];
+            group.bench_function(kernels.level().name(), |b| {
+                b.iter(|| kernels.axpy_rows(w.matrix(), &rows_of_all, black_box(&a), &mut y));
+            });
+        }
+        group.finish();
         let mut group = c.benchmark_group(format!("matmul_t/{}", format.name()));
         group.throughput(Throughput::Bytes(w.bytes() as u64));
         let a = numbers(rows);

@@ -75,6 +75,11 @@ pub(crate) unsafe trait Isa: Copy {
     fn prefetch<T>(self, x: &T);
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
+    /// Vector `i` of the quants of `w`, −8..=7.
+    #[inline(always)]
+    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> Self::V {
+        self.widen_i8(&w.unpack(), i)
+    }
     /// Rounds `x · scale` (in −127..=127, halves to even) into `out`.
     fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]);
 }

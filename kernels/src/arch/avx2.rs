@@ -249,6 +249,17 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> __m256 {
+        let bytes = &w.qs[i % 2 * 8..i % 2 * 8 + 8];
+        proven!({
+            let packed = _mm_loadl_epi64(bytes.as_ptr().cast());
+            let half = if i < 2 { packed } else { _mm_srli_epi16::<4>(packed) };
+            let wide = _mm256_cvtepu8_epi32(_mm_and_si128(half, _mm_set1_epi8(0x0f)));
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_set1_epi32(8)))
+        })
+    }
+
+    #[inline(always)]
     fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
         let v = |i| proven!(_mm256_cvtps_epi32(self.mul(self.load(x, i), self.splat(scale))));
         proven!({

@@ -231,6 +231,20 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> __m512 {
+        proven!({
+            let packed = _mm_loadu_si128(w.qs.as_ptr().cast());
+            let half = if i == 0 { packed } else { _mm_srli_epi16::<4>(packed) };
+            let index = _mm512_cvtepu8_epi32(_mm_and_si128(half, _mm_set1_epi8(0x0f)));
+            // A table of sixteen numbers saves the subtraction and the conversion.
+            let values = _mm512_setr_ps(
+                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+            );
+            _mm512_permutexvar_ps(index, values)
+        })
+    }
+
+    #[inline(always)]
     fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
         self.0.round_to_i8(x, scale, out);
     }

@@ -195,8 +195,8 @@ macro_rules! block_operand {
     };
 }
 
-const ZERO_Q8_0: BlockQ8_0 = BlockQ8_0 { d: f16::ZERO, qs: [0; 32] };
-const ZERO_Q4_0: BlockQ4_0 = BlockQ4_0 { d: f16::ZERO, qs: [0; 16] };
+pub(super) const ZERO_Q8_0: BlockQ8_0 = BlockQ8_0 { d: f16::ZERO, qs: [0; 32] };
+pub(super) const ZERO_Q4_0: BlockQ4_0 = BlockQ4_0 { d: f16::ZERO, qs: [0; 16] };
 
 block_operand!(BlockQ8_0, ZERO_Q8_0, q8_0, |isa, sums, i| isa.start_i8(sums, i), dot_i8);
 block_operand!(BlockQ4_0, ZERO_Q4_0, q4_0, |isa, sums, i| isa.start_shifted::<3>(sums, i), dot_u6);

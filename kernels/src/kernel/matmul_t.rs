@@ -8,7 +8,10 @@
 //!
 //! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
 
-use super::padded;
+use super::{
+    matmul::{ZERO_Q4_0, ZERO_Q8_0},
+    padded,
+};
 use crate::isa::Isa;
 use candle_sparse_core::{BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, kernel::matmul::check_matmul_t};
 use half::{bf16, f16};
@@ -29,12 +32,13 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
 
 /// An element type whose units can be read as f32 vectors.
 pub(super) trait Summand: Copy {
-    /// Elements of the row slice per unit of 32.
-    const PER_UNIT: usize;
+    /// 32 elements.
     type Unit: Copy;
 
-    /// The unit a slice begins with, zero-padded if the slice is short.
-    fn unit(row: &[Self]) -> Self::Unit;
+    /// The whole units of a row.
+    fn units(row: &[Self]) -> &[Self::Unit];
+    /// What follows them, filled up with zeros.
+    fn last(row: &[Self]) -> Self::Unit;
     /// What [`Self::vector`] is still to be multiplied with, times `alpha`.
     fn scale<I: Isa>(isa: I, unit: &Self::Unit, alpha: I::V) -> I::V;
     fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
@@ -43,12 +47,16 @@ pub(super) trait Summand: Copy {
 macro_rules! float_summand {
     ($t:ty, $zero:expr, $load:ident) => {
         impl Summand for $t {
-            const PER_UNIT: usize = BLOCK_LEN;
             type Unit = [$t; 32];
 
             #[inline(always)]
-            fn unit(row: &[Self]) -> Self::Unit {
-                row.first_chunk().copied().unwrap_or_else(|| padded(row, $zero))
+            fn units(row: &[Self]) -> &[Self::Unit] {
+                row.as_chunks().0
+            }
+
+            #[inline(always)]
+            fn last(row: &[Self]) -> Self::Unit {
+                padded(row.as_chunks::<32>().1, $zero)
             }
 
             #[inline(always)]
@@ -69,14 +77,18 @@ float_summand!(f16, f16::ZERO, load_f16);
 float_summand!(bf16, bf16::ZERO, load_bf16);
 
 macro_rules! block_summand {
-    ($t:ty, |$unit:ident| $quants:expr) => {
+    ($t:ty, $zero:expr, |$isa:ident, $unit:ident, $i:ident| $vector:expr) => {
         impl Summand for $t {
-            const PER_UNIT: usize = 1;
             type Unit = Self;
 
             #[inline(always)]
-            fn unit(row: &[Self]) -> Self {
-                row[0]
+            fn units(row: &[Self]) -> &[Self] {
+                row
+            }
+
+            #[inline(always)]
+            fn last(_: &[Self]) -> Self {
+                $zero
             }
 
             #[inline(always)]
@@ -85,15 +97,15 @@ macro_rules! block_summand {
             }
 
             #[inline(always)]
-            fn vector<I: Isa>(isa: I, $unit: &Self, i: usize) -> I::V {
-                isa.widen_i8(&$quants, i)
+            fn vector<I: Isa>($isa: I, $unit: &Self, $i: usize) -> I::V {
+                $vector
             }
         }
     };
 }
 
-block_summand!(BlockQ8_0, |unit| unit.qs);
-block_summand!(BlockQ4_0, |unit| unit.unpack());
+block_summand!(BlockQ8_0, ZERO_Q8_0, |isa, unit, i| isa.widen_i8(&unit.qs, i));
+block_summand!(BlockQ4_0, ZERO_Q4_0, |isa, unit, i| isa.widen_q4_0(unit, i));
 
 #[inline(always)]
 fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut [&mut [f32]]) {
@@ -102,24 +114,40 @@ fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut
     }
     let per_row = w.len() / a.first().map_or(1, |a| a.len());
     for k in (0..cols).step_by(BLOCK_LEN) {
-        let mut c = 0;
-        while c < y.len() {
-            let width = (y.len() - c).min(I::COLUMNS_T);
-            let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
-            match width {
-                1 => unit::<I, T, 1>(isa, w, per_row, a, y, k),
-                2 => unit::<I, T, 2>(isa, w, per_row, a, y, k),
-                3 => unit::<I, T, 3>(isa, w, per_row, a, y, k),
-                _ => unit::<I, T, 4>(isa, w, per_row, a, y, k),
-            }
-            c += width;
+        if k + BLOCK_LEN <= cols {
+            unit_of_all::<I, T, true>(isa, w, per_row, a, y, k);
+        } else {
+            unit_of_all::<I, T, false>(isa, w, per_row, a, y, k);
         }
+    }
+}
+
+#[inline(always)]
+fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
+    isa: I,
+    w: &[T],
+    per_row: usize,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+    k: usize,
+) {
+    let mut c = 0;
+    while c < y.len() {
+        let width = (y.len() - c).min(I::COLUMNS_T);
+        let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
+        match width {
+            1 => unit::<I, T, 1, WHOLE>(isa, w, per_row, a, y, k),
+            2 => unit::<I, T, 2, WHOLE>(isa, w, per_row, a, y, k),
+            3 => unit::<I, T, 3, WHOLE>(isa, w, per_row, a, y, k),
+            _ => unit::<I, T, 4, WHOLE>(isa, w, per_row, a, y, k),
+        }
+        c += width;
     }
 }
 
 /// Columns `k .. k + 32` of `C` results.
 #[inline(always)]
-fn unit<I: Isa, T: Summand, const C: usize>(
+fn unit<I: Isa, T: Summand, const C: usize, const WHOLE: bool>(
     isa: I,
     w: &[T],
     per_row: usize,
@@ -136,17 +164,21 @@ fn unit<I: Isa, T: Summand, const C: usize>(
             acc[c][i] = isa.load(&block, i);
         }
     }
-    let first = k / BLOCK_LEN * T::PER_UNIT;
-    let last = (first + T::PER_UNIT).min(per_row);
     let weights: [&[f32]; C] = core::array::from_fn(|c| a[c]);
     for (r, row) in w.chunks_exact(per_row).enumerate() {
-        let unit = T::unit(&row[first..last]);
+        let last;
+        let unit = if WHOLE {
+            &T::units(row)[k / BLOCK_LEN]
+        } else {
+            last = T::last(row);
+            &last
+        };
         let mut alpha = [isa.splat(0.0); C];
         for c in 0..C {
-            alpha[c] = T::scale(isa, &unit, isa.splat(weights[c][r]));
+            alpha[c] = T::scale(isa, unit, isa.splat(weights[c][r]));
         }
         for i in 0..32 / I::LANES {
-            let v = T::vector(isa, &unit, i);
+            let v = T::vector(isa, unit, i);
             for c in 0..C {
                 acc[c][i] = isa.mul_add(alpha[c], v, acc[c][i]);
             }
