@@ -49,7 +49,7 @@ macro_rules! table {
         #[target_feature(enable = $features)]
         fn axpy_rows(w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
             // SAFETY: as in `matmul`.
-            kernel::sparse_ffn::axpy_rows(unsafe { $token }, w, rows, a, y);
+            kernel::axpy_rows::axpy_rows(unsafe { $token }, w, rows, a, y);
         }
         #[target_feature(enable = $features)]
         fn sparse_ffn(

@@ -1,6 +1,7 @@
 //! Kernel bodies, once each, generic over the instruction set; no unsafe code here.
 
 pub(crate) mod activation;
+pub(crate) mod axpy_rows;
 mod exp;
 pub(crate) mod matmul;
 pub(crate) mod matmul_t;

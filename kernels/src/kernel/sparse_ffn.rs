@@ -15,21 +15,18 @@
 
 use super::{
     activation::gated,
+    axpy_rows::Addend,
     matmul::{Operand, stream},
-    matmul_t::Summand,
-    padded,
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
-    BLOCK_LEN, BlockQ4_0, BlockQ8_0, Columns, Gate, Matrix, Neurons, Rows,
-    kernel::sparse_ffn::{self as scalar, check_axpy_rows, check_matvec_rows, check_sparse_ffn},
+    BlockQ4_0, BlockQ8_0, Columns, Gate, Matrix, Neurons, Rows,
+    kernel::sparse_ffn::{self as scalar, check_matvec_rows, check_sparse_ffn},
 };
 use half::{bf16, f16};
 
 /// Neurons between the first touch of a down row and its use; their rows fit a small L2.
 const CHUNK: usize = 16;
-/// Down rows added in one pass over `y`.
-const TOGETHER: usize = 4;
 
 /// Calls `$f::<I, T>($isa, rows, column, …)` for the format of `$w`, else `$scalar`.
 macro_rules! by_format {
@@ -51,21 +48,6 @@ pub(crate) fn matvec_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], x: Column
     check_matvec_rows(&w, rows, &x, y);
     let per_row = w.cols() / w.format().block_len();
     by_format!(w, x, products(isa, per_row, rows, y), scalar::matvec_rows(w, rows, x, y));
-}
-
-/// See [`candle_sparse_core::KernelSet::axpy_rows`].
-#[inline(always)]
-pub(crate) fn axpy_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
-    check_axpy_rows(&w, rows, a, y);
-    let per_row = w.cols() / w.format().block_len();
-    match w.data() {
-        Rows::F32(w) => sums::<I, f32>(isa, w, per_row, rows, a, y),
-        Rows::F16(w) => sums::<I, f16>(isa, w, per_row, rows, a, y),
-        Rows::BF16(w) => sums::<I, bf16>(isa, w, per_row, rows, a, y),
-        Rows::Q8_0(w) => sums::<I, BlockQ8_0>(isa, w, per_row, rows, a, y),
-        Rows::Q4_0(w) => sums::<I, BlockQ4_0>(isa, w, per_row, rows, a, y),
-        _ => scalar::axpy_rows(w, rows, a, y),
-    }
 }
 
 /// See [`candle_sparse_core::KernelSet::sparse_ffn`].
@@ -105,20 +87,7 @@ fn products<I: Isa, T: Operand>(
 }
 
 #[inline(always)]
-fn sums<I: Isa, T: Summand>(isa: I, w: &[T], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]) {
-    let mut fours = rows.chunks_exact(TOGETHER).zip(a.chunks_exact(TOGETHER));
-    for (r, a) in fours.by_ref() {
-        let rows: [&[T]; TOGETHER] = core::array::from_fn(|i| row(w, per_row, r[i] as usize));
-        add_rows(isa, rows, core::array::from_fn(|i| a[i]), y);
-    }
-    let done = rows.len() / TOGETHER * TOGETHER;
-    for (&r, &a) in rows[done..].iter().zip(&a[done..]) {
-        add_rows(isa, [row(w, per_row, r as usize)], [a], y);
-    }
-}
-
-#[inline(always)]
-fn neurons<I: Isa, T: Operand + Summand>(
+fn neurons<I: Isa, T: Operand + Addend>(
     isa: I,
     w: &[T],
     x: &[T::Column],
@@ -146,12 +115,12 @@ fn neurons<I: Isa, T: Operand + Summand>(
             down[i] = last as u32;
         }
         gated(isa, act.act, act.shift, gate, &mut a[..n]);
-        sums(isa, w, per_row, &down[..n], &a[..n], y);
+        T::add_rows(isa, w, per_row, &down[..n], &a[..n], y);
     }
 }
 
 #[inline(always)]
-fn row<T>(w: &[T], per_row: usize, r: usize) -> &[T] {
+pub(super) fn row<T>(w: &[T], per_row: usize, r: usize) -> &[T] {
     &w[r * per_row..(r + 1) * per_row]
 }
 
@@ -160,42 +129,5 @@ fn row<T>(w: &[T], per_row: usize, r: usize) -> &[T] {
 fn prefetch<I: Isa, T>(isa: I, row: &[T]) {
     for x in row.iter().step_by(64 / size_of::<T>()) {
         isa.prefetch(x);
-    }
-}
-
-/// `y += Σ_r a[r] · rows[r]`, row after row.
-#[inline(always)]
-fn add_rows<I: Isa, T: Summand, const R: usize>(isa: I, rows: [&[T]; R], a: [f32; R], y: &mut [f32]) {
-    let alpha = a.map(|a| isa.splat(a));
-    let (blocks, rest) = y.as_chunks_mut::<BLOCK_LEN>();
-    let units: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(rows[r])[..blocks.len()]);
-    for (k, block) in blocks.iter_mut().enumerate() {
-        add_unit::<I, T, R>(isa, core::array::from_fn(|r| &units[r][k]), alpha, block);
-    }
-    if !rest.is_empty() {
-        let mut block = padded(rest, 0.0);
-        let units: [T::Unit; R] = core::array::from_fn(|r| T::last(rows[r]));
-        add_unit::<I, T, R>(isa, core::array::from_fn(|r| &units[r]), alpha, &mut block);
-        rest.copy_from_slice(&block[..rest.len()]);
-    }
-}
-
-#[inline(always)]
-fn add_unit<I: Isa, T: Summand, const R: usize>(
-    isa: I,
-    units: [&T::Unit; R],
-    alpha: [I::V; R],
-    y: &mut [f32; 32],
-) {
-    let mut scales = alpha;
-    for r in 0..R {
-        scales[r] = T::scale(isa, units[r], alpha[r]);
-    }
-    for i in 0..32 / I::LANES {
-        let mut sum = isa.load(y, i);
-        for r in 0..R {
-            sum = isa.mul_add(T::vector(isa, units[r], i), scales[r], sum);
-        }
-        isa.store(sum, y, i);
     }
 }
