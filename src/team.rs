@@ -14,6 +14,8 @@
 //! 2. Published values lie in atomic words: publishing needs no lock, and two threads that publish one piece write the
 //!    same bits. A phase has words of its own until the computation ends, so nothing is written that a late thread reads.
 
+mod trial;
+
 use crate::threads::Threads;
 use std::{
     sync::{
@@ -22,6 +24,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use trial::Trial;
 
 /// Pieces of a phase at most: one bit each.
 const MOST_PIECES: usize = 64;
@@ -45,6 +48,7 @@ pub struct Board {
     /// Two f32 each.
     words: Vec<AtomicU64>,
     over: AtomicBool,
+    trial: Trial,
 }
 
 /// Alone on its cache lines.
@@ -125,33 +129,38 @@ impl Threads {
         program: impl Fn(&mut Member<'_>, &mut P) -> Outcome + Sync,
     ) -> Outcome {
         assert!(own.len() >= self.count(), "team: a thread has no value of its own");
-        let alone = self.alone();
-        if !alone {
-            board.reset(self.count(), room);
-        }
-        let board = &*board;
-        let run = |index: usize| {
+        let run = |index: usize, board: Option<&Board>| {
             // Only this thread takes this lock; what a panic left in it is overwritten by the next computation.
             let mut own = own[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let board = (!alone).then_some(board);
-            let mut member =
-                Member { board, threads: self.count(), index, phase: 0, word: 0, pace: Duration::ZERO };
+            let pace = Duration::ZERO;
+            let mut member = Member { board, threads: self.count(), index, phase: 0, word: 0, pace };
             program(&mut member, &mut own)
         };
-        if alone {
-            return run(0);
+        if self.alone() {
+            return run(0, None);
         }
-        let outcome = Mutex::new(Err(Over));
-        self.on_all(|index| {
-            if index > 0 {
-                // A thread that leaves early is none that failed.
-                let _ = run(index);
-                return;
-            }
-            let _over = OnDrop(&board.over);
-            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = run(0);
-        });
-        outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let start = Instant::now();
+        let outcome = Mutex::new((Err(Over), Duration::ZERO));
+        if board.trial.alone() {
+            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = (run(0, None), start.elapsed());
+        } else {
+            board.reset(self.count(), room);
+            let board = &*board;
+            self.on_all(|index| {
+                if index > 0 {
+                    // A thread that leaves early is none that failed.
+                    let _ = run(index, Some(board));
+                    return;
+                }
+                let _over = OnDrop(&board.over);
+                let done = (run(0, Some(board)), start.elapsed());
+                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = done;
+            });
+        }
+        let (outcome, own_time) = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let time = start.elapsed();
+        board.trial.note(time, time - own_time);
+        outcome
     }
 }
 
@@ -164,7 +173,7 @@ impl Drop for OnDrop<'_> {
     }
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
     /// Whether this is the thread that called [`Threads::team`].
     #[must_use]
     pub fn is_caller(&self) -> bool {
@@ -192,12 +201,10 @@ impl Member<'_> {
     /// # Panics
     /// More pieces than [`Self::piece`] makes, or more phases or elements than there is [`Room`] for.
     pub fn phase(&mut self, out: &mut [f32], piece: usize, mut f: impl FnMut(usize, &mut [f32])) -> Outcome {
-        let pieces = out.len().div_ceil(piece.max(1));
-        let Some(board) = self.board.filter(|_| pieces > 1) else {
+        let Some(slots) = self.enter(out.len(), piece)? else {
             out.chunks_mut(piece.max(1)).enumerate().for_each(|(i, out)| f(i, out));
             return Ok(());
         };
-        let slots = self.enter(board, out.len(), piece)?;
         let mut mine = 0_u64;
         let start = Instant::now();
         while let Some(i) = slots.claim() {
@@ -212,7 +219,7 @@ impl Member<'_> {
             f(i, out);
             slots.publish(i, out);
         });
-        for i in (0..pieces).filter(|i| mine >> i & 1 == 0) {
+        for i in (0..slots.pieces).filter(|i| mine >> i & 1 == 0) {
             slots.read(i, &mut out[slots.range(i)]);
         }
         Ok(())
@@ -232,8 +239,7 @@ impl Member<'_> {
         room: &mut [f32],
         mut f: impl FnMut(usize, &mut [f32]),
     ) -> Outcome {
-        let Some(board) = self.board.filter(|_| len > piece) else { return Ok(()) };
-        let slots = self.enter(board, len, piece)?;
+        let Some(slots) = self.enter(len, piece)? else { return Ok(()) };
         while let Some(i) = slots.claim() {
             let out = &mut room[..slots.range(i).len()];
             f(i, out);
@@ -242,19 +248,23 @@ impl Member<'_> {
         Ok(())
     }
 
-    /// The next phase's part of the board.
-    fn enter<'b>(&mut self, board: &'b Board, len: usize, piece: usize) -> Result<Slots<'b>, Over> {
-        let pieces = len.div_ceil(piece);
-        assert!(pieces <= most_pieces(self.threads), "phase: {pieces} pieces are too many");
+    /// The next phase's part of the board; `None` if each thread computes the phase for itself.
+    fn enter(&mut self, len: usize, piece: usize) -> Result<Option<Slots<'a>>, Over> {
+        let Some(board) = self.board else { return Ok(None) };
         if board.over.load(Ordering::Relaxed) {
             return Err(Over);
         }
+        if len <= piece {
+            return Ok(None);
+        }
+        let pieces = len.div_ceil(piece);
+        assert!(pieces <= most_pieces(self.threads), "phase: {pieces} pieces are too many");
         let stride = piece.div_ceil(2).next_multiple_of(LINE);
         let words = &board.words[self.word..self.word + pieces * stride];
         let slots = Slots { phase: &board.phases[self.phase], words, stride, pieces, piece, len };
         self.phase += 1;
         self.word += words.len();
-        Ok(slots)
+        Ok(Some(slots))
     }
 
     /// Waits for the pieces that others claimed; what does not come in time goes to `redo`.
@@ -353,3 +363,6 @@ fn pack([a, b]: [f32; 2]) -> u64 {
 fn unpack(word: u64) -> [f32; 2] {
     [f32::from_bits(word as u32), f32::from_bits((word >> 32) as u32)]
 }
+
+#[cfg(test)]
+mod tests;
