@@ -45,7 +45,8 @@ impl Ffn {
     /// Seconds of the FFN of the active neurons.
     fn compute(&self, threads: Threads, kernels: &Kernels, active: &[u32]) -> Result<f64, Box<dyn Error>> {
         let m = Matrix::from_bytes(3 * self.count, HIDDEN, self.format, self.rows.bytes())?;
-        let x = if self.format.is_quantized() { Columns::Quantized(&self.groups) } else { Columns::F32(&self.x) };
+        let x =
+            if self.format.is_quantized() { Columns::Quantized(&self.groups) } else { Columns::F32(&self.x) };
         let start = Instant::now();
         threads.for_each(parts(threads, active), |part| {
             let (mut gate, mut y) = (vec![0.0; part.len()], vec![0.0; HIDDEN]);

@@ -197,6 +197,15 @@ impl KvCache {
         self.len += seq_len;
     }
 
+    /// Rounds elements as storing does: `x` becomes what would be read.
+    pub fn round(&self, x: &mut [f32]) {
+        match self.shape.dtype {
+            KvDType::F32 => {}
+            KvDType::F16 => x.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+            KvDType::BF16 => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        }
+    }
+
     /// Stores one token's keys and values `[heads · head_dim]`.
     ///
     /// # Panics

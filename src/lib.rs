@@ -9,6 +9,8 @@ pub use candle_sparse_kernels as kernels;
 
 pub mod threads;
 
+pub mod team;
+
 pub mod buffer;
 
 pub mod weight;

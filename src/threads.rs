@@ -100,30 +100,43 @@ impl Threads {
                 }
             }
         };
-        if self.0 == 1 || slots.len() <= 1 || IN_REGION.get() || LATENESS.alone() {
+        if self.alone() || slots.len() <= 1 || LATENESS.alone() {
             return work();
         }
+        let start = Instant::now();
+        let own_ns = AtomicU64::new(0);
+        self.on_all(|index| {
+            work();
+            if index == 0 {
+                own_ns.store(nanoseconds(start), Ordering::Relaxed);
+            }
+        });
+        LATENESS.note(own_ns.load(Ordering::Relaxed), nanoseconds(start));
+    }
+
+    /// Whether there is no other thread to share work with.
+    pub(crate) fn alone(self) -> bool {
+        self.0 == 1 || IN_REGION.get()
+    }
+
+    /// Calls `f(index)` on every thread, `f(0)` on the calling one; returns when all are done, resuming a panic.
+    pub(crate) fn on_all(self, f: impl Fn(usize) + Sync) {
         let pool = barrier_pool();
         // The caller is the pool's last thread; with fewer threads allowed than there are, the surplus returns at once.
         let caller = pool.n_workers();
         // A panic that left `execute` on this thread would poison the pool for the whole process.
         let panicked = Mutex::new(None);
-        let start = Instant::now();
-        let own_ns = AtomicU64::new(0);
         pool.execute(|tid| {
-            if tid == caller || tid + 1 < self.0 {
+            let index = if tid == caller { 0 } else { tid + 1 };
+            if index < self.0 {
                 IN_REGION.set(true);
-                let result = catch_unwind(AssertUnwindSafe(work));
+                let result = catch_unwind(AssertUnwindSafe(|| f(index)));
                 IN_REGION.set(false);
-                if tid == caller {
-                    own_ns.store(nanoseconds(start), Ordering::Relaxed);
-                }
                 if let Err(panic) = result {
                     *panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 }
             }
         });
-        LATENESS.note(own_ns.load(Ordering::Relaxed), nanoseconds(start));
         if let Some(panic) = panicked.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);
         }

@@ -4,28 +4,25 @@
 //! embed → per layer [norm → qkv → rope → cache → attention → o → add → norm → gate·up·act → down → add] → norm → head
 //! ```
 //!
-//! Between two operations there is no `Tensor`: a decode step works in buffers that live in the cache, so a lone
-//! token allocates nothing once the cache has room.
+//! Between two operations there is no `Tensor`: a step works in buffers that live in the cache. A lone token goes through
+//! `decode.rs`, where all threads run the whole step; everything else through `prefill.rs`, one region per operation.
 
+mod decode;
 mod load;
+mod prefill;
 
 use candle_core::{Result, bail};
 use candle_sparse::{
     Threads, Weight,
-    attention::{AttentionScratch, Queries, attention},
     core::{
-        ActivationGroup, Columns, Config, KernelSet,
+        ActivationGroup, Config, KernelSet,
         kernel::{rms_norm::shifted_relu, rope},
     },
     kernels::{Kernels, Level},
     kv_cache::KvCache,
-    threads::ranges,
-    weight::{On, ROW_STEP, split_columns},
+    weight::On,
 };
 pub use load::{Extras, LoadOptions};
-
-/// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
-const CHUNK: usize = 512;
 
 /// A projection and its bias.
 #[derive(Debug)]
@@ -62,17 +59,8 @@ pub struct Decoder {
 /// Working memory of a step; grows to the largest step and stays.
 #[derive(Default)]
 pub struct Scratch {
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    last: Vec<f32>,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    groups: Vec<ActivationGroup>,
-    attention: AttentionScratch,
+    prefill: prefill::Scratch,
+    decode: decode::Scratch,
 }
 
 impl core::fmt::Debug for Scratch {
@@ -232,196 +220,39 @@ impl Decoder {
                 assert_eq!(e.len(), batch * seq_len * hidden, "forward: wrong number of embeddings");
             }
         }
-        cache.begin(batch, index_pos, seq_len)?;
-        let chunk = (CHUNK / batch).max(1);
-        for start in (0..seq_len).step_by(chunk) {
-            let n = chunk.min(seq_len - start);
-            self.enter(input, step, start, n, &mut s.x)?;
-            self.layers(Step { batch, seq_len: n, index_pos: index_pos + start }, cache, s);
-            cache.advance(n);
-            if wanted == Logits::All {
-                for (b, logits) in logits.chunks_exact_mut(seq_len * vocab).enumerate() {
-                    self.head(b * n..(b + 1) * n, s, &mut logits[start * vocab..(start + n) * vocab]);
-                }
-            } else if start + n == seq_len {
-                self.head((n - 1..batch * n).step_by(n), s, logits);
-            }
+        if batch * seq_len == 1 {
+            return self.decode(input, index_pos, cache, &mut s.decode, logits);
         }
-        Ok(())
-    }
-
-    /// Fills `x` with tokens `start..start + n` of every sequence.
-    fn enter(&self, input: Input<'_>, step: Step, start: usize, n: usize, x: &mut Vec<f32>) -> Result<()> {
-        let hidden = self.config.hidden_size;
-        resize(x, step.batch * n * hidden);
-        for (b, x) in x.chunks_exact_mut(n * hidden).enumerate() {
-            let at = b * step.seq_len + start;
-            match input {
-                Input::Ids(ids) => self.embed(&ids[at..at + n], x)?,
-                Input::Embeddings(e) => x.copy_from_slice(&e[at * hidden..(at + n) * hidden]),
-            }
-        }
-        Ok(())
+        self.prefill(input, step, cache, &mut s.prefill, wanted, logits)
     }
 
     fn on(&self) -> On<'_> {
         On { kernels: self.kernels, threads: self.threads }
     }
 
-    fn layers(&self, step: Step, cache: &mut KvCache, s: &mut Scratch) {
-        let c = &self.config;
-        let rows = step.batch * step.seq_len;
-        let half = c.head_dim / 2;
-        resize(&mut s.cos, step.seq_len * half);
-        resize(&mut s.sin, step.seq_len * half);
-        for (t, (cos, sin)) in s.cos.chunks_exact_mut(half).zip(s.sin.chunks_exact_mut(half)).enumerate() {
-            rope::angles(&c.rope, step.index_pos + t, cos, sin);
-        }
-        resize(&mut s.normed, rows * c.hidden_size);
-        resize(&mut s.qkv, rows * (c.q_dim() + 2 * c.kv_dim()));
-        resize(&mut s.attended, rows * c.q_dim());
-        resize(&mut s.gate, rows * c.intermediate_size);
-        resize(&mut s.up, rows * c.intermediate_size);
-        let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
-        s.groups.resize(rows * ActivationGroup::count(widest), ActivationGroup::ZERO);
-        for (i, layer) in self.layers.iter().enumerate() {
-            self.attention(i, layer, step, cache, s);
-            self.mlp(layer, s);
-        }
-    }
-
-    /// `x += o(attention(norm(x)))`
-    fn attention(&self, i: usize, layer: &Layer, step: Step, cache: &mut KvCache, s: &mut Scratch) {
-        let (c, on) = (&self.config, self.on());
-        let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
-        let width = q_dim + 2 * kv_dim;
-        self.norm(&s.x, &layer.input_layernorm, &mut s.normed);
-        layer.qkv_proj.matmul(on, &s.normed, &mut s.groups, &mut s.qkv);
-        self.rotate(step, s);
-        for (row, qkv) in s.qkv.chunks_exact(width).enumerate() {
-            let (sequence, position) = (row / step.seq_len, step.index_pos + row % step.seq_len);
-            let (k, v) = qkv[q_dim..].split_at(kv_dim);
-            cache.write(sequence, i, position, k, v);
-        }
-        let q = Queries { rows: &s.qkv, width, seq_len: step.seq_len, index_pos: step.index_pos };
-        attention(on, c, cache, i, q, &mut s.attention, &mut s.attended);
-        layer.o_proj.matmul(on, &s.attended, &mut s.groups, &mut s.normed);
-        self.add(&s.normed, &mut s.x);
-    }
-
-    /// Rotates queries and keys in place and scales the queries by `1/√head_dim`.
-    fn rotate(&self, step: Step, s: &mut Scratch) {
-        let c = &self.config;
-        let (q_dim, kv_dim, half) = (c.q_dim(), c.kv_dim(), c.head_dim / 2);
-        let width = q_dim + 2 * kv_dim;
-        let scale = 1.0 / (c.head_dim as f32).sqrt();
-        let (cos, sin) = (&s.cos, &s.sin);
-        self.by_rows(width, &mut s.qkv, |first, rows| {
-            for (row, qkv) in rows.chunks_exact_mut(width).enumerate() {
-                let t = (first + row) % step.seq_len * half;
-                for head in qkv[..q_dim + kv_dim].chunks_exact_mut(c.head_dim) {
-                    rope::rope(head, &cos[t..t + half], &sin[t..t + half], c.rope.interleaved);
-                }
-                qkv[..q_dim].iter_mut().for_each(|v| *v *= scale);
-            }
-        });
-    }
-
-    /// `x += down(act(gate(norm(x))) · up(norm(x)))`
-    fn mlp(&self, layer: &Layer, s: &mut Scratch) {
-        let (c, on) = (&self.config, self.on());
-        self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
-        let format = layer.gate_proj.weight.format();
-        let columns = on.columns(format, c.hidden_size, &s.normed, &mut s.groups);
-        self.gate_up(layer, columns, &mut s.gate, &mut s.up);
-        layer.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed);
-        self.add(&s.normed, &mut s.x);
-    }
-
-    /// `up = act(gate_proj · x − gate_shift) · (up_proj · x)` in one region: each task keeps its neurons to itself.
-    fn gate_up(&self, layer: &Layer, x: Columns<'_>, gate: &mut [f32], up: &mut [f32]) {
-        let (c, on) = (&self.config, self.on());
-        let (gate_w, up_w) = (layer.gate_proj.weight.matrix(), layer.up_proj.weight.matrix());
-        let n = x.count(c.hidden_size);
-        let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), 2 * n * gate_w.bytes());
-        let work = |r: std::ops::Range<usize>, gate: &mut [&mut [f32]], up: &mut [&mut [f32]]| {
-            on.kernels.matmul(gate_w.slice_rows(r.clone()), x, gate);
-            on.kernels.matmul(up_w.slice_rows(r.clone()), x, up);
-            for (gate, up) in gate.iter_mut().zip(up) {
-                add_bias(gate, layer.gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
-                add_bias(up, layer.up_proj.bias.as_deref().map(|b| &b[r.clone()]));
-                on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
-            }
-        };
-        let ranges = ranges(c.intermediate_size, tasks, ROW_STEP);
-        if n == 1 {
-            let (mut gate, mut up) = (gate, up);
-            let tasks = ranges.map(|r| {
-                let parts = (take(&mut gate, r.len()), take(&mut up, r.len()));
-                (r, parts)
-            });
-            on.threads.for_each(tasks, |(r, (gate, up))| work(r, &mut [gate], &mut [up]));
-        } else {
-            let ranges: Vec<_> = ranges.collect();
-            let widths = || ranges.iter().map(ExactSizeIterator::len);
-            let gate = split_columns(gate, c.intermediate_size, widths());
-            let up = split_columns(up, c.intermediate_size, widths());
-            let tasks = ranges.iter().zip(gate.into_iter().zip(up));
-            on.threads.for_each(tasks, |(r, (mut gate, mut up))| work(r.clone(), &mut gate, &mut up));
-        }
-    }
-
-    /// Logits of some rows of `x`.
-    fn head(&self, rows: impl ExactSizeIterator<Item = usize>, s: &mut Scratch, logits: &mut [f32]) {
-        let (c, hidden) = (&self.config, self.config.hidden_size);
-        resize(&mut s.last, rows.len() * hidden);
-        for (row, y) in rows.zip(s.last.chunks_exact_mut(hidden)) {
-            let x = &s.x[row * hidden..(row + 1) * hidden];
-            self.kernels.rms_norm(x, &self.norm, c.rms_norm_eps, y);
-        }
-        self.lm_head.matmul(self.on(), &s.last, &mut s.groups, logits);
-    }
-
     /// What attention and FFN read: the norm, for shifted-ReLU models `max(norm − shift, 0)`.
-    fn norm(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {
-        let (c, hidden) = (&self.config, self.config.hidden_size);
-        self.by_rows(hidden, y, |first, rows| {
-            for (x, y) in x[first * hidden..].chunks_exact(hidden).zip(rows.chunks_exact_mut(hidden)) {
-                self.kernels.rms_norm(x, weight, c.rms_norm_eps, y);
-                if let Some(shift) = c.norm_shift {
-                    shifted_relu(y, shift);
-                }
-            }
-        });
-    }
-
-    fn add(&self, x: &[f32], y: &mut [f32]) {
-        let hidden = self.config.hidden_size;
-        self.by_rows(hidden, y, |first, rows| {
-            let start = first * hidden;
-            self.kernels.axpy(1.0, &x[start..start + rows.len()], rows);
-        });
-    }
-
-    /// Calls `f(first row, rows)` for runs of whole rows of `y`, in parallel where there are many.
-    fn by_rows(&self, width: usize, y: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
-        let rows = y.len() / width;
-        let tasks = if rows == 1 { 1 } else { self.threads.tasks(rows, size_of_val(y)) };
-        if tasks == 1 {
-            return f(0, y);
+    fn norm_row(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {
+        self.kernels.rms_norm(x, weight, self.config.rms_norm_eps, y);
+        if let Some(shift) = self.config.norm_shift {
+            shifted_relu(y, shift);
         }
-        let run = rows.div_ceil(tasks);
-        let tasks = y.chunks_mut(run * width).enumerate();
-        self.threads.for_each(tasks, |(i, rows)| f(i * run, rows));
     }
-}
 
-impl Projection {
-    fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
-        self.weight.matmul(on, x, groups, y);
-        for y in y.chunks_exact_mut(self.weight.rows()) {
-            add_bias(y, self.bias.as_deref());
+    /// Rotates queries and keys of a row of `[q, k, v]` and scales the queries by `1/√head_dim`.
+    fn rotate_row(&self, qkv: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let c = &self.config;
+        let scale = 1.0 / (c.head_dim as f32).sqrt();
+        for head in qkv[..c.q_dim() + c.kv_dim()].chunks_exact_mut(c.head_dim) {
+            rope::rope(head, cos, sin, c.rope.interleaved);
         }
+        qkv[..c.q_dim()].iter_mut().for_each(|v| *v *= scale);
+    }
+
+    /// Sizes the working memory of `rows` quantised rows of the widest projection.
+    fn resize_groups(&self, rows: usize, groups: &mut Vec<ActivationGroup>) {
+        let c = &self.config;
+        let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
+        groups.resize(rows * ActivationGroup::count(widest), ActivationGroup::ZERO);
     }
 }
 
@@ -429,12 +260,6 @@ fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
     if let Some(bias) = bias {
         y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     }
-}
-
-fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
-    let (head, tail) = std::mem::take(rest).split_at_mut(n);
-    *rest = tail;
-    head
 }
 
 /// Sets the length; shrinking keeps the memory.

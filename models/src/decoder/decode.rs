@@ -1,0 +1,195 @@
+//! One token of one sequence: all threads run the whole step and share what reads weights or the past.
+//!
+//! The cache is read during the step and grows by the token when all is done.
+
+use super::{Decoder, Input, Layer, Projection, add_bias, resize};
+use candle_core::{Error, Result};
+use candle_sparse::{
+    attention::{self, LoneScratch, Token, lone_token},
+    core::{ActivationGroup, KernelSet, kernel::rope},
+    kv_cache::KvCache,
+    team::{Board, Member, Outcome, Over, Room},
+    weight::ROW_STEP,
+};
+use std::sync::{Mutex, PoisonError};
+
+/// Phases of a layer: qkv, attention, o, gate and up, down.
+const PHASES: usize = 5;
+
+/// Working memory of all threads.
+#[derive(Default)]
+pub(super) struct Scratch {
+    board: Board,
+    own: Vec<Mutex<Own>>,
+}
+
+/// A thread's own vectors: all but the inner ones of a phase are equal on all threads.
+#[derive(Default)]
+struct Own {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    /// `[layer][key, value]` of the token, rounded as the cache does.
+    kv: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// A piece of the logits.
+    piece: Vec<f32>,
+    groups: Vec<ActivationGroup>,
+    attention: LoneScratch,
+}
+
+impl Decoder {
+    /// Runs a checked step of one token and writes its logits.
+    ///
+    /// # Errors
+    /// The step was given up; the cache is unchanged then.
+    pub(super) fn decode(
+        &self,
+        input: Input<'_>,
+        position: usize,
+        cache: &mut KvCache,
+        s: &mut Scratch,
+        logits: &mut [f32],
+    ) -> Result<()> {
+        s.own.resize_with(self.threads.count(), Mutex::default);
+        for own in &mut s.own {
+            self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner));
+        }
+        let (past, logits) = (&*cache, Mutex::new(Some(logits)));
+        let program = |member: &mut Member<'_>, own: &mut Own| {
+            self.enter_token(input, position, own);
+            for (i, layer) in self.layers.iter().enumerate() {
+                self.attend_token(member, (i, layer), position, past, own)?;
+                self.mlp_token(member, layer, own)?;
+            }
+            let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.head_token(member, own, if member.is_caller() { out() } else { None })
+        };
+        let outcome = self.threads.team(&mut s.board, self.room(), &s.own, program);
+        outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
+        let own = s.own[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+        cache.begin(1, position, 1)?;
+        let kv_dim = self.config.kv_dim();
+        for (layer, kv) in own.kv.chunks_exact(2 * kv_dim).enumerate() {
+            cache.write(0, layer, position, &kv[..kv_dim], &kv[kv_dim..]);
+        }
+        cache.advance(1);
+        Ok(())
+    }
+
+    /// What a step publishes at most.
+    fn room(&self) -> Room {
+        let c = &self.config;
+        let layer = 2 * c.hidden_size + c.q_dim() + 2 * c.kv_dim() + c.intermediate_size + attention::room(c);
+        Room { phases: self.layers.len() * PHASES + 1, elements: self.layers.len() * layer + c.vocab_size }
+    }
+
+    fn resize(&self, own: &mut Own) {
+        let c = &self.config;
+        resize(&mut own.x, c.hidden_size);
+        resize(&mut own.normed, c.hidden_size);
+        resize(&mut own.qkv, c.q_dim() + 2 * c.kv_dim());
+        resize(&mut own.kv, self.layers.len() * 2 * c.kv_dim());
+        resize(&mut own.attended, c.q_dim());
+        resize(&mut own.gate, c.intermediate_size);
+        resize(&mut own.up, c.intermediate_size);
+        resize(&mut own.cos, c.head_dim / 2);
+        resize(&mut own.sin, c.head_dim / 2);
+        // There are two pieces or more, or none is needed.
+        resize(&mut own.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
+        self.resize_groups(1, &mut own.groups);
+        own.attention.resize(c);
+    }
+
+    fn enter_token(&self, input: Input<'_>, position: usize, own: &mut Own) {
+        match input {
+            Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut own.x),
+            Input::Embeddings(e) => own.x.copy_from_slice(e),
+        }
+        rope::angles(&self.config.rope, position, &mut own.cos, &mut own.sin);
+    }
+
+    /// `x += o(attention(norm(x)))`
+    fn attend_token(
+        &self,
+        member: &mut Member<'_>,
+        (i, layer): (usize, &Layer),
+        position: usize,
+        cache: &KvCache,
+        own: &mut Own,
+    ) -> Outcome {
+        let c = &self.config;
+        let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
+        self.norm_row(&own.x, &layer.input_layernorm, &mut own.normed);
+        self.project(member, &layer.qkv_proj, &own.normed, &mut own.groups, &mut own.qkv)?;
+        self.rotate_row(&mut own.qkv, &own.cos, &own.sin);
+        let kv = &mut own.kv[i * 2 * kv_dim..(i + 1) * 2 * kv_dim];
+        kv.copy_from_slice(&own.qkv[q_dim..]);
+        cache.round(kv);
+        let (keys, values) = kv.split_at(kv_dim);
+        let token = Token { cache, layer: i, position, queries: &own.qkv[..q_dim], keys, values };
+        lone_token(member, self.kernels, c, token, &mut own.attention, &mut own.attended)?;
+        self.project(member, &layer.o_proj, &own.attended, &mut own.groups, &mut own.normed)?;
+        self.kernels.axpy(1.0, &own.normed, &mut own.x);
+        Ok(())
+    }
+
+    /// `x += down(act(gate(norm(x))) · up(norm(x)))`
+    fn mlp_token(&self, member: &mut Member<'_>, layer: &Layer, own: &mut Own) -> Outcome {
+        let (c, on) = (&self.config, self.on());
+        self.norm_row(&own.x, &layer.post_attention_layernorm, &mut own.normed);
+        let (gate_proj, up_proj) = (&layer.gate_proj, &layer.up_proj);
+        let (gate_w, up_w) = (gate_proj.weight.matrix(), up_proj.weight.matrix());
+        let x = on.columns(gate_proj.weight.format(), c.hidden_size, &own.normed, &mut own.groups);
+        let piece = member.piece(c.intermediate_size, 2 * gate_w.bytes(), ROW_STEP);
+        member.phase(&mut own.up, piece, |i, up| {
+            let r = i * piece..i * piece + up.len();
+            let gate = &mut own.gate[..up.len()];
+            on.kernels.matmul(gate_w.slice_rows(r.clone()), x, &mut [gate]);
+            on.kernels.matmul(up_w.slice_rows(r.clone()), x, &mut [up]);
+            add_bias(gate, gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
+            add_bias(up, up_proj.bias.as_deref().map(|b| &b[r]));
+            on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
+        })?;
+        self.project(member, &layer.down_proj, &own.up, &mut own.groups, &mut own.normed)?;
+        self.kernels.axpy(1.0, &own.normed, &mut own.x);
+        Ok(())
+    }
+
+    /// `y = p · x`
+    fn project(
+        &self,
+        member: &mut Member<'_>,
+        p: &Projection,
+        x: &[f32],
+        groups: &mut [ActivationGroup],
+        y: &mut [f32],
+    ) -> Outcome {
+        let (w, x) = (p.weight.matrix(), self.on().columns(p.weight.format(), p.weight.cols(), x, groups));
+        let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
+        member.phase(y, piece, |i, y| {
+            let r = i * piece..i * piece + y.len();
+            self.kernels.matmul(w.slice_rows(r.clone()), x, &mut [y]);
+            add_bias(y, p.bias.as_deref().map(|b| &b[r]));
+        })
+    }
+
+    /// The logits, which the calling thread alone wants.
+    fn head_token(&self, member: &mut Member<'_>, own: &mut Own, logits: Option<&mut [f32]>) -> Outcome {
+        let (c, w) = (&self.config, self.lm_head.matrix());
+        self.kernels.rms_norm(&own.x, &self.norm, c.rms_norm_eps, &mut own.normed);
+        let x = self.on().columns(self.lm_head.format(), c.hidden_size, &own.normed, &mut own.groups);
+        let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
+        let compute = |i: usize, y: &mut [f32]| {
+            self.kernels.matmul(w.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
+        };
+        match logits {
+            Some(logits) => member.phase(logits, piece, compute),
+            None => member.assist(c.vocab_size, piece, &mut own.piece, compute),
+        }
+    }
+}
