@@ -16,10 +16,14 @@
 //!    Nor on which columns, as long as a call has more than one.
 //! 4. A rest of a row that is no whole unit is copied into a zero-padded unit.
 
+mod blocks;
+mod super_blocks;
+
 use super::padded;
 use crate::isa::Isa;
 use candle_sparse_core::{
-    ActivationGroup, BlockQ4_0, BlockQ8_0, Columns, Matrix, Rows, kernel::matmul::check_matmul,
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    Columns, Matrix, Rows, kernel::matmul::check_matmul,
 };
 use half::{bf16, f16};
 
@@ -42,30 +46,38 @@ pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mu
         (Rows::F16(w), Columns::F32(x)) => panels::<I, f16>(isa, w, x, y, panel),
         (Rows::BF16(w), Columns::F32(x)) => panels::<I, bf16>(isa, w, x, y, panel),
         (Rows::Q8_0(w), Columns::Quantized(x)) => panels::<I, BlockQ8_0>(isa, w, x, y, panel),
+        (Rows::Q6K(w), Columns::Quantized(x)) => panels::<I, BlockQ6K>(isa, w, x, y, panel),
+        (Rows::Q5_1(w), Columns::Quantized(x)) => panels::<I, BlockQ5_1>(isa, w, x, y, panel),
+        (Rows::Q5_0(w), Columns::Quantized(x)) => panels::<I, BlockQ5_0>(isa, w, x, y, panel),
+        (Rows::Q5K(w), Columns::Quantized(x)) => panels::<I, BlockQ5K>(isa, w, x, y, panel),
+        (Rows::Q4_1(w), Columns::Quantized(x)) => panels::<I, BlockQ4_1>(isa, w, x, y, panel),
         (Rows::Q4_0(w), Columns::Quantized(x)) => panels::<I, BlockQ4_0>(isa, w, x, y, panel),
-        (_, Columns::Quantized(_)) => candle_sparse_core::kernel::matmul::matmul(w, x, y),
+        (Rows::Q4K(w), Columns::Quantized(x)) => panels::<I, BlockQ4K>(isa, w, x, y, panel),
+        (Rows::Q3K(w), Columns::Quantized(x)) => panels::<I, BlockQ3K>(isa, w, x, y, panel),
+        (Rows::Q2K(w), Columns::Quantized(x)) => panels::<I, BlockQ2K>(isa, w, x, y, panel),
         _ => unreachable!("check_matmul compared format and columns"),
     }
 }
 
 /// An element type of a matrix and what it is multiplied with.
 trait Operand: Copy {
-    /// 32 elements, or four blocks.
+    /// 32 elements, four blocks, or a super-block.
     type Unit: Copy;
     /// Element type of a column.
     type Column: Copy;
     /// As many elements of a column.
     type ColumnUnit: Copy;
-    const ZERO: Self::Unit;
-    const ZERO_COLUMN: Self::ColumnUnit;
 
     fn units(row: &[Self]) -> &[Self::Unit];
     /// At least as many units as a row has.
     fn column_units(x: &[Self::Column]) -> &[Self::ColumnUnit];
     /// What follows the whole units of a row, as a unit.
-    fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit>;
+    fn last<'a>(row: &'a [Self], room: &'a mut Option<Self::Unit>) -> Option<&'a Self::Unit>;
     /// What faces [`Self::last`].
-    fn last_of_column<'a>(x: &'a [Self::Column], room: &'a mut Self::ColumnUnit) -> &'a Self::ColumnUnit;
+    fn last_of_column<'a>(
+        x: &'a [Self::Column],
+        room: &'a mut Option<Self::ColumnUnit>,
+    ) -> &'a Self::ColumnUnit;
     /// `acc[r][c] += w[r] · x[c]`, vector by vector.
     fn add<I: Isa, const R: usize, const C: usize>(
         isa: I,
@@ -78,8 +90,6 @@ trait Operand: Copy {
 macro_rules! float_operand {
     ($t:ty, $zero:expr, $load:ident) => {
         impl Operand for $t {
-            const ZERO: Self::Unit = [$zero; 32];
-            const ZERO_COLUMN: [f32; 32] = [0.0; 32];
             type Unit = [$t; 32];
             type Column = f32;
             type ColumnUnit = [f32; 32];
@@ -95,16 +105,14 @@ macro_rules! float_operand {
             }
 
             #[inline(always)]
-            fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit> {
+            fn last<'a>(row: &'a [Self], room: &'a mut Option<Self::Unit>) -> Option<&'a Self::Unit> {
                 let rest = row.as_chunks::<32>().1;
-                *room = padded(rest, $zero);
-                (!rest.is_empty()).then_some(room)
+                (!rest.is_empty()).then(|| &*room.insert(padded(rest, $zero)))
             }
 
             #[inline(always)]
-            fn last_of_column<'a>(x: &'a [f32], room: &'a mut [f32; 32]) -> &'a [f32; 32] {
-                *room = padded(x.as_chunks::<32>().1, 0.0);
-                room
+            fn last_of_column<'a>(x: &'a [f32], room: &'a mut Option<[f32; 32]>) -> &'a [f32; 32] {
+                room.insert(padded(x.as_chunks::<32>().1, 0.0))
             }
 
             #[inline(always)]
@@ -134,72 +142,6 @@ macro_rules! float_operand {
 float_operand!(f32, 0.0, load);
 float_operand!(f16, f16::ZERO, load_f16);
 float_operand!(bf16, bf16::ZERO, load_bf16);
-
-macro_rules! block_operand {
-    ($t:ty, $zero:expr, $quants:ident, |$isa:ident, $sums:ident, $i:ident| $start:expr, $dot:ident) => {
-        impl Operand for $t {
-            const ZERO: Self::Unit = [$zero; 4];
-            const ZERO_COLUMN: ActivationGroup = ActivationGroup::ZERO;
-            type Unit = [$t; 4];
-            type Column = ActivationGroup;
-            type ColumnUnit = ActivationGroup;
-
-            #[inline(always)]
-            fn units(row: &[Self]) -> &[Self::Unit] {
-                row.as_chunks().0
-            }
-
-            #[inline(always)]
-            fn column_units(x: &[ActivationGroup]) -> &[ActivationGroup] {
-                x
-            }
-
-            #[inline(always)]
-            fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit> {
-                if row.len() % 4 == 0 {
-                    return None;
-                }
-                // The column's last group is zero where the last four blocks were computed already.
-                row.last_chunk().or_else(|| {
-                    room[4 - row.len()..].copy_from_slice(row);
-                    Some(room)
-                })
-            }
-
-            #[inline(always)]
-            fn last_of_column<'a>(x: &'a [Self::Column], _: &'a mut ActivationGroup) -> &'a ActivationGroup {
-                &x[x.len() - 1]
-            }
-
-            #[inline(always)]
-            fn add<I: Isa, const R: usize, const C: usize>(
-                $isa: I,
-                acc: &mut [[I::V; C]; R],
-                w: [&Self::Unit; R],
-                x: [&ActivationGroup; C],
-            ) {
-                for $i in 0..16 / I::LANES {
-                    for r in 0..R {
-                        let ([low, high], d) = $isa.$quants(w[r], $i);
-                        for c in 0..C {
-                            let $sums = &x[c].neg_sums;
-                            let sums = $isa.$dot($start, low, $isa.load_quants(&x[c].qs[0], $i));
-                            let sums = $isa.$dot(sums, high, $isa.load_quants(&x[c].qs[1], $i));
-                            let d = $isa.mul(d, $isa.load_lanes(&x[c].d, $i));
-                            acc[r][c] = $isa.mul_add($isa.sums_to_f32(sums), d, acc[r][c]);
-                        }
-                    }
-                }
-            }
-        }
-    };
-}
-
-const ZERO_Q8_0: BlockQ8_0 = BlockQ8_0 { d: f16::ZERO, qs: [0; 32] };
-const ZERO_Q4_0: BlockQ4_0 = BlockQ4_0 { d: f16::ZERO, qs: [0; 16] };
-
-block_operand!(BlockQ8_0, ZERO_Q8_0, q8_0, |isa, sums, i| isa.start_i8(sums, i), dot_i8);
-block_operand!(BlockQ4_0, ZERO_Q4_0, q4_0, |isa, sums, i| isa.start_shifted::<3>(sums, i), dot_u6);
 
 #[inline(always)]
 fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f32]], panel: usize) {
@@ -284,7 +226,7 @@ fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f32 {
     for (w, x) in w_few.iter().zip(x_few) {
         T::add(isa, &mut acc[0], [w], [x]);
     }
-    let (mut room, mut column_room) = (T::ZERO, T::ZERO_COLUMN);
+    let (mut room, mut column_room) = (None, None);
     if let Some(w) = T::last(w, &mut room) {
         T::add(isa, &mut acc[1], [w], [T::last_of_column(x, &mut column_room)]);
     }
@@ -305,11 +247,11 @@ fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
     for k in 0..n {
         T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r][k]), core::array::from_fn(|c| &xs[c][k]));
     }
-    let mut rooms = [T::ZERO; R];
+    let mut rooms = [None; R];
     let mut r = 0..R;
     let lasts = rooms.each_mut().map(|room| T::last(w[r.next().unwrap_or(0)], room));
     if let Some(first) = lasts[0] {
-        let mut rooms = [T::ZERO_COLUMN; C];
+        let mut rooms = [None; C];
         let mut c = 0..C;
         let xs = rooms.each_mut().map(|room| T::last_of_column(x[c.next().unwrap_or(0)], room));
         T::add(isa, &mut acc, lasts.map(|w| w.unwrap_or(first)), xs);
