@@ -191,7 +191,9 @@ fn group<I: Isa, T: Operand, const C: usize>(
     let columns: [&[T::Column]; C] = core::array::from_fn(|c| &x[c * per_column..(c + 1) * per_column]);
     let row = |r: usize| &w[r * per_row..(r + 1) * per_row];
     let mut r = start;
-    while !read_once && r + ROWS <= end {
+    // Fewer columns than a tile holds are rare: not worth the code of their own tiles.
+    let tiled = if read_once || C < I::COLUMNS { start } else { end };
+    while r + ROWS <= tiled {
         let sums = tile::<I, T, ROWS, C>(isa, [row(r), row(r + 1), row(r + 2), row(r + 3)], columns);
         for c in 0..C {
             for i in 0..ROWS {
@@ -242,20 +244,24 @@ fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
 ) -> [[f32; C]; R] {
     let mut acc = [[isa.splat(0.0); C]; R];
     let n = T::units(w[0]).len();
-    let ws: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(w[r])[..n]);
-    let xs: [&[T::ColumnUnit]; C] = core::array::from_fn(|c| &T::column_units(x[c])[..n]);
+    let (mut ws, mut xs) = ([T::units(w[0]); R], [T::column_units(x[0]); C]);
+    for r in 0..R {
+        ws[r] = &T::units(w[r])[..n];
+    }
+    for c in 0..C {
+        xs[c] = &T::column_units(x[c])[..n];
+    }
     for k in 0..n {
-        T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r][k]), core::array::from_fn(|c| &xs[c][k]));
+        let (mut w, mut x) = ([&ws[0][k]; R], [&xs[0][k]; C]);
+        for r in 1..R {
+            w[r] = &ws[r][k];
+        }
+        for c in 1..C {
+            x[c] = &xs[c][k];
+        }
+        T::add(isa, &mut acc, w, x);
     }
-    let mut rooms = [None; R];
-    let mut r = 0..R;
-    let lasts = rooms.each_mut().map(|room| T::last(w[r.next().unwrap_or(0)], room));
-    if let Some(first) = lasts[0] {
-        let mut rooms = [None; C];
-        let mut c = 0..C;
-        let xs = rooms.each_mut().map(|room| T::last_of_column(x[c.next().unwrap_or(0)], room));
-        T::add(isa, &mut acc, lasts.map(|w| w.unwrap_or(first)), xs);
-    }
+    add_last::<I, T, R, C>(isa, &mut acc, w, x);
     let mut sums = [[0.0; C]; R];
     for r in 0..R {
         for c in 0..C {
@@ -263,4 +269,23 @@ fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
         }
     }
     sums
+}
+
+/// `acc += w · x` for the rest of the rows that is no whole unit, if there is one.
+#[inline(always)]
+fn add_last<I: Isa, T: Operand, const R: usize, const C: usize>(
+    isa: I,
+    acc: &mut [[I::V; C]; R],
+    w: [&[T]; R],
+    x: [&[T::Column]; C],
+) {
+    let mut rooms = [None; R];
+    let mut r = 0..R;
+    let lasts = rooms.each_mut().map(|room| T::last(w[r.next().unwrap_or(0)], room));
+    if let Some(first) = lasts[0] {
+        let mut rooms = [None; C];
+        let mut c = 0..C;
+        let xs = rooms.each_mut().map(|room| T::last_of_column(x[c.next().unwrap_or(0)], room));
+        T::add(isa, acc, lasts.map(|w| w.unwrap_or(first)), xs);
+    }
 }

@@ -65,7 +65,10 @@ macro_rules! block_operand {
                 x: [&Self::ColumnUnit; C],
             ) {
                 $(
-                    let group = x.map(|x| &x[$g]);
+                    let mut group = [&x[0][$g]; C];
+                    for c in 1..C {
+                        group[c] = &x[c][$g];
+                    }
                     add_vector::<I, $t, $n, $g, 0, R, C>(isa, acc, w, group);
                     if I::LANES < 16 {
                         add_vector::<I, $t, $n, $g, 1, R, C>(isa, acc, w, group);
@@ -114,6 +117,16 @@ fn add_vector<
             acc[r][c] = isa.mul_add(w.times(isa, x[c], V), isa.load_lanes(&x[c].d, V), acc[r][c]);
         }
     }
+}
+
+/// An expression of each of four blocks. Not `map`, which LLVM stops inlining where there is much of it.
+macro_rules! four {
+    ($w:ident, |$b:ident| $e:expr) => {
+        four!(@ $w $b $e, 0 1 2 3)
+    };
+    (@ $w:ident $b:ident $e:expr, $($i:literal)*) => {
+        [$({ let $b = &$w[$i]; $e }),*]
+    };
 }
 
 /// Both halves of vector `i`.
@@ -169,41 +182,41 @@ impl<I: Isa> Vector<I> for Above<I> {
 impl Block<4> for BlockQ8_0 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        Signed { q: isa.q8_0(w, V), d: isa.scales(w.map(|w| w.d), V) }
+        Signed { q: isa.q8_0(w, V), d: isa.scales(four!(w, |w| w.d), V) }
     }
 }
 
 impl Block<4> for BlockQ4_0 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let q = nibbles(isa, w.each_ref().map(|w| &w.qs), V);
-        Centred::<I, 3> { q, d: isa.scales(w.map(|w| w.d), V) }
+        let q = nibbles(isa, four!(w, |w| &w.qs), V);
+        Centred::<I, 3> { q, d: isa.scales(four!(w, |w| w.d), V) }
     }
 }
 
 impl Block<4> for BlockQ4_1 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let q = nibbles(isa, w.each_ref().map(|w| &w.qs), V);
-        Above { q, d: isa.scales(w.map(|w| w.d), V), m: isa.scales(w.map(|w| -w.m), V) }
+        let q = nibbles(isa, four!(w, |w| &w.qs), V);
+        Above { q, d: isa.scales(four!(w, |w| w.d), V), m: isa.scales(four!(w, |w| -w.m), V) }
     }
 }
 
 impl Block<4> for BlockQ5_0 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let low = nibbles(isa, w.each_ref().map(|w| &w.qs), V);
-        let q = or(isa, low, fifth_bits(isa, w.map(|w| w.qh), V));
-        Centred::<I, 4> { q, d: isa.scales(w.map(|w| w.d), V) }
+        let low = nibbles(isa, four!(w, |w| &w.qs), V);
+        let q = or(isa, low, fifth_bits(isa, four!(w, |w| w.qh), V));
+        Centred::<I, 4> { q, d: isa.scales(four!(w, |w| w.d), V) }
     }
 }
 
 impl Block<4> for BlockQ5_1 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let low = nibbles(isa, w.each_ref().map(|w| &w.qs), V);
-        let q = or(isa, low, fifth_bits(isa, w.map(|w| w.qh), V));
-        Above { q, d: isa.scales(w.map(|w| w.d), V), m: isa.scales(w.map(|w| -w.m), V) }
+        let low = nibbles(isa, four!(w, |w| &w.qs), V);
+        let q = or(isa, low, fifth_bits(isa, four!(w, |w| w.qh), V));
+        Above { q, d: isa.scales(four!(w, |w| w.d), V), m: isa.scales(four!(w, |w| -w.m), V) }
     }
 }
 
@@ -214,7 +227,8 @@ fn nibbles<I: Isa>(isa: I, qs: [&[u8; 16]; 4], i: usize) -> [I::I; 2] {
 
 #[inline(always)]
 fn fifth_bits<I: Isa>(isa: I, qh: [[u8; 4]; 4], i: usize) -> [I::I; 2] {
-    let [low, high] = [0, 2].map(|at| qh.map(|b| u16::from_le_bytes([b[at], b[at + 1]])));
+    let low = four!(qh, |b| u16::from_le_bytes([b[0], b[1]]));
+    let high = four!(qh, |b| u16::from_le_bytes([b[2], b[3]]));
     [isa.fifth_bits(low, i), isa.fifth_bits(high, i)]
 }
 

@@ -65,9 +65,9 @@ impl<I: Isa> Vector<I> for PerHalfAbove<I> {
 impl Block<1> for BlockQ6K {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let low = fields::<I, 4, 64>(isa, &w.ql, 0, G, V);
-        let q = or(isa, low, fields::<I, 2, 32>(isa, &w.qh, 4, G, V));
-        let scales = u64_at(&w.scales.map(i8::cast_unsigned), G);
+        let low = fields::<I, 4, 64, 0, G>(isa, &w.ql, V);
+        let q = or(isa, low, fields::<I, 2, 32, 4, G>(isa, &w.qh, V));
+        let scales = signed_at(&w.scales, G);
         PerHalf::<I, 32> { q, scales: isa.half_scales(scales, V), d: isa.splat_f16(w.d) }
     }
 }
@@ -75,8 +75,8 @@ impl Block<1> for BlockQ6K {
 impl Block<1> for BlockQ5K {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let low = fields::<I, 4, 32>(isa, &w.qs, 0, G, V);
-        let q = or(isa, low, fields::<I, 1, 32>(isa, &w.qh, 4, G, V));
+        let low = fields::<I, 4, 32, 0, G>(isa, &w.qs, V);
+        let q = or(isa, low, fields::<I, 1, 32, 4, G>(isa, &w.qh, V));
         let (scales, mins) = scales_and_mins(&w.scales, G);
         PerBlock {
             q,
@@ -93,7 +93,7 @@ impl Block<1> for BlockQ4K {
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
         let (scales, mins) = scales_and_mins(&w.scales, G);
         PerBlock {
-            q: fields::<I, 4, 32>(isa, &w.qs, 0, G, V),
+            q: fields::<I, 4, 32, 0, G>(isa, &w.qs, V),
             scales: isa.block_scales(scales, V),
             mins: isa.block_scales(mins, V),
             d: isa.splat_f16(w.d),
@@ -105,8 +105,8 @@ impl Block<1> for BlockQ4K {
 impl Block<1> for BlockQ3K {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let low = fields::<I, 2, 32>(isa, &w.qs, 0, G, V);
-        let q = or(isa, low, fields::<I, 1, 32>(isa, &w.hmask, 2, G, V));
+        let low = fields::<I, 2, 32, 0, G>(isa, &w.qs, V);
+        let q = or(isa, low, fields::<I, 1, 32, 2, G>(isa, &w.hmask, V));
         let scales = isa.half_scales(scales_q3(&w.scales, G), V);
         PerHalf::<I, 4> { q, scales, d: isa.splat_f16(w.d) }
     }
@@ -117,7 +117,7 @@ impl Block<1> for BlockQ2K {
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
         let nibbles = u64_at(&w.scales, G);
         PerHalfAbove {
-            q: fields::<I, 2, 32>(isa, &w.qs, 0, G, V),
+            q: fields::<I, 2, 32, 0, G>(isa, &w.qs, V),
             scales: isa.half_scales(nibbles & FOURS, V),
             mins: isa.half_scales((nibbles >> 4) & FOURS, V),
             d: isa.splat_f16(w.d),
@@ -126,35 +126,39 @@ impl Block<1> for BlockQ2K {
     }
 }
 
-/// Both halves of vector `i` of a group from a plane of fields, see `planes.rs` of the core: byte `j` of each `STRIDE` bytes
-/// has elements `j + k·STRIDE` in its bits `k·BITS..`. They come out shifted left by `shift`.
+/// Both halves of vector `i` of group `G` from a plane of fields, see `planes.rs` of the core: byte `j` of each `STRIDE` bytes
+/// has elements `j + k·STRIDE` in its bits `k·BITS..`. They come out shifted left by `SHIFT`.
 #[inline(always)]
-fn fields<I: Isa, const BITS: usize, const STRIDE: usize>(
+fn fields<I: Isa, const BITS: usize, const STRIDE: usize, const SHIFT: usize, const G: usize>(
     isa: I,
     bytes: &[u8],
-    shift: usize,
-    group: usize,
     i: usize,
 ) -> [I::I; 2] {
-    let mask = (u8::MAX >> (8 - BITS)) << shift;
-    let (low, low_up) = quarters::<BITS, STRIDE>(bytes, shift, 128 * group);
-    let (high, high_up) = quarters::<BITS, STRIDE>(bytes, shift, 128 * group + 16);
-    [isa.fields(low, low_up, mask, i), isa.fields(high, high_up, mask, i)]
+    let (low, high) = const { (quarters(BITS, STRIDE, SHIFT, G, 0), quarters(BITS, STRIDE, SHIFT, G, 1)) };
+    let mask = (u8::MAX >> (8 - BITS)) << SHIFT;
+    let (bytes, _) = bytes.as_chunks();
+    let at = |q: [usize; 4]| [&bytes[q[0]], &bytes[q[1]], &bytes[q[2]], &bytes[q[3]]];
+    [isa.fields(at(low.0), low.1, mask, i), isa.fields(at(high.0), high.1, mask, i)]
 }
 
-/// Where the elements `first..first + 16` of each of four blocks are, and how far up they have to move.
-#[inline(always)]
-fn quarters<const BITS: usize, const STRIDE: usize>(
-    bytes: &[u8],
+/// Which 16 bytes hold a half of each of a group's four blocks, and how far up their bits have to move.
+const fn quarters(
+    bits: usize,
+    stride: usize,
     shift: usize,
-    first: usize,
-) -> ([&[u8; 16]; 4], [i8; 4]) {
-    let per_stride = STRIDE * 8 / BITS;
-    let (quarters, _) = bytes.as_chunks::<16>();
-    let place = |e: usize| (e / per_stride * STRIDE + e % STRIDE) / 16;
-    let up = |e: usize| shift as i8 - (e % per_stride / STRIDE * BITS) as i8;
-    let elements = [first, first + 32, first + 64, first + 96];
-    (elements.map(|e| &quarters[place(e)]), elements.map(up))
+    group: usize,
+    half: usize,
+) -> ([usize; 4], [i8; 4]) {
+    let per_stride = stride * 8 / bits;
+    let (mut place, mut up) = ([0; 4], [0; 4]);
+    let mut b = 0;
+    while b < 4 {
+        let element = 128 * group + 32 * b + 16 * half;
+        place[b] = (element / per_stride * stride + element % stride) / 16;
+        up[b] = shift as i8 - (element % per_stride / stride * bits) as i8;
+        b += 1;
+    }
+    (place, up)
 }
 
 /// The lower two bits of each byte, the lower four, and the sixth.
@@ -168,10 +172,26 @@ fn u64_at(bytes: &[u8], i: usize) -> u64 {
     u64::from_le_bytes(bytes.as_chunks().0[i])
 }
 
+/// Bytes `4·i..4·i + 4`.
+#[inline(always)]
+fn u32_at(bytes: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes(bytes.as_chunks().0[i])
+}
+
+/// Bytes `8·i..8·i + 8`, which the compiler makes one load again.
+#[inline(always)]
+fn signed_at(bytes: &[i8; 16], i: usize) -> u64 {
+    let mut out = 0;
+    for j in 0..8 {
+        out |= u64::from(bytes[8 * i + j].cast_unsigned()) << (8 * j);
+    }
+    out
+}
+
 /// Scales and minima of the blocks of a group, a byte each: `unpack_scales` of the core, four bytes at a time.
 #[inline(always)]
 fn scales_and_mins(bytes: &[u8; 12], group: usize) -> (u32, u32) {
-    let [s, m, both] = [0, 4, 8].map(|i| u32::from_le_bytes(core::array::from_fn(|j| bytes[i + j])));
+    let (s, m, both) = (u32_at(bytes, 0), u32_at(bytes, 1), u32_at(bytes, 2));
     let (six, four) = (0x3f3f_3f3f, FOURS as u32);
     if group == 0 {
         return (s & six, m & six);
@@ -184,7 +204,7 @@ fn scales_and_mins(bytes: &[u8; 12], group: usize) -> (u32, u32) {
 #[inline(always)]
 fn scales_q3(bytes: &[u8; 12], group: usize) -> u64 {
     let low = (u64_at(bytes, 0) >> (4 * group)) & FOURS;
-    let upper = u64::from(u32::from_le_bytes(core::array::from_fn(|j| bytes[8 + j]))) >> (4 * group);
+    let upper = u64::from(u32_at(bytes, 2)) >> (4 * group);
     let six = low | (((upper | (upper >> 2) << 32) & TWOS) << 4);
     // Less 32: borrows stop at bit 7, which they are lent from.
     ((six | (SIXTH << 2)) - SIXTH) ^ (SIXTH << 2)
