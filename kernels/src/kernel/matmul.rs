@@ -14,7 +14,12 @@
 //! 2. Several columns are bound by arithmetic: a tile has one sum per row and column, whatever its size.
 //! 3. So a value does not depend on which rows, or how many, are computed together: sparse and dense give the same bits.
 //!    Nor on which columns, as long as a call has more than one.
-//! 4. A rest of a row that is no whole unit is copied into a zero-padded unit.
+//! 4. A rest of a row that is no whole unit is copied into a zero-padded unit, or is the last blocks before its end.
+//!
+//! In the assembly of an inner loop (those with `vpdpbusd`, `vpmaddubsw`, `sdot`) there must be no `call` and no branch to a
+//! panic: of the parts that are computed from constants nothing but loads, one shift and one mask per 64 bytes of fields may
+//! be left. LLVM stops inlining `array::map` and `from_fn`, and with them whatever intrinsics their closures hold, where a
+//! function is as large as this one: bodies and `arch/` use loops, literals and `#[inline(always)]` functions instead.
 
 mod blocks;
 mod super_blocks;
