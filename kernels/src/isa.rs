@@ -1,7 +1,8 @@
 //! What a kernel body may ask of an instruction set: vectors of f32 inside blocks of 32 elements, and byte products over
 //! groups of four blocks (see `ActivationGroup` for their lanes).
 
-use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
+use candle_sparse_core::BlockQ4_0;
+use candle_sparse_core::BlockQ8_0;
 use half::{bf16, f16};
 
 /// A vector instruction set. Block arguments are array references, so bodies need no unsafe code.
@@ -55,24 +56,45 @@ pub(crate) unsafe trait Isa: Copy {
     fn load_lanes(self, x: &[f32; 16], i: usize) -> Self::V;
     /// Vector `i` of one half of a group of activations.
     fn load_quants(self, x: &[i8; 64], i: usize) -> Self::I;
-    /// Both halves of vector `i` of four blocks, as this instruction set wants them for [`Self::dot_i8`], and scales.
-    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> ([Self::I; 2], Self::V);
-    /// Both halves of vector `i` of four blocks, 0..=15, and scales.
-    fn q4_0(self, w: &[BlockQ4_0; 4], i: usize) -> ([Self::I; 2], Self::V);
+    /// Vector `i` of one number per block.
+    fn scales(self, d: [f16; 4], i: usize) -> Self::V;
+    /// Both halves of vector `i` of four blocks, as this instruction set wants them for [`Self::dot_i8`].
+    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> [Self::I; 2];
+    /// Vector `i` of four times 16 bytes: a field of each byte, moved up by `up` bits (down if negative) to where `mask`
+    /// has ones.
+    fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> Self::I;
+    /// Vector `i` of four times 16 bytes: `1 << 4` where a word has a one.
+    fn fifth_bits(self, words: [u16; 4], i: usize) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Every byte 1.
+    fn ones(self) -> Self::I;
 
+    fn zero_sums(self) -> Self::S;
     /// What the sums of [`Self::dot_i8`] begin with, given `neg_sums` of the activations.
     fn start_i8(self, neg_sums: &[i32; 16], i: usize) -> Self::S;
     /// `neg_sums · 2^SHIFT`: what sums begin with if all weights are `2^SHIFT` too large.
     fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], i: usize) -> Self::S;
-    /// `sums + w · x`, exact; `w` from [`Self::q8_0`], `x` free of −128.
-    fn dot_i8(self, sums: Self::S, w: Self::I, x: Self::I) -> Self::S;
-    /// `sums + w · x`, exact; `w` is 0..=63, `x` any byte.
-    fn dot_u6(self, sums: Self::S, w: Self::I, x: Self::I) -> Self::S;
+    /// `sums + w · x` over both halves, exact; `w` from [`Self::q8_0`], `x` free of −128.
+    fn dot_i8(self, sums: Self::S, w: [Self::I; 2], x: [Self::I; 2]) -> Self::S;
+    /// `sums + w · x` over both halves, exact; `w` is 0..=63, `x` any byte.
+    fn dot_u6(self, sums: Self::S, w: [Self::I; 2], x: [Self::I; 2]) -> Self::S;
+
+    /// Vector `i` of one factor per block, bytes 0..=63, as this instruction set wants them.
+    fn block_scales(self, scales: u32, i: usize) -> Self::S;
+    /// Vector `i` of one factor per half of a block, signed bytes, those of a block side by side.
+    fn half_scales(self, scales: u64, i: usize) -> [Self::S; 2];
+    /// `w · x` times the factors of blocks, exact; `w` is 0..=31.
+    fn dot_by_block(self, w: [Self::I; 2], x: [Self::I; 2], scales: Self::S) -> Self::S;
+    /// `(w − OFFSET) · x` times the factors of halves, exact; `w` is 0..=63, and less than 33 away from `OFFSET`.
+    fn dot_by_half<const OFFSET: i8>(self, w: [Self::I; 2], x: [Self::I; 2], scales: [Self::S; 2])
+    -> Self::S;
+    /// `neg_sums` times the factors of blocks, exact.
+    fn scale_neg_sums(self, neg_sums: &[i32; 16], scales: Self::S, i: usize) -> Self::S;
     fn sums_to_f32(self, sums: Self::S) -> Self::V;
     /// Writes `−Σ` of each lane's eight bytes as vector `i` of `out`.
     fn neg_sums(self, x: [Self::I; 2], out: &mut [i32; 16], i: usize);
-    /// Asks for the cache line of `x`.
-    fn prefetch<T>(self, x: &T);
+    /// Asks for the cache lines of a row.
+    fn prefetch<T>(self, row: &[T]);
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
     /// Vector `i` of the quants of `w`, −8..=7.

@@ -1,7 +1,8 @@
 //! AVX2 with FMA and F16C.
 
 use crate::isa::Isa;
-use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
+use candle_sparse_core::BlockQ4_0;
+use candle_sparse_core::BlockQ8_0;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -19,19 +20,27 @@ impl Avx2 {
 }
 
 impl Avx2 {
-    /// Two f16, four times each.
+    /// `sums` + pairs of sums of products.
     #[inline(always)]
-    fn two_scales(self, a: f16, b: f16) -> __m256 {
-        let repeat = |d: f16| proven!(_mm_set1_epi16(d.to_bits().cast_signed()));
-        proven!(_mm256_cvtph_ps(_mm_unpacklo_epi64(repeat(a), repeat(b))))
+    fn add_pairs(self, sums: __m256i, pairs: __m256i) -> __m256i {
+        proven!(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
     }
 
-    /// `sums + w · x`; no sum of two neighbouring products may leave i16.
+    /// 16 bytes and 16 others.
     #[inline(always)]
-    fn dot_u8(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    pub(super) fn pair<T: Copy>(self, a: &[T; 16], b: &[T; 16]) -> __m256i {
+        const { assert!(size_of::<T>() == 1) };
+        proven!(_mm256_set_m128i(_mm_loadu_si128(b.as_ptr().cast()), _mm_loadu_si128(a.as_ptr().cast())))
+    }
+
+    /// In each 16 bits of block `b` of vector `i`, the bytes of `bytes` (repeated every eight) that the bytes of
+    /// `first + step · b` name, 0 for 0x80.
+    #[inline(always)]
+    fn spread(self, bytes: __m256i, first: u16, step: u16, i: usize) -> __m256i {
+        let a = first + step * 2 * i as u16;
         proven!({
-            let quads = _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
-            _mm256_add_epi32(sums, quads)
+            let b = _mm_set1_epi16((a + step).cast_signed());
+            _mm256_shuffle_epi8(bytes, _mm256_set_m128i(b, _mm_set1_epi16(a.cast_signed())))
         })
     }
 }
@@ -172,32 +181,60 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> ([__m256i; 2], __m256) {
-        let (a, b) = (&w[2 * i], &w[2 * i + 1]);
+    fn scales(self, d: [f16; 4], i: usize) -> __m256 {
+        let repeat = |d: f16| proven!(_mm_set1_epi16(d.to_bits().cast_signed()));
+        proven!(_mm256_cvtph_ps(_mm_unpacklo_epi64(repeat(d[2 * i]), repeat(d[2 * i + 1]))))
+    }
+
+    #[inline(always)]
+    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> [__m256i; 2] {
+        let (a, b) = (w[2 * i].qs.as_chunks().0, w[2 * i + 1].qs.as_chunks().0);
+        [self.pair(&a[0], &b[0]), self.pair(&a[1], &b[1])]
+    }
+
+    #[inline(always)]
+    fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> __m256i {
+        let (a, b) = (i64::from(up[2 * i]), i64::from(up[2 * i + 1]));
         proven!({
-            let half = |at: usize| {
-                let part = |w: &BlockQ8_0| _mm_loadu_si128(w.qs[at..at + 16].as_ptr().cast());
-                _mm256_set_m128i(part(b), part(a))
-            };
-            ([half(0), half(16)], self.two_scales(a.d, b.d))
+            let counts = |a: i64, b: i64| _mm256_setr_epi64x(a.max(0), a.max(0), b.max(0), b.max(0));
+            let packed = self.pair(bytes[2 * i], bytes[2 * i + 1]);
+            // At most one of the two is left in the code: counts are constants, and those of a vector go one way.
+            let moved = _mm256_srlv_epi64(_mm256_sllv_epi64(packed, counts(a, b)), counts(-a, -b));
+            _mm256_and_si256(moved, _mm256_set1_epi8(mask.cast_signed()))
         })
     }
 
     #[inline(always)]
-    fn q4_0(self, w: &[BlockQ4_0; 4], i: usize) -> ([__m256i; 2], __m256) {
-        let (a, b) = (&w[2 * i], &w[2 * i + 1]);
+    fn fifth_bits(self, words: [u16; 4], i: usize) -> __m256i {
+        let words = u32::from(words[2 * i]) | (u32::from(words[2 * i + 1]) << 16);
         proven!({
-            let part = |w: &BlockQ4_0| _mm_loadu_si128(w.qs.as_ptr().cast());
-            let packed = _mm256_set_m128i(part(b), part(a));
-            let mask = _mm256_set1_epi8(0x0f);
-            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
-            ([_mm256_and_si256(packed, mask), high], self.two_scales(a.d, b.d))
+            let byte =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(words.cast_signed()), byte);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+            _mm256_and_si256(set, _mm256_set1_epi8(16))
         })
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        proven!(_mm256_or_si256(a, b))
+    }
+
+    #[inline(always)]
+    fn ones(self) -> __m256i {
+        proven!(_mm256_set1_epi8(1))
+    }
+
+    #[inline(always)]
+    fn zero_sums(self) -> __m256i {
+        proven!(_mm256_setzero_si256())
     }
 
     #[inline(always)]
     fn start_i8(self, _: &[i32; 16], _: usize) -> __m256i {
-        proven!(_mm256_setzero_si256())
+        self.zero_sums()
     }
 
     #[inline(always)]
@@ -210,16 +247,73 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_i8(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    fn dot_i8(self, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
         // maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128, so
         // signs stay right; 2 · 128 · 127 fits i16.
-        proven!(self.dot_u8(sums, _mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w)))
+        proven!({
+            let pairs = |w, x| _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
+            self.add_pairs(self.add_pairs(sums, pairs(w[0], x[0])), pairs(w[1], x[1]))
+        })
     }
 
     #[inline(always)]
-    fn dot_u6(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    fn dot_u6(self, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
+        // 4 · 63 · 128 fits i16.
+        proven!({
+            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
+            self.add_pairs(sums, pairs)
+        })
+    }
+
+    // Scales fill both 16-bit halves of a lane, for pairs of sums of products.
+    #[inline(always)]
+    fn block_scales(self, scales: u32, i: usize) -> __m256i {
+        self.spread(proven!(_mm256_set1_epi32(scales.cast_signed())), 0x8000, 1, i)
+    }
+
+    #[inline(always)]
+    fn half_scales(self, scales: u64, i: usize) -> [__m256i; 2] {
+        // As upper bytes of 16 bits, for their signs.
+        proven!({
+            let scales = _mm256_set1_epi64x(scales.cast_signed());
+            let low = _mm256_srai_epi16::<8>(self.spread(scales, 0x0080, 0x200, i));
+            [low, _mm256_srai_epi16::<8>(self.spread(scales, 0x0180, 0x200, i))]
+        })
+    }
+
+    #[inline(always)]
+    fn dot_by_block(self, w: [__m256i; 2], x: [__m256i; 2], scales: __m256i) -> __m256i {
+        // 4 · 31 · 128 fits i16.
+        proven!({
+            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
+            _mm256_madd_epi16(pairs, scales)
+        })
+    }
+
+    #[inline(always)]
+    fn dot_by_half<const OFFSET: i8>(
+        self,
+        w: [__m256i; 2],
+        x: [__m256i; 2],
+        scales: [__m256i; 2],
+    ) -> __m256i {
         // 2 · 63 · 128 fits i16.
-        self.dot_u8(sums, w, x)
+        proven!({
+            let offset = _mm256_set1_epi8(OFFSET);
+            let pairs = |w, x| _mm256_sub_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(offset, x));
+            let low = _mm256_madd_epi16(pairs(w[0], x[0]), scales[0]);
+            _mm256_add_epi32(low, _mm256_madd_epi16(pairs(w[1], x[1]), scales[1]))
+        })
+    }
+
+    #[inline(always)]
+    fn scale_neg_sums(self, neg_sums: &[i32; 16], scales: __m256i, i: usize) -> __m256i {
+        let sums = &neg_sums[i * 8..i * 8 + 8];
+        // The lower 16 bits are the sum, the upper ones its sign.
+        proven!({
+            let sums = _mm256_loadu_si256(sums.as_ptr().cast());
+            _mm256_madd_epi16(_mm256_and_si256(sums, _mm256_set1_epi32(0xffff)), scales)
+        })
     }
 
     #[inline(always)]
@@ -231,15 +325,16 @@ unsafe impl Isa for Avx2 {
     fn neg_sums(self, x: [__m256i; 2], out: &mut [i32; 16], i: usize) {
         let out = &mut out[i * 8..i * 8 + 8];
         proven!({
-            let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
-            let sums = self.dot_u6(self.dot_u6(zero, ones, x[0]), ones, x[1]);
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_sub_epi32(zero, sums));
+            let sums = self.dot_u6(self.zero_sums(), [self.ones(); 2], x);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_sub_epi32(self.zero_sums(), sums));
         });
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &T) {
-        proven!(_mm_prefetch::<_MM_HINT_T0>(core::ptr::from_ref(x).cast()));
+    fn prefetch<T>(self, row: &[T]) {
+        for at in (0..size_of_val(row)).step_by(64) {
+            proven!(_mm_prefetch::<_MM_HINT_T0>(row.as_ptr().cast::<i8>().add(at)));
+        }
     }
 
     #[inline(always)]

@@ -2,7 +2,8 @@
 
 use super::avx2::Avx2;
 use crate::isa::Isa;
-use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
+use candle_sparse_core::BlockQ4_0;
+use candle_sparse_core::BlockQ8_0;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
@@ -21,15 +22,18 @@ impl Avx512 {
 }
 
 impl Avx512 {
-    /// Four f16, four times each.
+    /// `w · x` of one half.
     #[inline(always)]
-    fn scales(self, d: [f16; 4]) -> __m512 {
-        let [a, b, c, d] = d.map(|d| d.to_bits().cast_signed());
-        proven!({
-            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(a), 0x00f0, b);
-            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, c);
-            _mm512_cvtph_ps(_mm256_mask_set1_epi16(abc, 0xf000, d))
-        })
+    fn dot(self, w: __m512i, x: __m512i) -> __m512i {
+        proven!(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x))
+    }
+
+    /// In each lane of block `b`, the bytes of `bytes` (repeated every eight) that the bytes of `first + step · b` name, 0 for
+    /// 0x80.
+    #[inline(always)]
+    fn spread(self, bytes: __m512i, first: u32, step: u32) -> __m512i {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|b| (u64::from(first + step * b) * 0x1_0000_0001).cast_signed());
+        proven!(_mm512_shuffle_epi8(bytes, _mm512_setr_epi64(a, a, b, b, c, c, d, d)))
     }
 }
 
@@ -158,7 +162,17 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn q8_0(self, w: &[BlockQ8_0; 4], _: usize) -> ([__m512i; 2], __m512) {
+    fn scales(self, d: [f16; 4], _: usize) -> __m512 {
+        let [a, b, c, d] = d.map(|d| d.to_bits().cast_signed());
+        proven!({
+            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(a), 0x00f0, b);
+            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, c);
+            _mm512_cvtph_ps(_mm256_mask_set1_epi16(abc, 0xf000, d))
+        })
+    }
+
+    #[inline(always)]
+    fn q8_0(self, w: &[BlockQ8_0; 4], _: usize) -> [__m512i; 2] {
         proven!({
             let load = |w: &BlockQ8_0| _mm256_loadu_si256(w.qs.as_ptr().cast());
             let pair = |a, b| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(a)), load(b));
@@ -168,21 +182,42 @@ unsafe impl Isa for Avx512 {
                 (_mm512_xor_si512(pair(&w[0], &w[1]), flip), _mm512_xor_si512(pair(&w[2], &w[3]), flip));
             let low = _mm512_permutex2var_epi64(ab, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), cd);
             let high = _mm512_permutex2var_epi64(ab, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), cd);
-            ([low, high], self.scales(w.map(|w| w.d)))
+            [low, high]
         })
     }
 
     #[inline(always)]
-    fn q4_0(self, w: &[BlockQ4_0; 4], _: usize) -> ([__m512i; 2], __m512) {
+    fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, _: usize) -> __m512i {
+        let [a, b, c, d] = up.map(|up| i64::from(up) & 63);
         proven!({
-            let load = |w: &BlockQ4_0| _mm_loadu_si128(w.qs.as_ptr().cast());
-            let ab = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(&w[0])), load(&w[1]));
-            let cd = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(load(&w[2])), load(&w[3]));
-            let packed = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(ab), cd);
-            let mask = _mm512_set1_epi8(0x0f);
-            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
-            ([_mm512_and_si512(packed, mask), high], self.scales(w.map(|w| w.d)))
+            let packed = _mm512_inserti64x4::<1>(
+                _mm512_castsi256_si512(self.0.pair(bytes[0], bytes[1])),
+                self.0.pair(bytes[2], bytes[3]),
+            );
+            let moved = _mm512_rolv_epi64(packed, _mm512_setr_epi64(a, a, b, b, c, c, d, d));
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask.cast_signed()))
         })
+    }
+
+    #[inline(always)]
+    fn fifth_bits(self, words: [u16; 4], _: usize) -> __m512i {
+        let [a, b, c, d] = words.map(u64::from);
+        proven!(_mm512_maskz_set1_epi8(a | (b << 16) | (c << 32) | (d << 48), 16))
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_or_si512(a, b))
+    }
+
+    #[inline(always)]
+    fn ones(self) -> __m512i {
+        proven!(_mm512_set1_epi8(1))
+    }
+
+    #[inline(always)]
+    fn zero_sums(self) -> __m512i {
+        proven!(_mm512_setzero_si512())
     }
 
     #[inline(always)]
@@ -196,13 +231,56 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn dot_i8(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        proven!(_mm512_dpbusd_epi32(sums, w, x))
+    fn dot_i8(self, sums: __m512i, w: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
+        self.dot_u6(sums, w, x)
     }
 
     #[inline(always)]
-    fn dot_u6(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        proven!(_mm512_dpbusd_epi32(sums, w, x))
+    fn dot_u6(self, sums: __m512i, w: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
+        proven!(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, w[0], x[0]), w[1], x[1]))
+    }
+
+    // Scales are the lower 16 bits of a lane, and so are sums but for their signs, which then meet zeros.
+    #[inline(always)]
+    fn block_scales(self, scales: u32, _: usize) -> __m512i {
+        self.spread(proven!(_mm512_set1_epi32(scales.cast_signed())), 0x8080_8000, 1)
+    }
+
+    #[inline(always)]
+    fn half_scales(self, scales: u64, _: usize) -> [__m512i; 2] {
+        // As upper bytes of 16 bits, for their signs.
+        proven!({
+            let scales = _mm512_set1_epi64(scales.cast_signed());
+            let low = _mm512_srai_epi16::<8>(self.spread(scales, 0x8080_0080, 0x200));
+            [low, _mm512_srai_epi16::<8>(self.spread(scales, 0x8080_0180, 0x200))]
+        })
+    }
+
+    #[inline(always)]
+    fn dot_by_block(self, w: [__m512i; 2], x: [__m512i; 2], scales: __m512i) -> __m512i {
+        // 8 · 31 · 128 fits i16.
+        proven!(_mm512_madd_epi16(self.dot_u6(self.zero_sums(), w, x), scales))
+    }
+
+    #[inline(always)]
+    fn dot_by_half<const OFFSET: i8>(
+        self,
+        w: [__m512i; 2],
+        x: [__m512i; 2],
+        scales: [__m512i; 2],
+    ) -> __m512i {
+        proven!({
+            let offset = _mm512_set1_epi8(OFFSET);
+            // 4 · 32 · 128 fits i16.
+            let low = _mm512_sub_epi32(self.dot(w[0], x[0]), self.dot(offset, x[0]));
+            let high = _mm512_sub_epi32(self.dot(w[1], x[1]), self.dot(offset, x[1]));
+            _mm512_dpwssd_epi32(_mm512_madd_epi16(low, scales[0]), high, scales[1])
+        })
+    }
+
+    #[inline(always)]
+    fn scale_neg_sums(self, neg_sums: &[i32; 16], scales: __m512i, _: usize) -> __m512i {
+        proven!(_mm512_madd_epi16(_mm512_loadu_si512(neg_sums.as_ptr().cast()), scales))
     }
 
     #[inline(always)]
@@ -213,15 +291,14 @@ unsafe impl Isa for Avx512 {
     #[inline(always)]
     fn neg_sums(self, x: [__m512i; 2], out: &mut [i32; 16], _: usize) {
         proven!({
-            let (zero, ones) = (_mm512_setzero_si512(), _mm512_set1_epi8(1));
-            let sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, ones, x[0]), ones, x[1]);
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_sub_epi32(zero, sums));
+            let sums = self.dot_u6(self.zero_sums(), [self.ones(); 2], x);
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_sub_epi32(self.zero_sums(), sums));
         });
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &T) {
-        self.0.prefetch(x);
+    fn prefetch<T>(self, row: &[T]) {
+        self.0.prefetch(row);
     }
 
     #[inline(always)]

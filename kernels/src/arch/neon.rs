@@ -1,7 +1,7 @@
 //! NEON, with and without the dot-product instructions.
 
 use crate::isa::Isa;
-use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
+use candle_sparse_core::BlockQ8_0;
 use core::arch::aarch64::*;
 use half::{bf16, f16};
 
@@ -15,6 +15,24 @@ impl<const DOTPROD: bool> Neon<DOTPROD> {
     #[inline(always)]
     pub(crate) const unsafe fn new() -> Self {
         Self(())
+    }
+}
+
+impl<const DOTPROD: bool> Neon<DOTPROD> {
+    /// `sums + w · x` of one half.
+    #[inline(always)]
+    fn dot(self, sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        proven!({
+            if DOTPROD {
+                sdot(sums, w, x)
+            } else {
+                // Pairs of lanes are added up last, so that lanes are those of `sdot`. A product of bytes fits i16, a sum
+                // of two may not (−128 · −128 twice): widen first.
+                let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+                let high = vpaddlq_s16(vmull_high_s8(w, x));
+                vaddq_s32(sums, vpaddq_s32(low, high))
+            }
+        })
     }
 }
 
@@ -162,25 +180,52 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> ([int8x16_t; 2], float32x4_t) {
-        let (low, high) = w[i].qs.split_at(16);
-        (proven!([vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr())]), self.splat_f16(w[i].d))
+    fn scales(self, d: [f16; 4], i: usize) -> float32x4_t {
+        self.splat_f16(d[i])
     }
 
     #[inline(always)]
-    fn q4_0(self, w: &[BlockQ4_0; 4], i: usize) -> ([int8x16_t; 2], float32x4_t) {
-        let halves = proven!({
-            let packed = vld1q_u8(w[i].qs.as_ptr());
-            let low = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(0x0f)));
-            let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(packed));
-            [low, high]
-        });
-        (halves, self.splat_f16(w[i].d))
+    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> [int8x16_t; 2] {
+        let (low, high) = w[i].qs.split_at(16);
+        proven!([vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr())])
+    }
+
+    #[inline(always)]
+    fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> int8x16_t {
+        proven!({
+            let moved = vshlq_u8(vld1q_u8(bytes[i].as_ptr()), vdupq_n_s8(up[i]));
+            vreinterpretq_s8_u8(vandq_u8(moved, vdupq_n_u8(mask)))
+        })
+    }
+
+    #[inline(always)]
+    fn fifth_bits(self, words: [u16; 4], i: usize) -> int8x16_t {
+        let [low, high] = words[i].to_le_bytes();
+        proven!({
+            let bytes = vcombine_u8(vdup_n_u8(low), vdup_n_u8(high));
+            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+            vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bytes, bit), vdupq_n_u8(16)))
+        })
+    }
+
+    #[inline(always)]
+    fn or(self, a: int8x16_t, b: int8x16_t) -> int8x16_t {
+        proven!(vorrq_s8(a, b))
+    }
+
+    #[inline(always)]
+    fn ones(self) -> int8x16_t {
+        proven!(vdupq_n_s8(1))
+    }
+
+    #[inline(always)]
+    fn zero_sums(self) -> int32x4_t {
+        proven!(vdupq_n_s32(0))
     }
 
     #[inline(always)]
     fn start_i8(self, _: &[i32; 16], _: usize) -> int32x4_t {
-        proven!(vdupq_n_s32(0))
+        self.zero_sums()
     }
 
     #[inline(always)]
@@ -190,23 +235,50 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn dot_i8(self, sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
-        self.dot_u6(sums, w, x)
+    fn dot_i8(self, sums: int32x4_t, w: [int8x16_t; 2], x: [int8x16_t; 2]) -> int32x4_t {
+        self.dot(self.dot(sums, w[0], x[0]), w[1], x[1])
     }
 
     #[inline(always)]
-    fn dot_u6(self, sums: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    fn dot_u6(self, sums: int32x4_t, w: [int8x16_t; 2], x: [int8x16_t; 2]) -> int32x4_t {
+        self.dot_i8(sums, w, x)
+    }
+
+    #[inline(always)]
+    fn block_scales(self, scales: u32, i: usize) -> int32x4_t {
+        proven!(vdupq_n_s32(i32::from(scales.to_le_bytes()[i])))
+    }
+
+    #[inline(always)]
+    fn half_scales(self, scales: u64, i: usize) -> [int32x4_t; 2] {
+        let [low, high] = [2 * i, 2 * i + 1].map(|i| i32::from(scales.to_le_bytes()[i].cast_signed()));
+        proven!([vdupq_n_s32(low), vdupq_n_s32(high)])
+    }
+
+    #[inline(always)]
+    fn dot_by_block(self, w: [int8x16_t; 2], x: [int8x16_t; 2], scales: int32x4_t) -> int32x4_t {
+        proven!(vmulq_s32(self.dot_u6(self.zero_sums(), w, x), scales))
+    }
+
+    #[inline(always)]
+    fn dot_by_half<const OFFSET: i8>(
+        self,
+        w: [int8x16_t; 2],
+        x: [int8x16_t; 2],
+        scales: [int32x4_t; 2],
+    ) -> int32x4_t {
         proven!({
-            if DOTPROD {
-                sdot(sums, w, x)
-            } else {
-                // Pairs of lanes are added up last, so that lanes are those of `sdot`. A product of bytes fits i16, a sum
-                // of two may not (−128 · −128 twice): widen first.
-                let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
-                let high = vpaddlq_s16(vmull_high_s8(w, x));
-                vaddq_s32(sums, vpaddq_s32(low, high))
-            }
+            let offset = vdupq_n_s8(OFFSET);
+            let low = self.dot(self.zero_sums(), vsubq_s8(w[0], offset), x[0]);
+            let high = self.dot(self.zero_sums(), vsubq_s8(w[1], offset), x[1]);
+            vmlaq_s32(vmulq_s32(low, scales[0]), high, scales[1])
         })
+    }
+
+    #[inline(always)]
+    fn scale_neg_sums(self, neg_sums: &[i32; 16], scales: int32x4_t, i: usize) -> int32x4_t {
+        let sums = &neg_sums[i * 4..i * 4 + 4];
+        proven!(vmulq_s32(vld1q_s32(sums.as_ptr()), scales))
     }
 
     #[inline(always)]
@@ -224,13 +296,15 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &T) {
-        // The intrinsic is not stable in Rust 1.95.
-        proven!(core::arch::asm!(
-            "prfm pldl1keep, [{x}]",
-            x = in(reg) core::ptr::from_ref(x),
-            options(readonly, nostack, preserves_flags)
-        ));
+    fn prefetch<T>(self, row: &[T]) {
+        for at in (0..size_of_val(row)).step_by(64) {
+            // The intrinsic is not stable in Rust 1.95.
+            proven!(core::arch::asm!(
+                "prfm pldl1keep, [{x}]",
+                x = in(reg) row.as_ptr().cast::<u8>().add(at),
+                options(readonly, nostack, preserves_flags)
+            ));
+        }
     }
 
     #[inline(always)]
@@ -238,7 +312,7 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
         let half = &x[i / 2 * 8..i / 2 * 8 + 8];
         proven!({
             let wide = vmovl_s8(vld1_s8(half.as_ptr()));
-            let part = if i % 2 == 0 { vget_low_s16(wide) } else { vget_high_s16(wide) };
+            let part = if i.is_multiple_of(2) { vget_low_s16(wide) } else { vget_high_s16(wide) };
             vcvtq_f32_s32(vmovl_s16(part))
         })
     }

@@ -74,14 +74,15 @@ by_values!(BlockQ6K BlockQ5_1 BlockQ5_0 BlockQ5K BlockQ4_1 BlockQ4K BlockQ3K Blo
 
 #[inline(always)]
 fn by_units<I: Isa, T: Summand>(isa: I, w: &[T], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]) {
+    let at = |r: u32| row(w, per_row, r as usize);
     let mut fours = rows.chunks_exact(TOGETHER).zip(a.chunks_exact(TOGETHER));
     for (r, a) in fours.by_ref() {
-        let rows: [&[T]; TOGETHER] = core::array::from_fn(|i| row(w, per_row, r[i] as usize));
-        add_together(isa, rows, core::array::from_fn(|i| a[i]), y);
+        let rows = [at(r[0]), at(r[1]), at(r[2]), at(r[3])];
+        add_together(isa, rows, [a[0], a[1], a[2], a[3]], y);
     }
     let done = rows.len() / TOGETHER * TOGETHER;
     for (&r, &a) in rows[done..].iter().zip(&a[done..]) {
-        add_together(isa, [row(w, per_row, r as usize)], [a], y);
+        add_together(isa, [at(r)], [a], y);
     }
 }
 
@@ -109,11 +110,18 @@ fn by_values<I: Isa, B, const N: usize>(
 /// `y += Σ_r a[r] · rows[r]`, row after row.
 #[inline(always)]
 fn add_together<I: Isa, T: Summand, const R: usize>(isa: I, rows: [&[T]; R], a: [f32; R], y: &mut [f32]) {
-    let alpha = a.map(|a| isa.splat(a));
+    let (mut alpha, mut units) = ([isa.splat(0.0); R], [T::units(rows[0]); R]);
     let (blocks, rest) = y.as_chunks_mut::<BLOCK_LEN>();
-    let units: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(rows[r])[..blocks.len()]);
+    // Loops, for the reason said in `matmul.rs`.
+    for r in 0..R {
+        (alpha[r], units[r]) = (isa.splat(a[r]), &T::units(rows[r])[..blocks.len()]);
+    }
     for (k, block) in blocks.iter_mut().enumerate() {
-        add_unit::<I, T, R>(isa, core::array::from_fn(|r| &units[r][k]), alpha, block);
+        let mut unit = [&units[0][k]; R];
+        for r in 1..R {
+            unit[r] = &units[r][k];
+        }
+        add_unit::<I, T, R>(isa, unit, alpha, block);
     }
     if !rest.is_empty() {
         let mut block = padded(rest, 0.0);

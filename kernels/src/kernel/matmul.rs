@@ -14,12 +14,21 @@
 //! 2. Several columns are bound by arithmetic: a tile has one sum per row and column, whatever its size.
 //! 3. So a value does not depend on which rows, or how many, are computed together: sparse and dense give the same bits.
 //!    Nor on which columns, as long as a call has more than one.
-//! 4. A rest of a row that is no whole unit is copied into a zero-padded unit.
+//! 4. A rest of a row that is no whole unit is copied into a zero-padded unit, or is the last blocks before its end.
+//!
+//! In the assembly of an inner loop (those with `vpdpbusd`, `vpmaddubsw`, `sdot`) there must be no `call` and no branch to a
+//! panic: of the parts that are computed from constants nothing but loads, one shift and one mask per 64 bytes of fields may
+//! be left. LLVM stops inlining `array::map` and `from_fn`, and with them whatever intrinsics their closures hold, where a
+//! function is as large as this one: bodies and `arch/` use loops, literals and `#[inline(always)]` functions instead.
+
+mod blocks;
+mod super_blocks;
 
 use super::padded;
 use crate::isa::Isa;
 use candle_sparse_core::{
-    ActivationGroup, BlockQ4_0, BlockQ8_0, Columns, Matrix, Rows, kernel::matmul::check_matmul,
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    Columns, Matrix, Rows, kernel::matmul::check_matmul,
 };
 use half::{bf16, f16};
 
@@ -42,30 +51,38 @@ pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mu
         (Rows::F16(w), Columns::F32(x)) => panels::<I, f16>(isa, w, x, y, panel),
         (Rows::BF16(w), Columns::F32(x)) => panels::<I, bf16>(isa, w, x, y, panel),
         (Rows::Q8_0(w), Columns::Quantized(x)) => panels::<I, BlockQ8_0>(isa, w, x, y, panel),
+        (Rows::Q6K(w), Columns::Quantized(x)) => panels::<I, BlockQ6K>(isa, w, x, y, panel),
+        (Rows::Q5_1(w), Columns::Quantized(x)) => panels::<I, BlockQ5_1>(isa, w, x, y, panel),
+        (Rows::Q5_0(w), Columns::Quantized(x)) => panels::<I, BlockQ5_0>(isa, w, x, y, panel),
+        (Rows::Q5K(w), Columns::Quantized(x)) => panels::<I, BlockQ5K>(isa, w, x, y, panel),
+        (Rows::Q4_1(w), Columns::Quantized(x)) => panels::<I, BlockQ4_1>(isa, w, x, y, panel),
         (Rows::Q4_0(w), Columns::Quantized(x)) => panels::<I, BlockQ4_0>(isa, w, x, y, panel),
-        (_, Columns::Quantized(_)) => candle_sparse_core::kernel::matmul::matmul(w, x, y),
+        (Rows::Q4K(w), Columns::Quantized(x)) => panels::<I, BlockQ4K>(isa, w, x, y, panel),
+        (Rows::Q3K(w), Columns::Quantized(x)) => panels::<I, BlockQ3K>(isa, w, x, y, panel),
+        (Rows::Q2K(w), Columns::Quantized(x)) => panels::<I, BlockQ2K>(isa, w, x, y, panel),
         _ => unreachable!("check_matmul compared format and columns"),
     }
 }
 
 /// An element type of a matrix and what it is multiplied with.
 pub(super) trait Operand: Copy {
-    /// 32 elements, or four blocks.
+    /// 32 elements, four blocks, or a super-block.
     type Unit: Copy;
     /// Element type of a column.
     type Column: Copy;
     /// As many elements of a column.
     type ColumnUnit: Copy;
-    const ZERO: Self::Unit;
-    const ZERO_COLUMN: Self::ColumnUnit;
 
     fn units(row: &[Self]) -> &[Self::Unit];
     /// At least as many units as a row has.
     fn column_units(x: &[Self::Column]) -> &[Self::ColumnUnit];
     /// What follows the whole units of a row, as a unit.
-    fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit>;
+    fn last<'a>(row: &'a [Self], room: &'a mut Option<Self::Unit>) -> Option<&'a Self::Unit>;
     /// What faces [`Self::last`].
-    fn last_of_column<'a>(x: &'a [Self::Column], room: &'a mut Self::ColumnUnit) -> &'a Self::ColumnUnit;
+    fn last_of_column<'a>(
+        x: &'a [Self::Column],
+        room: &'a mut Option<Self::ColumnUnit>,
+    ) -> &'a Self::ColumnUnit;
     /// `acc[r][c] += w[r] · x[c]`, vector by vector.
     fn add<I: Isa, const R: usize, const C: usize>(
         isa: I,
@@ -78,8 +95,6 @@ pub(super) trait Operand: Copy {
 macro_rules! float_operand {
     ($t:ty, $zero:expr, $load:ident) => {
         impl Operand for $t {
-            const ZERO: Self::Unit = [$zero; 32];
-            const ZERO_COLUMN: [f32; 32] = [0.0; 32];
             type Unit = [$t; 32];
             type Column = f32;
             type ColumnUnit = [f32; 32];
@@ -95,16 +110,14 @@ macro_rules! float_operand {
             }
 
             #[inline(always)]
-            fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit> {
+            fn last<'a>(row: &'a [Self], room: &'a mut Option<Self::Unit>) -> Option<&'a Self::Unit> {
                 let rest = row.as_chunks::<32>().1;
-                *room = padded(rest, $zero);
-                (!rest.is_empty()).then_some(room)
+                (!rest.is_empty()).then(|| &*room.insert(padded(rest, $zero)))
             }
 
             #[inline(always)]
-            fn last_of_column<'a>(x: &'a [f32], room: &'a mut [f32; 32]) -> &'a [f32; 32] {
-                *room = padded(x.as_chunks::<32>().1, 0.0);
-                room
+            fn last_of_column<'a>(x: &'a [f32], room: &'a mut Option<[f32; 32]>) -> &'a [f32; 32] {
+                room.insert(padded(x.as_chunks::<32>().1, 0.0))
             }
 
             #[inline(always)]
@@ -134,72 +147,6 @@ macro_rules! float_operand {
 float_operand!(f32, 0.0, load);
 float_operand!(f16, f16::ZERO, load_f16);
 float_operand!(bf16, bf16::ZERO, load_bf16);
-
-macro_rules! block_operand {
-    ($t:ty, $zero:expr, $quants:ident, |$isa:ident, $sums:ident, $i:ident| $start:expr, $dot:ident) => {
-        impl Operand for $t {
-            const ZERO: Self::Unit = [$zero; 4];
-            const ZERO_COLUMN: ActivationGroup = ActivationGroup::ZERO;
-            type Unit = [$t; 4];
-            type Column = ActivationGroup;
-            type ColumnUnit = ActivationGroup;
-
-            #[inline(always)]
-            fn units(row: &[Self]) -> &[Self::Unit] {
-                row.as_chunks().0
-            }
-
-            #[inline(always)]
-            fn column_units(x: &[ActivationGroup]) -> &[ActivationGroup] {
-                x
-            }
-
-            #[inline(always)]
-            fn last<'a>(row: &'a [Self], room: &'a mut Self::Unit) -> Option<&'a Self::Unit> {
-                if row.len() % 4 == 0 {
-                    return None;
-                }
-                // The column's last group is zero where the last four blocks were computed already.
-                row.last_chunk().or_else(|| {
-                    room[4 - row.len()..].copy_from_slice(row);
-                    Some(room)
-                })
-            }
-
-            #[inline(always)]
-            fn last_of_column<'a>(x: &'a [Self::Column], _: &'a mut ActivationGroup) -> &'a ActivationGroup {
-                &x[x.len() - 1]
-            }
-
-            #[inline(always)]
-            fn add<I: Isa, const R: usize, const C: usize>(
-                $isa: I,
-                acc: &mut [[I::V; C]; R],
-                w: [&Self::Unit; R],
-                x: [&ActivationGroup; C],
-            ) {
-                for $i in 0..16 / I::LANES {
-                    for r in 0..R {
-                        let ([low, high], d) = $isa.$quants(w[r], $i);
-                        for c in 0..C {
-                            let $sums = &x[c].neg_sums;
-                            let sums = $isa.$dot($start, low, $isa.load_quants(&x[c].qs[0], $i));
-                            let sums = $isa.$dot(sums, high, $isa.load_quants(&x[c].qs[1], $i));
-                            let d = $isa.mul(d, $isa.load_lanes(&x[c].d, $i));
-                            acc[r][c] = $isa.mul_add($isa.sums_to_f32(sums), d, acc[r][c]);
-                        }
-                    }
-                }
-            }
-        }
-    };
-}
-
-pub(super) const ZERO_Q8_0: BlockQ8_0 = BlockQ8_0 { d: f16::ZERO, qs: [0; 32] };
-pub(super) const ZERO_Q4_0: BlockQ4_0 = BlockQ4_0 { d: f16::ZERO, qs: [0; 16] };
-
-block_operand!(BlockQ8_0, ZERO_Q8_0, q8_0, |isa, sums, i| isa.start_i8(sums, i), dot_i8);
-block_operand!(BlockQ4_0, ZERO_Q4_0, q4_0, |isa, sums, i| isa.start_shifted::<3>(sums, i), dot_u6);
 
 #[inline(always)]
 fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f32]], panel: usize) {
@@ -249,7 +196,9 @@ fn group<I: Isa, T: Operand, const C: usize>(
     let columns: [&[T::Column]; C] = core::array::from_fn(|c| &x[c * per_column..(c + 1) * per_column]);
     let row = |r: usize| &w[r * per_row..(r + 1) * per_row];
     let mut r = start;
-    while !read_once && r + ROWS <= end {
+    // Fewer columns than a tile holds are rare: not worth the code of their own tiles.
+    let tiled = if read_once || C < I::COLUMNS { start } else { end };
+    while r + ROWS <= tiled {
         let sums = tile::<I, T, ROWS, C>(isa, [row(r), row(r + 1), row(r + 2), row(r + 3)], columns);
         for c in 0..C {
             for i in 0..ROWS {
@@ -284,7 +233,7 @@ pub(super) fn stream<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column]) -> f3
     for (w, x) in w_few.iter().zip(x_few) {
         T::add(isa, &mut acc[0], [w], [x]);
     }
-    let (mut room, mut column_room) = (T::ZERO, T::ZERO_COLUMN);
+    let (mut room, mut column_room) = (None, None);
     if let Some(w) = T::last(w, &mut room) {
         T::add(isa, &mut acc[1], [w], [T::last_of_column(x, &mut column_room)]);
     }
@@ -300,20 +249,24 @@ fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
 ) -> [[f32; C]; R] {
     let mut acc = [[isa.splat(0.0); C]; R];
     let n = T::units(w[0]).len();
-    let ws: [&[T::Unit]; R] = core::array::from_fn(|r| &T::units(w[r])[..n]);
-    let xs: [&[T::ColumnUnit]; C] = core::array::from_fn(|c| &T::column_units(x[c])[..n]);
+    let (mut ws, mut xs) = ([T::units(w[0]); R], [T::column_units(x[0]); C]);
+    for r in 0..R {
+        ws[r] = &T::units(w[r])[..n];
+    }
+    for c in 0..C {
+        xs[c] = &T::column_units(x[c])[..n];
+    }
     for k in 0..n {
-        T::add(isa, &mut acc, core::array::from_fn(|r| &ws[r][k]), core::array::from_fn(|c| &xs[c][k]));
+        let (mut w, mut x) = ([&ws[0][k]; R], [&xs[0][k]; C]);
+        for r in 1..R {
+            w[r] = &ws[r][k];
+        }
+        for c in 1..C {
+            x[c] = &xs[c][k];
+        }
+        T::add(isa, &mut acc, w, x);
     }
-    let mut rooms = [T::ZERO; R];
-    let mut r = 0..R;
-    let lasts = rooms.each_mut().map(|room| T::last(w[r.next().unwrap_or(0)], room));
-    if let Some(first) = lasts[0] {
-        let mut rooms = [T::ZERO_COLUMN; C];
-        let mut c = 0..C;
-        let xs = rooms.each_mut().map(|room| T::last_of_column(x[c.next().unwrap_or(0)], room));
-        T::add(isa, &mut acc, lasts.map(|w| w.unwrap_or(first)), xs);
-    }
+    add_last::<I, T, R, C>(isa, &mut acc, w, x);
     let mut sums = [[0.0; C]; R];
     for r in 0..R {
         for c in 0..C {
@@ -321,4 +274,23 @@ fn tile<I: Isa, T: Operand, const R: usize, const C: usize>(
         }
     }
     sums
+}
+
+/// `acc += w · x` for the rest of the rows that is no whole unit, if there is one.
+#[inline(always)]
+fn add_last<I: Isa, T: Operand, const R: usize, const C: usize>(
+    isa: I,
+    acc: &mut [[I::V; C]; R],
+    w: [&[T]; R],
+    x: [&[T::Column]; C],
+) {
+    let mut rooms = [None; R];
+    let mut r = 0..R;
+    let lasts = rooms.each_mut().map(|room| T::last(w[r.next().unwrap_or(0)], room));
+    if let Some(first) = lasts[0] {
+        let mut rooms = [None; C];
+        let mut c = 0..C;
+        let xs = rooms.each_mut().map(|room| T::last_of_column(x[c.next().unwrap_or(0)], room));
+        T::add(isa, acc, lasts.map(|w| w.unwrap_or(first)), xs);
+    }
 }

@@ -8,10 +8,7 @@
 //!
 //! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
 
-use super::{
-    matmul::{ZERO_Q4_0, ZERO_Q8_0},
-    padded,
-};
+use super::padded;
 use crate::isa::Isa;
 use candle_sparse_core::{BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, kernel::matmul::check_matmul_t};
 use half::{bf16, f16};
@@ -77,7 +74,7 @@ float_summand!(f16, f16::ZERO, load_f16);
 float_summand!(bf16, bf16::ZERO, load_bf16);
 
 macro_rules! block_summand {
-    ($t:ty, $zero:expr, |$isa:ident, $unit:ident, $i:ident| $vector:expr) => {
+    ($t:ty, |$isa:ident, $unit:ident, $i:ident| $vector:expr) => {
         impl Summand for $t {
             type Unit = Self;
 
@@ -87,8 +84,9 @@ macro_rules! block_summand {
             }
 
             #[inline(always)]
-            fn last(_: &[Self]) -> Self {
-                $zero
+            fn last(row: &[Self]) -> Self {
+                // Never asked for: a row is whole blocks.
+                row[0]
             }
 
             #[inline(always)]
@@ -104,8 +102,8 @@ macro_rules! block_summand {
     };
 }
 
-block_summand!(BlockQ8_0, ZERO_Q8_0, |isa, unit, i| isa.widen_i8(&unit.qs, i));
-block_summand!(BlockQ4_0, ZERO_Q4_0, |isa, unit, i| isa.widen_q4_0(unit, i));
+block_summand!(BlockQ8_0, |isa, unit, i| isa.widen_i8(&unit.qs, i));
+block_summand!(BlockQ4_0, |isa, unit, i| isa.widen_q4_0(unit, i));
 
 #[inline(always)]
 fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut [&mut [f32]]) {

@@ -20,24 +20,33 @@ use super::{
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
-    BlockQ4_0, BlockQ8_0, Columns, Gate, Matrix, Neurons, Rows,
-    kernel::sparse_ffn::{self as scalar, check_matvec_rows, check_sparse_ffn},
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    Columns, Gate, Matrix, Neurons, Rows,
+    kernel::sparse_ffn::{check_matvec_rows, check_sparse_ffn},
 };
 use half::{bf16, f16};
 
 /// Neurons between the first touch of a down row and its use; their rows fit a small L2.
 const CHUNK: usize = 16;
 
-/// Calls `$f::<I, T>($isa, rows, column, …)` for the format of `$w`, else `$scalar`.
+/// Calls `$f::<I, T>($isa, rows, column, …)` for the format of `$w`.
 macro_rules! by_format {
-    ($w:expr, $x:expr, $f:ident($isa:expr, $($arg:expr),*), $scalar:expr) => {
+    ($w:expr, $x:expr, $f:ident($isa:expr, $($arg:expr),*)) => {
         match ($w.data(), $x) {
             (Rows::F32(w), Columns::F32(x)) => $f::<I, f32>($isa, w, x, $($arg),*),
             (Rows::F16(w), Columns::F32(x)) => $f::<I, f16>($isa, w, x, $($arg),*),
             (Rows::BF16(w), Columns::F32(x)) => $f::<I, bf16>($isa, w, x, $($arg),*),
             (Rows::Q8_0(w), Columns::Quantized(x)) => $f::<I, BlockQ8_0>($isa, w, x, $($arg),*),
+            (Rows::Q6K(w), Columns::Quantized(x)) => $f::<I, BlockQ6K>($isa, w, x, $($arg),*),
+            (Rows::Q5_1(w), Columns::Quantized(x)) => $f::<I, BlockQ5_1>($isa, w, x, $($arg),*),
+            (Rows::Q5_0(w), Columns::Quantized(x)) => $f::<I, BlockQ5_0>($isa, w, x, $($arg),*),
+            (Rows::Q5K(w), Columns::Quantized(x)) => $f::<I, BlockQ5K>($isa, w, x, $($arg),*),
+            (Rows::Q4_1(w), Columns::Quantized(x)) => $f::<I, BlockQ4_1>($isa, w, x, $($arg),*),
             (Rows::Q4_0(w), Columns::Quantized(x)) => $f::<I, BlockQ4_0>($isa, w, x, $($arg),*),
-            _ => $scalar,
+            (Rows::Q4K(w), Columns::Quantized(x)) => $f::<I, BlockQ4K>($isa, w, x, $($arg),*),
+            (Rows::Q3K(w), Columns::Quantized(x)) => $f::<I, BlockQ3K>($isa, w, x, $($arg),*),
+            (Rows::Q2K(w), Columns::Quantized(x)) => $f::<I, BlockQ2K>($isa, w, x, $($arg),*),
+            _ => unreachable!("the check at the head compared format and column"),
         }
     };
 }
@@ -47,7 +56,7 @@ macro_rules! by_format {
 pub(crate) fn matvec_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
     check_matvec_rows(&w, rows, &x, y);
     let per_row = w.cols() / w.format().block_len();
-    by_format!(w, x, products(isa, per_row, rows, y), scalar::matvec_rows(w, rows, x, y));
+    by_format!(w, x, products(isa, per_row, rows, y));
 }
 
 /// See [`candle_sparse_core::KernelSet::sparse_ffn`].
@@ -64,12 +73,7 @@ pub(crate) fn sparse_ffn<I: Isa>(
     check_sparse_ffn(&w, active, &x, gate, y);
     let (m, per_neuron) = (w.matrix(), w.rows_per_neuron());
     let per_row = m.cols() / m.format().block_len();
-    by_format!(
-        m,
-        x,
-        neurons(isa, per_row, per_neuron, act, active, gate, y),
-        scalar::sparse_ffn(w, act, active, x, gate, y)
-    );
+    by_format!(m, x, neurons(isa, per_row, per_neuron, act, active, gate, y));
 }
 
 #[inline(always)]
@@ -105,13 +109,17 @@ fn neurons<I: Isa, T: Operand + Addend>(
         for i in 0..n {
             let last = last_row(active[chunk + i]);
             let next = last_row(active[(chunk + i + 1).min(active.len() - 1)]);
-            if per_neuron == 3 {
-                prefetch(isa, row(w, per_row, next - 2));
-                gate[i] = stream(isa, row(w, per_row, last - 2), x);
+            // One call for both rows: the code of a product is long.
+            for back in (1..per_neuron).rev() {
+                isa.prefetch(row(w, per_row, next - back));
+                let product = stream(isa, row(w, per_row, last - back), x);
+                if back == 2 {
+                    gate[i] = product;
+                } else {
+                    a[i] = product;
+                }
             }
-            prefetch(isa, row(w, per_row, next - 1));
-            a[i] = stream(isa, row(w, per_row, last - 1), x);
-            prefetch(isa, row(w, per_row, last));
+            isa.prefetch(row(w, per_row, last));
             down[i] = last as u32;
         }
         gated(isa, act.act, act.shift, gate, &mut a[..n]);
@@ -122,12 +130,4 @@ fn neurons<I: Isa, T: Operand + Addend>(
 #[inline(always)]
 pub(super) fn row<T>(w: &[T], per_row: usize, r: usize) -> &[T] {
     &w[r * per_row..(r + 1) * per_row]
-}
-
-/// Asks for every cache line of a row.
-#[inline(always)]
-fn prefetch<I: Isa, T>(isa: I, row: &[T]) {
-    for x in row.iter().step_by(64 / size_of::<T>()) {
-        isa.prefetch(x);
-    }
 }

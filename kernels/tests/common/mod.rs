@@ -17,9 +17,9 @@ pub(crate) fn numbers(n: usize, seed: u32) -> Vec<f32> {
 
 /// Owned rows of one format.
 pub(crate) struct Stored {
-    format: Format,
+    pub(crate) format: Format,
     /// Their bytes in words, which have the alignment that blocks want.
-    words: Vec<u32>,
+    pub(crate) words: Vec<u32>,
 }
 
 impl Stored {
