@@ -117,7 +117,10 @@ impl Threads {
     /// Runs `program` on every thread with a value of its own, the calling thread with `own[0]`; returns when all have left.
     ///
     /// Every thread must call the same phases in the same order. The calling thread's outcome ends the computation: the
-    /// others hear [`Over`] in their next phase. Allocates nothing.
+    /// others hear [`Over`] in their next phase. Allocates nothing once the board has room.
+    ///
+    /// # Errors
+    /// `program` gave up on the calling thread.
     ///
     /// # Panics
     /// `program` panicked on any thread, or `own` is shorter than [`Self::count`].

@@ -143,3 +143,6 @@ fn merge(parts: &[f32], cut: Cut, group: usize, head_dim: usize, out: &mut [f32]
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,7 +169,7 @@ fn pieces_are_few_and_whole_steps() {
         let member = Member { board: Some(&board), threads, index: 0, phase: 0, word: 0, pace: GRACE };
         for (units, bytes) in [(1, 1), (49_152, 30 << 20), (576, 352 << 10), (10, usize::MAX)] {
             let piece = member.piece(units, bytes, 4);
-            assert!(piece % 4 == 0 && units.div_ceil(piece) <= most_pieces(threads));
+            assert!(piece.is_multiple_of(4) && units.div_ceil(piece) <= most_pieces(threads));
         }
     }
 }
