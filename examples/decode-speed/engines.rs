@@ -1,15 +1,19 @@
 //! The engines that are measured, behind one trait.
 
-use crate::Cli;
+use super::{Cli, gguf::Gguf};
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{
+    DType, Device, Shape, Tensor,
+    quantized::{GgmlDType, QTensor, gguf_file::Content},
+};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use candle_sparse::{Threads, core::Format};
 use candle_sparse_models::{
     decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama, pretrained::var_builder,
 };
-use candle_transformers::models::llama as candle_llama;
+use candle_transformers::models::{llama as candle_llama, quantized_llama};
 use half::{bf16, f16};
+use std::io::{BufReader, Seek};
 
 /// Something that decodes.
 pub(crate) trait Engine {
@@ -35,25 +39,38 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(cli: &Cli, format: Format) -> Result<Self> {
-        let dtype = match format {
-            Format::F32 => DType::F32,
-            Format::BF16 => DType::BF16,
-            // Quantised weights are made from F16 ones.
-            _ => DType::F16,
-        };
         let Some(spec) = &cli.model else {
-            return Ok(Self { config: cli.shape.config().into_bytes(), files: None, dtype });
+            return Ok(Self::random(cli.shape.config(), format));
         };
         let files = ModelFiles::resolve(spec, None, &HubSettings::from_env())?;
-        Ok(Self { config: files.config.to_vec(), files: Some(files), dtype })
+        Ok(Self { config: files.config.to_vec(), files: Some(files), dtype: load_dtype(format) })
     }
 
-    /// For both engines: candle's memory map would need unsafe code, and changes the load alone.
-    fn var_builder(&self) -> Result<VarBuilder<'static>> {
+    /// Random weights for a `config.json`.
+    pub(crate) fn random(config: String, format: Format) -> Self {
+        Self { config: config.into_bytes(), files: None, dtype: load_dtype(format) }
+    }
+
+    pub(crate) fn config(&self) -> Result<llama::Config> {
+        let config: llama::LlamaConfig = serde_json::from_slice(&self.config).context("config.json")?;
+        Ok(config.into_config(false))
+    }
+
+    /// For all engines: candle's memory map would need unsafe code, and changes the load alone.
+    pub(crate) fn var_builder(&self) -> Result<VarBuilder<'static>> {
         Ok(match &self.files {
             None => VarBuilder::from_backend(Box::new(Random), self.dtype, Device::Cpu),
             Some(files) => var_builder(files, Some(self.dtype))?,
         })
+    }
+}
+
+fn load_dtype(format: Format) -> DType {
+    match format {
+        Format::F32 => DType::F32,
+        Format::BF16 => DType::BF16,
+        // Quantised weights are made from F16 ones.
+        _ => DType::F16,
     }
 }
 
@@ -114,13 +131,18 @@ pub(crate) struct Ours {
 
 impl Ours {
     pub(crate) fn load(source: &Source, format: Format, threads: Threads) -> Result<Self> {
-        let config: llama::LlamaConfig = serde_json::from_slice(&source.config).context("config.json")?;
-        let config = config.into_config(false);
+        let config = source.config()?;
         let options = LoadOptions { format: Some(format), threads: Some(threads) };
         let model = llama::Llama::load_with(source.var_builder()?, &config, options)?;
         let kv = if format == Format::F32 { DType::F32 } else { DType::F16 };
         let cache = llama::Cache::new(true, kv, &config, &Device::Cpu)?;
         Ok(Self { model, cache, logits: vec![0.0; config.vocab_size] })
+    }
+
+    /// Logits after a prompt of `n` tokens.
+    #[cfg(test)]
+    pub(crate) fn logits(&mut self, n: usize) -> Result<Vec<f32>> {
+        Ok(self.model.forward(&prompt(n)?, 0, &mut self.cache)?.flatten_all()?.to_vec1()?)
     }
 }
 
@@ -165,10 +187,7 @@ pub(crate) struct Candle {
 }
 
 impl Candle {
-    pub(crate) fn load(source: &Source, format: Format) -> Result<Self> {
-        if format.is_quantized() {
-            bail!("candle's llama has no {} weights from safetensors: use f32, f16 or bf16", format.name());
-        }
+    pub(crate) fn load(source: &Source) -> Result<Self> {
         let config: candle_llama::LlamaConfig =
             serde_json::from_slice(&source.config).context("config.json")?;
         let config = config.into_config(false);
@@ -215,6 +234,94 @@ impl Engine for Candle {
     fn weight_bytes(&self) -> usize {
         let embedding = self.config.vocab_size * self.config.hidden_size * self.dtype.size_in_bytes();
         self.weight_bytes_per_token + if self.config.tie_word_embeddings { 0 } else { embedding }
+    }
+
+    fn weight_bytes_per_token(&self) -> usize {
+        self.weight_bytes_per_token
+    }
+}
+
+/// candle's model for quantised weights, which come from GGUF alone.
+pub(crate) struct CandleQuantized {
+    model: quantized_llama::ModelWeights,
+    weight_bytes: usize,
+    weight_bytes_per_token: usize,
+}
+
+impl CandleQuantized {
+    /// A model that is asked for `positions` positions at most.
+    pub(crate) fn load(source: &Source, format: Format, threads: Threads, positions: usize) -> Result<Self> {
+        if threads.count() != Threads::default().count() {
+            bail!(
+                "candle's quantised llama uses all of candle's pool: set CANDLE_NUM_THREADS, not --threads"
+            );
+        }
+        let limit = quantized_llama::MAX_SEQ_LEN;
+        if positions > limit {
+            bail!(
+                "candle's quantised llama has {limit} positions: {positions} of --prefill, --depth and --steps do not fit"
+            );
+        }
+        let gguf = Gguf::new(source, format, "for candle")?;
+        let c = source.config()?;
+        let read = gguf.matrices().filter(|(name, _)| c.tie_word_embeddings || *name != "token_embd.weight");
+        let weight_bytes_per_token: usize = read.map(|(_, t)| held_bytes(t)).sum();
+        // candle unpacks the embedding to F32, beside a tied head that stays quantised.
+        let weight_bytes = weight_bytes_per_token + c.vocab_size * c.hidden_size * size_of::<f32>();
+        // Through a file without a name: in memory it would be one more copy of the model while loading.
+        let mut file = tempfile::tempfile()?;
+        gguf.write(&mut file)?;
+        drop(gguf);
+        file.rewind()?;
+        let mut file = BufReader::new(file);
+        let content = Content::read(&mut file)?;
+        let model = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
+        Ok(Self { model, weight_bytes, weight_bytes_per_token })
+    }
+
+    /// Logits after a prompt of `n` tokens.
+    #[cfg(test)]
+    pub(crate) fn logits(&mut self, n: usize) -> Result<Vec<f32>> {
+        Ok(self.model.forward(&prompt(n)?, 0)?.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// Bytes that candle holds for a matrix: what is not quantised becomes F32.
+fn held_bytes(t: &QTensor) -> usize {
+    match t.dtype() {
+        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => t.shape().elem_count() * size_of::<f32>(),
+        _ => t.storage_size_in_bytes(),
+    }
+}
+
+impl Engine for CandleQuantized {
+    fn name(&self) -> &'static str {
+        "candle"
+    }
+
+    /// The cache empties itself at position 0.
+    fn prefill(&mut self, n: usize, index_pos: usize) -> Result<()> {
+        self.model.forward(&prompt(n)?, index_pos)?;
+        Ok(())
+    }
+
+    fn fill(&mut self, depth: usize) -> Result<()> {
+        self.model.clear_kv_cache();
+        // In pieces, as for the other.
+        for start in (0..depth).step_by(256) {
+            self.prefill(256.min(depth - start), start)?;
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, index_pos: usize) -> Result<()> {
+        let x = Tensor::new(&[[7_u32]], &Device::Cpu)?;
+        self.model.forward(&x, index_pos)?;
+        Ok(())
+    }
+
+    fn weight_bytes(&self) -> usize {
+        self.weight_bytes
     }
 
     fn weight_bytes_per_token(&self) -> usize {

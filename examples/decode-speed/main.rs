@@ -2,12 +2,13 @@
 //!
 //! Weights are random unless `--model` names a checkpoint: time does not depend on them, quality does, so none is
 //! claimed. `--against candle` runs candle's own model in turn with ours, step by step, so that a ratio holds even where
-//! the machine's speed drifts.
+//! the machine's speed drifts. `--write-gguf` writes the random model for engines that are programs of their own.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
 mod cli;
 mod engines;
+mod gguf;
 mod probe;
 mod report;
 mod shapes;
@@ -16,9 +17,10 @@ use anyhow::{Result, bail};
 use candle_sparse::{Threads, core::Format};
 use clap::{Parser, ValueEnum};
 use cli::process_bytes;
-use engines::{Candle, Engine, Ours};
+use engines::{Candle, CandleQuantized, Engine, Ours, Source};
+use gguf::Gguf;
 use report::{Row, Run, Times, median};
-use std::{process::ExitCode, time::Instant};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 /// Measure decode and prefill speed.
 #[derive(Parser, Debug)]
@@ -51,6 +53,9 @@ pub(crate) struct Cli {
     /// Measure this engine too, in turn with the first
     #[arg(long)]
     against: Option<EngineName>,
+    /// Write the random model as a GGUF file without a tokenizer, and measure nothing
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    write_gguf: Option<PathBuf>,
     /// Print one JSON object as the last line of standard output
     #[arg(long)]
     json: bool,
@@ -68,6 +73,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
+    if let Some(path) = &cli.write_gguf {
+        let name = format!("{} with random weights", cli.shape.name());
+        return Gguf::new(&Source::new(cli, cli.dtype)?, cli.dtype, &name)?.save(path);
+    }
     if cli.steps == 0 {
         bail!("--steps 0: give at least one step to time");
     }
@@ -77,16 +86,24 @@ fn run(cli: &Cli) -> Result<()> {
     pool.install(|| measure(cli, threads))
 }
 
-fn measure(cli: &Cli, threads: Threads) -> Result<()> {
+fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let format = cli.dtype;
-    let source = engines::Source::new(cli, format)?;
-    let mut engines: Vec<Box<dyn Engine>> = Vec::new();
-    for name in [Some(cli.engine), cli.against].into_iter().flatten() {
-        engines.push(match name {
+    let source = Source::new(cli, format)?;
+    let positions = cli.prefill.max(cli.depth + 1 + cli.steps);
+    let load = |name| -> Result<Box<dyn Engine>> {
+        Ok(match name {
             EngineName::CandleSparse => Box::new(Ours::load(&source, format, threads)?),
-            EngineName::Candle => Box::new(Candle::load(&source, format)?),
-        });
-    }
+            EngineName::Candle if format.is_quantized() => {
+                Box::new(CandleQuantized::load(&source, format, threads, positions)?)
+            }
+            EngineName::Candle => Box::new(Candle::load(&source)?),
+        })
+    };
+    [Some(cli.engine), cli.against].into_iter().flatten().map(load).collect()
+}
+
+fn measure(cli: &Cli, threads: Threads) -> Result<()> {
+    let mut engines = load(cli, threads)?;
     let memory = [process_bytes("VmHWM").unwrap_or(0), process_bytes("VmRSS").unwrap_or(0)];
     let mut probe = probe::Probe::new(threads)?;
     let before = probe.gb_per_s();

@@ -1,6 +1,6 @@
 //! What was measured, as lines or as one JSON object.
 
-use crate::{Cli, engines::Engine};
+use super::{Cli, engines::Engine};
 use anyhow::Result;
 use candle_sparse::Threads;
 use serde_json::{Value, json};
