@@ -32,7 +32,9 @@ impl Avx512 {
     /// 0x80.
     #[inline(always)]
     fn spread(self, bytes: __m512i, first: u32, step: u32) -> __m512i {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|b| (u64::from(first + step * b) * 0x1_0000_0001).cast_signed());
+        let twice = |index: u32| (u64::from(index) * 0x1_0000_0001).cast_signed();
+        let (a, b) = (twice(first), twice(first + step));
+        let (c, d) = (twice(first + 2 * step), twice(first + 3 * step));
         proven!(_mm512_shuffle_epi8(bytes, _mm512_setr_epi64(a, a, b, b, c, c, d, d)))
     }
 }
@@ -163,11 +165,11 @@ unsafe impl Isa for Avx512 {
 
     #[inline(always)]
     fn scales(self, d: [f16; 4], _: usize) -> __m512 {
-        let [a, b, c, d] = d.map(|d| d.to_bits().cast_signed());
+        let bits = |d: f16| d.to_bits().cast_signed();
         proven!({
-            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(a), 0x00f0, b);
-            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, c);
-            _mm512_cvtph_ps(_mm256_mask_set1_epi16(abc, 0xf000, d))
+            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(bits(d[0])), 0x00f0, bits(d[1]));
+            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, bits(d[2]));
+            _mm512_cvtph_ps(_mm256_mask_set1_epi16(abc, 0xf000, bits(d[3])))
         })
     }
 
@@ -188,7 +190,8 @@ unsafe impl Isa for Avx512 {
 
     #[inline(always)]
     fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, _: usize) -> __m512i {
-        let [a, b, c, d] = up.map(|up| i64::from(up) & 63);
+        let turn = |up: i8| i64::from(up) & 63;
+        let (a, b, c, d) = (turn(up[0]), turn(up[1]), turn(up[2]), turn(up[3]));
         proven!({
             let packed = _mm512_inserti64x4::<1>(
                 _mm512_castsi256_si512(self.0.pair(bytes[0], bytes[1])),
@@ -201,8 +204,8 @@ unsafe impl Isa for Avx512 {
 
     #[inline(always)]
     fn fifth_bits(self, words: [u16; 4], _: usize) -> __m512i {
-        let [a, b, c, d] = words.map(u64::from);
-        proven!(_mm512_maskz_set1_epi8(a | (b << 16) | (c << 32) | (d << 48), 16))
+        let word = |i: usize| u64::from(words[i]) << (16 * i);
+        proven!(_mm512_maskz_set1_epi8(word(0) | word(1) | word(2) | word(3), 16))
     }
 
     #[inline(always)]

@@ -246,13 +246,13 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
 
     #[inline(always)]
     fn block_scales(self, scales: u32, i: usize) -> int32x4_t {
-        proven!(vdupq_n_s32(i32::from(scales.to_le_bytes()[i])))
+        proven!(vdupq_n_s32(i32::from((scales >> (8 * i)) as u8)))
     }
 
     #[inline(always)]
     fn half_scales(self, scales: u64, i: usize) -> [int32x4_t; 2] {
-        let [low, high] = [2 * i, 2 * i + 1].map(|i| i32::from(scales.to_le_bytes()[i].cast_signed()));
-        proven!([vdupq_n_s32(low), vdupq_n_s32(high)])
+        let scales = scales >> (16 * i);
+        proven!([vdupq_n_s32(i32::from(scales as i8)), vdupq_n_s32(i32::from((scales >> 8) as i8))])
     }
 
     #[inline(always)]
