@@ -10,7 +10,7 @@ use candle_sparse::{
     kernels::Kernels,
     threads::ranges,
 };
-use std::{error::Error, hint::black_box, time::Instant};
+use std::{error::Error, hint::black_box, io::Write, time::Instant};
 
 const HIDDEN: usize = 2048;
 const GATE: Gate = Gate { act: Activation::Silu, shift: 0.0 };
@@ -107,7 +107,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let test = std::env::args().any(|a| a == "--test");
     let (bytes, rounds) = if test { (4 << 20, 1) } else { (1 << 30, 7) };
     let (threads, kernels) = (Threads::default(), Kernels::get()?);
-    println!("level {}, {} threads, neurons of 3 rows of {HIDDEN}", kernels.level(), threads.count());
+    let mut out = std::io::stdout();
+    writeln!(out, "level {}, {} threads, neurons of 3 rows of {HIDDEN}", kernels.level(), threads.count())?;
     for format in [Format::F16, Format::Q8_0, Format::Q4_0] {
         let ffn = Ffn::new(format, bytes, kernels)?;
         let all: Vec<u32> = (0..ffn.count as u32).collect();
@@ -127,14 +128,15 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
                 let runs = active.chunk_by(|a, b| a + 1 == *b).count();
                 let [sparse, loads, dense, stream] = gb_per_s.map(median);
-                println!(
+                writeln!(
+                    out,
                     "{:>5} {:3.0} % active, mean run {:5.1}: {sparse:5.1} GB/s, plain loads {loads:5.1} ({:.2} of them); \
                      all neurons {dense:5.1}, plain {stream:5.1}",
                     format.name(),
                     active.len() as f64 / ffn.count as f64 * 100.0,
                     active.len() as f64 / runs as f64,
                     sparse / loads
-                );
+                )?;
             }
         }
     }
