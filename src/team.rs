@@ -28,8 +28,12 @@ use trial::Trial;
 
 /// Pieces of a phase at most: one bit each.
 const MOST_PIECES: usize = 64;
-/// Pieces per thread: a thread that is slow for a while leaves the rest to others.
-const PIECES_PER_THREAD: usize = 4;
+/// Pieces per thread where pieces are short: each costs a hand-over, which shows in a phase of 20 µs.
+const FEW: usize = 2;
+/// And where they are long: a thread that is slow for a while leaves the rest to others.
+const MANY: usize = 8;
+/// Bytes of a long piece, some 25 µs of reading.
+const LONG_BYTES: usize = 512 * 1024;
 /// A piece of fewer bytes costs less to compute twice than to hand over.
 const MIN_PIECE_BYTES: usize = 16 * 1024;
 /// How long a piece may stay out beyond the time that pieces take.
@@ -97,7 +101,7 @@ impl Board {
 }
 
 fn most_pieces(threads: usize) -> usize {
-    (threads * PIECES_PER_THREAD).min(MOST_PIECES)
+    (threads * MANY).min(MOST_PIECES)
 }
 
 /// One thread of a team and how far it has come.
@@ -186,8 +190,12 @@ impl<'a> Member<'a> {
     /// How many of `units` things, which read `bytes` in total, make a good piece; a multiple of `step`.
     #[must_use]
     pub fn piece(&self, units: usize, bytes: usize, step: usize) -> usize {
-        let most = if self.board.is_none() { 1 } else { most_pieces(self.threads) };
-        let n = (bytes / MIN_PIECE_BYTES).clamp(1, most);
+        if self.board.is_none() {
+            return units.next_multiple_of(step).max(1);
+        }
+        let most = most_pieces(self.threads);
+        let few = (bytes / MIN_PIECE_BYTES).clamp(1, (self.threads * FEW).min(most));
+        let n = few.max((bytes / LONG_BYTES).min(most));
         // An uneven number of pieces would leave threads waiting for the last.
         let n = if n > self.threads { n / self.threads * self.threads } else { n };
         units.div_ceil(n).next_multiple_of(step).max(1)
