@@ -54,6 +54,39 @@ fn rows_have_the_bits_of_the_dense_product() {
 }
 
 #[test]
+fn every_third_row_is_a_matrix_of_its_own() {
+    cases(|kernels, format, cols| {
+        let values = numbers(COUNT * cols, 12);
+        let all = Stored::new(format, &values);
+        let picked: Vec<f32> = values.chunks(cols).skip(1).step_by(3).flatten().copied().collect();
+        let rows = picked.len() / cols;
+        let stored = Stored::new(format, &picked);
+        let (strided, plain) = (all.matrix(COUNT, cols).every(1, 3), stored.matrix(rows, cols));
+        assert_eq!(strided.rows(), rows);
+        let (level, n) = (kernels.level(), 5);
+        let x = numbers(n * cols, 13);
+        let groups = if format.is_quantized() { quantized(&x, cols) } else { Vec::new() };
+        let products = |w, n: usize| {
+            let per_column = groups.len() / 5;
+            let x = column(format, &x[..n * cols], &groups[..n * per_column]);
+            let mut y = vec![vec![0.0; rows]; n];
+            kernels.matmul(w, x, &mut y.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+            y
+        };
+        for n in [1, 2, n] {
+            assert_eq!(products(strided, n), products(plain, n), "{level} {format:?} {cols} x {n}");
+        }
+        let sums = |w| {
+            let (a, mut y) = (numbers(rows, 14), vec![0.0; cols]);
+            kernels.matmul_t(w, &[&a], &mut [&mut y]);
+            kernels.axpy_rows(w, &[0, rows as u32 - 1], &a[..2], &mut y);
+            y
+        };
+        assert_eq!(sums(strided), sums(plain), "{level} {format:?} {cols}");
+    });
+}
+
+#[test]
 fn axpy_rows_agrees_with_scalar_and_does_not_depend_on_the_cut() {
     cases(|kernels, format, cols| {
         let stored = Stored::new(format, &numbers(COUNT * cols, 3));

@@ -81,11 +81,12 @@ fn read<B, const N: usize>(blocks: &[B], out: &mut [f32], dequantize: impl Fn(&B
     out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(o, b)| dequantize(b, o));
 }
 
-/// A matrix `[rows, cols]`, contiguous row after row.
+/// A matrix `[rows, cols]`; its rows follow one another, or are every n-th row of a larger one ([`Self::every`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     rows: usize,
     cols: usize,
+    stride: usize,
     data: Rows<'a>,
 }
 
@@ -95,8 +96,8 @@ impl<'a> Matrix<'a> {
     /// # Errors
     /// `cols` is no multiple of the block length, or `data` has not `rows · cols` elements.
     pub fn new(rows: usize, cols: usize, data: Rows<'a>) -> Result<Self, Error> {
-        let matrix = Self { rows, cols, data };
-        let block = matrix.format().block_len();
+        let block = data.format().block_len();
+        let matrix = Self { rows, cols, stride: cols / block, data };
         if !cols.is_multiple_of(block) {
             return Err(Error::BlockMultiple { cols, block });
         }
@@ -133,10 +134,22 @@ impl<'a> Matrix<'a> {
         self.cols
     }
 
-    /// The elements.
+    /// The elements: row `r` begins at block `r · stride`.
     #[must_use]
     pub fn data(&self) -> Rows<'a> {
         self.data
+    }
+
+    /// Blocks (elements of formats without blocks) from one row's begin to the next's.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Blocks (elements of formats without blocks) of a row.
+    #[must_use]
+    pub fn row_blocks(&self) -> usize {
+        self.cols / self.format().block_len()
     }
 
     /// How the elements are stored.
@@ -157,9 +170,20 @@ impl<'a> Matrix<'a> {
     /// The range ends past the last row.
     #[must_use]
     pub fn slice_rows(&self, range: Range<usize>) -> Self {
-        let per_row = self.cols / self.format().block_len();
-        let data = self.data.slice(range.start * per_row..range.end * per_row);
-        Self { rows: range.len(), cols: self.cols, data }
+        let start = range.start * self.stride;
+        let len = range.len().checked_sub(1).map_or(0, |before| before * self.stride + self.row_blocks());
+        Self { rows: range.len(), data: self.data.slice(start..start + len), ..*self }
+    }
+
+    /// Rows `first`, `first + step`, … as a matrix of its own: one kind of row where several lie side by side.
+    ///
+    /// # Panics
+    /// `step` is 0.
+    #[must_use]
+    pub fn every(&self, first: usize, step: usize) -> Self {
+        let rows = self.rows.saturating_sub(first).div_ceil(step);
+        let last = if rows == 0 { first } else { first + (rows - 1) * step + 1 };
+        Self { rows, stride: self.stride * step, ..self.slice_rows(first.min(last)..last) }
     }
 
     /// Writes row `row` as f32 (an embedding look-up).

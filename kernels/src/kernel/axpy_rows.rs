@@ -7,7 +7,7 @@
 //! Each row is added with one multiply-add per element, in order: the cut into fours changes no bit. Rarer formats go
 //! block by block through their values, one row at a time.
 
-use super::{matmul_t::Summand, padded, sparse_ffn::row};
+use super::{matmul::RowShape, matmul_t::Summand, padded};
 use crate::isa::Isa;
 use candle_sparse_core::{
     BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,
@@ -22,36 +22,36 @@ const TOGETHER: usize = 4;
 #[inline(always)]
 pub(crate) fn axpy_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
     check_axpy_rows(&w, rows, a, y);
-    let n = w.cols() / w.format().block_len();
+    let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
     match w.data() {
-        Rows::F32(w) => f32::add_rows(isa, w, n, rows, a, y),
-        Rows::F16(w) => f16::add_rows(isa, w, n, rows, a, y),
-        Rows::BF16(w) => bf16::add_rows(isa, w, n, rows, a, y),
-        Rows::Q8_0(w) => BlockQ8_0::add_rows(isa, w, n, rows, a, y),
-        Rows::Q6K(w) => BlockQ6K::add_rows(isa, w, n, rows, a, y),
-        Rows::Q5_1(w) => BlockQ5_1::add_rows(isa, w, n, rows, a, y),
-        Rows::Q5_0(w) => BlockQ5_0::add_rows(isa, w, n, rows, a, y),
-        Rows::Q5K(w) => BlockQ5K::add_rows(isa, w, n, rows, a, y),
-        Rows::Q4_1(w) => BlockQ4_1::add_rows(isa, w, n, rows, a, y),
-        Rows::Q4_0(w) => BlockQ4_0::add_rows(isa, w, n, rows, a, y),
-        Rows::Q4K(w) => BlockQ4K::add_rows(isa, w, n, rows, a, y),
-        Rows::Q3K(w) => BlockQ3K::add_rows(isa, w, n, rows, a, y),
-        Rows::Q2K(w) => BlockQ2K::add_rows(isa, w, n, rows, a, y),
+        Rows::F32(w) => f32::add_rows(isa, w, shape, rows, a, y),
+        Rows::F16(w) => f16::add_rows(isa, w, shape, rows, a, y),
+        Rows::BF16(w) => bf16::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q8_0(w) => BlockQ8_0::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q6K(w) => BlockQ6K::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q5_1(w) => BlockQ5_1::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q5_0(w) => BlockQ5_0::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q5K(w) => BlockQ5K::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q4_1(w) => BlockQ4_1::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q4_0(w) => BlockQ4_0::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q4K(w) => BlockQ4K::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q3K(w) => BlockQ3K::add_rows(isa, w, shape, rows, a, y),
+        Rows::Q2K(w) => BlockQ2K::add_rows(isa, w, shape, rows, a, y),
     }
 }
 
 /// An element type whose rows can be added up.
 pub(super) trait Addend: Sized {
-    /// `y += Σ_i a[i] · rows[i]`, in order; `per_row` elements of `w` are a row.
-    fn add_rows<I: Isa>(isa: I, w: &[Self], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]);
+    /// `y += Σ_i a[i] · rows[i]`, in order; `shape` says where they lie.
+    fn add_rows<I: Isa>(isa: I, w: &[Self], shape: RowShape, rows: &[u32], a: &[f32], y: &mut [f32]);
 }
 
 macro_rules! by_units {
     ($($t:ty)*) => {$(
         impl Addend for $t {
             #[inline(always)]
-            fn add_rows<I: Isa>(isa: I, w: &[Self], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]) {
-                by_units(isa, w, per_row, rows, a, y);
+            fn add_rows<I: Isa>(isa: I, w: &[Self], shape: RowShape, rows: &[u32], a: &[f32], y: &mut [f32]) {
+                by_units(isa, w, shape, rows, a, y);
             }
         }
     )*};
@@ -63,8 +63,8 @@ macro_rules! by_values {
     ($($t:ty)*) => {$(
         impl Addend for $t {
             #[inline(always)]
-            fn add_rows<I: Isa>(isa: I, w: &[Self], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]) {
-                by_values(isa, w, per_row, rows, a, y, <$t>::dequantize);
+            fn add_rows<I: Isa>(isa: I, w: &[Self], shape: RowShape, rows: &[u32], a: &[f32], y: &mut [f32]) {
+                by_values(isa, w, shape, rows, a, y, <$t>::dequantize);
             }
         }
     )*};
@@ -73,8 +73,8 @@ macro_rules! by_values {
 by_values!(BlockQ6K BlockQ5_1 BlockQ5_0 BlockQ5K BlockQ4_1 BlockQ4K BlockQ3K BlockQ2K);
 
 #[inline(always)]
-fn by_units<I: Isa, T: Summand>(isa: I, w: &[T], per_row: usize, rows: &[u32], a: &[f32], y: &mut [f32]) {
-    let at = |r: u32| row(w, per_row, r as usize);
+fn by_units<I: Isa, T: Summand>(isa: I, w: &[T], shape: RowShape, rows: &[u32], a: &[f32], y: &mut [f32]) {
+    let at = |r: u32| shape.row(w, r as usize);
     let mut fours = rows.chunks_exact(TOGETHER).zip(a.chunks_exact(TOGETHER));
     for (r, a) in fours.by_ref() {
         let rows = [at(r[0]), at(r[1]), at(r[2]), at(r[3])];
@@ -90,7 +90,7 @@ fn by_units<I: Isa, T: Summand>(isa: I, w: &[T], per_row: usize, rows: &[u32], a
 fn by_values<I: Isa, B, const N: usize>(
     isa: I,
     w: &[B],
-    per_row: usize,
+    shape: RowShape,
     rows: &[u32],
     a: &[f32],
     y: &mut [f32],
@@ -98,7 +98,7 @@ fn by_values<I: Isa, B, const N: usize>(
 ) {
     let mut values = [0.0; N];
     for (&r, &a) in rows.iter().zip(a) {
-        for (block, y) in row(w, per_row, r as usize).iter().zip(y.as_chunks_mut::<N>().0) {
+        for (block, y) in shape.row(w, r as usize).iter().zip(y.as_chunks_mut::<N>().0) {
             dequantize(block, &mut values);
             for (v, y) in values.as_chunks().0.iter().zip(y.as_chunks_mut().0) {
                 add_unit::<I, f32, 1>(isa, [v], [isa.splat(a)], y);

@@ -46,21 +46,36 @@ pub(crate) fn matmul<I: Isa>(isa: I, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mu
     } else {
         (PANEL_BYTES / w.format().row_bytes(w.cols()).max(1) / ROWS * ROWS).max(ROWS)
     };
+    let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
     match (w.data(), x) {
-        (Rows::F32(w), Columns::F32(x)) => panels::<I, f32>(isa, w, x, y, panel),
-        (Rows::F16(w), Columns::F32(x)) => panels::<I, f16>(isa, w, x, y, panel),
-        (Rows::BF16(w), Columns::F32(x)) => panels::<I, bf16>(isa, w, x, y, panel),
-        (Rows::Q8_0(w), Columns::Quantized(x)) => panels::<I, BlockQ8_0>(isa, w, x, y, panel),
-        (Rows::Q6K(w), Columns::Quantized(x)) => panels::<I, BlockQ6K>(isa, w, x, y, panel),
-        (Rows::Q5_1(w), Columns::Quantized(x)) => panels::<I, BlockQ5_1>(isa, w, x, y, panel),
-        (Rows::Q5_0(w), Columns::Quantized(x)) => panels::<I, BlockQ5_0>(isa, w, x, y, panel),
-        (Rows::Q5K(w), Columns::Quantized(x)) => panels::<I, BlockQ5K>(isa, w, x, y, panel),
-        (Rows::Q4_1(w), Columns::Quantized(x)) => panels::<I, BlockQ4_1>(isa, w, x, y, panel),
-        (Rows::Q4_0(w), Columns::Quantized(x)) => panels::<I, BlockQ4_0>(isa, w, x, y, panel),
-        (Rows::Q4K(w), Columns::Quantized(x)) => panels::<I, BlockQ4K>(isa, w, x, y, panel),
-        (Rows::Q3K(w), Columns::Quantized(x)) => panels::<I, BlockQ3K>(isa, w, x, y, panel),
-        (Rows::Q2K(w), Columns::Quantized(x)) => panels::<I, BlockQ2K>(isa, w, x, y, panel),
+        (Rows::F32(w), Columns::F32(x)) => panels::<I, f32>(isa, w, shape, x, y, panel),
+        (Rows::F16(w), Columns::F32(x)) => panels::<I, f16>(isa, w, shape, x, y, panel),
+        (Rows::BF16(w), Columns::F32(x)) => panels::<I, bf16>(isa, w, shape, x, y, panel),
+        (Rows::Q8_0(w), Columns::Quantized(x)) => panels::<I, BlockQ8_0>(isa, w, shape, x, y, panel),
+        (Rows::Q6K(w), Columns::Quantized(x)) => panels::<I, BlockQ6K>(isa, w, shape, x, y, panel),
+        (Rows::Q5_1(w), Columns::Quantized(x)) => panels::<I, BlockQ5_1>(isa, w, shape, x, y, panel),
+        (Rows::Q5_0(w), Columns::Quantized(x)) => panels::<I, BlockQ5_0>(isa, w, shape, x, y, panel),
+        (Rows::Q5K(w), Columns::Quantized(x)) => panels::<I, BlockQ5K>(isa, w, shape, x, y, panel),
+        (Rows::Q4_1(w), Columns::Quantized(x)) => panels::<I, BlockQ4_1>(isa, w, shape, x, y, panel),
+        (Rows::Q4_0(w), Columns::Quantized(x)) => panels::<I, BlockQ4_0>(isa, w, shape, x, y, panel),
+        (Rows::Q4K(w), Columns::Quantized(x)) => panels::<I, BlockQ4K>(isa, w, shape, x, y, panel),
+        (Rows::Q3K(w), Columns::Quantized(x)) => panels::<I, BlockQ3K>(isa, w, shape, x, y, panel),
+        (Rows::Q2K(w), Columns::Quantized(x)) => panels::<I, BlockQ2K>(isa, w, shape, x, y, panel),
         _ => unreachable!("check_matmul compared format and columns"),
+    }
+}
+
+/// Where the rows of a matrix lie, in elements or blocks.
+#[derive(Clone, Copy)]
+pub(super) struct RowShape {
+    pub(super) len: usize,
+    pub(super) stride: usize,
+}
+
+impl RowShape {
+    #[inline(always)]
+    pub(super) fn row<T>(self, w: &[T], r: usize) -> &[T] {
+        &w[r * self.stride..r * self.stride + self.len]
     }
 }
 
@@ -149,15 +164,22 @@ float_operand!(f16, f16::ZERO, load_f16);
 float_operand!(bf16, bf16::ZERO, load_bf16);
 
 #[inline(always)]
-fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f32]], panel: usize) {
+fn panels<I: Isa, T: Operand>(
+    isa: I,
+    w: &[T],
+    shape: RowShape,
+    x: &[T::Column],
+    y: &mut [&mut [f32]],
+    panel: usize,
+) {
     let (n, rows) = (y.len(), y.first().map_or(0, |y| y.len()));
     if n == 0 || rows == 0 {
         return;
     }
-    let (per_row, per_column) = (w.len() / rows, x.len() / n);
+    let per_column = x.len() / n;
     if n == 1 {
-        for (y, row) in y[0].iter_mut().zip(w.chunks_exact(per_row)) {
-            *y = stream::<I, T>(isa, row, x);
+        for (y, row) in y[0].iter_mut().zip(w.chunks(shape.stride)) {
+            *y = stream::<I, T>(isa, &row[..shape.len], x);
         }
         return;
     }
@@ -170,10 +192,10 @@ fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f
             let width = (n - c).min(I::COLUMNS);
             let (x, y) = (&x[c * per_column..(c + width) * per_column], &mut y[c..c + width]);
             match width {
-                1 => group::<I, T, 1>(isa, w, per_row, x, y, start, end, read_once),
-                2 => group::<I, T, 2>(isa, w, per_row, x, y, start, end, read_once),
-                3 => group::<I, T, 3>(isa, w, per_row, x, y, start, end, read_once),
-                _ => group::<I, T, 4>(isa, w, per_row, x, y, start, end, read_once),
+                1 => group::<I, T, 1>(isa, w, shape, x, y, start, end, read_once),
+                2 => group::<I, T, 2>(isa, w, shape, x, y, start, end, read_once),
+                3 => group::<I, T, 3>(isa, w, shape, x, y, start, end, read_once),
+                _ => group::<I, T, 4>(isa, w, shape, x, y, start, end, read_once),
             }
             c += width;
         }
@@ -185,7 +207,7 @@ fn panels<I: Isa, T: Operand>(isa: I, w: &[T], x: &[T::Column], y: &mut [&mut [f
 fn group<I: Isa, T: Operand, const C: usize>(
     isa: I,
     w: &[T],
-    per_row: usize,
+    shape: RowShape,
     x: &[T::Column],
     y: &mut [&mut [f32]],
     start: usize,
@@ -194,7 +216,7 @@ fn group<I: Isa, T: Operand, const C: usize>(
 ) {
     let per_column = x.len() / C;
     let columns: [&[T::Column]; C] = core::array::from_fn(|c| &x[c * per_column..(c + 1) * per_column]);
-    let row = |r: usize| &w[r * per_row..(r + 1) * per_row];
+    let row = |r: usize| shape.row(w, r);
     let mut r = start;
     // Fewer columns than a tile holds are rare: not worth the code of their own tiles.
     let tiled = if read_once || C < I::COLUMNS { start } else { end };

@@ -8,7 +8,7 @@
 //!
 //! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
 
-use super::padded;
+use super::{matmul::RowShape, padded};
 use crate::isa::Isa;
 use candle_sparse_core::{BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, kernel::matmul::check_matmul_t};
 use half::{bf16, f16};
@@ -17,12 +17,13 @@ use half::{bf16, f16};
 #[inline(always)]
 pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
     check_matmul_t(&w, a, y);
+    let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
     match w.data() {
-        Rows::F32(d) => units::<I, f32>(isa, d, w.cols(), a, y),
-        Rows::F16(d) => units::<I, f16>(isa, d, w.cols(), a, y),
-        Rows::BF16(d) => units::<I, bf16>(isa, d, w.cols(), a, y),
-        Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, w.cols(), a, y),
-        Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, w.cols(), a, y),
+        Rows::F32(d) => units::<I, f32>(isa, d, shape, w.cols(), a, y),
+        Rows::F16(d) => units::<I, f16>(isa, d, shape, w.cols(), a, y),
+        Rows::BF16(d) => units::<I, bf16>(isa, d, shape, w.cols(), a, y),
+        Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, shape, w.cols(), a, y),
+        Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, shape, w.cols(), a, y),
         _ => candle_sparse_core::kernel::matmul::matmul_t(w, a, y),
     }
 }
@@ -106,16 +107,22 @@ block_summand!(BlockQ8_0, |isa, unit, i| isa.widen_i8(&unit.qs, i));
 block_summand!(BlockQ4_0, |isa, unit, i| isa.widen_q4_0(unit, i));
 
 #[inline(always)]
-fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut [&mut [f32]]) {
+fn units<I: Isa, T: Summand>(
+    isa: I,
+    w: &[T],
+    shape: RowShape,
+    cols: usize,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+) {
     if w.is_empty() {
         return;
     }
-    let per_row = w.len() / a.first().map_or(1, |a| a.len());
     for k in (0..cols).step_by(BLOCK_LEN) {
         if k + BLOCK_LEN <= cols {
-            unit_of_all::<I, T, true>(isa, w, per_row, a, y, k);
+            unit_of_all::<I, T, true>(isa, w, shape, a, y, k);
         } else {
-            unit_of_all::<I, T, false>(isa, w, per_row, a, y, k);
+            unit_of_all::<I, T, false>(isa, w, shape, a, y, k);
         }
     }
 }
@@ -124,7 +131,7 @@ fn units<I: Isa, T: Summand>(isa: I, w: &[T], cols: usize, a: &[&[f32]], y: &mut
 fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
     isa: I,
     w: &[T],
-    per_row: usize,
+    shape: RowShape,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
     k: usize,
@@ -134,10 +141,10 @@ fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
         let width = (y.len() - c).min(I::COLUMNS_T);
         let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
         match width {
-            1 => unit::<I, T, 1, WHOLE>(isa, w, per_row, a, y, k),
-            2 => unit::<I, T, 2, WHOLE>(isa, w, per_row, a, y, k),
-            3 => unit::<I, T, 3, WHOLE>(isa, w, per_row, a, y, k),
-            _ => unit::<I, T, 4, WHOLE>(isa, w, per_row, a, y, k),
+            1 => unit::<I, T, 1, WHOLE>(isa, w, shape, a, y, k),
+            2 => unit::<I, T, 2, WHOLE>(isa, w, shape, a, y, k),
+            3 => unit::<I, T, 3, WHOLE>(isa, w, shape, a, y, k),
+            _ => unit::<I, T, 4, WHOLE>(isa, w, shape, a, y, k),
         }
         c += width;
     }
@@ -148,7 +155,7 @@ fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
 fn unit<I: Isa, T: Summand, const C: usize, const WHOLE: bool>(
     isa: I,
     w: &[T],
-    per_row: usize,
+    shape: RowShape,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
     k: usize,
@@ -163,7 +170,8 @@ fn unit<I: Isa, T: Summand, const C: usize, const WHOLE: bool>(
         }
     }
     let weights: [&[f32]; C] = core::array::from_fn(|c| a[c]);
-    for (r, row) in w.chunks_exact(per_row).enumerate() {
+    for (r, row) in w.chunks(shape.stride).enumerate() {
+        let row = &row[..shape.len];
         let last;
         let unit = if WHOLE {
             &T::units(row)[k / BLOCK_LEN]

@@ -16,7 +16,7 @@
 use super::{
     activation::gated,
     axpy_rows::Addend,
-    matmul::{Operand, stream},
+    matmul::{Operand, RowShape, stream},
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
@@ -55,8 +55,8 @@ macro_rules! by_format {
 #[inline(always)]
 pub(crate) fn matvec_rows<I: Isa>(isa: I, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
     check_matvec_rows(&w, rows, &x, y);
-    let per_row = w.cols() / w.format().block_len();
-    by_format!(w, x, products(isa, per_row, rows, y));
+    let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
+    by_format!(w, x, products(isa, shape, rows, y));
 }
 
 /// See [`candle_sparse_core::KernelSet::sparse_ffn`].
@@ -72,8 +72,8 @@ pub(crate) fn sparse_ffn<I: Isa>(
 ) {
     check_sparse_ffn(&w, active, &x, gate, y);
     let (m, per_neuron) = (w.matrix(), w.rows_per_neuron());
-    let per_row = m.cols() / m.format().block_len();
-    by_format!(m, x, neurons(isa, per_row, per_neuron, act, active, gate, y));
+    let shape = RowShape { len: m.row_blocks(), stride: m.stride() };
+    by_format!(m, x, neurons(isa, shape, per_neuron, act, active, gate, y));
 }
 
 #[inline(always)]
@@ -81,12 +81,12 @@ fn products<I: Isa, T: Operand>(
     isa: I,
     w: &[T],
     x: &[T::Column],
-    per_row: usize,
+    shape: RowShape,
     rows: &[u32],
     y: &mut [f32],
 ) {
     for (y, &r) in y.iter_mut().zip(rows) {
-        *y = stream(isa, row(w, per_row, r as usize), x);
+        *y = stream(isa, shape.row(w, r as usize), x);
     }
 }
 
@@ -95,7 +95,7 @@ fn neurons<I: Isa, T: Operand + Addend>(
     isa: I,
     w: &[T],
     x: &[T::Column],
-    per_row: usize,
+    shape: RowShape,
     per_neuron: usize,
     act: Gate,
     active: &[u32],
@@ -111,23 +111,18 @@ fn neurons<I: Isa, T: Operand + Addend>(
             let next = last_row(active[(chunk + i + 1).min(active.len() - 1)]);
             // One call for both rows: the code of a product is long.
             for back in (1..per_neuron).rev() {
-                isa.prefetch(row(w, per_row, next - back));
-                let product = stream(isa, row(w, per_row, last - back), x);
+                isa.prefetch(shape.row(w, next - back));
+                let product = stream(isa, shape.row(w, last - back), x);
                 if back == 2 {
                     gate[i] = product;
                 } else {
                     a[i] = product;
                 }
             }
-            isa.prefetch(row(w, per_row, last));
+            isa.prefetch(shape.row(w, last));
             down[i] = last as u32;
         }
         gated(isa, act.act, act.shift, gate, &mut a[..n]);
-        T::add_rows(isa, w, per_row, &down[..n], &a[..n], y);
+        T::add_rows(isa, w, shape, &down[..n], &a[..n], y);
     }
-}
-
-#[inline(always)]
-pub(super) fn row<T>(w: &[T], per_row: usize, r: usize) -> &[T] {
-    &w[r * per_row..(r + 1) * per_row]
 }
