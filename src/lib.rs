@@ -17,6 +17,8 @@ pub mod weight;
 
 pub mod loading;
 
+pub mod profile;
+
 pub mod kv_cache;
 
 pub mod attention;

@@ -1,0 +1,83 @@
+//! What calibration learned about a model: which neurons a token needs, and how to tell.
+//!
+//! Neurons stand in the order in which they are held in memory, [`LayerProfile::order`]. With `z = P·x`, predicted
+//! `ĝ = Q_g·z` and `û = Q_u·z`, `v_g` and `v_u` the mean squares of what the prediction misses, and `n` the neuron's
+//! importance (the norm of its down row), neuron i is
+//!
+//! ```text
+//! a candidate   if (act(ĝ)² + v_g) · (û² + v_u) · n² ≥ candidate²     LowRank, Cascade
+//! kept          if  act(g)²        · (û² + v_u) · n² ≥ keep²          Cascade, with the exact gate g
+//! kept          if  act(g)²        ·  E[u²]     · n² ≥ keep²          Gate
+//! ```
+//!
+//! The variances make the scores expected squares: a neuron of which little is known stays a candidate. What is skipped
+//! is replaced by its mean, `bias`.
+
+/// The modes that a profile serves; the dense mode needs none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Exact gates decide about up and down.
+    Gate,
+    /// The prediction alone decides.
+    LowRank,
+    /// The prediction chooses candidates, their exact gates decide.
+    Cascade,
+}
+
+/// Everything that was learned about a model.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// One per decoder block.
+    pub layers: Vec<LayerProfile>,
+    /// Mean active shares of the points at which thresholds were set, increasing.
+    pub shares: Vec<f32>,
+    /// The point at which each [`Rule`] loses what calibration allowed.
+    pub fitted: [usize; 3],
+    /// Numbers that tell the model, [`FINGERPRINT_LEN`] per block.
+    pub fingerprint: Vec<f32>,
+    /// Settings and held-out quality, for people.
+    pub about: serde_json::Value,
+}
+
+/// Numbers per block in a fingerprint.
+pub const FINGERPRINT_LEN: usize = 16;
+
+/// What was learned about the FFN of one block. Row-major, `[rows, cols]`.
+#[derive(Clone, Debug)]
+pub struct LayerProfile {
+    /// `[intermediate_size]`: neuron i in memory is neuron `order[i]` of the checkpoint.
+    pub order: Vec<u32>,
+    /// Rank of the prediction.
+    pub rank: usize,
+    /// P `[rank, hidden_size]`.
+    pub p: Vec<f32>,
+    /// Q_g `[intermediate_size, rank]`.
+    pub q_gate: Vec<f32>,
+    /// Q_u `[intermediate_size, rank]`.
+    pub q_up: Vec<f32>,
+    /// v_g `[intermediate_size]`: E[(act(g) − act(ĝ))²].
+    pub gate_variance: Vec<f32>,
+    /// v_u `[intermediate_size]`: E[(u − û)²].
+    pub up_variance: Vec<f32>,
+    /// `[intermediate_size]`: E[u²].
+    pub up_square: Vec<f32>,
+    /// n `[intermediate_size]`.
+    pub importance: Vec<f32>,
+    /// In the order of [`Rule`].
+    pub rules: [LayerRule; 3],
+}
+
+/// Thresholds of one block and rule at each point of [`Profile::shares`].
+#[derive(Clone, Debug, Default)]
+pub struct LayerRule {
+    /// `[points]`; 0 for [`Rule::Gate`].
+    pub candidate: Vec<f32>,
+    /// `[points]`; 0 for [`Rule::LowRank`].
+    pub keep: Vec<f32>,
+    /// `[points]`: expected active share of this block.
+    pub share: Vec<f32>,
+    /// `[points]`: so many neurons at the front are computed always.
+    pub hot: Vec<u32>,
+    /// `[points, hidden_size]`: the mean of what is skipped.
+    pub bias: Vec<f32>,
+}
