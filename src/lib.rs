@@ -19,6 +19,9 @@ pub mod loading;
 
 pub mod profile;
 
+#[cfg(feature = "calibrate")]
+pub mod calibrate;
+
 pub mod kv_cache;
 
 pub mod attention;
