@@ -10,6 +10,7 @@
 mod decode;
 mod load;
 mod prefill;
+mod tap;
 
 use candle_core::{Result, bail};
 use candle_sparse::{
@@ -23,6 +24,7 @@ use candle_sparse::{
     weight::On,
 };
 pub use load::{Extras, LoadOptions};
+pub use tap::FfnTap;
 
 /// A projection and its bias.
 #[derive(Debug)]
@@ -209,8 +211,45 @@ impl Decoder {
         wanted: Logits,
         logits: &mut [f32],
     ) -> Result<()> {
+        self.check_all(input, step, cache, wanted, logits)?;
+        if step.batch * step.seq_len == 1 {
+            return self.decode(input, step.index_pos, cache, &mut s.decode, logits);
+        }
+        self.prefill(input, step, cache, &mut s.prefill, wanted, logits, None)
+    }
+
+    /// As [`Self::forward`] for the logits of all positions, with `tap` between the activations and the down projection
+    /// of every block; a lone token takes this path too.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_tapped(
+        &self,
+        input: Input<'_>,
+        step: Step,
+        cache: &mut KvCache,
+        s: &mut Scratch,
+        tap: &mut dyn FfnTap,
+        logits: &mut [f32],
+    ) -> Result<()> {
+        self.check_all(input, step, cache, Logits::All, logits)?;
+        self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, Some(tap))
+    }
+
+    /// [`Self::check`], and panics unless the lengths are those that `step` says.
+    fn check_all(
+        &self,
+        input: Input<'_>,
+        step: Step,
+        cache: &KvCache,
+        wanted: Logits,
+        logits: &[f32],
+    ) -> Result<()> {
         let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        let Step { batch, seq_len, index_pos } = step;
+        let Step { batch, seq_len, .. } = step;
         self.check(input, step, cache)?;
         let rows = batch * if wanted == Logits::All { seq_len } else { 1 };
         assert_eq!(logits.len(), rows * vocab, "forward: wrong number of logits");
@@ -220,10 +259,7 @@ impl Decoder {
                 assert_eq!(e.len(), batch * seq_len * hidden, "forward: wrong number of embeddings");
             }
         }
-        if batch * seq_len == 1 {
-            return self.decode(input, index_pos, cache, &mut s.decode, logits);
-        }
-        self.prefill(input, step, cache, &mut s.prefill, wanted, logits)
+        Ok(())
     }
 
     fn on(&self) -> On<'_> {

@@ -4,8 +4,8 @@
 
 mod config;
 
-pub use crate::decoder::LoadOptions;
 use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
+pub use crate::decoder::{FfnTap, LoadOptions};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::kv_cache::{KvCache, KvDType};
@@ -107,7 +107,7 @@ impl Llama {
     pub fn forward(&self, x: &Tensor, index_pos: usize, cache: &mut Cache) -> Result<Tensor> {
         let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
         let step = Step { batch, seq_len, index_pos };
-        self.run(Input::Ids(&ids), step, cache, Logits::Last)
+        self.run(Input::Ids(&ids), step, cache, Logits::Last, None)
     }
 
     /// Logits `[batch, seq_len, vocab_size]` F32 of every position of `x` `[batch, seq_len]`, for perplexity and the like.
@@ -117,7 +117,23 @@ impl Llama {
     pub fn forward_all(&self, x: &Tensor, index_pos: usize, cache: &mut Cache) -> Result<Tensor> {
         let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
         let step = Step { batch, seq_len, index_pos };
-        self.run(Input::Ids(&ids), step, cache, Logits::All)
+        self.run(Input::Ids(&ids), step, cache, Logits::All, None)
+    }
+
+    /// As [`Self::forward_all`] with `tap` between the activations and the down projection of every block.
+    ///
+    /// # Errors
+    /// See [`Decoder::forward`].
+    pub fn forward_tapped(
+        &self,
+        x: &Tensor,
+        index_pos: usize,
+        cache: &mut Cache,
+        tap: &mut dyn FfnTap,
+    ) -> Result<Tensor> {
+        let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
+        let step = Step { batch, seq_len, index_pos };
+        self.run(Input::Ids(&ids), step, cache, Logits::All, Some(tap))
     }
 
     /// Embeddings `[batch, seq_len, hidden_size]`, in the dtype the model was loaded from, of token ids `[batch, seq_len]`.
@@ -154,7 +170,7 @@ impl Llama {
         }
         on_cpu("forward_input_embed", input_embed.device())?;
         let x = input_embed.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        self.run(Input::Embeddings(&x), Step { batch, seq_len, index_pos }, cache, Logits::Last)
+        self.run(Input::Embeddings(&x), Step { batch, seq_len, index_pos }, cache, Logits::Last, None)
     }
 
     /// One decode step without a `Tensor`: the logits `[vocab_size]` after `token` at `index_pos`.
@@ -184,7 +200,14 @@ impl Llama {
         &self.decoder
     }
 
-    fn run(&self, input: Input<'_>, step: Step, cache: &mut Cache, wanted: Logits) -> Result<Tensor> {
+    fn run(
+        &self,
+        input: Input<'_>,
+        step: Step,
+        cache: &mut Cache,
+        wanted: Logits,
+        tap: Option<&mut dyn FfnTap>,
+    ) -> Result<Tensor> {
         let vocab = self.decoder.config().vocab_size;
         let Step { batch, seq_len, .. } = step;
         if !cache.use_kv_cache && step.index_pos > 0 {
@@ -194,7 +217,11 @@ impl Llama {
         self.decoder.check(input, step, &cache.kv)?;
         let rows = if wanted == Logits::All { batch * seq_len } else { batch };
         let mut logits = vec![0.0; rows * vocab];
-        self.decoder.forward(input, step, &mut cache.kv, &mut cache.scratch, wanted, &mut logits)?;
+        let Cache { kv, scratch, .. } = cache;
+        match tap {
+            Some(tap) => self.decoder.forward_tapped(input, step, kv, scratch, tap, &mut logits)?,
+            None => self.decoder.forward(input, step, kv, scratch, wanted, &mut logits)?,
+        }
         match wanted {
             Logits::Last => Tensor::from_vec(logits, (batch, vocab), &Device::Cpu),
             Logits::All => Tensor::from_vec(logits, (batch, seq_len, vocab), &Device::Cpu),

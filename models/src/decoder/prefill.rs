@@ -1,6 +1,6 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
-use super::{Decoder, Input, Layer, Logits, Projection, Step, add_bias, resize};
+use super::{Decoder, FfnTap, Input, Layer, Logits, Projection, Step, add_bias, resize};
 use candle_core::Result;
 use candle_sparse::{
     attention::{Queries, attention},
@@ -22,6 +22,8 @@ pub(super) struct Scratch {
     attended: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// What a tap adds to the output of an FFN.
+    added: Vec<f32>,
     last: Vec<f32>,
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -38,6 +40,7 @@ impl Decoder {
         s: &mut Scratch,
         wanted: Logits,
         logits: &mut [f32],
+        mut tap: Option<&mut dyn FfnTap>,
     ) -> Result<()> {
         let vocab = self.config.vocab_size;
         let Step { batch, seq_len, index_pos } = step;
@@ -46,7 +49,7 @@ impl Decoder {
         for start in (0..seq_len).step_by(chunk) {
             let n = chunk.min(seq_len - start);
             self.enter(input, step, start, n, &mut s.x)?;
-            self.layers(Step { batch, seq_len: n, index_pos: index_pos + start }, cache, s);
+            self.layers(Step { batch, seq_len: n, index_pos: index_pos + start }, cache, s, &mut tap);
             cache.advance(n);
             if wanted == Logits::All {
                 for (b, logits) in logits.chunks_exact_mut(seq_len * vocab).enumerate() {
@@ -73,7 +76,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn layers(&self, step: Step, cache: &mut KvCache, s: &mut Scratch) {
+    fn layers(&self, step: Step, cache: &mut KvCache, s: &mut Scratch, tap: &mut Option<&mut dyn FfnTap>) {
         let c = &self.config;
         let rows = step.batch * step.seq_len;
         let half = c.head_dim / 2;
@@ -90,7 +93,7 @@ impl Decoder {
         self.resize_groups(rows, &mut s.groups);
         for (i, layer) in self.layers.iter().enumerate() {
             self.attention(i, layer, step, cache, s);
-            self.mlp(layer, s);
+            self.mlp(i, layer, s, tap);
         }
     }
 
@@ -126,12 +129,18 @@ impl Decoder {
     }
 
     /// `x += down(act(gate(norm(x))) · up(norm(x)))`
-    fn mlp(&self, layer: &Layer, s: &mut Scratch) {
+    fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn FfnTap>) {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let format = layer.gate_proj.weight.format();
         let columns = on.columns(format, c.hidden_size, &s.normed, &mut s.groups);
         self.gate_up(layer, columns, &mut s.gate, &mut s.up);
+        if let Some(tap) = tap {
+            s.added.clear();
+            resize(&mut s.added, s.x.len());
+            tap.ffn(i, &s.normed, &s.gate, &mut s.up, &mut s.added);
+            self.add(&s.added, &mut s.x);
+        }
         layer.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed);
         self.add(&s.normed, &mut s.x);
     }

@@ -5,3 +5,4 @@ mod against_candle;
 mod behaviour;
 mod cases;
 mod core_forward;
+mod tap;
