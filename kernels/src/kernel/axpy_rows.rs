@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Each row is added with one multiply-add per element, in order: the cut into fours changes no bit. Rarer formats go
-//! block by block through their values, one row at a time.
+//! through their elements, one row at a time.
 
 use super::{
+    elements::{Elements, LONGEST},
     matmul::{RowShape, ask},
     matmul_t::{Factors, RUN, Summand},
     padded,
@@ -100,7 +101,7 @@ macro_rules! by_values {
                 y: &mut [f32],
             ) {
                 for (i, (row, &a)) in rows.iter().zip(a).enumerate() {
-                    by_values(isa, row, a, ahead[i], y, <$t>::dequantize);
+                    by_values(isa, row, a, ahead[i], y);
                 }
             }
         }
@@ -126,19 +127,13 @@ fn all<I: Isa, T: Addend>(isa: I, w: &[T], shape: RowShape, rows: &[u32], a: &[f
 }
 
 #[inline(always)]
-fn by_values<I: Isa, B, const N: usize>(
-    isa: I,
-    row: &[B],
-    a: f32,
-    ahead: &[B],
-    y: &mut [f32],
-    dequantize: impl Fn(&B, &mut [f32; N]),
-) {
-    let mut values = [0.0; N];
-    for (k, (block, y)) in row.iter().zip(y.as_chunks_mut::<N>().0).enumerate() {
-        ask(isa, ahead, k * size_of::<B>(), size_of::<B>());
-        dequantize(block, &mut values);
-        for (v, y) in values.as_chunks().0.iter().zip(y.as_chunks_mut().0) {
+fn by_values<I: Isa, T: Elements>(isa: I, row: &[T], a: f32, ahead: &[T], y: &mut [f32]) {
+    let mut values = [[0.0; BLOCK_LEN]; LONGEST];
+    let bytes = size_of_val(row) / y.len().div_ceil(BLOCK_LEN * LONGEST).max(1);
+    for (k, y) in y.as_chunks_mut().0.chunks_mut(LONGEST).enumerate() {
+        ask(isa, ahead, k * bytes, bytes);
+        T::write(isa, row, k * LONGEST, &mut values[..y.len()]);
+        for (v, y) in values.iter().zip(y) {
             for i in 0..32 / I::LANES {
                 isa.store(isa.mul_add(isa.load(v, i), isa.splat(a), isa.load(y, i)), y, i);
             }

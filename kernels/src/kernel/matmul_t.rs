@@ -10,7 +10,11 @@
 //!
 //! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
 
-use super::{matmul::RowShape, padded};
+use super::{
+    elements::{Elements, LONGEST},
+    matmul::RowShape,
+    padded,
+};
 use crate::isa::Isa;
 use candle_sparse_core::{
     BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, format::f16_to_f32, kernel::matmul::check_matmul_t,
@@ -28,7 +32,14 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
         Rows::BF16(d) => units::<I, bf16>(isa, d, shape, w.cols(), a, y),
         Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, shape, w.cols(), a, y),
         Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, shape, w.cols(), a, y),
-        _ => candle_sparse_core::kernel::matmul::matmul_t(w, a, y),
+        Rows::Q6K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5_0(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q4_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q4K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q3K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q2K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
     }
 }
 
@@ -169,7 +180,7 @@ impl Summand for BlockQ4_0 {
 }
 
 #[inline(always)]
-fn units<I: Isa, T: Summand>(
+fn units<I: Isa, T: Summand + Elements>(
     isa: I,
     w: &[T],
     shape: RowShape,
@@ -196,12 +207,12 @@ fn units<I: Isa, T: Summand>(
 
 /// Part of a matrix as f32, in the L1 cache.
 type Panel = [[[f32; BLOCK_LEN]; PANEL_UNITS]; PANEL_ROWS];
-const PANEL_ROWS: usize = 64;
-const PANEL_UNITS: usize = 4;
+const PANEL_ROWS: usize = 32;
+const PANEL_UNITS: usize = LONGEST;
 
-/// The whole units of many results.
+/// The whole units of all results.
 #[inline(always)]
-fn panels<I: Isa, T: Summand>(
+fn panels<I: Isa, T: Elements>(
     isa: I,
     w: &[T],
     shape: RowShape,
@@ -210,18 +221,13 @@ fn panels<I: Isa, T: Summand>(
     y: &mut [&mut [f32]],
 ) {
     let mut panel: Panel = [[[0.0; BLOCK_LEN]; PANEL_UNITS]; PANEL_ROWS];
-    let rows = a[0].len();
+    let rows = a.first().map_or(0, |a| a.len());
     for first in (0..units).step_by(PANEL_UNITS) {
         let n = PANEL_UNITS.min(units - first);
         for start in (0..rows).step_by(PANEL_ROWS) {
             let panel = &mut panel[..PANEL_ROWS.min(rows - start)];
             for (r, out) in panel.iter_mut().enumerate() {
-                let units = &T::units(shape.row(w, start + r))[first..first + n];
-                for (unit, out) in units.iter().zip(out) {
-                    for i in 0..32 / I::LANES {
-                        isa.store(T::value(isa, unit, i), out, i);
-                    }
-                }
+                T::write(isa, shape.row(w, start + r), first, &mut out[..n]);
             }
             panel_of_all(isa, panel, n, start, a, first, y);
         }

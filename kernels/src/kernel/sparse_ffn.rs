@@ -1,14 +1,15 @@
 //! Products with some rows of a matrix, and the FFN of some neurons.
 //!
 //! ```text
-//! for sixteen active neurons at a time:
-//!     for each: gate row · x, up row · x;  ask for its down row and for the next neuron's rows
-//!     activation of the sixteen
-//!     for four of them at a time: y += Σ activation · down row        (y stays in L1)
+//! for four active neurons at a time:
+//!     for each: gate row · x, up row · x, asking for those rows of a neuron further on
+//!     activation of the four
+//!     y += Σ activation · down row of the four before, asking for down rows further on      (y stays in L1)
 //! ```
 //!
-//! Asking ahead is what makes a gather nearly as fast as plain loads of the same rows: the hardware prefetcher starts anew
-//! at each run. Without it the fused FFN fell to 0.4 of them (Zen 5).
+//! Asking ahead makes a gather faster than plain loads of the same rows: the hardware prefetcher starts anew at each run. It
+//! has to keep step with the computation, a fixed number of bytes ahead (`RowShape::ahead`): bursts of whole rows fill the
+//! buffers of pending misses, and half as fast was the result (Zen 5).
 //!
 //! A row's product is that of `matmul` with one column; each down row is added with one multiply-add per element, in
 //! order. So a neuron computed in another set, or among all, has the same bits.
