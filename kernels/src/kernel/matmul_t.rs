@@ -191,7 +191,7 @@ fn units<I: Isa, T: Summand + Elements>(
     if w.is_empty() {
         return;
     }
-    // Few results are bound by memory; so is nothing that a conversion per unit and group of results would not slow down.
+    // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again.
     let many = y.len() > 2 * I::COLUMNS_T;
     if many {
         panels::<I, T>(isa, w, shape, cols / BLOCK_LEN, a, y);
