@@ -169,6 +169,20 @@ impl LayerProfile {
     }
 }
 
+impl LayerProfile {
+    /// The same with neurons in the checkpoint's order, none of them always active.
+    #[must_use]
+    pub fn in_checkpoint_order(&self) -> Self {
+        let mut back = vec![0; self.order.len()];
+        for (i, &n) in self.order.iter().enumerate() {
+            back[n as usize] = i as u32;
+        }
+        let mut layer = self.permuted(&back);
+        layer.rules.iter_mut().for_each(|r| r.hot.fill(0));
+        layer
+    }
+}
+
 impl LayerRule {
     /// No thresholds yet.
     fn with_points(points: usize) -> Self {

@@ -116,7 +116,8 @@ impl Calibrator {
             fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &self.settings)?);
         }
         drop((moments, samples));
-        let mut search = Search { run, fits: &fits, act, windows: some(tune, self.compare_tokens), dense: Vec::new() };
+        let mut search =
+            Search { run, fits: &fits, act, windows: some(tune, self.compare_tokens), dense: Vec::new() };
         search.dense = search.windows.iter().map(|w| search.run.logits(w, None)).collect::<Result<_>>()?;
         let sensitivities = search.sensitivities(&mut progress)?;
         let mut tuned = [(0.0, 0.0); 3];
@@ -139,7 +140,8 @@ impl Calibrator {
 /// The FFN of a block as the fit wants it.
 fn ffn_weights(vb: &VarBuilder<'_>, c: &Config, act: Gate, layer: usize) -> Result<FfnWeights> {
     let vb = vb.pp(format!("model.layers.{layer}.mlp"));
-    let get = |name: &str, dims: (usize, usize)| vb.get(dims, &format!("{name}.weight"))?.to_dtype(DType::F32);
+    let get =
+        |name: &str, dims: (usize, usize)| vb.get(dims, &format!("{name}.weight"))?.to_dtype(DType::F32);
     let (inner, hidden) = (c.intermediate_size, c.hidden_size);
     Ok(FfnWeights {
         gate: get("gate_proj", (inner, hidden))?,

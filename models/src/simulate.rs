@@ -107,13 +107,15 @@ impl<'a> Simulation<'a> {
                     Rule::Gate => (Vec::new(), Vec::new()),
                     Rule::LowRank | Rule::Cascade => {
                         let [p, q_gate, q_up] = &self.predictors[layer];
-                        let z = Tensor::from_slice(rows.x, (rows.a.len() / inner, rows.hidden), &Device::Cpu)?;
+                        let z =
+                            Tensor::from_slice(rows.x, (rows.a.len() / inner, rows.hidden), &Device::Cpu)?;
                         let z = z.matmul(p)?;
                         let flat = |q: &Tensor| z.matmul(q)?.flatten_all()?.to_vec1();
                         (flat(q_gate)?, flat(q_up)?)
                     }
                 };
-                let decide = |i: usize| self.decide(l, rule, point, i % inner, rows.gate[i], &gate_hat, &up_hat, i);
+                let decide =
+                    |i: usize| self.decide(l, rule, point, i % inner, rows.gate[i], &gate_hat, &up_hat, i);
                 (0..rows.a.len()).into_par_iter().map(decide).collect()
             }
             Choice::Oracle(s) => rows.largest(share(s), |i| rows.a[i].abs() * l.importance[i % inner]),
@@ -174,7 +176,8 @@ impl Rows<'_> {
 }
 
 fn noise(seed: u64, layer: usize, i: usize) -> f32 {
-    let mut h = (seed << 40 | (layer as u64) << 32).wrapping_add(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut h =
+        (seed << 40 | (layer as u64) << 32).wrapping_add(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     ((h ^ (h >> 31)) >> 40) as f32
