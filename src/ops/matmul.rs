@@ -81,28 +81,15 @@ impl Module for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Format;
+    use crate::{
+        core::Format,
+        ops::testing::{dequantized, noise},
+    };
     use candle_core::Device;
-
-    /// Numbers of standard deviation 1 that depend on the shape only: a failure comes back.
-    fn noise(dims: &[usize]) -> Tensor {
-        let n: usize = dims.iter().product();
-        let value = |i: u64| {
-            let h = ((i + 1) ^ (n as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let h = (h ^ (h >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            ((h >> 40) as f32 / (1 << 24) as f32 - 0.5) * 12_f32.sqrt()
-        };
-        Tensor::from_vec((0..n as u64).map(value).collect::<Vec<_>>(), dims, &Device::Cpu).unwrap()
-    }
 
     /// The same in plain tensor ops, on the weights the format really holds.
     fn matmul_slow(x: &Tensor, w: &Weight) -> Tensor {
-        let mut rows = vec![0.0; w.rows() * w.cols()];
-        for (r, row) in rows.chunks_exact_mut(w.cols()).enumerate() {
-            w.matrix().dequantize_row(r, row);
-        }
-        let w = Tensor::from_vec(rows, (w.rows(), w.cols()), &Device::Cpu).unwrap();
-        x.broadcast_matmul(&w.t().unwrap()).unwrap()
+        x.broadcast_matmul(&dequantized(w).t().unwrap()).unwrap()
     }
 
     #[test]

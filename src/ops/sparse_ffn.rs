@@ -1,0 +1,254 @@
+//! The FFN of some neurons as a candle op.
+//!
+//! ```text
+//! list of active neurons, cut into parts by its bytes → each part: products, activation, its own sum of down rows
+//! the sums in the order of the parts
+//! ```
+
+use crate::{
+    Threads, Weight,
+    core::{ActivationGroup, Columns, Format, Gate, KernelSet, Neurons},
+    kernels::Kernels,
+    threads::ranges,
+    weight::{On, with_cpu_storage},
+};
+use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
+
+/// A part reads so much at least: its sum of `hidden_size` elements then costs little beside it.
+const PART_BYTES: usize = 64 * 1024;
+/// More parts serve no machine that decode is bound by memory on.
+const MOST_PARTS: usize = 32;
+
+/// The weights of one FFN held neuron by neuron, so that some can be left out; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct NeuronWeights {
+    form: Form,
+    act: Gate,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    /// `gate` `[intermediate_size, hidden_size]`, `up_down` `[2 · intermediate_size, hidden_size]`.
+    Gated { gate: Weight, up_down: Weight },
+    /// `rows` `[2 · intermediate_size, hidden_size]`: row of W1, column of W2.
+    Plain { rows: Weight, b1: Option<Arc<[f32]>>, b2: Option<Arc<[f32]>> },
+}
+
+impl NeuronWeights {
+    /// `y = W_down · (act(W_gate·x − shift) · W_up·x)`, the FFN of Llama: `gate` and `up` `[intermediate_size,
+    /// hidden_size]`, `down` `[hidden_size, intermediate_size]` as in a checkpoint.
+    ///
+    /// `down` is transposed, so a block format quantises it along `hidden_size`; where that is no whole number of
+    /// blocks the tensors' dtype is kept. Memory beside the result: a copy of `up` and `down`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together, a dtype other than F32, F16, BF16, or a device other than the CPU.
+    pub fn gated(format: Format, act: Gate, gate: &Tensor, up: &Tensor, down: &Tensor) -> Result<Self> {
+        if gate.dims() != up.dims() {
+            bail!("sparse-ffn: gate is {:?}, up {:?}: they must be equal", gate.dims(), up.dims());
+        }
+        let up_down = side_by_side(format, up, down)?;
+        let gate = Weight::from_tensor(gate, format)?;
+        Ok(Self { form: Form::Gated { gate, up_down }, act })
+    }
+
+    /// The same from weights that are neuron-major already: `gate` `[intermediate_size, hidden_size]`, `up_down`
+    /// `[2 · intermediate_size, hidden_size]` with up row and down column of a neuron side by side.
+    ///
+    /// # Errors
+    /// Shapes or formats that do not fit together.
+    pub fn from_gate_up_down(act: Gate, gate: Weight, up_down: Weight) -> Result<Self> {
+        let (g, ud) = ([gate.rows(), gate.cols()], [up_down.rows(), up_down.cols()]);
+        if ud != [2 * g[0], g[1]] || gate.format().is_quantized() != up_down.format().is_quantized() {
+            bail!(
+                "sparse-ffn: gate {g:?} in {} and up_down {ud:?} in {}: give [n, h] and [2 n, h] in one format",
+                gate.format().name(),
+                up_down.format().name()
+            );
+        }
+        Ok(Self { form: Form::Gated { gate, up_down }, act })
+    }
+
+    /// `y = W2 · act(W1·x + b1 − shift) + b2`, the FFN of OPT or BERT: `w1` `[intermediate_size, hidden_size]`, `w2`
+    /// `[hidden_size, intermediate_size]`, `b1` `[intermediate_size]`, `b2` `[hidden_size]`.
+    ///
+    /// `w2` is transposed, with the consequences named at [`Self::gated`].
+    ///
+    /// # Errors
+    /// As [`Self::gated`].
+    pub fn two_matrix(
+        format: Format,
+        act: Gate,
+        (w1, b1): (&Tensor, Option<&Tensor>),
+        (w2, b2): (&Tensor, Option<&Tensor>),
+    ) -> Result<Self> {
+        let rows = side_by_side(format, w1, w2)?;
+        let b1 = b1.map(|b| vector("b1", b, rows.rows() / 2)).transpose()?;
+        let b2 = b2.map(|b| vector("b2", b, rows.cols())).transpose()?;
+        Ok(Self { form: Form::Plain { rows, b1, b2 }, act })
+    }
+
+    /// Neurons.
+    #[must_use]
+    pub fn intermediate_size(&self) -> usize {
+        self.pairs().rows() / 2
+    }
+
+    /// Elements of input and output.
+    #[must_use]
+    pub fn hidden_size(&self) -> usize {
+        self.pairs().cols()
+    }
+
+    /// Bytes that a neuron takes.
+    #[must_use]
+    pub fn neuron_bytes(&self) -> usize {
+        let row = |w: &Weight| w.format().row_bytes(w.cols());
+        match &self.form {
+            Form::Gated { gate, up_down } => row(gate) + 2 * row(up_down),
+            Form::Plain { rows, .. } => 2 * row(rows),
+        }
+    }
+
+    /// The matrix with two rows per neuron.
+    fn pairs(&self) -> &Weight {
+        match &self.form {
+            Form::Gated { up_down: pairs, .. } | Form::Plain { rows: pairs, .. } => pairs,
+        }
+    }
+
+    /// `y += Σ` over the neurons of a list, on the calling thread.
+    fn add_neurons(&self, kernels: &Kernels, active: &[u32], x: Columns<'_>, y: &mut [f32]) {
+        let mut gate = vec![0.0; active.len()];
+        match &self.form {
+            Form::Gated { gate: w, up_down } => {
+                kernels.matvec_rows(w.matrix(), active, x, &mut gate);
+                kernels.sparse_ffn(Neurons::UpDown(up_down.matrix()), self.act, active, x, &mut gate, y);
+            }
+            Form::Plain { rows, b1, .. } => {
+                let m = rows.matrix();
+                kernels.matvec_rows(m.every(0, 2), active, x, &mut gate);
+                if let Some(b1) = b1 {
+                    active.iter().zip(&mut gate).for_each(|(&n, g)| *g += b1[n as usize]);
+                }
+                let mut a = vec![1.0; active.len()];
+                kernels.gated(self.act.act, self.act.shift, &gate, &mut a);
+                kernels.axpy_rows(m.every(1, 2), active, &a, y);
+            }
+        }
+    }
+
+    /// The FFN of `active` neurons of a checked list. The cut depends on the list, so threads do not change a bit.
+    fn forward(&self, on: On<'_>, active: &[u32], x: &[f32]) -> Vec<f32> {
+        let (hidden, format) = (self.hidden_size(), self.pairs().format());
+        let groups = if format.is_quantized() { ActivationGroup::count(hidden) } else { 0 };
+        let mut groups = vec![ActivationGroup::ZERO; groups];
+        let x = on.columns(format, hidden, x, &mut groups);
+        let parts = (active.len() * self.neuron_bytes() / PART_BYTES).clamp(1, MOST_PARTS);
+        let mut sums = vec![0.0; parts * hidden];
+        let lists = ranges(active.len(), parts, 1).map(|r| &active[r]);
+        on.threads.for_each(lists.zip(sums.chunks_exact_mut(hidden)), |(list, y)| {
+            self.add_neurons(on.kernels, list, x, y);
+        });
+        let mut y = match &self.form {
+            Form::Plain { b2: Some(b2), .. } => b2.to_vec(),
+            _ => vec![0.0; hidden],
+        };
+        sums.chunks_exact(hidden).for_each(|sum| on.kernels.axpy(1.0, sum, &mut y));
+        y
+    }
+}
+
+/// `[2 · intermediate_size, hidden_size]`: row of `first`, then column of `second`, neuron by neuron.
+fn side_by_side(format: Format, first: &Tensor, second: &Tensor) -> Result<Weight> {
+    let (n, h) = first.dims2()?;
+    if second.dims() != [h, n] || n == 0 || h == 0 {
+        bail!(
+            "sparse-ffn: {:?} into the neurons and {:?} out of them do not fit: give [n, h] and [h, n]",
+            first.dims(),
+            second.dims()
+        );
+    }
+    Weight::from_tensor(&Tensor::stack(&[first, &second.t()?], 1)?.reshape((2 * n, h))?, format)
+}
+
+fn vector(name: &str, t: &Tensor, len: usize) -> Result<Arc<[f32]>> {
+    if t.dims() != [len] {
+        bail!("sparse-ffn: {name} is {:?}, expected {:?}", t.dims(), [len]);
+    }
+    Ok(t.to_dtype(DType::F32)?.to_vec1()?.into())
+}
+
+/// The elements of one finite row `[.., hidden]`, F32.
+pub(super) fn one_row<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op}: x must be contiguous, call .contiguous() first");
+    };
+    let x = &storage.as_slice::<f32>()?[start..end];
+    match x.iter().position(|v| !v.is_finite()) {
+        Some(i) => bail!("{op}: x[{i}] is {}: what comes before this op is not finite", x[i]),
+        None => Ok(x),
+    }
+}
+
+/// Whether `x` is one row of `hidden` F32 elements on the CPU.
+pub(super) fn check_row(op: &str, x: &Tensor, hidden: usize) -> Result<()> {
+    if x.dtype() != DType::F32 || x.dims().last() != Some(&hidden) || x.elem_count() != hidden {
+        bail!("{op}: x is {:?} {:?}, needed is one row F32 [{hidden}] or [1, {hidden}]", x.dtype(), x.dims());
+    }
+    // Names the device in the error where it is not the CPU.
+    with_cpu_storage(x, |_, _| Ok(()))
+}
+
+fn check_active(active: &[u32], n: usize) -> Result<()> {
+    if let Some(i) = active.windows(2).position(|w| w[0] >= w[1]) {
+        bail!(
+            "sparse-ffn: active[{}] = {} follows {}: sort the neurons and name each once",
+            i + 1,
+            active[i + 1],
+            active[i]
+        );
+    }
+    match active.last() {
+        Some(&last) if last as usize >= n => {
+            bail!("sparse-ffn: active neuron {last} is past the last of {n}")
+        }
+        _ => Ok(()),
+    }
+}
+
+struct SparseFfnOp<'a> {
+    w: &'a NeuronWeights,
+    active: &'a [u32],
+}
+
+impl CustomOp1 for SparseFfnOp<'_> {
+    fn name(&self) -> &'static str {
+        "candle-sparse-ffn"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = one_row("sparse-ffn", storage, layout)?;
+        let on = On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() };
+        let y = self.w.forward(on, self.active, x);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}
+
+/// `y = Σ_i act(gate_i·x − shift) · (up_i·x) · down_i` over the active neurons i, or `b2 + Σ_i act(W1_i·x + b1_i − shift)
+/// · W2_i` for two matrices; `x` `[hidden]` or `[1, hidden]` F32, and so is `y`.
+///
+/// `active` is strictly increasing; empty is legal and gives 0 or `b2`. Cost: 3 (2) rows of `hidden` multiply-adds and
+/// bytes per active neuron, whatever the number of neurons. The result does not depend on the number of threads.
+///
+/// # Errors
+/// `x` is not one row, not F32, not on the CPU or not finite; `active` is not increasing or names no neuron.
+pub fn sparse_ffn(x: &Tensor, w: &NeuronWeights, active: &[u32]) -> Result<Tensor> {
+    check_row("sparse-ffn", x, w.hidden_size())?;
+    check_active(active, w.intermediate_size())?;
+    x.contiguous()?.apply_op1_no_bwd(&SparseFfnOp { w, active })
+}
+
+#[cfg(test)]
+mod tests;
