@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench row_gather` (GB/s of the rows' bytes, all threads, random weights). `-- --test` runs it once, small.
 
+mod common;
+
 use candle_sparse::{
     Threads,
     buffer::Buffer,
@@ -10,6 +12,7 @@ use candle_sparse::{
     kernels::Kernels,
     threads::ranges,
 };
+use common::{median, random_set};
 use std::{error::Error, hint::black_box, io::Write, time::Instant};
 
 const HIDDEN: usize = 2048;
@@ -74,33 +77,6 @@ impl Ffn {
 
 fn parts(threads: Threads, active: &[u32]) -> impl Iterator<Item = &[u32]> {
     ranges(active.len(), threads.count() * 8, 1).map(|r| &active[r])
-}
-
-/// A share of `count` neurons in runs of `run` on average, from a fixed seed.
-fn random_set(count: usize, share: f64, run: f64, seed: u64) -> Vec<u32> {
-    let mut state = seed;
-    let mut uniform = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    };
-    // A chain that leaves the set with probability 1/run and enters it so often that `share` is in it. Runs of one are
-    // plain independent draws, whose mean run is 1/(1 − share).
-    let leave = if run > 1.0 { 1.0 / run } else { 1.0 - share };
-    let enter = leave * share / (1.0 - share);
-    let mut inside = uniform() < share;
-    (0..count as u32)
-        .filter(|_| {
-            inside = if inside { uniform() >= leave } else { uniform() < enter };
-            inside
-        })
-        .collect()
-}
-
-fn median(mut v: Vec<f64>) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

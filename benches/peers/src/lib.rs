@@ -1,0 +1,1 @@
+//! Nothing but a place for benches whose dependencies nobody else shall build.
