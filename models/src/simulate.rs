@@ -145,7 +145,10 @@ impl<'a> Simulation<'a> {
             return alpha(gate) * l.up_square[n] * scale >= r.keep[point].powi(2);
         }
         let up = (up_hat[i].powi(2) + l.up_variance[n]) * scale;
-        (alpha(gate_hat[i]) + l.gate_variance[n]) * up >= r.candidate[point].powi(2)
+        0.5 * (alpha(gate_hat[i] - l.gate_variance[n].sqrt())
+            + alpha(gate_hat[i] + l.gate_variance[n].sqrt()))
+            * up
+            >= r.candidate[point].powi(2)
             && (rule == Rule::LowRank || alpha(gate) * up >= r.keep[point].powi(2))
     }
 }
