@@ -41,7 +41,8 @@ impl ModelArgs {
     pub(crate) fn load(&self) -> Result<Pretrained> {
         let files = ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?;
         let threads = self.threads.map(Threads::new).transpose()?;
-        let loaded = Pretrained::load(&files, LoadOptions { format: self.dtype, threads })?;
+        let loaded =
+            Pretrained::load(&files, LoadOptions { format: self.dtype, threads, ..LoadOptions::default() })?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }
