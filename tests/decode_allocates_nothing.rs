@@ -74,8 +74,7 @@ fn profile(config: &Config) -> Profile {
     }
 }
 
-#[test]
-fn sparse_decode_allocates_nothing_after_warm_up() {
+fn sparse_decode_allocates_nothing() {
     for format in [None, Some(Format::Q8_0)] {
         let files = ModelFiles::from_embedded(&EMBEDDED[0]);
         let config = Pretrained::load(&files, LoadOptions::default()).unwrap().config;
@@ -104,8 +103,14 @@ fn sparse_decode_allocates_nothing_after_warm_up() {
     }
 }
 
+/// One test: the counter belongs to the process.
 #[test]
 fn decode_allocates_nothing_after_warm_up() {
+    sparse_decode_allocates_nothing();
+    dense_decode_allocates_nothing();
+}
+
+fn dense_decode_allocates_nothing() {
     for format in [None, Some(Format::F32), Some(Format::Q8_0), Some(Format::Q4_0)] {
         for kv in [DType::F32, DType::F16] {
             let files = ModelFiles::from_embedded(&EMBEDDED[0]);

@@ -44,15 +44,17 @@ fn profile() -> Profile {
     Profile { layers: vec![layer], shares: vec![0.2, 0.6], fitted: [0; 3], fingerprint: Vec::new(), about }
 }
 
+type Change<'a> = &'a dyn Fn(&mut Profile);
+
 #[test]
 fn what_does_not_fit_is_named() {
     check(&profile(), &SHAPE).unwrap();
-    let error = |change: &dyn Fn(&mut Profile)| {
+    let error = |change: Change<'_>| {
         let mut p = profile();
         change(&mut p);
         check(&p, &SHAPE).unwrap_err().to_string()
     };
-    let cases: [(&dyn Fn(&mut Profile), &str); 10] = [
+    let cases: [(Change<'_>, &str); 10] = [
         (&|p| p.layers.clear(), "made for 0 blocks, the model has 1"),
         (&|p| p.shares.reverse(), "not increasing"),
         (&|p| p.fitted[1] = 2, "fitted point 2 of 2"),

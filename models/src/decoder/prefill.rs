@@ -151,7 +151,7 @@ impl Decoder {
         match &layer.ffn {
             Ffn::Dense(ffn) => ffn.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed),
             Ffn::Sparse(ffn) => {
-                self.down(ffn.up_down.matrix().every(1, 2), &s.up, &mut s.partials, &mut s.normed)
+                self.down(ffn.up_down.matrix().every(1, 2), &s.up, &mut s.partials, &mut s.normed);
             }
         }
         self.add(&s.normed, &mut s.x);

@@ -12,11 +12,13 @@ const INACTIVE: u32 = 0x7fc5_0a55;
 const REJECTED: u32 = 0x7fc5_0a56;
 
 /// In place of a gate: the neuron is not active.
+#[must_use]
 pub const fn inactive() -> f32 {
     f32::from_bits(INACTIVE)
 }
 
 /// In place of a gate: the neuron was a candidate, its exact gate decided against it.
+#[must_use]
 pub const fn rejected() -> f32 {
     f32::from_bits(REJECTED)
 }
@@ -109,7 +111,7 @@ pub fn active(gates: &[f32], list: &mut [u32], kept: &mut [f32]) -> Count {
     Count { active, candidates: active + rejected }
 }
 
-/// The `k` largest scores above 0 (all of them if there are fewer), and all that are infinite, written as increasing
+/// The `k` largest scores above 0 (all of them if there are fewer), and all that are infinite or NaN, written as increasing
 /// indices to the front of `list`; of equal ones the first. Returns how many. `room` is as long as `scores`.
 ///
 /// Cost: linear on average.
@@ -117,20 +119,21 @@ pub fn active(gates: &[f32], list: &mut [u32], kept: &mut [f32]) -> Count {
 /// # Panics
 /// `list` or `room` is shorter than `scores`.
 pub fn largest(scores: &[f32], k: usize, room: &mut [f32], list: &mut [u32]) -> usize {
+    let key = |s: &f32| if s.is_nan() { f32::INFINITY } else { *s };
     let room = &mut room[..scores.len()];
-    room.copy_from_slice(scores);
+    room.iter_mut().zip(scores).for_each(|(r, s)| *r = key(s));
     let bound = match k.min(scores.len()) {
         0 => f32::INFINITY,
         k => *room.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1,
     };
-    let above = scores.iter().filter(|s| s.total_cmp(&bound).is_gt()).count();
+    let above = scores.iter().filter(|s| key(s) > bound).count();
     let mut ties = k.saturating_sub(above);
     let mut count = 0;
-    for (i, s) in scores.iter().enumerate() {
-        let tie = s.total_cmp(&bound).is_eq() && ties > 0;
+    for (i, s) in scores.iter().map(key).enumerate() {
+        let tie = s == bound && ties > 0;
         ties -= usize::from(tie);
         list[count] = i as u32;
-        count += usize::from((s.total_cmp(&bound).is_gt() || tie || *s == f32::INFINITY) && !(*s <= 0.0));
+        count += usize::from(s > 0.0 && (s > bound || tie || s == f32::INFINITY));
     }
     count
 }
@@ -172,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_largest_are_found_with_ties_in_order() {
-        let scores = [1.0, 3.0, 0.0, 3.0, 2.0, 3.0, f32::INFINITY];
+        let scores = [1.0, 3.0, 0.0, 3.0, 2.0, 3.0, -f32::NAN];
         let largest = |k| {
             let (mut room, mut list) = ([0.0; 7], [0; 7]);
             let n = largest(&scores, k, &mut room, &mut list);
