@@ -98,7 +98,11 @@ impl ModelArgs {
             Some(s) if (0.0..1.0).contains(&s) => Selection::Share(1.0 - s),
             Some(s) => bail!("--sparsity {s} must be 0 or more and below 1"),
         };
-        Ok(SparseConfig { mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from), selection, guard: None })
+        Ok(SparseConfig {
+            mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from),
+            selection,
+            guard: None,
+        })
     }
 
     /// Loads the model; says on standard error what was done otherwise than asked.

@@ -132,7 +132,7 @@ pub(crate) struct Ours {
 impl Ours {
     pub(crate) fn load(source: &Source, format: Format, threads: Threads) -> Result<Self> {
         let config = source.config()?;
-        let options = LoadOptions { format: Some(format), threads: Some(threads) };
+        let options = LoadOptions { format: Some(format), threads: Some(threads), ..LoadOptions::default() };
         let model = llama::Llama::load_with(source.var_builder()?, &config, options)?;
         let kv = if format == Format::F32 { DType::F32 } else { DType::F16 };
         let cache = llama::Cache::new(true, kv, &config, &Device::Cpu)?;

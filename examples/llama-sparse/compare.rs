@@ -55,7 +55,13 @@ pub(crate) fn compare(loaded: &Pretrained, kv: DType, json: bool) -> Result<()> 
 }
 
 /// A text of the dense model.
-fn write(loaded: &Pretrained, model: &Llama, cache: &mut Cache, seed: u64, length: usize) -> Result<Vec<u32>> {
+fn write(
+    loaded: &Pretrained,
+    model: &Llama,
+    cache: &mut Cache,
+    seed: u64,
+    length: usize,
+) -> Result<Vec<u32>> {
     let start = loaded.tokenizer.encode("Once upon a time", true).map_err(anyhow::Error::msg)?;
     let mut tokens = start.get_ids().to_vec();
     let mut sampler = LogitsProcessor::from_sampling(seed, Sampling::All { temperature: 1.0 });
@@ -120,7 +126,11 @@ fn print(rows: &mut [Row], json: bool) -> Result<()> {
         writeln!(out, "{}", serde_json::json!({ "compare": rows }))?;
         return Ok(());
     }
-    writeln!(out, "\n{TEXTS} texts by the dense model, {} tokens, read by each mode in turn:", rows[0].quality.tokens())?;
+    writeln!(
+        out,
+        "\n{TEXTS} texts by the dense model, {} tokens, read by each mode in turn:",
+        rows[0].quality.tokens()
+    )?;
     writeln!(
         out,
         "{:>8} {:>9} {:>7} {:>9} {:>8} {:>8} {:>7} {:>7}",

@@ -256,5 +256,9 @@ fn ffn(decoder: &Decoder) -> String {
 /// The mean share of neurons that decoded tokens computed.
 fn active(cache: &Cache) -> f64 {
     let layers = cache.sparse_stats().layers;
-    if layers.is_empty() { 1.0 } else { layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64 }
+    if layers.is_empty() {
+        1.0
+    } else {
+        layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64
+    }
 }

@@ -55,11 +55,7 @@ fn series(shares: &[f32]) -> Vec<(&'static str, Vec<Choice>)> {
 }
 
 /// Runs everything on the texts; `loaded` holds its neurons in the order of `profile`.
-pub(crate) fn sweep(
-    loaded: &Pretrained,
-    profile: &Profile,
-    windows: &[Vec<u32>],
-) -> Result<Vec<Point>> {
+pub(crate) fn sweep(loaded: &Pretrained, profile: &Profile, windows: &[Vec<u32>]) -> Result<Vec<Point>> {
     let c = &loaded.config;
     let act = Gate { act: c.hidden_act, shift: c.gate_shift };
     let mut simulation = Simulation::new(&profile.layers, act, Choice::All)?;
@@ -180,6 +176,11 @@ pub(crate) fn plot(points: &[Point], title: &str, path: &Path) -> Result<()> {
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw().with_context(failed)?;
+    chart
+        .configure_series_labels()
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()
+        .with_context(failed)?;
     root.present().with_context(failed)
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Result;
-use candle_sparse_models::files::{ModelFiles, Weights, SparseProfile};
+use candle_sparse_models::files::{ModelFiles, SparseProfile, Weights};
 use tempfile::TempDir;
 
 /// A folder of files with the given contents.

@@ -1,7 +1,10 @@
 //! Gates, ups and scores of every neuron at every sampled token, `[tokens, intermediate_size]`.
 
 use super::{FfnWeights, gated, predictor::Predictor};
-use crate::{core::Gate, core::kernel::activation};
+use crate::core::{
+    Gate,
+    kernel::{activation, select},
+};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -30,7 +33,7 @@ pub(super) struct Scores {
     pub(super) cascade: Vec<f32>,
     /// What decides by gates alone: `|act(g)|·√E[u²]·n`.
     pub(super) gate: Vec<f32>,
-    /// What is predicted: `√((act(ĝ)² + v_g)·(û² + v_u))·n`.
+    /// What is predicted: `√(E[act(g)²]·(û² + v_u))·n`.
     pub(super) predicted: Vec<f32>,
     pub(super) gate_variance: Vec<f32>,
     pub(super) up_variance: Vec<f32>,
@@ -93,6 +96,6 @@ fn mean_square(inner: usize, x: &[f32], y: impl Fn(usize) -> f32) -> Vec<f32> {
 /// E[act(g)²] of a gate around `gate_hat`: the mean at one deviation below and above.
 fn expected_square(act: Gate, gate_hat: f32, variance: f32) -> f32 {
     let deviation = variance.sqrt();
-    let at = |g: f32| activation::apply(act.act, g - act.shift, 1.0).powi(2);
-    0.5 * (at(gate_hat - deviation) + at(gate_hat + deviation))
+    let at = |g: f32| activation::apply(act.act, g - act.shift, 1.0);
+    select::expected_square(at(gate_hat - deviation), at(gate_hat + deviation))
 }
