@@ -9,6 +9,7 @@
 //! - uniform: p is the same for all, the worst case.
 
 use anyhow::Result;
+use candle_nn::VarBuilder;
 use candle_sparse::{
     core::{Activation, kernel::activation},
     profile::{LayerProfile, LayerRule, Profile, fingerprint},
@@ -90,56 +91,82 @@ impl Quantiles {
     }
 }
 
-/// A profile with one point.
-pub(crate) fn profile(
-    vb: &candle_nn::VarBuilder<'_>,
-    c: &Config,
-    mode: FfnMode,
-    activity: Activity,
-    share: f32,
-    rank: usize,
-) -> Result<Profile> {
-    let (inner, hidden) = (c.intermediate_size, c.hidden_size);
-    let p = probabilities(activity, inner, share);
-    let alpha = |g: f32| activation::apply(Activation::Silu, g, 1.0).abs();
-    let wanted: Vec<f32> = match mode {
-        FfnMode::Cascade => p.iter().map(|p| (p * CANDIDATES).min(1.0)).collect(),
-        _ => p.clone(),
-    };
-    let scores = match mode {
-        FfnMode::Gate => Quantiles::new(|n| alpha(n.next())),
-        _ => Quantiles::new(|n| alpha(n.next()) * n.next().abs()),
-    };
-    // A neuron's importance is what makes it pass a threshold of 1 as often as it is to be active.
-    let importance: Vec<f32> = wanted.iter().map(|&p| 1.0 / scores.at(p)).collect();
-    let hot = p.iter().take_while(|&&p| p >= HOT).count() as u32;
-    let rule = |candidate: f32, keep: f32| LayerRule {
-        candidate: vec![candidate],
-        keep: vec![keep],
-        share: vec![share],
-        hot: vec![hot],
-        bias: vec![0.0; hidden],
-    };
-    let layer = |l: usize| {
-        let mut noise = Noise(0x9e37_79b9_7f4a_7c15 ^ (l as u64 + 1));
-        LayerProfile {
-            order: (0..inner as u32).collect(),
-            rank,
-            p: noise.take(rank * hidden, (hidden as f32).powf(-0.5)),
-            q_gate: noise.take(inner * rank, (rank as f32).powf(-0.5)),
-            q_up: noise.take(inner * rank, (rank as f32).powf(-0.5)),
-            gate_variance: vec![0.0; inner],
-            up_variance: vec![0.0; inner],
-            up_square: vec![1.0; inner],
-            importance: importance.clone(),
-            rules: [rule(0.0, 1.0), rule(1.0, 0.0), rule(1.0, 0.3)],
+/// What the drawn profile is to make of the model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drawn {
+    pub(crate) ffn: Ffn,
+    pub(crate) activity: Activity,
+    pub(crate) share: f32,
+    pub(crate) rank: usize,
+}
+
+/// What chooses the neurons.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ffn {
+    /// All gates are computed and choose
+    Gate,
+    /// The prediction chooses
+    LowRank,
+    /// The prediction names candidates, their gates choose
+    Cascade,
+}
+
+impl From<Ffn> for FfnMode {
+    fn from(ffn: Ffn) -> Self {
+        match ffn {
+            Ffn::Gate => Self::Gate,
+            Ffn::LowRank => Self::LowRank,
+            Ffn::Cascade => Self::Cascade,
         }
-    };
-    Ok(Profile {
-        layers: (0..c.num_hidden_layers).map(layer).collect(),
-        shares: vec![share],
-        fitted: [0; 3],
-        fingerprint: fingerprint(vb, c.num_hidden_layers, hidden, inner)?,
-        about: serde_json::Value::Null,
-    })
+    }
+}
+
+impl Drawn {
+    /// A profile with one point.
+    pub(crate) fn profile(self, vb: &VarBuilder<'_>, c: &Config) -> Result<Profile> {
+        let Self { ffn, activity, share, rank } = self;
+        let (inner, hidden) = (c.intermediate_size, c.hidden_size);
+        let p = probabilities(activity, inner, share);
+        let alpha = |g: f32| activation::apply(Activation::Silu, g, 1.0).abs();
+        let wanted: Vec<f32> = match ffn {
+            Ffn::Cascade => p.iter().map(|p| (p * CANDIDATES).min(1.0)).collect(),
+            _ => p.clone(),
+        };
+        let scores = match ffn {
+            Ffn::Gate => Quantiles::new(|n| alpha(n.next())),
+            _ => Quantiles::new(|n| alpha(n.next()) * n.next().abs()),
+        };
+        // A neuron's importance is what makes it pass a threshold of 1 as often as it is to be active.
+        let importance: Vec<f32> = wanted.iter().map(|&p| 1.0 / scores.at(p)).collect();
+        let hot = p.iter().take_while(|&&p| p >= HOT).count() as u32;
+        let rule = |candidate: f32, keep: f32| LayerRule {
+            candidate: vec![candidate],
+            keep: vec![keep],
+            share: vec![share],
+            hot: vec![hot],
+            bias: vec![0.0; hidden],
+        };
+        let layer = |l: usize| {
+            let mut noise = Noise(0x9e37_79b9_7f4a_7c15 ^ (l as u64 + 1));
+            LayerProfile {
+                order: (0..inner as u32).collect(),
+                rank,
+                p: noise.take(rank * hidden, (hidden as f32).powf(-0.5)),
+                q_gate: noise.take(inner * rank, (rank as f32).powf(-0.5)),
+                q_up: noise.take(inner * rank, (rank as f32).powf(-0.5)),
+                gate_variance: vec![0.0; inner],
+                up_variance: vec![0.0; inner],
+                up_square: vec![1.0; inner],
+                importance: importance.clone(),
+                rules: [rule(0.0, 1.0), rule(1.0, 0.0), rule(1.0, 0.3)],
+            }
+        };
+        Ok(Profile {
+            layers: (0..c.num_hidden_layers).map(layer).collect(),
+            shares: vec![share],
+            fitted: [0; 3],
+            fingerprint: fingerprint(vb, c.num_hidden_layers, hidden, inner)?,
+            about: serde_json::Value::Null,
+        })
+    }
 }
