@@ -18,7 +18,7 @@ pub use sample::{Moments, Sample};
 pub use thresholds::{GRID, Table};
 
 use crate::{
-    core::{Gate, kernel::activation},
+    core::{Activation, Gate, kernel::activation},
     profile::{LayerProfile, LayerRule},
 };
 use candle_core::{Result, Tensor, bail};
@@ -30,15 +30,29 @@ use scores::Scores;
 pub struct Settings {
     /// Rank of the prediction, a multiple of 32 where it is to run fast.
     pub rank: usize,
-    /// Candidates of a cascade per neuron that it wants active.
-    pub candidate_factor: f32,
+    /// Candidates of a cascade per neuron that it wants active; `None` takes 1.4, and 2 where most gates are shut: there a
+    /// candidate costs little and the exact gate tells all.
+    pub candidate_factor: Option<f32>,
     /// The mean active share at which neurons are put in order.
     pub reference_share: f32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { rank: 64, candidate_factor: 1.4, reference_share: 0.35 }
+        Self { rank: 64, candidate_factor: None, reference_share: 0.35 }
+    }
+}
+
+impl Settings {
+    /// The same with the factor that suits an activation, unless one is set.
+    #[must_use]
+    pub fn for_activation(self, act: Activation) -> Self {
+        let shuts = match act {
+            Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => false,
+            Activation::Relu | Activation::Relu2 | Activation::FatRelu { .. } | Activation::DRelu => true,
+        };
+        let factor = self.candidate_factor.unwrap_or(if shuts { 2.0 } else { 1.4 });
+        Self { candidate_factor: Some(factor), ..self }
     }
 }
 
@@ -101,6 +115,7 @@ pub fn fit_layer(w: &FfnWeights, moments: &Moments, sample: &Sample, s: &Setting
         let (n, m) = (moments.rows(), sample.rows());
         bail!("calibrate: {n} and {m} tokens are too few, hidden_size is {hidden}: give more text");
     }
+    let s = &s.for_activation(w.act.act);
     let x = sample.tensor()?;
     let exact = scores::Exact::new(w, &x)?;
     let importance = w.norms()?;
@@ -166,20 +181,6 @@ impl LayerProfile {
             importance: rows(&self.importance, 1),
             rules: self.rules.clone(),
         }
-    }
-}
-
-impl LayerProfile {
-    /// The same with neurons in the checkpoint's order, none of them always active.
-    #[must_use]
-    pub fn in_checkpoint_order(&self) -> Self {
-        let mut back = vec![0; self.order.len()];
-        for (i, &n) in self.order.iter().enumerate() {
-            back[n as usize] = i as u32;
-        }
-        let mut layer = self.permuted(&back);
-        layer.rules.iter_mut().for_each(|r| r.hot.fill(0));
-        layer
     }
 }
 

@@ -19,6 +19,8 @@ pub mod loading;
 
 pub mod profile;
 
+pub mod sparse;
+
 #[cfg(feature = "calibrate")]
 pub mod calibrate;
 
@@ -29,5 +31,7 @@ pub mod attention;
 pub mod ops;
 
 pub use kv_cache::{KvCache, KvDType};
+pub use profile::Profile;
+pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
 pub use threads::Threads;
 pub use weight::Weight;

@@ -5,13 +5,13 @@
 //! importance (the norm of its down row), neuron i is
 //!
 //! ```text
-//! a candidate   if (act(ĝ)² + v_g) · (û² + v_u) · n² ≥ candidate²     LowRank, Cascade
-//! kept          if  act(g)²        · (û² + v_u) · n² ≥ keep²          Cascade, with the exact gate g
-//! kept          if  act(g)²        ·  E[u²]     · n² ≥ keep²          Gate
+//! a candidate   if E[act(g)²] · (û² + v_u) · n² ≥ candidate²     LowRank, Cascade
+//! kept          if   act(g)²  · (û² + v_u) · n² ≥ keep²          Cascade, with the exact gate g
+//! kept          if   act(g)²  ·  E[u²]     · n² ≥ keep²          Gate
 //! ```
 //!
-//! The variances make the scores expected squares: a neuron of which little is known stays a candidate. What is skipped
-//! is replaced by its mean, `bias`.
+//! with `E[act(g)²] = (act(ĝ − √v_g)² + act(ĝ + √v_g)²) / 2`. Scores are thus expected squares: a neuron of which little is
+//! known stays a candidate. What is skipped is replaced by its mean, `bias`.
 
 mod fingerprint;
 mod store;
@@ -57,7 +57,7 @@ pub struct LayerProfile {
     pub q_gate: Vec<f32>,
     /// Q_u `[intermediate_size, rank]`.
     pub q_up: Vec<f32>,
-    /// v_g `[intermediate_size]`: E[(act(g) − act(ĝ))²].
+    /// v_g `[intermediate_size]`: E[(g − ĝ)²].
     pub gate_variance: Vec<f32>,
     /// v_u `[intermediate_size]`: E[(u − û)²].
     pub up_variance: Vec<f32>,

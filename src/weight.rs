@@ -93,6 +93,58 @@ impl Weight {
         Self::stacked(format, cols, &[rows], |_| Ok(t.clone()))
     }
 
+    /// A matrix whose row `i · parts + j` is row `order[i]` of tensor `j`: rows that are read together lie together.
+    ///
+    /// Tensors `[order.len(), cols]` are asked for one at a time, as in [`Self::stacked`].
+    ///
+    /// # Errors
+    /// As [`Self::stacked`]; also an `order` past the last row.
+    pub fn interleaved(
+        format: Format,
+        cols: usize,
+        parts: usize,
+        order: &[u32],
+        mut tensor: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let n = order.len();
+        if let Some(row) = order.iter().find(|&&row| row as usize >= n) {
+            bail!("weight: row {row} asked for, there are {n}");
+        }
+        let (mut format, mut data) = (format, None);
+        for part in 0..parts {
+            let t = tensor(part)?;
+            if t.dims() != [n, cols] {
+                bail!("weight: shape {:?}, expected {:?}", t.dims(), [n, cols]);
+            }
+            if data.is_none() && !cols.is_multiple_of(format.block_len()) {
+                format = format_of(t.dtype()).unwrap_or(Format::F16);
+            }
+            let len = (n * parts).checked_mul(format.row_bytes(cols));
+            let len = len.ok_or_else(|| Error::msg("weight: size overflows"))?;
+            let buffer = match &mut data {
+                Some(buffer) => buffer,
+                None => data.insert(Buffer::zeroed(len)?),
+            };
+            gather_rows(&t, format, Gather { order, parts, part }, &mut buffer.bytes_mut()[..len])?;
+        }
+        let data = data.map_or_else(|| Buffer::zeroed(0), Ok)?;
+        Ok(Self { rows: n * parts, cols, format, data: Arc::new(data) })
+    }
+
+    /// A matrix `[values.len() / cols, cols]` from its elements; rows must be whole blocks of `format`.
+    ///
+    /// # Errors
+    /// Another number of elements than whole rows, or the system has not the memory.
+    pub fn from_f32(format: Format, cols: usize, values: &[f32]) -> Result<Self> {
+        if cols == 0 || !values.len().is_multiple_of(cols) || !cols.is_multiple_of(format.block_len()) {
+            bail!("weight: {} elements are no rows of {cols} in {}", values.len(), format.name());
+        }
+        let rows = values.len() / cols;
+        let mut data = Buffer::zeroed(rows * format.row_bytes(cols))?;
+        convert(values, cols, format, &mut data.bytes_mut()[..rows * format.row_bytes(cols)])?;
+        Ok(Self { rows, cols, format, data: Arc::new(data) })
+    }
+
     /// Rows.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -287,14 +339,53 @@ fn convert<T: Source>(x: &[T], cols: usize, format: Format, out: &mut [u8]) -> R
     if row_bytes == 0 {
         return Ok(());
     }
+    out.par_chunks_exact_mut(row_bytes)
+        .zip(x.par_chunks_exact(cols))
+        .for_each(|(out, x)| convert_row(x, format, out));
+    Ok(())
+}
+
+fn convert_row<T: Source>(x: &[T], format: Format, out: &mut [u8]) {
+    if format == T::FORMAT {
+        return out.copy_from_slice(bytemuck::cast_slice(x));
+    }
     // A piece is a whole number of blocks in every format, as is what is left of a row.
     let piece = format.row_bytes(SUPER_BLOCK_LEN);
-    out.par_chunks_exact_mut(row_bytes).zip(x.par_chunks_exact(cols)).for_each(|(out, x)| {
-        let mut values = [0.0; SUPER_BLOCK_LEN];
-        for (out, x) in out.chunks_mut(piece).zip(x.chunks(SUPER_BLOCK_LEN)) {
-            values.iter_mut().zip(x).for_each(|(v, x)| *v = x.f32());
-            format.quantize(&values[..x.len()], out);
+    let mut values = [0.0; SUPER_BLOCK_LEN];
+    for (out, x) in out.chunks_mut(piece).zip(x.chunks(SUPER_BLOCK_LEN)) {
+        values.iter_mut().zip(x).for_each(|(v, x)| *v = x.f32());
+        format.quantize(&values[..x.len()], out);
+    }
+}
+
+/// Where the rows of a tensor go in [`Weight::interleaved`].
+#[derive(Clone, Copy)]
+struct Gather<'a> {
+    order: &'a [u32],
+    parts: usize,
+    part: usize,
+}
+
+fn gather_rows(t: &Tensor, format: Format, to: Gather<'_>, out: &mut [u8]) -> Result<()> {
+    let (n, cols) = (t.elem_count(), t.dim(1)?);
+    with_cpu_storage(t, |storage, start| {
+        match storage {
+            CpuStorage::F32(v) => gather(&v[start..start + n], cols, format, to, out),
+            CpuStorage::F16(v) => gather(&v[start..start + n], cols, format, to, out),
+            CpuStorage::BF16(v) => gather(&v[start..start + n], cols, format, to, out),
+            _ => bail!("weight: dtype {:?} is not supported, use F32, F16 or BF16", t.dtype()),
         }
+        Ok(())
+    })
+}
+
+fn gather<T: Source>(x: &[T], cols: usize, format: Format, to: Gather<'_>, out: &mut [u8]) {
+    let row_bytes = format.row_bytes(cols);
+    if row_bytes == 0 {
+        return;
+    }
+    out.par_chunks_exact_mut(to.parts * row_bytes).zip(to.order).for_each(|(out, &row)| {
+        let x = &x[row as usize * cols..][..cols];
+        convert_row(x, format, &mut out[to.part * row_bytes..][..row_bytes]);
     });
-    Ok(())
 }

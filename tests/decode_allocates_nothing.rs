@@ -2,16 +2,23 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::core::Format;
+use candle_sparse::{
+    FfnMode, Guard, Profile, Selection, SparseConfig,
+    core::Format,
+    profile::{LayerProfile, LayerRule, fingerprint},
+};
 use candle_sparse_models::{
     decoder::LoadOptions,
     files::{EMBEDDED, ModelFiles},
-    llama::Cache,
-    pretrained::Pretrained,
+    llama::{Cache, Config},
+    pretrained::{Pretrained, var_builder},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 struct Counting;
@@ -35,12 +42,75 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Neurons in their order, a prediction of zeros that knows how much it misses, a guard that looks often.
+fn profile(config: &Config, files: &ModelFiles) -> Profile {
+    let (hidden, inner, rank) = (config.hidden_size, config.intermediate_size, 32);
+    let rule = LayerRule {
+        candidate: vec![0.5],
+        keep: vec![0.5],
+        share: vec![0.5],
+        hot: vec![8],
+        bias: vec![0.0; hidden],
+    };
+    let layer = LayerProfile {
+        order: (0..inner as u32).collect(),
+        rank,
+        p: vec![0.0; rank * hidden],
+        q_gate: vec![0.0; inner * rank],
+        q_up: vec![0.0; inner * rank],
+        gate_variance: (0..inner).map(|i| (i % 2) as f32).collect(),
+        up_variance: vec![1.0; inner],
+        up_square: vec![1.0; inner],
+        importance: vec![1.0; inner],
+        rules: [rule.clone(), rule.clone(), rule],
+    };
+    let layers = vec![layer; config.num_hidden_layers];
+    let vb = var_builder(files, None).unwrap();
+    let fingerprint = fingerprint(&vb, layers.len(), hidden, inner).unwrap();
+    Profile { layers, shares: vec![0.5], fitted: [0; 3], fingerprint, about: serde_json::Value::Null }
+}
+
+fn sparse_decode_allocates_nothing() {
+    for format in [None, Some(Format::Q8_0)] {
+        let files = ModelFiles::from_embedded(&EMBEDDED[0]);
+        let config = Pretrained::load(&files, LoadOptions::default()).unwrap().config;
+        let profile = Some(Arc::new(profile(&config, &files)));
+        let options = LoadOptions { format, profile, ..LoadOptions::default() };
+        let loaded = Pretrained::load(&files, options).unwrap();
+        for mode in [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {
+            for selection in [Selection::Fitted, Selection::TopK(100)] {
+                let guard = Some(Guard { every: 4, limit: 0.5 });
+                let model = loaded.model.with_sparse(SparseConfig { mode, selection, guard }).unwrap();
+                let mut cache = Cache::new(true, DType::F16, &config, &Device::Cpu).unwrap();
+                let mut logits = vec![0.0; config.vocab_size];
+                cache.reserve(1, 200).unwrap();
+                model.decode(5, 0, &mut cache, &mut logits).unwrap();
+                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                for position in 1..200 {
+                    model.decode(7, position, &mut cache, &mut logits).unwrap();
+                }
+                let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
+                assert_eq!(allocated, 0, "{format:?} {mode:?} {selection:?}");
+                let stats = cache.sparse_stats();
+                assert!(stats.layers.iter().all(|l| l.tokens == 200 && l.active_share > 0.0));
+                assert_eq!(stats.layers.iter().any(|l| l.looks > 0), mode != FfnMode::Dense);
+            }
+        }
+    }
+}
+
+/// One test: the counter belongs to the process.
 #[test]
 fn decode_allocates_nothing_after_warm_up() {
+    sparse_decode_allocates_nothing();
+    dense_decode_allocates_nothing();
+}
+
+fn dense_decode_allocates_nothing() {
     for format in [None, Some(Format::F32), Some(Format::Q8_0), Some(Format::Q4_0)] {
         for kv in [DType::F32, DType::F16] {
             let files = ModelFiles::from_embedded(&EMBEDDED[0]);
-            let loaded = Pretrained::load(&files, LoadOptions { format, threads: None }).unwrap();
+            let loaded = Pretrained::load(&files, LoadOptions { format, ..LoadOptions::default() }).unwrap();
             let mut cache = Cache::new(true, kv, &loaded.config, &Device::Cpu).unwrap();
             let mut logits = vec![0.0; loaded.config.vocab_size];
             cache.reserve(1, 600).unwrap();

@@ -13,9 +13,14 @@ mod text;
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::{core::Gate, profile::Rule};
+use candle_sparse::{
+    core::Gate,
+    profile::{Profile, Rule},
+};
 use candle_sparse_models::{
     calibrate::{Calibrator, Fitted, Progress, Target},
+    decoder::LoadOptions,
+    files::ModelFiles,
     llama::Cache,
     pretrained::{Pretrained, var_builder},
     quality::Quality,
@@ -24,7 +29,7 @@ use candle_sparse_models::{
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Instant};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
 
 /// Fit a sparse profile to a model.
 #[derive(Parser, Debug)]
@@ -53,9 +58,9 @@ struct Cli {
     /// Skip as many neurons as cost at most so many percent of perplexity
     #[arg(long, default_value_t = 1.0)]
     max_ppl_loss: f64,
-    /// Candidates of a cascade per neuron that it wants active
-    #[arg(long, default_value_t = 1.4)]
-    candidate_factor: f32,
+    /// Candidates of a cascade per neuron that it wants active; 1.4, with ReLU 2, where not given
+    #[arg(long)]
+    candidate_factor: Option<f32>,
     /// Where the profile is written; beside the model's files it is found by name
     #[arg(long, default_value = "sparse.safetensors")]
     out: PathBuf,
@@ -71,8 +76,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     let start = Instant::now();
     let calibrator = cli.calibrator()?;
-    let files = cli.model.files()?;
-    let loaded = cli.model.load()?;
+    let mut files = cli.model.files()?;
+    // What was learned before is not to be learned again.
+    files.sparse_profile = None;
+    let loaded = Pretrained::load(&files, LoadOptions::default())?;
     let [fit, tune, report] = cli.windows(&loaded)?;
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{msg:>22} {bar:40} {pos}/{len}, {elapsed} so far")?);
@@ -90,7 +97,8 @@ fn run(cli: &Cli) -> Result<()> {
     let mut fitted = calibrator.calibrate(&vb, &loaded.config, &fit, &tune, show)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
-    let rows = report_rows(&loaded, &fitted, &report)?;
+    drop(loaded);
+    let rows = report_rows(&files, &fitted.profile, &report)?;
     fitted.profile.about["calibration"] = serde_json::json!({
         "fit_tokens": tokens(&fit), "tune_tokens": tokens(&tune), "seconds": seconds,
         "target_sparsity": cli.target_sparsity, "max_ppl_loss_percent": cli.max_ppl_loss,
@@ -115,8 +123,8 @@ impl Cli {
         if self.rank == Some(0) {
             bail!("--rank 0 predicts nothing: give 1 or more");
         }
-        if !(self.candidate_factor >= 1.0 && self.candidate_factor.is_finite()) {
-            bail!("--candidate-factor {} must be 1 or more", self.candidate_factor);
+        if let Some(f) = self.candidate_factor.filter(|f| !(*f >= 1.0 && f.is_finite())) {
+            bail!("--candidate-factor {f} must be 1 or more");
         }
         c.settings.candidate_factor = self.candidate_factor;
         c.target = match self.target_sparsity {
@@ -176,15 +184,17 @@ impl Row {
     }
 }
 
-fn report_rows(loaded: &Pretrained, fitted: &Fitted, windows: &[Vec<u32>]) -> Result<Vec<Row>> {
+/// Every rule at its fitted point, on windows that nothing was learned from.
+fn report_rows(files: &ModelFiles, profile: &Profile, windows: &[Vec<u32>]) -> Result<Vec<Row>> {
+    let options = LoadOptions { profile: Some(Arc::new(profile.clone())), ..LoadOptions::default() };
+    let loaded = Pretrained::load(files, options)?;
     let c = &loaded.config;
-    let layers: Vec<_> = fitted.profile.layers.iter().map(|l| l.in_checkpoint_order()).collect();
     let act = Gate { act: c.hidden_act, shift: c.gate_shift };
     let mut cache = Cache::new(true, DType::F32, c, &Device::Cpu)?;
     let mut rows = Vec::new();
     for rule in Rule::ALL {
-        let choice = Choice::Rule(rule, fitted.profile.fitted[rule as usize]);
-        let mut simulation = Simulation::new(&layers, act, choice)?;
+        let choice = Choice::Rule(rule, profile.fitted[rule as usize]);
+        let mut simulation = Simulation::new(&profile.layers, act, choice)?;
         let mut quality = Quality::default();
         for window in windows {
             let x = Tensor::new(window.as_slice(), &Device::Cpu)?.unsqueeze(0)?;

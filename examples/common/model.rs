@@ -1,13 +1,21 @@
 //! Flags that say which model is used and how it is held.
+#![allow(dead_code, reason = "not every program uses all of it")]
 
 use crate::cli::format;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::DType;
-use candle_sparse::{Threads, core::Format, kv_cache::KvDType};
+use candle_sparse::{
+    Threads,
+    core::Format,
+    kv_cache::KvDType,
+    profile::Profile,
+    sparse::{FfnMode, Selection, SparseConfig},
+};
 use candle_sparse_models::{
     decoder::LoadOptions, files::ModelFiles, hub::HubSettings, pretrained::Pretrained,
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
+use std::{path::PathBuf, sync::Arc};
 
 /// Which model, and how to hold it.
 #[derive(Args, Clone, Debug)]
@@ -27,6 +35,39 @@ pub(crate) struct ModelArgs {
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Sparse profile, instead of the model's own sparse.safetensors; CANDLE_SPARSE=off runs without any
+    #[arg(long)]
+    pub(crate) profile: Option<PathBuf>,
+    /// Which neurons are computed; cascade where the model has a profile
+    #[arg(long)]
+    pub(crate) ffn: Option<Ffn>,
+    /// Share of the neurons that are left out, instead of what calibration found
+    #[arg(long)]
+    pub(crate) sparsity: Option<f32>,
+}
+
+/// Names of [`FfnMode`].
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ffn {
+    /// All neurons
+    Dense,
+    /// All gates; up and down where the gate says so
+    Gate,
+    /// What the prediction says
+    LowRank,
+    /// Gates of what the prediction says; up and down where the gate says so
+    Cascade,
+}
+
+impl From<Ffn> for FfnMode {
+    fn from(ffn: Ffn) -> Self {
+        match ffn {
+            Ffn::Dense => Self::Dense,
+            Ffn::Gate => Self::Gate,
+            Ffn::LowRank => Self::LowRank,
+            Ffn::Cascade => Self::Cascade,
+        }
+    }
 }
 
 fn kv(name: &str) -> Result<DType, String> {
@@ -41,11 +82,44 @@ impl ModelArgs {
         Ok(ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?)
     }
 
+    /// The profile of the flag, else the one beside the model.
+    pub(crate) fn profile(&self, files: &ModelFiles) -> Result<Option<Arc<Profile>>> {
+        Ok(match (&self.profile, &files.sparse_profile) {
+            (Some(path), _) => Some(Arc::new(Profile::load(path)?)),
+            (None, Some(profile)) => Some(Arc::new(profile.load()?)),
+            (None, None) => None,
+        })
+    }
+
+    /// What the flags say about the FFN.
+    pub(crate) fn sparse(&self) -> Result<SparseConfig> {
+        let selection = match self.sparsity {
+            None => Selection::Fitted,
+            Some(s) if (0.0..1.0).contains(&s) => Selection::Share(1.0 - s),
+            Some(s) => bail!("--sparsity {s} must be 0 or more and below 1"),
+        };
+        Ok(SparseConfig {
+            mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from),
+            selection,
+            guard: None,
+        })
+    }
+
     /// Loads the model; says on standard error what was done otherwise than asked.
     pub(crate) fn load(&self) -> Result<Pretrained> {
+        self.load_as(self.dtype, self.sparse()?)
+    }
+
+    /// The dense model in its stored dtype.
+    pub(crate) fn as_stored(&self) -> Result<Pretrained> {
+        self.load_as(None, SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() })
+    }
+
+    fn load_as(&self, format: Option<Format>, sparse: SparseConfig) -> Result<Pretrained> {
         let files = self.files()?;
         let threads = self.threads.map(Threads::new).transpose()?;
-        let loaded = Pretrained::load(&files, LoadOptions { format: self.dtype, threads })?;
+        let profile = self.profile(&files)?;
+        let loaded = Pretrained::load(&files, LoadOptions { format, threads, profile, sparse })?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }

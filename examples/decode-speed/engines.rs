@@ -1,19 +1,22 @@
 //! The engines that are measured, behind one trait.
 
-use super::{Cli, gguf::Gguf};
+use super::{Cli, gguf::Gguf, sparse::Drawn};
 use anyhow::{Context, Result, bail};
 use candle_core::{
     DType, Device, Shape, Tensor,
     quantized::{GgmlDType, QTensor, gguf_file::Content},
 };
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use candle_sparse::{Threads, core::Format};
+use candle_sparse::{FfnMode, Selection, SparseConfig, Threads, core::Format};
 use candle_sparse_models::{
     decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama, pretrained::var_builder,
 };
 use candle_transformers::models::{llama as candle_llama, quantized_llama};
 use half::{bf16, f16};
-use std::io::{BufReader, Seek};
+use std::{
+    io::{BufReader, Seek},
+    sync::Arc,
+};
 
 /// Something that decodes.
 pub(crate) trait Engine {
@@ -28,6 +31,10 @@ pub(crate) trait Engine {
     fn weight_bytes(&self) -> usize;
     /// Bytes of the matrices that a token reads: all but the embedding.
     fn weight_bytes_per_token(&self) -> usize;
+    /// The mean share of neurons that decoded tokens computed.
+    fn active_fraction(&self) -> f64 {
+        1.0
+    }
 }
 
 /// Where configuration and weights come from.
@@ -124,19 +131,56 @@ fn prompt(n: usize) -> Result<Tensor> {
 
 /// Our model.
 pub(crate) struct Ours {
+    name: &'static str,
     model: llama::Llama,
     cache: llama::Cache,
     logits: Vec<f32>,
 }
 
 impl Ours {
-    pub(crate) fn load(source: &Source, format: Format, threads: Threads) -> Result<Self> {
+    pub(crate) fn load(
+        source: &Source,
+        format: Format,
+        threads: Threads,
+        drawn: Option<Drawn>,
+    ) -> Result<Self> {
         let config = source.config()?;
-        let options = LoadOptions { format: Some(format), threads: Some(threads) };
-        let model = llama::Llama::load_with(source.var_builder()?, &config, options)?;
+        let vb = source.var_builder()?;
+        let mut options =
+            LoadOptions { format: Some(format), threads: Some(threads), ..LoadOptions::default() };
+        options.sparse.mode = FfnMode::Dense;
+        if let Some(drawn) = drawn {
+            options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
+            options.sparse.mode = drawn.ffn.into();
+        }
+        let model = llama::Llama::load_with(vb, &config, options)?;
         let kv = if format == Format::F32 { DType::F32 } else { DType::F16 };
         let cache = llama::Cache::new(true, kv, &config, &Device::Cpu)?;
-        Ok(Self { model, cache, logits: vec![0.0; config.vocab_size] })
+        let name = if drawn.is_some() { "candle-sparse" } else { "dense" };
+        let mut ours = Self { name, model, cache, logits: vec![0.0; config.vocab_size] };
+        if let Some(drawn) = drawn {
+            ours.tune(drawn)?;
+        }
+        Ok(ours)
+    }
+
+    /// Scales the thresholds until the share is what was asked for: the drawn ones assume numbers that are quite normal.
+    fn tune(&mut self, drawn: Drawn) -> Result<()> {
+        let (mut low, mut high) = (0.1_f32, 10.0_f32);
+        for _ in 0..12 {
+            let scale = (low * high).sqrt();
+            let config = SparseConfig {
+                mode: drawn.ffn.into(),
+                selection: Selection::Scale(scale),
+                ..SparseConfig::default()
+            };
+            self.model = self.model.with_sparse(config)?;
+            self.cache.clear();
+            (0..6).try_for_each(|i| self.decode(i))?;
+            if self.active_fraction() > f64::from(drawn.share) { low = scale } else { high = scale }
+        }
+        self.cache.clear();
+        Ok(())
     }
 
     /// Logits after a prompt of `n` tokens.
@@ -148,7 +192,7 @@ impl Ours {
 
 impl Engine for Ours {
     fn name(&self) -> &'static str {
-        "candle-sparse"
+        self.name
     }
 
     fn prefill(&mut self, n: usize, index_pos: usize) -> Result<()> {
@@ -165,7 +209,9 @@ impl Engine for Ours {
     }
 
     fn decode(&mut self, index_pos: usize) -> Result<()> {
-        Ok(self.model.decode(7, index_pos, &mut self.cache, &mut self.logits)?)
+        // Another token each time, as its neurons are others.
+        let token = (index_pos * 7919 % self.logits.len()) as u32;
+        Ok(self.model.decode(token, index_pos, &mut self.cache, &mut self.logits)?)
     }
 
     fn weight_bytes(&self) -> usize {
@@ -173,7 +219,20 @@ impl Engine for Ours {
     }
 
     fn weight_bytes_per_token(&self) -> usize {
-        self.model.decoder().weight_bytes_per_token()
+        let (decoder, layers) = (self.model.decoder(), self.cache.sparse_stats().layers);
+        if layers.is_empty() {
+            return decoder.weight_bytes_per_token();
+        }
+        let ffn: f64 = layers.iter().map(|l| l.bytes_per_token).sum();
+        decoder.weight_bytes_per_token() - decoder.ffn_bytes_per_token() + ffn as usize
+    }
+
+    fn active_fraction(&self) -> f64 {
+        let layers = self.cache.sparse_stats().layers;
+        if layers.is_empty() {
+            return 1.0;
+        }
+        layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64
     }
 }
 

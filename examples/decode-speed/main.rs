@@ -12,6 +12,7 @@ mod gguf;
 mod probe;
 mod report;
 mod shapes;
+mod sparse;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Threads, core::Format};
@@ -53,6 +54,18 @@ pub(crate) struct Cli {
     /// Measure this engine too, in turn with the first
     #[arg(long)]
     against: Option<EngineName>,
+    /// Compute this share of the neurons, with a drawn profile: random weights teach nothing
+    #[arg(long, conflicts_with = "model")]
+    active: Option<f32>,
+    /// With --active: what chooses the neurons
+    #[arg(long, default_value = "cascade")]
+    ffn: sparse::Ffn,
+    /// With --active: how activity is spread over the neurons
+    #[arg(long, default_value = "skewed")]
+    activity: sparse::Activity,
+    /// With --active: rank of the prediction
+    #[arg(long, default_value_t = 64)]
+    rank: usize,
     /// Write the random model as a GGUF file without a tokenizer, and measure nothing
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     write_gguf: Option<PathBuf>,
@@ -64,7 +77,10 @@ pub(crate) struct Cli {
 /// An engine that can be measured.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum EngineName {
+    /// Sparse with --active
     CandleSparse,
+    /// candle-sparse, dense
+    Dense,
     Candle,
 }
 
@@ -86,13 +102,24 @@ fn run(cli: &Cli) -> Result<()> {
     pool.install(|| measure(cli, threads))
 }
 
+impl Cli {
+    fn drawn(&self) -> Result<Option<sparse::Drawn>> {
+        let Some(share) = self.active else { return Ok(None) };
+        if !(share > 0.0 && share <= 1.0) {
+            bail!("--active {share} must be above 0 and at most 1");
+        }
+        Ok(Some(sparse::Drawn { ffn: self.ffn, activity: self.activity, share, rank: self.rank }))
+    }
+}
+
 fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let format = cli.dtype;
     let source = Source::new(cli, format)?;
     let positions = cli.prefill.max(cli.depth + 1 + cli.steps);
     let load = |name| -> Result<Box<dyn Engine>> {
         Ok(match name {
-            EngineName::CandleSparse => Box::new(Ours::load(&source, format, threads)?),
+            EngineName::CandleSparse => Box::new(Ours::load(&source, format, threads, cli.drawn()?)?),
+            EngineName::Dense => Box::new(Ours::load(&source, format, threads, None)?),
             EngineName::Candle if format.is_quantized() => {
                 Box::new(CandleQuantized::load(&source, format, threads, positions)?)
             }

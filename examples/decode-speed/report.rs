@@ -30,6 +30,7 @@ pub(crate) struct Row {
     weight_bytes: usize,
     weight_bytes_per_token: usize,
     gb_per_s: f64,
+    active_fraction: f64,
 }
 
 impl Row {
@@ -43,6 +44,7 @@ impl Row {
             weight_bytes: engine.weight_bytes(),
             weight_bytes_per_token,
             gb_per_s: weight_bytes_per_token as f64 * decode / 1e9,
+            active_fraction: engine.active_fraction(),
         }
     }
 
@@ -54,6 +56,7 @@ impl Row {
             "weight_bytes": self.weight_bytes,
             "weight_bytes_per_token": self.weight_bytes_per_token,
             "weight_gb_per_s": self.gb_per_s,
+            "active_fraction": self.active_fraction,
             "bandwidth_share": self.gb_per_s / stream_gb_per_s,
         })
     }
@@ -76,6 +79,7 @@ pub(crate) fn json(run: &Run<'_>, rows: &[Row], times: &[Times]) -> Result<()> {
     for (key, value) in [
         ("weights", json!(run.weights())),
         ("shape", json!(run.shape())),
+        ("activity", json!(run.cli.active.map(|_| format!("{:?} {:?}", run.cli.ffn, run.cli.activity)))),
         ("dtype", json!(run.cli.dtype.name())),
         ("depth", json!(run.cli.depth)),
         ("threads", json!(run.threads.count())),
@@ -110,9 +114,10 @@ pub(crate) fn text(run: &Run<'_>, rows: &[Row], times: &[Times]) -> Result<()> {
         let prefill = row.prefill.map_or(String::new(), |p| format!("; prefill {p:.1} tokens/s"));
         writeln!(
             out,
-            "{:>14}: decode {:8.2} tokens/s, {:.3} GB/token, {:5.1} GB/s = {:.2} of streaming{prefill}",
+            "{:>14}: decode {:8.2} tokens/s, {:.3} of the neurons, {:.3} GB/token, {:5.1} GB/s = {:.2} of streaming{prefill}",
             row.name,
             row.decode,
+            row.active_fraction,
             row.weight_bytes_per_token as f64 / 1e9,
             row.gb_per_s,
             row.gb_per_s / run.stream_gb_per_s
@@ -120,7 +125,8 @@ pub(crate) fn text(run: &Run<'_>, rows: &[Row], times: &[Times]) -> Result<()> {
     }
     if let Some((decode, prefill)) = ratios(times) {
         let prefill = prefill.map_or(String::new(), |p| format!(", prefill {p:.2} x"));
-        writeln!(out, "{:>14}: decode {decode:.2} x{prefill}", "ratio")?;
+        let bytes = rows[1].weight_bytes_per_token as f64 / rows[0].weight_bytes_per_token as f64;
+        writeln!(out, "{:>14}: decode {decode:.2} x{prefill}, bytes {bytes:.2} x fewer", "ratio")?;
     }
     Ok(())
 }

@@ -3,12 +3,13 @@
 
 #[path = "../common/cli.rs"]
 mod cli;
+mod compare;
 #[path = "../common/model.rs"]
 mod model;
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse_models::{llama::Cache, pretrained::Pretrained};
+use candle_sparse_models::{decoder::Decoder, llama::Cache, pretrained::Pretrained};
 use candle_transformers::{
     generation::{LogitsProcessor, Sampling},
     utils::apply_repeat_penalty,
@@ -51,6 +52,9 @@ struct Cli {
     /// Seed of the sampling
     #[arg(long, default_value_t = 299_792_458)]
     seed: u64,
+    /// Also compare the modes of the FFN: speed, bytes and quality; without any flag this is done too
+    #[arg(long)]
+    compare: bool,
     /// Print one JSON object as the last line of standard output, the text to standard error
     #[arg(long)]
     json: bool,
@@ -129,7 +133,14 @@ fn run(cli: &Cli) -> Result<()> {
     let kv = cli.model.kv_dtype(&loaded);
     let mut cache = Cache::new(true, kv, &loaded.config, &Device::Cpu)?;
     let out = generate(cli, &loaded, &mut cache, &mut sampler)?;
-    report(cli, &loaded, &cache, &out, kv, load_s)
+    report(cli, &loaded, &cache, &out, kv, load_s)?;
+    if cli.compare || std::env::args_os().len() == 1 {
+        if loaded.model.decoder().sparse_config().is_none() {
+            bail!("--compare needs a profile: make one with `calibrate` and give it with --profile");
+        }
+        compare::compare(&loaded, kv, cli.json)?;
+    }
+    Ok(())
 }
 
 fn generate(
@@ -211,7 +222,8 @@ fn report(
             "load_s": load_s,
             "prefill_tokens_per_s": prefill,
             "decode_tokens_per_s": decode,
-            "active_fraction": 1.0,
+            "ffn": ffn(decoder),
+            "active_fraction": active(cache),
             "weight_bytes": decoder.weight_bytes(),
             "weight_bytes_per_token": decoder.weight_bytes_per_token(),
             "kv_bytes": cache.kv_bytes(),
@@ -224,12 +236,29 @@ fn report(
     }
     eprintln!(
         "\n{generated} tokens at {decode:.1} tokens/s after a prompt of {} at {prefill:.1} tokens/s; weights {:.1} MB, \
-         kv {:.2} MB {kv:?}, {} on {} threads, dense",
+         kv {:.2} MB {kv:?}, {} on {} threads, {}, {:.3} of the neurons active",
         out.prompt_tokens,
         decoder.weight_bytes() as f64 / 1e6,
         cache.kv_bytes() as f64 / 1e6,
         decoder.level(),
         decoder.threads().count(),
+        ffn(decoder),
+        active(cache),
     );
     Ok(())
+}
+
+/// How the FFN of decoded tokens runs.
+fn ffn(decoder: &Decoder) -> String {
+    decoder.sparse_config().map_or_else(|| "dense".to_string(), |c| format!("{:?}", c.mode).to_lowercase())
+}
+
+/// The mean share of neurons that decoded tokens computed.
+fn active(cache: &Cache) -> f64 {
+    let layers = cache.sparse_stats().layers;
+    if layers.is_empty() {
+        1.0
+    } else {
+        layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64
+    }
 }

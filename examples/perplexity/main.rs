@@ -1,18 +1,25 @@
 //! Perplexity of a setting on text files, and its distance from the dense model as stored.
 //!
-//! ppl = e^(mean nll); kld = mean Σ p·(ln p − ln q) of the dense distribution p and the setting's q, in nats per token;
-//! top-1 agreement = share of positions at which both find the same token most likely.
+//! Sparse settings are measured as they decode: token by token, every token's FFN sparse. `--sweep` compares ways of
+//! choosing neurons over all shares instead.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
 mod cli;
 #[path = "../common/model.rs"]
 mod model;
+mod sweep;
+#[path = "../common/text.rs"]
+mod text;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::ops::log_softmax;
-use candle_sparse_models::{llama::Cache, pretrained::Pretrained};
+use candle_core::{DType, Device, Tensor};
+use candle_sparse::sparse::{FfnMode, SparseConfig};
+use candle_sparse_models::{
+    llama::{Cache, Llama},
+    pretrained::Pretrained,
+    quality::Quality,
+};
 use clap::Parser;
 use cli::process_bytes;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,6 +44,10 @@ struct Cli {
     /// Stop after this many counted tokens
     #[arg(long)]
     tokens: Option<usize>,
+    /// Compare random, static, low-rank, gate, cascade and oracle choices at every share of the profile, and draw them
+    /// into this SVG file; windows are then documents (separated by <|endoftext|>) cut at --context, 256 if not given
+    #[arg(long)]
+    sweep: Option<PathBuf>,
     /// Print one JSON object as the last line of standard output
     #[arg(long)]
     json: bool,
@@ -46,19 +57,12 @@ fn main() -> ExitCode {
     cli::exit(run(&Cli::parse()))
 }
 
-/// Sums over the counted tokens.
-#[derive(Default)]
-struct Totals {
-    tokens: usize,
-    nll: f64,
-    dense_nll: f64,
-    kld: f64,
-    agreed: f64,
-}
-
 fn run(cli: &Cli) -> Result<()> {
+    if let Some(path) = &cli.sweep {
+        return run_sweep(cli, path);
+    }
     let setting = cli.model.load()?;
-    let dense = ModelArgs { dtype: None, ..cli.model.clone() }.load()?;
+    let dense = cli.model.as_stored()?;
     let ids = encode(cli, &setting)?;
     let limit = setting.config.max_position_embeddings;
     let context = cli.context.unwrap_or(limit.min(1024));
@@ -75,27 +79,47 @@ fn run(cli: &Cli) -> Result<()> {
         );
     }
     let kv = cli.model.kv_dtype(&setting);
-    let mut caches = [
-        Cache::new(true, kv, &setting.config, &Device::Cpu)?,
-        Cache::new(true, DType::F32, &dense.config, &Device::Cpu)?,
-    ];
+    let mut cache = Cache::new(true, kv, &setting.config, &Device::Cpu)?;
+    let mut dense_cache = Cache::new(true, DType::F32, &dense.config, &Device::Cpu)?;
     let windows = 1 + (ids.len() - context) / stride;
     let bar = ProgressBar::new(windows as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} windows, {eta} left, ppl {msg}")?);
-    let mut totals = Totals::default();
+    let mut quality = Quality::default();
     for w in 0..windows {
         let window = &ids[w * stride..w * stride + context];
         // Tokens before the overlap were counted by the window before.
         let first = if w == 0 { 1 } else { context - stride };
-        score(&setting, &dense, &mut caches, window, first, &mut totals)?;
-        bar.set_message(format!("{:.3}", (totals.nll / totals.tokens as f64).exp()));
+        let logits = all_logits(&setting.model, window, &mut cache)?;
+        let dense = prefill(&dense.model, window, &mut dense_cache)?;
+        quality.add(window, first, &logits, &dense)?;
+        bar.set_message(format!("{:.3}", quality.ppl()));
         bar.inc(1);
-        if cli.tokens.is_some_and(|n| totals.tokens >= n) {
+        if cli.tokens.is_some_and(|n| quality.tokens() >= n) {
             break;
         }
     }
     bar.finish_and_clear();
-    report(cli, &totals, &caches[0])
+    report(cli, &quality, &setting.model, &cache)
+}
+
+fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
+    let files = cli.model.files()?;
+    let Some(profile) = cli.model.profile(&files)? else {
+        bail!("--sweep needs a profile: make one with `calibrate` and give it with --profile");
+    };
+    let loaded = cli.model.load()?;
+    let context = cli.context.unwrap_or(loaded.config.max_position_embeddings.min(256));
+    if !(64..=loaded.config.max_position_embeddings).contains(&context) {
+        let limit = loaded.config.max_position_embeddings;
+        bail!("--context {context} must be 64 to {limit} (the model's context)");
+    }
+    let windows = sweep::windows(&loaded, &cli.text, context, cli.tokens.unwrap_or(24_000))?;
+    if windows.is_empty() {
+        bail!("the text is too short for a window: give more --text");
+    }
+    let points = sweep::sweep(&loaded, &profile, &windows)?;
+    sweep::plot(&points, &format!("{}: quality against active share", files.name), path)?;
+    sweep::print(&points, cli.json)
 }
 
 fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
@@ -109,52 +133,45 @@ fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// Adds the tokens `window[first..]`, each predicted from those before it.
-fn score(
-    setting: &Pretrained,
-    dense: &Pretrained,
-    caches: &mut [Cache; 2],
-    window: &[u32],
-    first: usize,
-    totals: &mut Totals,
-) -> Result<()> {
+/// Logits `[window, vocab_size]`, all positions at once: dense in the FFN.
+fn prefill(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
     let x = Tensor::new(window, &Device::Cpu)?.unsqueeze(0)?;
-    let n = window.len() - first;
-    let targets = Tensor::new(&window[first..], &Device::Cpu)?.unsqueeze(1)?;
-    let [cache, dense_cache] = caches;
-    let log_probabilities = |m: &Pretrained, cache: &mut Cache| -> Result<Tensor> {
-        let logits = m.model.forward_all(&x, 0, cache)?.squeeze(0)?;
-        Ok(log_softmax(&logits.narrow(0, first - 1, n)?, D::Minus1)?)
-    };
-    let q = log_probabilities(setting, cache)?;
-    let p = log_probabilities(dense, dense_cache)?;
-    let sum = |t: &Tensor| -> Result<f64> { Ok(t.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?) };
-    let nll = -sum(&q.gather(&targets, 1)?)?;
-    if !nll.is_finite() {
-        bail!("the logits are not numbers: the checkpoint holds NaN or infinity");
-    }
-    totals.nll += nll;
-    totals.dense_nll -= sum(&p.gather(&targets, 1)?)?;
-    totals.kld += sum(&(p.exp()? * (&p - &q)?)?)?;
-    totals.agreed += sum(&p.argmax(1)?.eq(&q.argmax(1)?)?)?;
-    totals.tokens += n;
-    Ok(())
+    Ok(model.forward_all(&x, 0, cache)?.squeeze(0)?)
 }
 
-fn report(cli: &Cli, t: &Totals, cache: &Cache) -> Result<()> {
-    let n = t.tokens as f64;
-    let (nll, dense_nll) = (t.nll / n, t.dense_nll / n);
+/// The same as the setting decodes.
+fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
+    let sparse = model.decoder().sparse_config().is_some_and(|c| c.mode != FfnMode::Dense);
+    if !sparse {
+        return prefill(model, window, cache);
+    }
+    let vocab = model.decoder().config().vocab_size;
+    let mut logits = vec![0.0; window.len() * vocab];
+    for (i, (&token, logits)) in window.iter().zip(logits.chunks_exact_mut(vocab)).enumerate() {
+        model.decode(token, i, cache, logits)?;
+    }
+    Ok(Tensor::from_vec(logits, (window.len(), vocab), &Device::Cpu)?)
+}
+
+fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
+    let layers = cache.sparse_stats().layers;
+    let active = match layers.len() {
+        0 => 1.0,
+        n => layers.iter().map(|l| l.active_share).sum::<f64>() / n as f64,
+    };
+    let mode = model.decoder().sparse_config().map_or(FfnMode::Dense, |SparseConfig { mode, .. }| mode);
     let mut out = std::io::stdout();
     if cli.json {
         let json = serde_json::json!({
-            "tokens": t.tokens,
-            "nll": nll,
-            "ppl": nll.exp(),
-            "dense_nll": dense_nll,
-            "dense_ppl": dense_nll.exp(),
-            "kld": t.kld / n,
-            "top1_agreement": t.agreed / n,
-            "active_fraction": 1.0,
+            "tokens": q.tokens(),
+            "nll": q.nll(),
+            "ppl": q.ppl(),
+            "dense_nll": q.dense_nll(),
+            "dense_ppl": q.dense_nll().exp(),
+            "kld": q.kld(),
+            "top1_agreement": q.top1_agreement(),
+            "ffn": format!("{mode:?}"),
+            "active_fraction": active,
             "kv_bytes": cache.kv_bytes(),
             "rss_bytes": process_bytes("VmRSS").ok(),
         });
@@ -163,13 +180,16 @@ fn report(cli: &Cli, t: &Totals, cache: &Cache) -> Result<()> {
     }
     writeln!(
         out,
-        "{} tokens: ppl {:.4} (nll {nll:.5} nats/token), dense as stored {:.4}, change {:+.3} %, kld {:.6}, top-1 agreement {:.4}",
-        t.tokens,
-        nll.exp(),
-        dense_nll.exp(),
-        ((nll - dense_nll).exp() - 1.0) * 100.0,
-        t.kld / n,
-        t.agreed / n
+        "{} tokens, {mode:?}, {:.3} of the neurons active: ppl {:.4} (nll {:.5} nats/token), dense as stored {:.4}, \
+         change {:+.3} %, kld {:.6}, top-1 agreement {:.4}",
+        q.tokens(),
+        active,
+        q.ppl(),
+        q.nll(),
+        q.dense_nll().exp(),
+        q.ppl_change() * 100.0,
+        q.kld(),
+        q.top1_agreement()
     )?;
     Ok(())
 }

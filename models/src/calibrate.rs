@@ -102,6 +102,11 @@ impl Calibrator {
             bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
         }
         let model = Llama::load_with(vb.clone(), config, LoadOptions::default())?;
+        if model.decoder().sparse_config().is_some() {
+            bail!(
+                "calibrate: the checkpoint holds a profile already: leave out that shard, or set CANDLE_SPARSE=off"
+            );
+        }
         let mut run = Run { model, cache: Cache::new(true, DType::F32, config, &Device::Cpu)? };
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
         let mut moments = Inputs::new(vec![Moments::new(hidden); layers], Moments::add);
@@ -109,11 +114,12 @@ impl Calibrator {
         let mut samples = Inputs::new(vec![Sample::new(hidden, self.sample_rows); layers], Sample::add);
         run.over(tune, &mut samples, "reading the tune text", &mut progress)?;
         let act = Gate { act: config.hidden_act, shift: config.gate_shift };
+        let settings = self.settings.for_activation(act.act);
         let mut fits = Vec::with_capacity(layers);
         for l in 0..layers {
             progress(Progress { stage: "fitting blocks", done: l, steps: layers });
             let weights = ffn_weights(vb, config, act, l)?;
-            fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &self.settings)?);
+            fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &settings)?);
         }
         drop((moments, samples));
         let mut search =

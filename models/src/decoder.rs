@@ -10,20 +10,24 @@
 mod decode;
 mod load;
 mod prefill;
+mod state;
 mod tap;
 
 use candle_core::{Result, bail};
 use candle_sparse::{
-    Threads, Weight,
+    SparseConfig, Threads, Weight,
     core::{
         ActivationGroup, Config, KernelSet,
         kernel::{rms_norm::shifted_relu, rope},
     },
     kernels::{Kernels, Level},
     kv_cache::KvCache,
+    sparse::{Plans, Points, SparseFfn},
     weight::On,
 };
 pub use load::{Extras, LoadOptions};
+pub use state::{LayerStats, SparseStats};
+use std::sync::Arc;
 pub use tap::FfnTap;
 
 /// A projection and its bias.
@@ -40,19 +44,58 @@ struct Layer {
     qkv_proj: Projection,
     o_proj: Projection,
     post_attention_layernorm: Vec<f32>,
+    ffn: Ffn,
+}
+
+/// What a block holds of its FFN.
+#[derive(Debug)]
+enum Ffn {
+    Dense(DenseFfn),
+    /// With a profile.
+    Sparse(SparseFfn),
+}
+
+#[derive(Debug)]
+struct DenseFfn {
     gate_proj: Projection,
     up_proj: Projection,
     down_proj: Projection,
 }
 
-/// A whole model, immutable; state lives in [`KvCache`] and [`Scratch`].
-#[derive(Debug)]
+impl Ffn {
+    fn sparse(&self) -> Option<&SparseFfn> {
+        match self {
+            Self::Sparse(ffn) => Some(ffn),
+            Self::Dense(_) => None,
+        }
+    }
+
+    /// Bytes that all neurons read.
+    fn dense_bytes(&self) -> usize {
+        match self {
+            Self::Dense(f) => [&f.gate_proj, &f.up_proj, &f.down_proj].map(|p| p.weight.bytes()).iter().sum(),
+            Self::Sparse(f) => f.dense_bytes(),
+        }
+    }
+}
+
+/// How the FFNs of a model with a profile run.
+#[derive(Clone, Debug)]
+struct Sparse {
+    points: Points,
+    plans: Arc<Plans>,
+}
+
+/// A whole model, immutable; state lives in [`KvCache`] and [`Scratch`]. `Clone` shares the weights.
+#[derive(Clone, Debug)]
 pub struct Decoder {
     config: Config,
     kernels: &'static Kernels,
     threads: Threads,
     embed_tokens: Weight,
-    layers: Vec<Layer>,
+    layers: Arc<[Layer]>,
+    /// `None`: loaded without a profile.
+    sparse: Option<Sparse>,
     norm: Vec<f32>,
     lm_head: Weight,
     notices: Vec<String>,
@@ -63,6 +106,20 @@ pub struct Decoder {
 pub struct Scratch {
     prefill: prefill::Scratch,
     decode: decode::Scratch,
+    state: state::State,
+}
+
+impl Scratch {
+    /// What the sparse FFNs did, see [`SparseStats`].
+    #[must_use]
+    pub fn sparse_stats(&self) -> SparseStats {
+        self.state.stats()
+    }
+
+    /// Begins to count anew; what the guard has learned stays.
+    pub fn reset_sparse_stats(&mut self) {
+        self.state.reset();
+    }
 }
 
 impl core::fmt::Debug for Scratch {
@@ -72,9 +129,9 @@ impl core::fmt::Debug for Scratch {
 }
 
 impl Clone for Scratch {
-    /// A clone starts empty: nothing in here outlives a step.
+    /// A clone starts without working memory; only the state of the sparse FFNs outlives a step.
     fn clone(&self) -> Self {
-        Self::default()
+        Self { state: self.state.clone(), ..Self::default() }
     }
 }
 
@@ -136,19 +193,42 @@ impl Decoder {
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let tied = self.embed_tokens.shares_memory(&self.lm_head);
-        self.weight_bytes_per_token() + if tied { 0 } else { self.embed_tokens.bytes() }
+        let predictor = |l: &Layer| l.ffn.sparse().map_or(0, |f| f.bytes() - f.dense_bytes());
+        let embedding = if tied { 0 } else { self.embed_tokens.bytes() };
+        self.weight_bytes_per_token() + self.layers.iter().map(predictor).sum::<usize>() + embedding
     }
 
-    /// Bytes of the matrices that one decoded token reads: all but the embedding, of which it reads a row.
+    /// Bytes of the matrices that one decoded token reads when all neurons are computed: all but the embedding, of which
+    /// it reads a row. [`SparseStats`] has what was read.
     #[must_use]
     pub fn weight_bytes_per_token(&self) -> usize {
-        let layer = |l: &Layer| {
-            [&l.qkv_proj, &l.o_proj, &l.gate_proj, &l.up_proj, &l.down_proj]
-                .map(|p| p.weight.bytes())
-                .iter()
-                .sum::<usize>()
-        };
+        let layer = |l: &Layer| l.qkv_proj.weight.bytes() + l.o_proj.weight.bytes() + l.ffn.dense_bytes();
         self.layers.iter().map(layer).sum::<usize>() + self.lm_head.bytes()
+    }
+
+    /// Bytes of the FFNs among them.
+    #[must_use]
+    pub fn ffn_bytes_per_token(&self) -> usize {
+        self.layers.iter().map(|l| l.ffn.dense_bytes()).sum()
+    }
+
+    /// The settings of the sparse FFN; `None` for a model that was loaded without a profile.
+    #[must_use]
+    pub fn sparse_config(&self) -> Option<SparseConfig> {
+        self.sparse.as_ref().map(|s| s.plans.config)
+    }
+
+    /// This model with other settings of the sparse FFN; the weights are shared.
+    ///
+    /// # Errors
+    /// As [`Plans::new`]; also a model that was loaded without a profile.
+    pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
+        let Some(Sparse { points, .. }) = &self.sparse else {
+            bail!("sparse: the model was loaded without a profile: give LoadOptions one");
+        };
+        let plans = Plans::new(config, points, self.layers.iter().filter_map(|l| l.ffn.sparse()))?;
+        let sparse = Some(Sparse { points: points.clone(), plans: Arc::new(plans) });
+        Ok(Self { sparse, ..self.clone() })
     }
 
     /// Writes the embeddings `[n, hidden_size]` of `n` tokens.
@@ -198,7 +278,8 @@ impl Decoder {
     ///
     /// # Errors
     /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context,
-    /// another batch than the cached one, or a cache made for another shape. The cache is unchanged then.
+    /// another batch than the cached one, or a cache made for another shape; in a decode step of a model with a profile
+    /// also a number that is not finite. The cache is unchanged then.
     ///
     /// # Panics
     /// `input` or `logits` has not the length that `step` says.
@@ -213,7 +294,7 @@ impl Decoder {
     ) -> Result<()> {
         self.check_all(input, step, cache, wanted, logits)?;
         if step.batch * step.seq_len == 1 {
-            return self.decode(input, step.index_pos, cache, &mut s.decode, logits);
+            return self.decode(input, step.index_pos, cache, s, logits);
         }
         self.prefill(input, step, cache, &mut s.prefill, wanted, logits, None)
     }

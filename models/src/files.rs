@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Error, Result};
+use candle_sparse::profile::Profile;
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
@@ -30,6 +31,8 @@ pub struct EmbeddedModel {
     pub tokenizer: &'static [u8],
     /// Content of its `model.safetensors`.
     pub weights: &'static [u8],
+    /// Content of its `sparse.safetensors`.
+    pub sparse_profile: &'static [u8],
 }
 
 impl fmt::Debug for EmbeddedModel {
@@ -46,6 +49,7 @@ macro_rules! embedded {
             config: include_bytes!(concat!("../testdata/", $name, "/config.json")),
             tokenizer: include_bytes!(concat!("../testdata/", $name, "/tokenizer.json")),
             weights: include_bytes!(concat!("../testdata/", $name, "/model.safetensors")),
+            sparse_profile: include_bytes!(concat!("../testdata/", $name, "/sparse.safetensors")),
         }
     };
 }
@@ -64,6 +68,37 @@ pub enum Weights {
     Files(Vec<PathBuf>),
     /// The content of one file.
     Embedded(&'static [u8]),
+}
+
+/// Where a sparse profile is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SparseProfile {
+    /// A file.
+    File(PathBuf),
+    /// The content of one.
+    Embedded(&'static [u8]),
+}
+
+impl SparseProfile {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// It is no profile, truncated or corrupt.
+    pub fn load(&self) -> Result<Profile> {
+        match self {
+            Self::File(path) => Profile::load(path),
+            Self::Embedded(bytes) => Profile::from_bytes(bytes),
+        }
+    }
+}
+
+impl fmt::Debug for SparseProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
+        }
+    }
 }
 
 impl fmt::Debug for Weights {
@@ -92,8 +127,8 @@ pub struct ModelFiles {
     pub generation_config: Option<Vec<u8>>,
     /// Content of `tokenizer_config.json`, if there is one.
     pub tokenizer_config: Option<Vec<u8>>,
-    /// Path of the sparse profile `sparse.safetensors`, if there is one.
-    pub sparse_profile: Option<PathBuf>,
+    /// The sparse profile `sparse.safetensors`, if there is one.
+    pub sparse_profile: Option<SparseProfile>,
 }
 
 impl fmt::Debug for ModelFiles {
@@ -168,7 +203,7 @@ impl ModelFiles {
             weights: Weights::Embedded(model.weights),
             generation_config: None,
             tokenizer_config: None,
-            sparse_profile: None,
+            sparse_profile: Some(SparseProfile::Embedded(model.sparse_profile)),
         }
     }
 
@@ -228,7 +263,7 @@ impl ModelFiles {
             tokenizer: Cow::Owned(read(&source.get(TOKENIZER)?)?),
             generation_config: optional("generation_config.json")?,
             tokenizer_config: optional("tokenizer_config.json")?,
-            sparse_profile: source.get_optional(SPARSE_PROFILE)?,
+            sparse_profile: source.get_optional(SPARSE_PROFILE)?.map(SparseProfile::File),
             weights: Weights::Files(weights(source)?),
         })
     }

@@ -5,10 +5,13 @@
 mod config;
 
 use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
-pub use crate::decoder::{FfnTap, LoadOptions};
+pub use crate::decoder::{FfnTap, LayerStats, LoadOptions, SparseStats};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::kv_cache::{KvCache, KvDType};
+use candle_sparse::{
+    SparseConfig,
+    kv_cache::{KvCache, KvDType},
+};
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
 use std::sync::Arc;
 
@@ -67,6 +70,17 @@ impl Cache {
     pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
         self.kv.reserve(batch, positions)
     }
+
+    /// What the sparse FFNs did in the decode steps with this cache, since the model's settings last changed.
+    #[must_use]
+    pub fn sparse_stats(&self) -> SparseStats {
+        self.scratch.sparse_stats()
+    }
+
+    /// Begins to count anew; what the guard has learned stays.
+    pub fn reset_sparse_stats(&mut self) {
+        self.scratch.reset_sparse_stats();
+    }
 }
 
 /// A Llama. `Clone` shares the weights; many threads may decode at once, each with its own [`Cache`].
@@ -98,6 +112,14 @@ impl Llama {
         };
         let decoder = Decoder::load(&vb, cfg.to_core()?, extras, options)?;
         Ok(Self { decoder: Arc::new(decoder), dtype: vb.dtype() })
+    }
+
+    /// This model with other settings of the sparse FFN; the weights are shared.
+    ///
+    /// # Errors
+    /// See [`Decoder::with_sparse`].
+    pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
+        Ok(Self { decoder: Arc::new(self.decoder.with_sparse(config)?), dtype: self.dtype })
     }
 
     /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids).

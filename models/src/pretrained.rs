@@ -8,6 +8,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result};
 use candle_nn::VarBuilder;
 use candle_sparse::loading;
+use std::sync::Arc;
 use tokenizers::Tokenizer;
 
 /// A Llama with its tokenizer.
@@ -24,13 +25,17 @@ pub struct Pretrained {
 }
 
 impl Pretrained {
-    /// Loads the weights in `options.format`, or as they are stored.
+    /// Loads the weights in `options.format`, or as they are stored, and the sparse profile of `options` or the one
+    /// beside the model.
     ///
     /// # Errors
     /// A file that is missing, truncated or corrupt, a model that cannot be run, or a tokenizer with more tokens than
     /// the model; each names the file.
-    pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Self> {
+    pub fn load(files: &ModelFiles, mut options: LoadOptions) -> Result<Self> {
         let name = &files.name;
+        if let (None, Some(profile)) = (&options.profile, &files.sparse_profile) {
+            options.profile = Some(Arc::new(profile.load()?));
+        }
         let config: LlamaConfig = serde_json::from_slice(&files.config)
             .map_err(|e| Error::msg(format!("{name}: config.json: {e}")))?;
         let mut config = config.into_config(false);

@@ -6,7 +6,10 @@
 use crate::decoder::FfnTap;
 use candle_core::{Device, Error, Result, Tensor};
 use candle_sparse::{
-    core::{Gate, kernel::activation},
+    core::{
+        Gate,
+        kernel::{activation, select},
+    },
     profile::{LayerProfile, Rule},
 };
 use rayon::prelude::*;
@@ -139,14 +142,16 @@ impl<'a> Simulation<'a> {
         if n < r.hot[point] as usize {
             return true;
         }
-        let alpha = |g: f32| activation::apply(self.act.act, g - self.act.shift, 1.0).powi(2);
+        let alpha = |g: f32| activation::apply(self.act.act, g - self.act.shift, 1.0);
         let scale = l.importance[n].powi(2);
         if rule == Rule::Gate {
-            return alpha(gate) * l.up_square[n] * scale >= r.keep[point].powi(2);
+            return alpha(gate).powi(2) * l.up_square[n] * scale >= r.keep[point].powi(2);
         }
+        let deviation = l.gate_variance[n].sqrt();
+        let square = select::expected_square(alpha(gate_hat[i] - deviation), alpha(gate_hat[i] + deviation));
         let up = (up_hat[i].powi(2) + l.up_variance[n]) * scale;
-        (alpha(gate_hat[i]) + l.gate_variance[n]) * up >= r.candidate[point].powi(2)
-            && (rule == Rule::LowRank || alpha(gate) * up >= r.keep[point].powi(2))
+        square * up >= r.candidate[point].powi(2)
+            && (rule == Rule::LowRank || alpha(gate).powi(2) * up >= r.keep[point].powi(2))
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Result;
-use candle_sparse_models::files::{ModelFiles, Weights};
+use candle_sparse_models::files::{ModelFiles, SparseProfile, Weights};
 use tempfile::TempDir;
 
 /// A folder of files with the given contents.
@@ -60,7 +60,8 @@ fn folder_with_one_weights_file() {
     assert_eq!(weight_names(&files), ["model.safetensors"]);
     assert_eq!(files.generation_config.as_deref(), Some(&b"g"[..]));
     assert_eq!(files.tokenizer_config.as_deref(), Some(&b"t"[..]));
-    assert_eq!(files.sparse_profile, Some(folder.path().join("sparse.safetensors")));
+    let profile = SparseProfile::File(folder.path().join("sparse.safetensors"));
+    assert_eq!(files.sparse_profile, Some(profile));
 }
 
 #[test]
@@ -154,7 +155,7 @@ fn embedded_models() {
     for model in EMBEDDED {
         let files = ModelFiles::local(model.name).unwrap().unwrap();
         assert_eq!(files.name, model.name);
-        assert!(files.folder.is_none() && files.sparse_profile.is_none());
+        assert!(files.folder.is_none() && files.sparse_profile.is_some());
         assert_eq!(files.config.as_ref(), model.config);
         assert!(matches!(files.weights, Weights::Embedded(bytes) if bytes == model.weights));
         files.load_tokenizer().unwrap();

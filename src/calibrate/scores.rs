@@ -1,6 +1,10 @@
 //! Gates, ups and scores of every neuron at every sampled token, `[tokens, intermediate_size]`.
 
 use super::{FfnWeights, gated, predictor::Predictor};
+use crate::core::{
+    Gate,
+    kernel::{activation, select},
+};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -29,7 +33,7 @@ pub(super) struct Scores {
     pub(super) cascade: Vec<f32>,
     /// What decides by gates alone: `|act(g)|·√E[u²]·n`.
     pub(super) gate: Vec<f32>,
-    /// What is predicted: `√((act(ĝ)² + v_g)·(û² + v_u))·n`.
+    /// What is predicted: `√(E[act(g)²]·(û² + v_u))·n`.
     pub(super) predicted: Vec<f32>,
     pub(super) gate_variance: Vec<f32>,
     pub(super) up_variance: Vec<f32>,
@@ -49,9 +53,9 @@ impl Scores {
         let z = x.matmul(&p.p.t()?)?;
         let (gate_hat, up_hat) = (product(&z, &p.q_gate)?, product(&z, &p.q_up)?);
         let one = |_: usize| 1.0;
-        let (alpha, alpha_hat) = (gated(w.act, &exact.gate, one), gated(w.act, &gate_hat, one));
+        let alpha = gated(w.act, &exact.gate, one);
         let value = gated(w.act, &exact.gate, |i| exact.up[i]);
-        let gate_variance = mean_square(inner, &alpha, |i| alpha_hat[i]);
+        let gate_variance = mean_square(inner, &exact.gate, |i| gate_hat[i]);
         let up_variance = mean_square(inner, &exact.up, |i| up_hat[i]);
         let up_square = mean_square(inner, &exact.up, |_| 0.0);
         let expected = |i: usize| (up_hat[i].powi(2) + up_variance[i % inner]).sqrt() * importance[i % inner];
@@ -59,7 +63,9 @@ impl Scores {
         Ok(Self {
             cascade: all(&|i| alpha[i].abs() * expected(i)),
             gate: all(&|i| alpha[i].abs() * up_square[i % inner].sqrt() * importance[i % inner]),
-            predicted: all(&|i| (alpha_hat[i].powi(2) + gate_variance[i % inner]).sqrt() * expected(i)),
+            predicted: all(&|i| {
+                expected_square(w.act, gate_hat[i], gate_variance[i % inner]).sqrt() * expected(i)
+            }),
             inner,
             value,
             gate_variance,
@@ -85,4 +91,11 @@ fn mean_square(inner: usize, x: &[f32], y: impl Fn(usize) -> f32) -> Vec<f32> {
     }
     let n = (x.len() / inner).max(1) as f64;
     sums.iter().map(|s| (s / n) as f32).collect()
+}
+
+/// E[act(g)²] of a gate around `gate_hat`: the mean at one deviation below and above.
+fn expected_square(act: Gate, gate_hat: f32, variance: f32) -> f32 {
+    let deviation = variance.sqrt();
+    let at = |g: f32| activation::apply(act.act, g - act.shift, 1.0);
+    select::expected_square(at(gate_hat - deviation), at(gate_hat + deviation))
 }

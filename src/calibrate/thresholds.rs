@@ -57,11 +57,12 @@ pub(super) fn tables(s: &Scores, down: &Tensor, settings: &Settings) -> Result<[
 
 impl Table {
     fn new(s: &Scores, down: &Tensor, d: &Decision<'_>, settings: &Settings) -> Result<Self> {
+        let factor = settings.candidate_factor.unwrap_or(1.0);
         let both = d.candidate.is_some() && d.keep.is_some();
         let (candidate, keep): (Vec<f32>, Vec<f32>) = GRID
             .par_iter()
             .map(|&share| {
-                let candidates = if both { (share * settings.candidate_factor).min(1.0) } else { share };
+                let candidates = if both { (share * factor).min(1.0) } else { share };
                 let candidate = d.candidate.map_or(0.0, |c| quantile(c, |_| true, candidates));
                 let keep = d
                     .keep
@@ -104,11 +105,16 @@ impl Table {
             let mix = |v: &[f32]| between(v[g], v[next], part);
             rule.candidate.push(mix(&self.candidate));
             rule.keep.push(mix(&self.keep));
-            rule.share.push(share);
+            rule.share.push(self.active(g) + (self.active(next) - self.active(g)) * part);
             let pairs = self.bias[g].iter().zip(&self.bias[next]);
             rule.bias.extend(pairs.map(|(a, b)| a + (b - a) * part));
         }
         rule
+    }
+
+    /// The share that is active where `GRID[g]` was asked for: less where fewer gates are open.
+    fn active(&self, g: usize) -> f32 {
+        self.frequency[g].iter().sum::<f32>() / self.frequency[g].len() as f32
     }
 
     /// How many neurons at the front of `order` are nearly always active at a share.

@@ -2,8 +2,10 @@
 //!
 //! The cache is read during the step and grows by the token when all is done.
 
-use super::{Decoder, Input, Layer, Projection, add_bias, resize};
-use candle_core::{Error, Result};
+mod sparse;
+
+use super::{Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize};
+use candle_core::{Error, Result, bail};
 use candle_sparse::{
     attention::{self, LoneScratch, Token, lone_token},
     core::{ActivationGroup, KernelSet, kernel::rope},
@@ -11,6 +13,7 @@ use candle_sparse::{
     team::{Board, Member, Outcome, Over, Room},
     weight::ROW_STEP,
 };
+use sparse::SparseOwn;
 use std::sync::{Mutex, PoisonError};
 
 /// Phases of a layer: qkv, attention, o, gate and up, down.
@@ -40,21 +43,27 @@ struct Own {
     piece: Vec<f32>,
     groups: Vec<ActivationGroup>,
     attention: LoneScratch,
+    sparse: SparseOwn,
 }
 
 impl Decoder {
     /// Runs a checked step of one token and writes its logits.
     ///
     /// # Errors
-    /// The step was given up; the cache is unchanged then.
+    /// The step was given up, or its numbers are not finite; the cache is unchanged then.
     pub(super) fn decode(
         &self,
         input: Input<'_>,
         position: usize,
         cache: &mut KvCache,
-        s: &mut Scratch,
+        s: &mut AllScratch,
         logits: &mut [f32],
     ) -> Result<()> {
+        let AllScratch { decode: s, state, .. } = s;
+        let plans = self.sparse.as_ref().map(|s| &*s.plans);
+        if let Some(plans) = plans {
+            state.begin(plans, self.config.intermediate_size);
+        }
         s.own.resize_with(self.threads.count(), Mutex::default);
         for own in &mut s.own {
             self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner));
@@ -64,20 +73,36 @@ impl Decoder {
             self.enter_token(input, position, own);
             for (i, layer) in self.layers.iter().enumerate() {
                 self.attend_token(member, (i, layer), position, past, own)?;
-                self.mlp_token(member, layer, own)?;
+                match (&layer.ffn, plans) {
+                    (Ffn::Sparse(ffn), Some(plans)) => {
+                        let turn = state.turn(plans, i, position);
+                        self.sparse_ffn_token(member, (i, layer, ffn), turn, own)?;
+                    }
+                    (Ffn::Dense(ffn), _) => self.ffn_token(member, layer, ffn, own)?,
+                    (Ffn::Sparse(_), None) => unreachable!("a model with a profile has plans"),
+                }
             }
             let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.head_token(member, own, if member.is_caller() { out() } else { None })
         };
         let outcome = self.threads.team(&mut s.board, self.room(), &s.own, program);
-        outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
         let own = s.own[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = own.sparse.damaged {
+            bail!(
+                "layer {i}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its \
+                 dtype too narrow?"
+            );
+        }
+        outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
         cache.begin(1, position, 1)?;
         let kv_dim = self.config.kv_dim();
         for (layer, kv) in own.kv.chunks_exact(2 * kv_dim).enumerate() {
             cache.write(0, layer, position, &kv[..kv_dim], &kv[kv_dim..]);
         }
         cache.advance(1);
+        if let Some(plans) = plans {
+            state.note(plans, &own.sparse.runs);
+        }
         Ok(())
     }
 
@@ -85,7 +110,11 @@ impl Decoder {
     fn room(&self) -> Room {
         let c = &self.config;
         let layer = 2 * c.hidden_size + c.q_dim() + 2 * c.kv_dim() + c.intermediate_size + attention::room(c);
-        Room { phases: self.layers.len() * PHASES + 1, elements: self.layers.len() * layer + c.vocab_size }
+        let sparse = self.sparse_room();
+        Room {
+            phases: self.layers.len() * PHASES + 1 + sparse.phases,
+            elements: self.layers.len() * layer + c.vocab_size + sparse.elements,
+        }
     }
 
     fn resize(&self, own: &mut Own) {
@@ -103,6 +132,7 @@ impl Decoder {
         resize(&mut own.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
         self.resize_groups(1, &mut own.groups);
         own.attention.resize(c);
+        self.resize_sparse(&mut own.sparse);
     }
 
     fn enter_token(&self, input: Input<'_>, position: usize, own: &mut Own) {
@@ -139,10 +169,10 @@ impl Decoder {
     }
 
     /// `x += down(act(gate(norm(x))) · up(norm(x)))`
-    fn mlp_token(&self, member: &mut Member<'_>, layer: &Layer, own: &mut Own) -> Outcome {
+    fn ffn_token(&self, member: &mut Member<'_>, layer: &Layer, ffn: &DenseFfn, own: &mut Own) -> Outcome {
         let (c, on) = (&self.config, self.on());
         self.norm_row(&own.x, &layer.post_attention_layernorm, &mut own.normed);
-        let (gate_proj, up_proj) = (&layer.gate_proj, &layer.up_proj);
+        let DenseFfn { gate_proj, up_proj, down_proj } = ffn;
         let (gate_w, up_w) = (gate_proj.weight.matrix(), up_proj.weight.matrix());
         let x = on.columns(gate_proj.weight.format(), c.hidden_size, &own.normed, &mut own.groups);
         let piece = member.piece(c.intermediate_size, 2 * gate_w.bytes(), ROW_STEP);
@@ -155,7 +185,7 @@ impl Decoder {
             add_bias(up, up_proj.bias.as_deref().map(|b| &b[r]));
             on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
         })?;
-        self.project(member, &layer.down_proj, &own.up, &mut own.groups, &mut own.normed)?;
+        self.project(member, down_proj, &own.up, &mut own.groups, &mut own.normed)?;
         self.kernels.axpy(1.0, &own.normed, &mut own.x);
         Ok(())
     }

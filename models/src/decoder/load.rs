@@ -1,22 +1,30 @@
 //! Loading a checkpoint with Hugging Face tensor names.
 
-use super::{Decoder, Layer, Projection};
+use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
 use candle_core::{Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    Threads, Weight,
+    FfnMode, Profile, SparseConfig, Threads, Weight,
     core::{Config, Format},
     kernels::Kernels,
+    profile::{LayerProfile, fingerprint},
+    sparse::{self, Plans, Points, SparseFfn},
     weight::format_of,
 };
+use std::sync::Arc;
 
 /// How to hold and run a model.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// Format of the projections and the embedding; `None` keeps the dtype of the `VarBuilder`.
     pub format: Option<Format>,
     /// Threads to use; `None` uses all of candle's pool.
     pub threads: Option<Threads>,
+    /// What calibration learned: FFNs are held so that neurons can be left out. `None` takes the profile among the tensors
+    /// of the checkpoint, if there is one; `CANDLE_SPARSE=off` ignores both.
+    pub profile: Option<Arc<Profile>>,
+    /// Which neurons are left out.
+    pub sparse: SparseConfig,
 }
 
 /// Biases and head sharing of a checkpoint, which the shape does not tell.
@@ -46,14 +54,7 @@ impl Loader<'_> {
         let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
         let weight =
             Weight::stacked(self.format, cols, &rows, |i| vb.pp(parts[i].0).get((rows[i], cols), "weight"))?;
-        if weight.format() != self.format {
-            let name = vb.pp(parts[0].0).prefix();
-            let (wanted, got) = (self.format.name(), weight.format().name());
-            let block = self.format.block_len();
-            self.notices.push(format!(
-                "{name}: {cols} columns are no multiple of {block}, kept in {got} instead of {wanted}"
-            ));
-        }
+        self.note_format(&vb.pp(parts[0].0).prefix(), cols, weight.format());
         let bias = if bias {
             let mut all = Vec::new();
             for (name, n) in parts {
@@ -66,19 +67,55 @@ impl Loader<'_> {
         Ok(Projection { weight, bias })
     }
 
-    fn layer(&mut self, c: &Config, extras: Extras, vb: &VarBuilder<'_>) -> Result<Layer> {
-        let (attn, mlp) = (vb.pp("self_attn"), vb.pp("mlp"));
-        let (hidden, inner, q, kv) = (c.hidden_size, c.intermediate_size, c.q_dim(), c.kv_dim());
+    fn layer(
+        &mut self,
+        c: &Config,
+        extras: Extras,
+        profile: Option<&LayerProfile>,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Layer> {
+        let attn = vb.pp("self_attn");
+        let (hidden, q, kv) = (c.hidden_size, c.q_dim(), c.kv_dim());
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         Ok(Layer {
             input_layernorm: vector(&vb.pp("input_layernorm"), hidden, "weight")?,
             qkv_proj: self.projection(&attn, hidden, &qkv, extras.attention_bias)?,
             o_proj: self.projection(&attn, q, &[("o_proj", hidden)], extras.attention_bias)?,
             post_attention_layernorm: vector(&vb.pp("post_attention_layernorm"), hidden, "weight")?,
-            gate_proj: self.projection(&mlp, hidden, &[("gate_proj", inner)], extras.mlp_bias)?,
-            up_proj: self.projection(&mlp, hidden, &[("up_proj", inner)], extras.mlp_bias)?,
-            down_proj: self.projection(&mlp, inner, &[("down_proj", hidden)], extras.mlp_bias)?,
+            ffn: match profile {
+                Some(profile) => Ffn::Sparse(self.sparse_ffn(c, profile, &vb.pp("mlp"))?),
+                None => Ffn::Dense(self.dense_ffn(c, extras.mlp_bias, &vb.pp("mlp"))?),
+            },
         })
+    }
+
+    fn dense_ffn(&mut self, c: &Config, bias: bool, vb: &VarBuilder<'_>) -> Result<DenseFfn> {
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        Ok(DenseFfn {
+            gate_proj: self.projection(vb, hidden, &[("gate_proj", inner)], bias)?,
+            up_proj: self.projection(vb, hidden, &[("up_proj", inner)], bias)?,
+            down_proj: self.projection(vb, inner, &[("down_proj", hidden)], bias)?,
+        })
+    }
+
+    fn sparse_ffn(&mut self, c: &Config, profile: &LayerProfile, vb: &VarBuilder<'_>) -> Result<SparseFfn> {
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let ffn = SparseFfn::load(self.format, hidden, profile, |name| {
+            let shape = if name == "down_proj" { (hidden, inner) } else { (inner, hidden) };
+            vb.pp(name).get(shape, "weight")
+        })?;
+        self.note_format(&vb.prefix(), hidden, ffn.gate.format());
+        Ok(ffn)
+    }
+
+    /// A notice where rows could not be quantised.
+    fn note_format(&mut self, name: &str, cols: usize, got: Format) {
+        if got != self.format {
+            let (wanted, got, block) = (self.format.name(), got.name(), self.format.block_len());
+            self.notices.push(format!(
+                "{name}: {cols} columns are no multiple of {block}, kept in {got} instead of {wanted}"
+            ));
+        }
     }
 }
 
@@ -92,8 +129,8 @@ impl Decoder {
     /// Each tensor is dropped before the next is read, the largest come first: peak memory stays near the model's size.
     ///
     /// # Errors
-    /// A bad `config`, a missing or wrong-shaped tensor (named), a dtype or device that is not supported, or a
-    /// `CANDLE_SPARSE_LEVEL` that this CPU lacks.
+    /// A bad `config`, a missing or wrong-shaped tensor (named), a dtype or device that is not supported, a profile that
+    /// does not fit or settings without one, or a `CANDLE_SPARSE_LEVEL` that this CPU lacks.
     pub fn load(vb: &VarBuilder<'_>, config: Config, extras: Extras, options: LoadOptions) -> Result<Self> {
         config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
         let kernels = Kernels::get().map_err(|e| Error::msg(e.to_string()))?;
@@ -101,6 +138,7 @@ impl Decoder {
             bail!("dtype {:?} is not supported, use F32, F16 or BF16", vb.dtype());
         };
         let mut notices = Vec::new();
+        let profile = profile(vb, &options, &config, extras, &mut notices)?;
         let mut loader = Loader { format, notices: &mut notices };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embed_tokens =
@@ -110,11 +148,78 @@ impl Decoder {
         } else {
             loader.projection(vb, hidden, &[("lm_head", vocab)], false)?.weight
         };
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| loader.layer(&config, extras, &vb.pp(format!("model.layers.{i}"))))
+        let layers: Arc<[Layer]> = (0..config.num_hidden_layers)
+            .map(|i| {
+                let profile = profile.as_ref().map(|p| &p.layers[i]);
+                loader.layer(&config, extras, profile, &vb.pp(format!("model.layers.{i}")))
+            })
             .collect::<Result<_>>()?;
+        let sparse = match profile.as_deref().map(Points::from) {
+            Some(points) => {
+                let plans =
+                    Plans::new(options.sparse, &points, layers.iter().filter_map(|l| l.ffn.sparse()))?;
+                Some(Sparse { points, plans: Arc::new(plans) })
+            }
+            None => None,
+        };
         let norm = vector(&vb.pp("model.norm"), hidden, "weight")?;
         let threads = options.threads.unwrap_or_default();
-        Ok(Self { config, kernels, threads, embed_tokens, layers, norm, lm_head, notices })
+        Ok(Self { config, kernels, threads, embed_tokens, layers, sparse, norm, lm_head, notices })
+    }
+}
+
+/// The profile to load with, checked; `None` also where the environment says so.
+fn profile(
+    vb: &VarBuilder<'_>,
+    options: &LoadOptions,
+    c: &Config,
+    extras: Extras,
+    notices: &mut Vec<String>,
+) -> Result<Option<Arc<Profile>>> {
+    options.sparse.check()?;
+    if !wanted(std::env::var("CANDLE_SPARSE").ok().as_deref())? {
+        if options.profile.is_some() {
+            notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
+        }
+        return Ok(None);
+    }
+    let profile = match &options.profile {
+        Some(profile) => Arc::clone(profile),
+        None => match Profile::from_tensors(vb)? {
+            Some(profile) => Arc::new(profile),
+            None if options.sparse == SparseConfig::default() || options.sparse.mode == FfnMode::Dense => {
+                return Ok(None);
+            }
+            None => bail!(
+                "sparse: settings without a profile: give LoadOptions one, or calibrate the model first"
+            ),
+        },
+    };
+    if extras.mlp_bias {
+        bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
+    }
+    sparse::check(&profile, c)?;
+    profile.belongs_to(&fingerprint(vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?)?;
+    Ok(Some(profile))
+}
+
+/// What `CANDLE_SPARSE` says.
+fn wanted(value: Option<&str>) -> Result<bool> {
+    match value {
+        None | Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => bail!("CANDLE_SPARSE={other}: say on or off, or leave it unset"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wanted;
+
+    #[test]
+    fn the_environment_says_on_or_off() {
+        assert!(wanted(None).unwrap() && wanted(Some("on")).unwrap() && !wanted(Some("off")).unwrap());
+        let err = wanted(Some("0")).unwrap_err().to_string();
+        assert!(err.contains("CANDLE_SPARSE=0") && err.contains("on or off"), "{err}");
     }
 }

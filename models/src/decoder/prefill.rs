@@ -1,10 +1,10 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
-use super::{Decoder, FfnTap, Input, Layer, Logits, Projection, Step, add_bias, resize};
+use super::{Decoder, Ffn, FfnTap, Input, Layer, Logits, Projection, Step, add_bias, resize};
 use candle_core::Result;
 use candle_sparse::{
     attention::{Queries, attention},
-    core::{ActivationGroup, Columns, KernelSet, kernel::rope},
+    core::{ActivationGroup, Columns, KernelSet, Matrix, kernel::rope},
     kv_cache::KvCache,
     threads::ranges,
     weight::{On, ROW_STEP, split_columns},
@@ -12,6 +12,12 @@ use candle_sparse::{
 
 /// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
 const CHUNK: usize = 512;
+/// Fewer rows of activations than this share the neurons instead of the rows.
+const FEW_ROWS: usize = 8;
+/// Tasks of a transposed product at most.
+const MOST_TASKS: usize = 16;
+/// Weights of a task that is worth handing over.
+const PIECE_BYTES: usize = 256 * 1024;
 
 /// Working memory, grown to the largest step.
 #[derive(Default)]
@@ -22,6 +28,7 @@ pub(super) struct Scratch {
     attended: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    partials: Vec<f32>,
     /// What a tap adds to the output of an FFN.
     added: Vec<f32>,
     last: Vec<f32>,
@@ -132,31 +139,35 @@ impl Decoder {
     fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn FfnTap>) {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
-        let format = layer.gate_proj.weight.format();
-        let columns = on.columns(format, c.hidden_size, &s.normed, &mut s.groups);
-        self.gate_up(layer, columns, &mut s.gate, &mut s.up);
+        let gate_up = GateUp::of(&layer.ffn);
+        let columns = on.columns(gate_up.gate.format(), c.hidden_size, &s.normed, &mut s.groups);
+        self.gate_up(gate_up, columns, &mut s.gate, &mut s.up);
         if let Some(tap) = tap {
             s.added.clear();
             resize(&mut s.added, s.x.len());
             tap.ffn(i, &s.normed, &s.gate, &mut s.up, &mut s.added);
             self.add(&s.added, &mut s.x);
         }
-        layer.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed);
+        match &layer.ffn {
+            Ffn::Dense(ffn) => ffn.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed),
+            Ffn::Sparse(ffn) => {
+                self.down(ffn.up_down.matrix().every(1, 2), &s.up, &mut s.partials, &mut s.normed);
+            }
+        }
         self.add(&s.normed, &mut s.x);
     }
 
     /// `up = act(gate_proj · x − gate_shift) · (up_proj · x)` in one region: each task keeps its neurons to itself.
-    fn gate_up(&self, layer: &Layer, x: Columns<'_>, gate: &mut [f32], up: &mut [f32]) {
+    fn gate_up(&self, w: GateUp<'_>, x: Columns<'_>, gate: &mut [f32], up: &mut [f32]) {
         let (c, on) = (&self.config, self.on());
-        let (gate_w, up_w) = (layer.gate_proj.weight.matrix(), layer.up_proj.weight.matrix());
         let n = x.count(c.hidden_size);
-        let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), 2 * n * gate_w.bytes());
+        let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), 2 * n * w.gate.bytes());
         let work = |r: std::ops::Range<usize>, gate: &mut [&mut [f32]], up: &mut [&mut [f32]]| {
-            on.kernels.matmul(gate_w.slice_rows(r.clone()), x, gate);
-            on.kernels.matmul(up_w.slice_rows(r.clone()), x, up);
+            on.kernels.matmul(w.gate.slice_rows(r.clone()), x, gate);
+            on.kernels.matmul(w.up.slice_rows(r.clone()), x, up);
             for (gate, up) in gate.iter_mut().zip(up) {
-                add_bias(gate, layer.gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
-                add_bias(up, layer.up_proj.bias.as_deref().map(|b| &b[r.clone()]));
+                add_bias(gate, w.gate_bias.map(|b| &b[r.clone()]));
+                add_bias(up, w.up_bias.map(|b| &b[r.clone()]));
                 on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
             }
         };
@@ -166,6 +177,36 @@ impl Decoder {
         let up = split_columns(up, c.intermediate_size, widths());
         let tasks = ranges.iter().zip(gate.into_iter().zip(up));
         on.threads.for_each(tasks, |(r, (mut gate, mut up))| work(r.clone(), &mut gate, &mut up));
+    }
+
+    /// `y = a · w` for `w` `[intermediate_size, hidden_size]`, cut by the shape alone: a sum over rows has other bits
+    /// where it is cut otherwise, or alone.
+    fn down(&self, w: Matrix<'_>, a: &[f32], partials: &mut Vec<f32>, y: &mut [f32]) {
+        let (inner, hidden) = (w.rows(), w.cols());
+        let rows = y.len() / hidden;
+        if rows >= FEW_ROWS {
+            let run = rows.div_ceil(MOST_TASKS).max(FEW_ROWS / 2);
+            let tasks = a.chunks(run * inner).zip(y.chunks_mut(run * hidden));
+            return self.threads.for_each(tasks, |(a, y)| self.sum_rows(w, inner, a, y));
+        }
+        let pieces = (w.bytes() / PIECE_BYTES).clamp(1, MOST_TASKS);
+        let piece = inner.div_ceil(pieces);
+        resize(partials, pieces * y.len());
+        let tasks = partials.chunks_mut(y.len()).enumerate();
+        self.threads.for_each(tasks, |(i, y)| {
+            let r = (i * piece).min(inner)..((i + 1) * piece).min(inner);
+            self.sum_rows(w.slice_rows(r.clone()), inner, &a[r.start..], y);
+        });
+        y.fill(0.0);
+        partials.chunks_exact(y.len()).for_each(|part| self.kernels.axpy(1.0, part, y));
+    }
+
+    /// `y = a · w`, where the rows of `a` begin `stride` apart.
+    fn sum_rows(&self, w: Matrix<'_>, stride: usize, a: &[f32], y: &mut [f32]) {
+        y.fill(0.0);
+        let a: Vec<_> = a.chunks(stride).map(|a| &a[..w.rows()]).collect();
+        let mut y: Vec<_> = y.chunks_exact_mut(w.cols()).collect();
+        self.kernels.matmul_t(w, &a[..y.len()], &mut y);
     }
 
     /// Logits of some rows of `x`.
@@ -206,6 +247,34 @@ impl Decoder {
         let run = rows.div_ceil(tasks);
         let tasks = y.chunks_mut(run * width).enumerate();
         self.threads.for_each(tasks, |(i, rows)| f(i * run, rows));
+    }
+}
+
+/// The matrices between an FFN's input and its activations.
+#[derive(Clone, Copy)]
+struct GateUp<'a> {
+    gate: Matrix<'a>,
+    up: Matrix<'a>,
+    gate_bias: Option<&'a [f32]>,
+    up_bias: Option<&'a [f32]>,
+}
+
+impl<'a> GateUp<'a> {
+    fn of(ffn: &'a Ffn) -> Self {
+        match ffn {
+            Ffn::Dense(f) => Self {
+                gate: f.gate_proj.weight.matrix(),
+                up: f.up_proj.weight.matrix(),
+                gate_bias: f.gate_proj.bias.as_deref(),
+                up_bias: f.up_proj.bias.as_deref(),
+            },
+            Ffn::Sparse(f) => Self {
+                gate: f.gate.matrix(),
+                up: f.up_down.matrix().every(0, 2),
+                gate_bias: None,
+                up_bias: None,
+            },
+        }
     }
 }
 

@@ -11,7 +11,7 @@ fn quantised_weights_stay_near_the_dense_logits() {
     let config = case.config();
     let w = weights(&config, DType::F32);
     let run = |format| {
-        let options = LoadOptions { format: Some(format), threads: None };
+        let options = LoadOptions { format: Some(format), ..LoadOptions::default() };
         let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
         let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
         let logits = model.forward_all(&tokens(1, 64, 5), 0, &mut cache).unwrap();
@@ -39,13 +39,13 @@ fn quantised_weights_stay_near_the_dense_logits() {
 fn rows_that_cannot_be_quantised_are_kept_and_said() {
     let config = CASES[1].config();
     let w = weights(&config, DType::F32);
-    let options = LoadOptions { format: Some(Format::Q8_0), threads: None };
+    let options = LoadOptions { format: Some(Format::Q8_0), ..LoadOptions::default() };
     let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
     let notices = model.decoder().notices();
     assert_eq!(notices.len(), 3, "one per layer: {notices:?}");
     assert!(notices[0].contains("down_proj") || notices[0].contains("mlp"), "{notices:?}");
     assert!(notices.iter().all(|n| n.contains("no multiple of 32,")), "{notices:?}");
-    let options = LoadOptions { format: Some(Format::Q4K), threads: None };
+    let options = LoadOptions { format: Some(Format::Q4K), ..LoadOptions::default() };
     let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
     let notices = model.decoder().notices();
     assert!(!notices.is_empty() && notices.iter().all(|n| n.contains("no multiple of 256,")), "{notices:?}");
@@ -96,7 +96,8 @@ fn threads_do_not_change_a_bit() {
     let config = CASES[3].config();
     let w = weights(&config, DType::F32);
     let run = |n| {
-        let options = LoadOptions { format: None, threads: Some(candle_sparse::Threads::new(n).unwrap()) };
+        let options =
+            LoadOptions { threads: Some(candle_sparse::Threads::new(n).unwrap()), ..LoadOptions::default() };
         let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
         let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
         model.forward(&tokens(1, 600, 1), 0, &mut cache).unwrap();

@@ -5,4 +5,5 @@ mod against_candle;
 mod behaviour;
 mod cases;
 mod core_forward;
+mod sparse;
 mod tap;

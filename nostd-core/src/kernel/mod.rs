@@ -5,6 +5,7 @@ pub mod matmul;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod select;
 pub mod softmax;
 pub mod sparse_ffn;
 pub mod vector;

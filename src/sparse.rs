@@ -1,0 +1,106 @@
+//! The FFN of a block computed for some neurons only: its settings, its weights, and how the neurons are chosen.
+//!
+//! A [`crate::Profile`] says how a neuron is judged. A [`SparseFfn`] is what a block holds, whatever the settings; [`Plans`] are
+//! the thresholds of one setting, so that settings change without loading anything.
+
+mod check;
+mod choose;
+mod ffn;
+mod plan;
+
+use crate::profile::Rule;
+use candle_core::{Result, bail};
+pub use check::check;
+pub use choose::{Choice, Room};
+pub use ffn::{Predictor, SparseFfn};
+pub use plan::{CROSSOVER, Plan, Plans, Points};
+
+/// Which neurons of an FFN are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FfnMode {
+    /// All.
+    Dense,
+    /// All gates; up and down where the gate says so.
+    Gate,
+    /// What the prediction says.
+    LowRank,
+    /// Gates of what the prediction says; up and down where the gate says so.
+    #[default]
+    Cascade,
+}
+
+impl FfnMode {
+    /// The rule of a profile that this mode follows; `None` for [`Self::Dense`].
+    #[must_use]
+    pub fn rule(self) -> Option<Rule> {
+        match self {
+            Self::Dense => None,
+            Self::Gate => Some(Rule::Gate),
+            Self::LowRank => Some(Rule::LowRank),
+            Self::Cascade => Some(Rule::Cascade),
+        }
+    }
+}
+
+/// How many neurons are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Selection {
+    /// As many as calibration found to lose what it allowed.
+    #[default]
+    Fitted,
+    /// This share of all blocks' neurons in the mean, within those that were calibrated.
+    Share(f32),
+    /// So many of each block, whatever their size; exact zeros are never among them.
+    TopK(usize),
+    /// Fitted thresholds times a factor: more neurons below 1, fewer above.
+    Scale(f32),
+}
+
+/// A watch over the error: one block also runs dense at every n-th position.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Guard {
+    /// Positions from one look to the next; each costs the FFN of one block.
+    pub every: usize,
+    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of a block past which its thresholds sink.
+    pub limit: f32,
+}
+
+/// Settings of the sparse FFN.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SparseConfig {
+    /// Which neurons.
+    pub mode: FfnMode,
+    /// How many.
+    pub selection: Selection,
+    /// `None`: nobody looks, at no cost.
+    pub guard: Option<Guard>,
+}
+
+impl SparseConfig {
+    /// Whether the numbers make sense.
+    ///
+    /// # Errors
+    /// One does not; it is named.
+    pub fn check(&self) -> Result<()> {
+        match self.selection {
+            Selection::Share(s) if !(s > 0.0 && s <= 1.0) => bail!("sparse: share {s} is not within 0 and 1"),
+            Selection::TopK(0) => bail!("sparse: top-k of 0 neurons, give at least 1"),
+            Selection::Scale(f) if !(f > 0.0 && f.is_finite()) => {
+                bail!("sparse: scale {f} is not a positive number");
+            }
+            _ => {}
+        }
+        match self.guard {
+            Some(Guard { every: 0, .. }) => {
+                bail!("sparse: the guard looks every 0 positions, give at least 1")
+            }
+            Some(Guard { limit, .. }) if !(limit > 0.0 && limit.is_finite()) => {
+                bail!("sparse: the guard's limit {limit} is not a positive number")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

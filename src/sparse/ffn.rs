@@ -1,0 +1,135 @@
+//! The weights of one FFN, held so that a neuron can be left out.
+
+use crate::{
+    core::Format,
+    profile::{LayerProfile, LayerRule},
+    weight::Weight,
+};
+use candle_core::{Result, Tensor};
+use std::sync::Arc;
+
+/// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile.
+///
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SparseFfn {
+    /// `[intermediate_size, hidden_size]`
+    pub gate: Weight,
+    /// `[2 · intermediate_size, hidden_size]`: up row, then column of `down_proj`, neuron by neuron.
+    pub up_down: Weight,
+    /// `None`: the profile has rank 0.
+    pub predictor: Option<Predictor>,
+    pub(super) learned: Arc<Learned>,
+}
+
+/// `ĝ = Q_g·P·x`, `û = Q_u·P·x`.
+#[derive(Clone, Debug)]
+pub struct Predictor {
+    /// `[rank, hidden_size]`
+    pub p: Weight,
+    /// `[intermediate_size, rank]`
+    pub q_gate: Weight,
+    /// `[intermediate_size, rank]`
+    pub q_up: Weight,
+}
+
+/// What is kept of a [`LayerProfile`] beside the matrices.
+#[derive(Debug)]
+pub(super) struct Learned {
+    /// Standard deviation of a gate from its prediction.
+    pub(super) gate_deviation: Vec<f32>,
+    pub(super) up_variance: Vec<f32>,
+    pub(super) up_square: Vec<f32>,
+    /// Squared.
+    pub(super) importance: Vec<f32>,
+    pub(super) rules: [LayerRule; 3],
+}
+
+impl SparseFfn {
+    /// The FFN of a checked `profile`; `tensor` gives `gate_proj`, `up_proj` `[intermediate_size, hidden_size]` and
+    /// `down_proj` `[hidden_size, intermediate_size]` by name, one at a time.
+    ///
+    /// All three are quantised along `hidden_size`, so that a neuron's rows are whole blocks.
+    ///
+    /// # Errors
+    /// A tensor fails to load or has another shape or dtype.
+    pub fn load(
+        format: Format,
+        hidden_size: usize,
+        profile: &LayerProfile,
+        mut tensor: impl FnMut(&str) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let order = &profile.order;
+        let up_down = Weight::interleaved(format, hidden_size, 2, order, |part| match part {
+            0 => tensor("up_proj"),
+            _ => tensor("down_proj")?.t(),
+        })?;
+        let gate = Weight::interleaved(format, hidden_size, 1, order, |_| tensor("gate_proj"))?;
+        let learned = Learned {
+            gate_deviation: profile.gate_variance.iter().map(|v| v.sqrt()).collect(),
+            up_variance: profile.up_variance.clone(),
+            up_square: profile.up_square.clone(),
+            importance: profile.importance.iter().map(|n| n * n).collect(),
+            rules: profile.rules.clone(),
+        };
+        let predictor = Predictor::new(format, hidden_size, profile)?;
+        Ok(Self { gate, up_down, predictor, learned: Arc::new(learned) })
+    }
+
+    /// Neurons.
+    #[must_use]
+    pub fn intermediate_size(&self) -> usize {
+        self.gate.rows()
+    }
+
+    /// The importance of each neuron, squared.
+    #[must_use]
+    pub fn importance_squared(&self) -> &[f32] {
+        &self.learned.importance
+    }
+
+    /// Bytes of all matrices.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.dense_bytes() + self.predictor.as_ref().map_or(0, Predictor::bytes)
+    }
+
+    /// Bytes that the FFN of all neurons reads.
+    #[must_use]
+    pub fn dense_bytes(&self) -> usize {
+        self.gate.bytes() + self.up_down.bytes()
+    }
+
+    /// Bytes of a row of gate, up or down.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.gate.format().row_bytes(self.gate.cols())
+    }
+}
+
+impl Predictor {
+    fn new(model: Format, hidden_size: usize, l: &LayerProfile) -> Result<Option<Self>> {
+        if l.rank == 0 {
+            return Ok(None);
+        }
+        let weight = |cols: usize, values: &[f32]| Weight::from_f32(format(model, cols), cols, values);
+        Ok(Some(Self {
+            p: weight(hidden_size, &l.p)?,
+            q_gate: weight(l.rank, &l.q_gate)?,
+            q_up: weight(l.rank, &l.q_up)?,
+        }))
+    }
+
+    fn bytes(&self) -> usize {
+        self.p.bytes() + self.q_gate.bytes() + self.q_up.bytes()
+    }
+}
+
+/// A prediction is rough by nature: eight bits add nothing to its error.
+fn format(model: Format, cols: usize) -> Format {
+    match model {
+        Format::F32 => Format::F32,
+        _ if cols.is_multiple_of(Format::Q8_0.block_len()) => Format::Q8_0,
+        _ => Format::F16,
+    }
+}

@@ -1,0 +1,199 @@
+//! The thresholds of one setting.
+
+use super::{FfnMode, Selection, SparseConfig, SparseFfn};
+use crate::profile::{LayerRule, Profile, Rule};
+use candle_core::{Result, bail};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Active share past which an FFN is faster when it computes all neurons; still to be measured.
+pub const CROSSOVER: f32 = 0.85;
+
+/// The points at which a profile has thresholds.
+#[derive(Clone, Debug)]
+pub struct Points {
+    shares: Vec<f32>,
+    fitted: [usize; 3],
+}
+
+impl From<&Profile> for Points {
+    fn from(p: &Profile) -> Self {
+        Self { shares: p.shares.clone(), fitted: p.fitted }
+    }
+}
+
+/// Between two points: `part` of the way from `low` to the next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Place {
+    low: usize,
+    part: f32,
+}
+
+impl Place {
+    /// Where `share` lies among `shares`, at an end where it lies outside.
+    fn of(share: f32, shares: &[f32]) -> Self {
+        let last = shares.len() - 1;
+        let low = shares.iter().position(|&s| s > share).unwrap_or(last + 1).saturating_sub(1);
+        if low == last || share <= shares[low] {
+            return Self { low, part: 0.0 };
+        }
+        Self { low, part: (share - shares[low]) / (shares[low + 1] - shares[low]) }
+    }
+
+    fn mix(self, at: impl Fn(usize) -> f32) -> f32 {
+        let low = at(self.low);
+        if self.part == 0.0 { low } else { low + (at(self.low + 1) - low) * self.part }
+    }
+
+    /// Thresholds of equal steps in share grow by factors.
+    fn mix_threshold(self, v: &[f32]) -> f32 {
+        if self.part == 0.0 || v[self.low] <= 0.0 || v[self.low + 1] <= 0.0 {
+            return self.mix(|i| v[i]);
+        }
+        self.mix(|i| v[i].ln()).exp()
+    }
+}
+
+/// How one block chooses its neurons.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// [`FfnMode::Dense`] also where so many neurons are expected that leaving out the others costs more than it saves.
+    pub mode: FfnMode,
+    /// The largest so many, instead of those that pass a threshold.
+    pub top: Option<usize>,
+    /// Expected active share.
+    pub share: f32,
+    /// Neurons at the front that are always computed.
+    pub hot: usize,
+    /// `[intermediate_size]`: squared, divided by importance².
+    pub(super) candidate: Vec<f32>,
+    /// `[intermediate_size]`: squared, divided by importance².
+    pub(super) keep: Vec<f32>,
+    /// `[hidden_size]`: what is skipped, in the mean; empty for [`FfnMode::Dense`].
+    pub bias: Vec<f32>,
+}
+
+impl Plan {
+    fn dense(share: f32) -> Self {
+        let (candidate, keep, bias) = (Vec::new(), Vec::new(), Vec::new());
+        Self { mode: FfnMode::Dense, top: None, share, hot: 0, candidate, keep, bias }
+    }
+
+    fn new(config: &SparseConfig, rule: &LayerRule, place: Place, ffn: &SparseFfn) -> Self {
+        let (inner, hidden) = (ffn.intermediate_size(), ffn.gate.cols());
+        let top = match config.selection {
+            Selection::TopK(k) => Some(k.min(inner)),
+            _ => None,
+        };
+        let share = top.map_or_else(|| place.mix(|i| rule.share[i]), |k| k as f32 / inner as f32);
+        if share > CROSSOVER {
+            return Self::dense(share);
+        }
+        let factor = if let Selection::Scale(f) = config.selection { f } else { 1.0 };
+        // Of a top-k the hot ones are judged as all others: their number is the caller's.
+        let hot = if top.is_some() { 0 } else { place.mix(|i| rule.hot[i] as f32) as usize };
+        let thresholds = |v: &[f32]| {
+            let threshold = place.mix_threshold(v) * factor;
+            let each =
+                |(i, n): (usize, &f32)| if i < hot { -1.0 } else { divided(threshold * threshold, *n) };
+            ffn.importance_squared().iter().enumerate().map(each).collect()
+        };
+        Self {
+            mode: config.mode,
+            top,
+            share,
+            hot,
+            candidate: thresholds(&rule.candidate),
+            keep: thresholds(&rule.keep),
+            bias: (0..hidden).map(|k| place.mix(|i| rule.bias[i * hidden + k])).collect(),
+        }
+    }
+}
+
+/// A neuron of no importance passes nothing but a threshold of 0.
+fn divided(threshold: f32, importance: f32) -> f32 {
+    if importance > 0.0 {
+        threshold / importance
+    } else if threshold > 0.0 {
+        f32::INFINITY
+    } else {
+        0.0
+    }
+}
+
+/// One setting for all blocks of a model.
+#[derive(Debug)]
+pub struct Plans {
+    /// The setting.
+    pub config: SparseConfig,
+    /// One per block.
+    pub layers: Vec<Plan>,
+    /// No other plans have it: what was counted under one setting is not mixed with another's.
+    pub id: u64,
+}
+
+impl Plans {
+    /// The thresholds of `config`. Cost: a few operations per neuron.
+    ///
+    /// # Errors
+    /// Numbers that make no sense, a share outside the calibrated ones, or a mode that needs a prediction which the
+    /// profile has not.
+    pub fn new<'a>(
+        config: SparseConfig,
+        points: &Points,
+        ffns: impl Iterator<Item = &'a SparseFfn>,
+    ) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        config.check()?;
+        let layers = ffns.map(|ffn| plan(&config, points, ffn)).collect::<Result<_>>()?;
+        Ok(Self { config, layers, id: NEXT.fetch_add(1, Ordering::Relaxed) })
+    }
+}
+
+fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan> {
+    let Some(rule) = config.mode.rule() else { return Ok(Plan::dense(1.0)) };
+    if rule != Rule::Gate && ffn.predictor.is_none() {
+        bail!(
+            "sparse: mode {:?} needs a prediction, the profile has none: calibrate with a rank or use Gate",
+            config.mode
+        );
+    }
+    let layer_rule = &ffn.learned.rules[rule as usize];
+    let shares = &points.shares;
+    let place = match config.selection {
+        Selection::Fitted | Selection::Scale(_) => Place { low: points.fitted[rule as usize], part: 0.0 },
+        Selection::TopK(k) => Place::of(k as f32 / ffn.intermediate_size() as f32, &layer_rule.share),
+        Selection::Share(s) => {
+            let (first, last) = (shares[0], shares[shares.len() - 1]);
+            if !(first..=last).contains(&s) {
+                bail!("sparse: share {s} was not calibrated, the profile has {first} to {last}");
+            }
+            Place::of(s, shares)
+        }
+    };
+    Ok(Plan::new(config, layer_rule, place, ffn))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_and_mixtures() {
+        let shares = [0.1, 0.2, 0.4];
+        assert_eq!(Place::of(0.1, &shares), Place { low: 0, part: 0.0 });
+        assert_eq!(Place::of(0.05, &shares), Place { low: 0, part: 0.0 });
+        assert_eq!(Place::of(0.4, &shares), Place { low: 2, part: 0.0 });
+        assert_eq!(Place::of(0.9, &shares), Place { low: 2, part: 0.0 });
+        let half = Place::of(0.3, &shares);
+        assert!(half.low == 1 && (half.part - 0.5).abs() < 1e-6);
+        let (v, zeros) = ([9.0, 1.0, 4.0], [9.0, 0.0, 4.0]);
+        assert!((half.mix(|i| v[i]) - 2.5).abs() < 1e-5);
+        assert!((half.mix_threshold(&v) - 2.0).abs() < 1e-5, "halfway from 1 to 4 in factors");
+        assert!((half.mix_threshold(&zeros) - 2.0).abs() < 1e-5, "there are no factors from 0");
+    }
+
+    #[test]
+    fn neurons_of_no_importance_pass_no_threshold() {
+        assert_eq!([divided(4.0, 2.0), divided(4.0, 0.0), divided(0.0, 0.0)], [2.0, f32::INFINITY, 0.0]);
+    }
+}
