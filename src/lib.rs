@@ -35,3 +35,8 @@ pub use profile::Profile;
 pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
 pub use threads::Threads;
 pub use weight::Weight;
+
+/// Its examples are compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

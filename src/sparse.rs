@@ -11,6 +11,7 @@ mod plan;
 use crate::profile::Rule;
 use candle_core::{Result, bail};
 pub use check::check;
+pub(crate) use check::check_block;
 pub use choose::{Choice, Room};
 pub use ffn::{Predictor, SparseFfn};
 pub use plan::{CROSSOVER, Plan, Plans, Points};

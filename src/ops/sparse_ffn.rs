@@ -13,7 +13,7 @@ use crate::{
     weight::{On, with_cpu_storage},
 };
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// A part reads so much at least: its sum of `hidden_size` elements then costs little beside it.
 const PART_BYTES: usize = 64 * 1024;
@@ -40,7 +40,7 @@ impl NeuronWeights {
     /// hidden_size]`, `down` `[hidden_size, intermediate_size]` as in a checkpoint.
     ///
     /// `down` is transposed, so a block format quantises it along `hidden_size`; where that is no whole number of
-    /// blocks the tensors' dtype is kept. Memory beside the result: a copy of `up` and `down`.
+    /// blocks the tensors' dtype is kept. Memory beside the result: a copy of `down`.
     ///
     /// # Errors
     /// Shapes that do not fit together, a dtype other than F32, F16, BF16, or a device other than the CPU.
@@ -84,8 +84,8 @@ impl NeuronWeights {
         (w2, b2): (&Tensor, Option<&Tensor>),
     ) -> Result<Self> {
         let rows = side_by_side(format, w1, w2)?;
-        let b1 = b1.map(|b| vector("b1", b, rows.rows() / 2)).transpose()?;
-        let b2 = b2.map(|b| vector("b2", b, rows.cols())).transpose()?;
+        let b1 = b1.map(|b| vector("sparse-ffn", "b1", b, rows.rows() / 2)).transpose()?;
+        let b2 = b2.map(|b| vector("sparse-ffn", "b2", b, rows.cols())).transpose()?;
         Ok(Self { form: Form::Plain { rows, b1, b2 }, act })
     }
 
@@ -139,25 +139,37 @@ impl NeuronWeights {
         }
     }
 
-    /// The FFN of `active` neurons of a checked list. The cut depends on the list, so threads do not change a bit.
+    /// The FFN of the neurons of a checked list.
     fn forward(&self, on: On<'_>, active: &[u32], x: &[f32]) -> Vec<f32> {
         let (hidden, format) = (self.hidden_size(), self.pairs().format());
         let groups = if format.is_quantized() { ActivationGroup::count(hidden) } else { 0 };
         let mut groups = vec![ActivationGroup::ZERO; groups];
         let x = on.columns(format, hidden, x, &mut groups);
-        let parts = (active.len() * self.neuron_bytes() / PART_BYTES).clamp(1, MOST_PARTS);
-        let mut sums = vec![0.0; parts * hidden];
-        let lists = ranges(active.len(), parts, 1).map(|r| &active[r]);
-        on.threads.for_each(lists.zip(sums.chunks_exact_mut(hidden)), |(list, y)| {
-            self.add_neurons(on.kernels, list, x, y);
-        });
         let mut y = match &self.form {
             Form::Plain { b2: Some(b2), .. } => b2.to_vec(),
             _ => vec![0.0; hidden],
         };
-        sums.chunks_exact(hidden).for_each(|sum| on.kernels.axpy(1.0, sum, &mut y));
+        add_in_parts(on, active.len(), self.neuron_bytes(), &mut y, |r, y| {
+            self.add_neurons(on.kernels, &active[r], x, y);
+        });
         y
     }
+}
+
+/// `y += Σ` over the `n` entries of a list, `bytes` read for each, where `add` adds those of a range. The cut depends on
+/// the list, so threads do not change a bit.
+pub(super) fn add_in_parts(
+    on: On<'_>,
+    n: usize,
+    bytes: usize,
+    y: &mut [f32],
+    add: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
+    let parts = (n * bytes / PART_BYTES).clamp(1, MOST_PARTS);
+    let mut sums = vec![0.0; parts * y.len()];
+    let tasks = ranges(n, parts, 1).zip(sums.chunks_exact_mut(y.len()));
+    on.threads.for_each(tasks, |(r, sum)| add(r, sum));
+    sums.chunks_exact(y.len()).for_each(|sum| on.kernels.axpy(1.0, sum, y));
 }
 
 /// `[2 · intermediate_size, hidden_size]`: row of `first`, then column of `second`, neuron by neuron.
@@ -170,22 +182,20 @@ fn side_by_side(format: Format, first: &Tensor, second: &Tensor) -> Result<Weigh
             second.dims()
         );
     }
-    Weight::from_tensor(&Tensor::stack(&[first, &second.t()?], 1)?.reshape((2 * n, h))?, format)
+    let order: Vec<u32> = (0..n as u32).collect();
+    Weight::interleaved(format, h, 2, &order, |part| if part == 0 { Ok(first.clone()) } else { second.t() })
 }
 
-fn vector(name: &str, t: &Tensor, len: usize) -> Result<Arc<[f32]>> {
+/// `[len]` numbers of any dtype.
+pub(super) fn vector(op: &str, name: &str, t: &Tensor, len: usize) -> Result<Arc<[f32]>> {
     if t.dims() != [len] {
-        bail!("sparse-ffn: {name} is {:?}, expected {:?}", t.dims(), [len]);
+        bail!("{op}: {name} is {:?}, expected {:?}", t.dims(), [len]);
     }
     Ok(t.to_dtype(DType::F32)?.to_vec1()?.into())
 }
 
-/// The elements of one finite row `[.., hidden]`, F32.
-pub(super) fn one_row<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("{op}: x must be contiguous, call .contiguous() first");
-    };
-    let x = &storage.as_slice::<f32>()?[start..end];
+/// `x`, if it has no NaN and no infinity.
+pub(super) fn finite<'a>(op: &str, x: &'a [f32]) -> Result<&'a [f32]> {
     match x.iter().position(|v| !v.is_finite()) {
         Some(i) => bail!("{op}: x[{i}] is {}: what comes before this op is not finite", x[i]),
         None => Ok(x),
@@ -229,7 +239,10 @@ impl CustomOp1 for SparseFfnOp<'_> {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = one_row("sparse-ffn", storage, layout)?;
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{}: x must be contiguous, call .contiguous() first", self.name());
+        };
+        let x = finite("sparse-ffn", &storage.as_slice()?[start..end])?;
         let on = On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() };
         let y = self.w.forward(on, self.active, x);
         Ok((CpuStorage::F32(y), layout.shape().clone()))

@@ -15,6 +15,11 @@ pub fn check(profile: &Profile, c: &Config) -> Result<()> {
     if got != layers {
         bail!("profile: made for {got} blocks, the model has {layers}: does it belong to this model?");
     }
+    check_points(profile)?;
+    (0..layers).try_for_each(|i| check_layer(profile, i, c.hidden_size, c.intermediate_size))
+}
+
+fn check_points(profile: &Profile) -> Result<()> {
     let points = profile.shares.len();
     if points == 0 || !profile.shares.is_sorted_by(|a, b| a < b) || !all_finite(&profile.shares) {
         bail!("profile: shares {:?} are not increasing numbers: calibrate again", profile.shares);
@@ -22,11 +27,26 @@ pub fn check(profile: &Profile, c: &Config) -> Result<()> {
     if let Some(point) = profile.fitted.iter().find(|&&p| p >= points) {
         bail!("profile: fitted point {point} of {points}: calibrate again");
     }
-    for (i, layer) in profile.layers.iter().enumerate() {
-        check_layer(i, layer, c)?;
-        for (rule, name) in layer.rules.iter().zip(["gate", "low-rank", "cascade"]) {
-            check_rule(i, name, rule, points, c)?;
-        }
+    Ok(())
+}
+
+/// Whether block `i` of `profile` fits an FFN of `hidden` inputs and `inner` neurons, as [`check`] does for all.
+///
+/// # Errors
+/// As [`check`]; also where there is no such block.
+pub(crate) fn check_block(profile: &Profile, i: usize, hidden: usize, inner: usize) -> Result<()> {
+    if i >= profile.layers.len() {
+        bail!("profile: layer {i} asked for, it was made for {}", profile.layers.len());
+    }
+    check_points(profile)?;
+    check_layer(profile, i, hidden, inner)
+}
+
+fn check_layer(profile: &Profile, i: usize, hidden: usize, inner: usize) -> Result<()> {
+    let layer = &profile.layers[i];
+    check_vectors(i, layer, hidden, inner)?;
+    for (rule, name) in layer.rules.iter().zip(["gate", "low-rank", "cascade"]) {
+        check_rule(i, name, rule, profile.shares.len(), (hidden, inner))?;
     }
     Ok(())
 }
@@ -49,20 +69,19 @@ fn check_vector(i: usize, name: &str, v: &[f32], expected: usize, positive: bool
     Ok(())
 }
 
-fn check_layer(i: usize, l: &LayerProfile, c: &Config) -> Result<()> {
-    let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+fn check_vectors(i: usize, l: &LayerProfile, hidden: usize, inner: usize) -> Result<()> {
+    if l.order.len() != inner {
+        let got = l.order.len();
+        bail!(
+            "profile: layer {i}: order has {got} neurons, the model {inner}: does it belong to this model?"
+        );
+    }
     let mut seen = vec![false; inner];
     for &n in &l.order {
         match seen.get_mut(n as usize) {
             Some(seen) if !*seen => *seen = true,
             _ => bail!("profile: layer {i}: order names neuron {n} of {inner} twice or past the last"),
         }
-    }
-    if l.order.len() != inner {
-        let got = l.order.len();
-        bail!(
-            "profile: layer {i}: order has {got} neurons, the model {inner}: does it belong to this model?"
-        );
     }
     check_vector(i, "p", &l.p, l.rank.saturating_mul(hidden), false)?;
     check_vector(i, "q_gate", &l.q_gate, l.rank.saturating_mul(inner), false)?;
@@ -73,12 +92,18 @@ fn check_layer(i: usize, l: &LayerProfile, c: &Config) -> Result<()> {
     check_vector(i, "importance", &l.importance, inner, true)
 }
 
-fn check_rule(i: usize, rule: &str, r: &LayerRule, points: usize, c: &Config) -> Result<()> {
+fn check_rule(
+    i: usize,
+    rule: &str,
+    r: &LayerRule,
+    points: usize,
+    (hidden, inner): (usize, usize),
+) -> Result<()> {
     check_vector(i, &format!("{rule} candidate"), &r.candidate, points, true)?;
     check_vector(i, &format!("{rule} keep"), &r.keep, points, true)?;
     check_vector(i, &format!("{rule} share"), &r.share, points, true)?;
-    check_vector(i, &format!("{rule} bias"), &r.bias, points * c.hidden_size, false)?;
-    if r.hot.len() != points || r.hot.iter().any(|&h| h as usize > c.intermediate_size) {
+    check_vector(i, &format!("{rule} bias"), &r.bias, points * hidden, false)?;
+    if r.hot.len() != points || r.hot.iter().any(|&h| h as usize > inner) {
         bail!("profile: layer {i}: {rule} hot {:?} is not one number of neurons per point", r.hot);
     }
     Ok(())

@@ -1,0 +1,256 @@
+//! The FFN of a Llama-shaped model that computes what a token needs, as a module.
+
+use super::sparse_ffn::{add_in_parts, finite};
+use crate::{
+    Profile, SparseConfig, Threads, Weight,
+    core::{ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons, kernel::select},
+    kernels::Kernels,
+    sparse::{Choice, FfnMode, Plans, Points, Room, SparseFfn, check_block},
+    threads::ranges,
+    weight::{On, ROW_STEP, split_columns, with_cpu_storage},
+};
+use candle_core::{DType, Error, Module, Result, Tensor, bail};
+use std::{iter::once, sync::Arc};
+
+/// `y = W_down · (act(W_gate·x − shift) · W_up·x)` for the neurons that `x` needs, plus the mean of those that are left out:
+/// in place of a Llama's MLP in any candle model; cheap to clone.
+///
+/// One row of `x` (decode) is sparse as its [`SparseConfig`] says. More rows (a prompt, a batch) are computed with all
+/// neurons: their sets unite to nearly everything.
+#[derive(Clone, Debug)]
+pub struct SparseMlp {
+    ffn: SparseFfn,
+    points: Points,
+    plans: Arc<Plans>,
+    act: Gate,
+}
+
+/// The neurons of a token and, unless a prediction alone decides, their gates.
+struct Chosen {
+    list: Vec<u32>,
+    gates: Option<Vec<f32>>,
+}
+
+impl SparseMlp {
+    /// The MLP of block `layer` of a calibrated model: `gate`, `up` `[intermediate_size, hidden_size]` and `down`
+    /// `[hidden_size, intermediate_size]` as in the checkpoint, held in `format` in the profile's order.
+    ///
+    /// Rows that are no whole number of the format's blocks keep their dtype.
+    ///
+    /// # Errors
+    /// Tensors of shapes or dtypes that do not fit, a profile that belongs to another model, a setting that it does not
+    /// serve, or a guard: only whole models have one.
+    pub fn new(
+        format: Format,
+        act: Gate,
+        [gate, up, down]: [&Tensor; 3],
+        (profile, layer): (&Profile, usize),
+        config: SparseConfig,
+    ) -> Result<Self> {
+        let (inner, hidden) = gate.dims2()?;
+        if up.dims() != [inner, hidden] || down.dims() != [hidden, inner] || inner * hidden == 0 {
+            let (gate, up, down) = (gate.dims(), up.dims(), down.dims());
+            bail!("sparse-mlp: gate {gate:?}, up {up:?}, down {down:?}: give [n, h], [n, h] and [h, n]");
+        }
+        check_block(profile, layer, hidden, inner)?;
+        let tensor = |name: &str| {
+            Ok(match name {
+                "gate_proj" => gate.clone(),
+                "up_proj" => up.clone(),
+                _ => down.clone(),
+            })
+        };
+        let ffn = SparseFfn::load(format, hidden, &profile.layers[layer], tensor)?;
+        let points = Points::from(profile);
+        let plans = Arc::new(plans(config, &points, &ffn)?);
+        Ok(Self { ffn, points, plans, act })
+    }
+
+    /// The same weights with another setting.
+    ///
+    /// # Errors
+    /// The profile does not serve it, or it has a guard.
+    pub fn with_config(&self, config: SparseConfig) -> Result<Self> {
+        let plans = Arc::new(plans(config, &self.points, &self.ffn)?);
+        Ok(Self { plans, ..self.clone() })
+    }
+
+    /// The neurons that `x` `[hidden]` or `[1, hidden]` F32 needs, increasing, in the profile's order.
+    ///
+    /// # Errors
+    /// `x` is not one row, not F32, not on the CPU or not finite.
+    pub fn active(&self, x: &Tensor) -> Result<Vec<u32>> {
+        super::sparse_ffn::check_row("sparse-mlp", x, self.ffn.gate.cols())?;
+        self.with_rows(x, |on, x| Ok(Inputs::new(on, self, x).choose().list))
+    }
+
+    /// Calls `f` with the elements of a checked `x`.
+    fn with_rows<R>(&self, x: &Tensor, f: impl FnOnce(On<'_>, &[f32]) -> Result<R>) -> Result<R> {
+        let (x, n) = (x.contiguous()?, x.elem_count());
+        let on = On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() };
+        with_cpu_storage(&x, |storage, start| {
+            f(on, finite("sparse-mlp", &storage.as_slice()?[start..start + n])?)
+        })
+    }
+
+    /// One row.
+    fn token(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
+        let plan = &self.plans.layers[0];
+        let inputs = Inputs::new(on, self, x);
+        let Chosen { list, gates } = inputs.choose();
+        let mut y = if plan.mode == FfnMode::Dense { vec![0.0; x.len()] } else { plan.bias.clone() };
+        let (x, neurons) = (inputs.x(self.ffn.gate.format()), Neurons::UpDown(self.ffn.up_down.matrix()));
+        add_in_parts(on, list.len(), 3 * self.ffn.row_bytes(), &mut y, |r, y| {
+            let list = &list[r.clone()];
+            let mut gates = match &gates {
+                Some(gates) => gates[r].to_vec(),
+                None => vec![0.0; list.len()],
+            };
+            if plan.mode == FfnMode::LowRank {
+                on.kernels.matvec_rows(self.ffn.gate.matrix(), list, x, &mut gates);
+            }
+            on.kernels.sparse_ffn(neurons, self.act, list, x, &mut gates, y);
+        });
+        y
+    }
+
+    /// All neurons for many rows: the activations by neurons, the output by rows.
+    fn rows(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
+        let SparseFfn { gate: gate_w, up_down, .. } = &self.ffn;
+        let (inner, hidden) = (gate_w.rows(), gate_w.cols());
+        let n = x.len() / hidden;
+        let mut groups = vec![ActivationGroup::ZERO; n * ActivationGroup::count(hidden)];
+        let x = on.columns(gate_w.format(), hidden, x, &mut groups);
+        let tasks = on.threads.tasks(inner.div_ceil(ROW_STEP), 2 * n * gate_w.bytes());
+        let ranges: Vec<_> = ranges(inner, tasks, ROW_STEP).collect();
+        let (mut gate, mut a) = (vec![0.0; n * inner], vec![0.0; n * inner]);
+        let widths = ranges.iter().map(ExactSizeIterator::len);
+        let (gates, ups) =
+            (split_columns(&mut gate, inner, widths.clone()), split_columns(&mut a, inner, widths));
+        let up_w = up_down.matrix().every(0, 2);
+        on.threads.for_each(ranges.iter().zip(gates.into_iter().zip(ups)), |(r, (mut gate, mut up))| {
+            on.kernels.matmul(gate_w.matrix().slice_rows(r.clone()), x, &mut gate);
+            on.kernels.matmul(up_w.slice_rows(r.clone()), x, &mut up);
+            for (gate, up) in gate.iter().zip(up) {
+                on.kernels.gated(self.act.act, self.act.shift, gate, up);
+            }
+        });
+        let mut y = vec![0.0; n * hidden];
+        let run = n.div_ceil(on.threads.tasks(n, n * up_down.bytes()));
+        let tasks = a.chunks(run * inner).zip(y.chunks_mut(run * hidden));
+        on.threads.for_each(tasks, |(a, y)| sum_rows(on, up_down.matrix().every(1, 2), a, y));
+        y
+    }
+}
+
+impl Module for SparseMlp {
+    /// `x` `[.., hidden]` F32, and so is the result.
+    ///
+    /// Cost for one row: 3 rows of `hidden` multiply-adds and bytes per active neuron and what the choice reads (all gates,
+    /// or `rank · (hidden + 2 · intermediate_size)` and the gates of candidates); else `3 · hidden · intermediate_size` per
+    /// row.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let hidden = self.ffn.gate.cols();
+        if x.dtype() != DType::F32 || x.dims().last() != Some(&hidden) || x.elem_count() == 0 {
+            bail!("sparse-mlp: x is {:?} {:?}, needed is F32 [.., {hidden}]", x.dtype(), x.dims());
+        }
+        let y = self.with_rows(x, |on, rows| {
+            Ok(if rows.len() == hidden { self.token(on, rows) } else { self.rows(on, rows) })
+        })?;
+        Tensor::from_vec(y, x.dims(), x.device())
+    }
+}
+
+fn plans(config: SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plans> {
+    if config.guard.is_some() {
+        bail!("sparse-mlp: one MLP has no guard, set it to None: whole models have one");
+    }
+    Plans::new(config, points, once(ffn))
+}
+
+/// `y = a · w` for rows of `a` and `y`.
+fn sum_rows(on: On<'_>, w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
+    let a: Vec<_> = a.chunks_exact(w.rows()).collect();
+    let mut y: Vec<_> = y.chunks_exact_mut(w.cols()).collect();
+    on.kernels.matmul_t(w, &a, &mut y);
+}
+
+/// One row in the forms that matrices are multiplied with.
+struct Inputs<'a> {
+    on: On<'a>,
+    mlp: &'a SparseMlp,
+    x: &'a [f32],
+    groups: Vec<ActivationGroup>,
+}
+
+impl<'a> Inputs<'a> {
+    fn new(on: On<'a>, mlp: &'a SparseMlp, x: &'a [f32]) -> Self {
+        let mut groups = vec![ActivationGroup::ZERO; ActivationGroup::count(x.len())];
+        let SparseFfn { gate, predictor, .. } = &mlp.ffn;
+        if once(gate).chain(predictor.as_ref().map(|p| &p.p)).any(|w| w.format().is_quantized()) {
+            on.columns(Format::Q8_0, x.len(), x, &mut groups);
+        }
+        Self { on, mlp, x, groups }
+    }
+
+    fn x(&self, format: Format) -> Columns<'_> {
+        if format.is_quantized() { Columns::Quantized(&self.groups) } else { Columns::F32(self.x) }
+    }
+
+    /// `w · x`
+    fn product(&self, w: &Weight) -> Vec<f32> {
+        let (x, m, mut y) = (self.x(w.format()), w.matrix(), vec![0.0; w.rows()]);
+        let piece = w.rows().div_ceil(self.on.threads.tasks(w.rows(), w.bytes()));
+        self.on.threads.for_each(y.chunks_mut(piece).enumerate(), |(i, y)| {
+            self.on.kernels.matmul(m.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
+        });
+        y
+    }
+
+    fn choose(&self) -> Chosen {
+        let SparseMlp { ffn, plans, act, .. } = self.mlp;
+        let (plan, inner) = (&plans.layers[0], ffn.intermediate_size());
+        if plan.mode == FfnMode::Dense {
+            return Chosen { list: (0..inner as u32).collect(), gates: Some(self.product(&ffn.gate)) };
+        }
+        let predictor = ffn.predictor.as_ref().filter(|_| plan.mode != FfnMode::Gate);
+        let z = predictor.map_or_else(Vec::new, |p| self.product(&p.p));
+        let mut z_groups = vec![ActivationGroup::ZERO; ActivationGroup::count(z.len())];
+        let z = predictor
+            .map_or(Columns::F32(&[]), |p| self.on.columns(p.q_gate.format(), z.len(), &z, &mut z_groups));
+        let (kernels, x) = (self.on.kernels, self.x(ffn.gate.format()));
+        let choice = Choice { ffn, plan, factor: 1.0, kernels, act: *act, x, z };
+        self.judge(choice)
+    }
+
+    /// Ranges of neurons over all threads, then the list.
+    fn judge(&self, choice: Choice<'_>) -> Chosen {
+        let (inner, width) = (choice.ffn.intermediate_size(), Choice::width(choice.plan));
+        let tasks = self.on.threads.tasks(inner.div_ceil(ROW_STEP), choice.bytes());
+        let piece = inner.div_ceil(tasks).next_multiple_of(ROW_STEP);
+        let mut out = vec![0.0; width * inner];
+        self.on.threads.for_each(out.chunks_mut(width * piece).enumerate(), |(i, out)| {
+            let mut room = Room::default();
+            room.resize(piece);
+            choice.range(i * piece, &mut room, out);
+        });
+        let (mut list, mut gates) = (vec![0; inner], vec![0.0; inner]);
+        let active = match choice.plan.top {
+            None => select::active(&out, &mut list, &mut gates).active,
+            Some(k) => {
+                let pieces = || out.chunks(2 * piece).map(|c| c.split_at(c.len() / 2));
+                let all: Vec<f32> = pieces().flat_map(|(g, _)| g).copied().collect();
+                let scores: Vec<f32> = pieces().flat_map(|(_, s)| s).copied().collect();
+                let active = select::largest(&scores, k, &mut gates, &mut list);
+                gates.iter_mut().zip(&list[..active]).for_each(|(g, &n)| *g = all[n as usize]);
+                active
+            }
+        };
+        list.truncate(active);
+        gates.truncate(active);
+        Chosen { list, gates: Some(gates).filter(|_| choice.plan.mode != FfnMode::LowRank) }
+    }
+}
+
+#[cfg(test)]
+mod tests;
