@@ -188,7 +188,7 @@ impl<'a> Inputs<'a> {
         let mut groups = vec![ActivationGroup::ZERO; ActivationGroup::count(x.len())];
         let SparseFfn { gate, predictor, .. } = &mlp.ffn;
         if once(gate).chain(predictor.as_ref().map(|p| &p.p)).any(|w| w.format().is_quantized()) {
-            on.columns(Format::Q8_0, x.len(), x, &mut groups);
+            on.kernels.quantize(x, &mut groups);
         }
         Self { on, mlp, x, groups }
     }
