@@ -21,6 +21,9 @@ pub mod profile;
 
 pub mod sparse;
 
+#[cfg(feature = "calibrate")]
+pub mod calibrate;
+
 pub mod kv_cache;
 
 pub mod attention;

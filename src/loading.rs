@@ -68,7 +68,7 @@ impl SafetensorsFiles {
         let file = &self.files[*file];
         let dtype = DType::try_from(info.dtype)
             .map_err(|_| Error::msg(format!("tensor {name}: candle has no dtype {:?}", info.dtype)))?;
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64 | DType::U32) {
             bail!("tensor {name} is stored as {dtype:?}: give a checkpoint in F32, F16 or BF16");
         }
         let (start, len) = (info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0);
@@ -92,6 +92,16 @@ impl OpenFile {
             .map_err(|e| Error::msg(format!("cannot read {}: {e}", self.path.display())))?;
         Ok(data)
     }
+}
+
+/// The free text entries of a safetensors file's header.
+///
+/// # Errors
+/// As [`SafetensorsFiles::open`].
+pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let mut file =
+        File::open(path).map_err(|e| Error::msg(format!("cannot open {}: {e}", path.display())))?;
+    Ok(read_header(&mut file, path)?.1.metadata().clone().unwrap_or_default())
 }
 
 fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {

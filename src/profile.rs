@@ -13,6 +13,11 @@
 //! The variances make the scores expected squares: a neuron of which little is known stays a candidate. What is skipped
 //! is replaced by its mean, `bias`.
 
+mod fingerprint;
+mod store;
+
+pub use fingerprint::fingerprint;
+
 /// The modes that a profile serves; the dense mode needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
@@ -25,7 +30,7 @@ pub enum Rule {
 }
 
 /// Everything that was learned about a model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// One per decoder block.
     pub layers: Vec<LayerProfile>,
@@ -33,17 +38,14 @@ pub struct Profile {
     pub shares: Vec<f32>,
     /// The point at which each [`Rule`] loses what calibration allowed.
     pub fitted: [usize; 3],
-    /// Numbers that tell the model, [`FINGERPRINT_LEN`] per block.
+    /// Numbers that tell the model, see [`fingerprint`](fingerprint()).
     pub fingerprint: Vec<f32>,
     /// Settings and held-out quality, for people.
     pub about: serde_json::Value,
 }
 
-/// Numbers per block in a fingerprint.
-pub const FINGERPRINT_LEN: usize = 16;
-
 /// What was learned about the FFN of one block. Row-major, `[rows, cols]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerProfile {
     /// `[intermediate_size]`: neuron i in memory is neuron `order[i]` of the checkpoint.
     pub order: Vec<u32>,
@@ -68,7 +70,7 @@ pub struct LayerProfile {
 }
 
 /// Thresholds of one block and rule at each point of [`Profile::shares`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerRule {
     /// `[points]`; 0 for [`Rule::Gate`].
     pub candidate: Vec<f32>,

@@ -5,13 +5,13 @@ use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
     FfnMode, Guard, Profile, Selection, SparseConfig,
     core::Format,
-    profile::{LayerProfile, LayerRule},
+    profile::{LayerProfile, LayerRule, fingerprint},
 };
 use candle_sparse_models::{
     decoder::LoadOptions,
     files::{EMBEDDED, ModelFiles},
     llama::{Cache, Config},
-    pretrained::Pretrained,
+    pretrained::{Pretrained, var_builder},
 };
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -43,7 +43,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Neurons in their order, a prediction of zeros that knows how much it misses, a guard that looks often.
-fn profile(config: &Config) -> Profile {
+fn profile(config: &Config, files: &ModelFiles) -> Profile {
     let (hidden, inner, rank) = (config.hidden_size, config.intermediate_size, 32);
     let rule = LayerRule {
         candidate: vec![0.5],
@@ -65,20 +65,16 @@ fn profile(config: &Config) -> Profile {
         rules: [rule.clone(), rule.clone(), rule],
     };
     let layers = vec![layer; config.num_hidden_layers];
-    Profile {
-        layers,
-        shares: vec![0.5],
-        fitted: [0; 3],
-        fingerprint: Vec::new(),
-        about: serde_json::Value::Null,
-    }
+    let vb = var_builder(files, None).unwrap();
+    let fingerprint = fingerprint(&vb, layers.len(), hidden, inner).unwrap();
+    Profile { layers, shares: vec![0.5], fitted: [0; 3], fingerprint, about: serde_json::Value::Null }
 }
 
 fn sparse_decode_allocates_nothing() {
     for format in [None, Some(Format::Q8_0)] {
         let files = ModelFiles::from_embedded(&EMBEDDED[0]);
         let config = Pretrained::load(&files, LoadOptions::default()).unwrap().config;
-        let profile = Some(Arc::new(profile(&config)));
+        let profile = Some(Arc::new(profile(&config, &files)));
         let options = LoadOptions { format, profile, ..LoadOptions::default() };
         let loaded = Pretrained::load(&files, options).unwrap();
         for mode in [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {

@@ -36,10 +36,14 @@ fn kv(name: &str) -> Result<DType, String> {
 }
 
 impl ModelArgs {
-    /// Finds the files (fetching them where the model is on the Hub) and loads them; says on standard error what was
-    /// done otherwise than asked.
+    /// Finds the files, fetching them where the model is on the Hub.
+    pub(crate) fn files(&self) -> Result<ModelFiles> {
+        Ok(ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?)
+    }
+
+    /// Loads the model; says on standard error what was done otherwise than asked.
     pub(crate) fn load(&self) -> Result<Pretrained> {
-        let files = ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?;
+        let files = self.files()?;
         let threads = self.threads.map(Threads::new).transpose()?;
         let loaded =
             Pretrained::load(&files, LoadOptions { format: self.dtype, threads, ..LoadOptions::default() })?;

@@ -58,6 +58,11 @@ pub(crate) unsafe trait Isa: Copy {
     fn load_quants(self, x: &[i8; 64], i: usize) -> Self::I;
     /// Vector `i` of one number per block.
     fn scales(self, d: [f16; 4], i: usize) -> Self::V;
+    /// Vector `i` of the scales of four blocks.
+    #[inline(always)]
+    fn scales_q4_0(self, [a, b, c, d]: &[BlockQ4_0; 4], i: usize) -> Self::V {
+        self.scales([a.d, b.d, c.d, d.d], i)
+    }
     /// Both halves of vector `i` of four blocks, as this instruction set wants them for [`Self::dot_i8`].
     fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> [Self::I; 2];
     /// Vector `i` of four times 16 bytes: a field of each byte, moved up by `up` bits (down if negative) to where `mask`
@@ -93,15 +98,12 @@ pub(crate) unsafe trait Isa: Copy {
     fn sums_to_f32(self, sums: Self::S) -> Self::V;
     /// Writes `−Σ` of each lane's eight bytes as vector `i` of `out`.
     fn neg_sums(self, x: [Self::I; 2], out: &mut [i32; 16], i: usize);
-    /// Asks for the cache lines of a row.
-    fn prefetch<T>(self, row: &[T]);
+    /// Asks for the cache line with a byte of `row`, or of what follows it.
+    fn prefetch<T>(self, row: &[T], byte: usize);
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
-    /// Vector `i` of the quants of `w`, −8..=7.
-    #[inline(always)]
-    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> Self::V {
-        self.widen_i8(&w.unpack(), i)
-    }
+    /// Vector `i` of 16 times the quants of `w`, −128..=112.
+    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> Self::V;
     /// Rounds `x · scale` (in −127..=127, halves to even) into `out`.
     fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]);
 }

@@ -177,6 +177,29 @@ fn matmul_t_agrees_with_scalar_at_every_length() {
 }
 
 #[test]
+fn a_sum_of_rows_alone_has_the_same_bits_as_among_others() {
+    // More rows than a panel, and more results than are computed without one.
+    let (rows, n) = (if cfg!(miri) { 2 } else { 70 }, 11);
+    for kernels in Kernels::available() {
+        for format in Format::ALL {
+            let cols = if format.block_len() == 1 { 7 * BLOCK_LEN + 5 } else { 7 * BLOCK_LEN }
+                .next_multiple_of(format.block_len());
+            let stored = Stored::new(format, &numbers(2 * rows * cols, 14));
+            let w = stored.matrix(2 * rows, cols).every(1, 2);
+            let weights = numbers(n * rows, 15);
+            let a: Vec<&[f32]> = weights.chunks(rows).collect();
+            let mut y = vec![numbers(cols, 16); n];
+            kernels.matmul_t(w, &a, &mut y.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+            for (y, a) in y.iter().zip(a) {
+                let mut alone = numbers(cols, 16);
+                kernels.matmul_t(w, &[a], &mut [&mut alone]);
+                assert_eq!(*y, alone, "{} {format:?}", kernels.level());
+            }
+        }
+    }
+}
+
+#[test]
 fn vectors_agree_with_scalar_at_every_length_and_offset() {
     for kernels in Kernels::available() {
         let level = kernels.level();

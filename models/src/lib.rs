@@ -10,3 +10,8 @@ pub mod hub;
 pub mod llama;
 
 pub mod pretrained;
+pub mod quality;
+pub mod simulate;
+
+#[cfg(feature = "calibrate")]
+pub mod calibrate;

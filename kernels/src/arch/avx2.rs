@@ -331,10 +331,8 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, row: &[T]) {
-        for at in (0..size_of_val(row)).step_by(64) {
-            proven!(_mm_prefetch::<_MM_HINT_T0>(row.as_ptr().cast::<i8>().add(at)));
-        }
+    fn prefetch<T>(self, row: &[T], byte: usize) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(row.as_ptr().cast::<i8>().wrapping_add(byte)));
     }
 
     #[inline(always)]
@@ -348,9 +346,11 @@ unsafe impl Isa for Avx2 {
         let bytes = &w.qs[i % 2 * 8..i % 2 * 8 + 8];
         proven!({
             let packed = _mm_loadl_epi64(bytes.as_ptr().cast());
-            let half = if i < 2 { packed } else { _mm_srli_epi16::<4>(packed) };
-            let wide = _mm256_cvtepu8_epi32(_mm_and_si128(half, _mm_set1_epi8(0x0f)));
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_set1_epi32(8)))
+            let nibbles = if i < 2 { _mm_slli_epi16::<4>(packed) } else { packed };
+            // As upper halves of signed bytes.
+            let bytes = _mm_and_si128(nibbles, _mm_set1_epi8(0xf0_u8.cast_signed()));
+            let signed = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(signed))
         })
     }
 

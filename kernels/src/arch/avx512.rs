@@ -174,6 +174,22 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn scales_q4_0(self, w: &[BlockQ4_0; 4], _: usize) -> __m512 {
+        const { assert!(size_of::<[BlockQ4_0; 4]>() >= 64) };
+        proven!({
+            // Words 0, 9, 18 and 27.
+            let index = _mm512_castsi256_si512(_mm256_setr_epi64x(
+                0,
+                0x0009_0009_0009_0009,
+                0x0012_0012_0012_0012,
+                0x001b_001b_001b_001b,
+            ));
+            let d = _mm512_permutexvar_epi16(index, _mm512_loadu_si512(w.as_ptr().cast()));
+            _mm512_cvtph_ps(_mm512_castsi512_si256(d))
+        })
+    }
+
+    #[inline(always)]
     fn q8_0(self, w: &[BlockQ8_0; 4], _: usize) -> [__m512i; 2] {
         proven!({
             let load = |w: &BlockQ8_0| _mm256_loadu_si256(w.qs.as_ptr().cast());
@@ -300,8 +316,8 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, row: &[T]) {
-        self.0.prefetch(row);
+    fn prefetch<T>(self, row: &[T], byte: usize) {
+        self.0.prefetch(row, byte);
     }
 
     #[inline(always)]
@@ -313,14 +329,21 @@ unsafe impl Isa for Avx512 {
     #[inline(always)]
     fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> __m512 {
         proven!({
-            let packed = _mm_loadu_si128(w.qs.as_ptr().cast());
-            let half = if i == 0 { packed } else { _mm_srli_epi16::<4>(packed) };
-            let index = _mm512_cvtepu8_epi32(_mm_and_si128(half, _mm_set1_epi8(0x0f)));
-            // A table of sixteen numbers saves the subtraction and the conversion.
-            let values = _mm512_setr_ps(
-                -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
-            );
-            _mm512_permutexvar_ps(index, values)
+            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(w.qs.as_ptr().cast()));
+            if i == 0 {
+                // The table is looked up by the lower four bits, whatever the upper ones are.
+                let low = _mm512_setr_ps(
+                    -128.0, -112.0, -96.0, -80.0, -64.0, -48.0, -32.0, -16.0, 0.0, 16.0, 32.0, 48.0, 64.0,
+                    80.0, 96.0, 112.0,
+                );
+                _mm512_permutexvar_ps(wide, low)
+            } else {
+                // As the last bits of 2²³ + 16 · q, which is two operations. Ternary logic, because LLVM sees through
+                // others and widens twice.
+                let base = _mm512_castps_si512(_mm512_set1_ps(8_388_608.0));
+                let high = _mm512_ternarylogic_epi32::<0xf8>(base, wide, _mm512_set1_epi32(0xf0));
+                _mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(8_388_608.0 + 128.0))
+            }
         })
     }
 

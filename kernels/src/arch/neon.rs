@@ -1,7 +1,7 @@
 //! NEON, with and without the dot-product instructions.
 
 use crate::isa::Isa;
-use candle_sparse_core::BlockQ8_0;
+use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
 use core::arch::aarch64::*;
 use half::{bf16, f16};
 
@@ -296,15 +296,13 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, row: &[T]) {
-        for at in (0..size_of_val(row)).step_by(64) {
-            // The intrinsic is not stable in Rust 1.95.
-            proven!(core::arch::asm!(
-                "prfm pldl1keep, [{x}]",
-                x = in(reg) row.as_ptr().cast::<u8>().add(at),
-                options(readonly, nostack, preserves_flags)
-            ));
-        }
+    fn prefetch<T>(self, row: &[T], byte: usize) {
+        // The intrinsic is not stable in Rust 1.95.
+        proven!(core::arch::asm!(
+            "prfm pldl1keep, [{x}]",
+            x = in(reg) row.as_ptr().cast::<u8>().wrapping_add(byte),
+            options(readonly, nostack, preserves_flags)
+        ));
     }
 
     #[inline(always)]
@@ -312,6 +310,19 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
         let half = &x[i / 2 * 8..i / 2 * 8 + 8];
         proven!({
             let wide = vmovl_s8(vld1_s8(half.as_ptr()));
+            let part = if i.is_multiple_of(2) { vget_low_s16(wide) } else { vget_high_s16(wide) };
+            vcvtq_f32_s32(vmovl_s16(part))
+        })
+    }
+
+    #[inline(always)]
+    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> float32x4_t {
+        let bytes = &w.qs[i / 2 % 2 * 8..i / 2 % 2 * 8 + 8];
+        proven!({
+            let packed = vld1_u8(bytes.as_ptr());
+            let nibbles = if i < 4 { vshl_n_u8::<4>(packed) } else { vand_u8(packed, vdup_n_u8(0xf0)) };
+            // As upper halves of signed bytes.
+            let wide = vmovl_s8(vreinterpret_s8_u8(veor_u8(nibbles, vdup_n_u8(0x80))));
             let part = if i.is_multiple_of(2) { vget_low_s16(wide) } else { vget_high_s16(wide) };
             vcvtq_f32_s32(vmovl_s16(part))
         })

@@ -1,16 +1,24 @@
 //! Weighted sums of rows: attention's values, and every neuron-major projection.
 //!
 //! ```text
-//! for each unit of 32 columns of the matrix:
-//!     for each group of results:                  (32 × results sums stay in registers)
-//!         for each row: sums += weight · unit
+//! few results:  for each unit of 32 columns of the matrix:
+//!                   for each group of results:            (32 × results sums stay in registers)
+//!                       for each row: sums += weight · unit
+//! many:         for each panel of rows and columns:       (as f32 in the L1 cache)
+//!                   for each group of results, for each unit or two: the same
 //! ```
 //!
 //! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
 
-use super::{matmul::RowShape, padded};
+use super::{
+    elements::{Elements, LONGEST},
+    matmul::RowShape,
+    padded,
+};
 use crate::isa::Isa;
-use candle_sparse_core::{BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, kernel::matmul::check_matmul_t};
+use candle_sparse_core::{
+    BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, format::f16_to_f32, kernel::matmul::check_matmul_t,
+};
 use half::{bf16, f16};
 
 /// See [`candle_sparse_core::KernelSet::matmul_t`].
@@ -24,28 +32,58 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
         Rows::BF16(d) => units::<I, bf16>(isa, d, shape, w.cols(), a, y),
         Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, shape, w.cols(), a, y),
         Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, shape, w.cols(), a, y),
-        _ => candle_sparse_core::kernel::matmul::matmul_t(w, a, y),
+        Rows::Q6K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5_0(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q4_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q4K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q3K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q2K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
     }
 }
+
+/// Units whose factors are computed together.
+pub(super) const RUN: usize = 32;
+/// Factors of as many units, each four times because that is how [`Isa::scales`] makes them.
+pub(super) type Factors = [[f32; 32]; RUN / 8];
 
 /// An element type whose units can be read as f32 vectors.
 pub(super) trait Summand: Copy {
     /// 32 elements.
     type Unit: Copy;
+    /// Vectors are in units of this, a power of two.
+    const STEP: f32;
+    /// Whether a row may end with less than a unit.
+    const RESTS: bool;
 
     /// The whole units of a row.
     fn units(row: &[Self]) -> &[Self::Unit];
     /// What follows them, filled up with zeros.
     fn last(row: &[Self]) -> Self::Unit;
-    /// What [`Self::vector`] is still to be multiplied with, times `alpha`.
-    fn scale<I: Isa>(isa: I, unit: &Self::Unit, alpha: I::V) -> I::V;
     fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
+    /// What [`Self::vector`] is still to be multiplied with, times `alpha`, which has [`Self::STEP`] in it.
+    fn scale<I: Isa>(isa: I, unit: &Self::Unit, alpha: I::V) -> I::V;
+    /// The elements themselves, exact: quants and scales are short.
+    #[inline(always)]
+    fn value<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
+        isa.mul(Self::vector(isa, unit, i), Self::scale(isa, unit, isa.splat(Self::STEP)))
+    }
+    /// [`Self::scale`] of at most [`RUN`] units, to be read by [`Self::factor`].
+    #[inline(always)]
+    fn factors<I: Isa>(_: I, _: &[Self::Unit], _: f32, _: &mut Factors) {}
+    #[inline(always)]
+    fn factor<I: Isa>(isa: I, unit: &Self::Unit, alpha: I::V, _: &Factors, _: usize) -> I::V {
+        Self::scale(isa, unit, alpha)
+    }
 }
 
 macro_rules! float_summand {
     ($t:ty, $zero:expr, $load:ident) => {
         impl Summand for $t {
             type Unit = [$t; 32];
+            const STEP: f32 = 1.0;
+            const RESTS: bool = true;
 
             #[inline(always)]
             fn units(row: &[Self]) -> &[Self::Unit] {
@@ -63,6 +101,11 @@ macro_rules! float_summand {
             }
 
             #[inline(always)]
+            fn value<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
+                isa.$load(unit, i)
+            }
+
+            #[inline(always)]
             fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
                 isa.$load(unit, i)
             }
@@ -74,40 +117,70 @@ float_summand!(f32, 0.0, load);
 float_summand!(f16, f16::ZERO, load_f16);
 float_summand!(bf16, bf16::ZERO, load_bf16);
 
-macro_rules! block_summand {
-    ($t:ty, |$isa:ident, $unit:ident, $i:ident| $vector:expr) => {
-        impl Summand for $t {
-            type Unit = Self;
+macro_rules! whole_blocks {
+    () => {
+        type Unit = Self;
+        const RESTS: bool = false;
 
-            #[inline(always)]
-            fn units(row: &[Self]) -> &[Self] {
-                row
-            }
+        #[inline(always)]
+        fn units(row: &[Self]) -> &[Self] {
+            row
+        }
 
-            #[inline(always)]
-            fn last(row: &[Self]) -> Self {
-                // Never asked for: a row is whole blocks.
-                row[0]
-            }
+        #[inline(always)]
+        fn last(row: &[Self]) -> Self {
+            // Never asked for: a row is whole blocks.
+            row[0]
+        }
 
-            #[inline(always)]
-            fn scale<I: Isa>(isa: I, unit: &Self, alpha: I::V) -> I::V {
-                isa.mul(isa.splat_f16(unit.d), alpha)
-            }
-
-            #[inline(always)]
-            fn vector<I: Isa>($isa: I, $unit: &Self, $i: usize) -> I::V {
-                $vector
-            }
+        #[inline(always)]
+        fn scale<I: Isa>(isa: I, unit: &Self, alpha: I::V) -> I::V {
+            isa.mul(isa.splat_f16(unit.d), alpha)
         }
     };
 }
 
-block_summand!(BlockQ8_0, |isa, unit, i| isa.widen_i8(&unit.qs, i));
-block_summand!(BlockQ4_0, |isa, unit, i| isa.widen_q4_0(unit, i));
+impl Summand for BlockQ8_0 {
+    whole_blocks!();
+    const STEP: f32 = 1.0;
+
+    #[inline(always)]
+    fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
+        isa.widen_i8(&unit.qs, i)
+    }
+}
+
+impl Summand for BlockQ4_0 {
+    whole_blocks!();
+    const STEP: f32 = 1.0 / 16.0;
+
+    #[inline(always)]
+    fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
+        isa.widen_q4_0(unit, i)
+    }
+
+    #[inline(always)]
+    fn factors<I: Isa>(isa: I, units: &[Self], alpha: f32, out: &mut Factors) {
+        let (fours, few) = units.as_chunks();
+        for (g, four) in fours.iter().enumerate() {
+            for i in 0..16 / I::LANES {
+                let factors = isa.mul(isa.scales_q4_0(four, i), isa.splat(alpha));
+                isa.store(factors, &mut out[g / 2], g % 2 * (16 / I::LANES) + i);
+            }
+        }
+        for (unit, out) in few.iter().zip(out.as_flattened_mut()[16 * fours.len()..].as_chunks_mut().0) {
+            *out = [f16_to_f32(unit.d.to_bits()) * alpha; 4];
+        }
+    }
+
+    #[inline(always)]
+    fn factor<I: Isa>(isa: I, _: &Self, _: I::V, factors: &Factors, k: usize) -> I::V {
+        isa.splat(factors.as_flattened()[4 * k])
+    }
+}
 
 #[inline(always)]
-fn units<I: Isa, T: Summand>(
+fn units<I: Isa, T: Summand + Elements>(
     isa: I,
     w: &[T],
     shape: RowShape,
@@ -118,11 +191,120 @@ fn units<I: Isa, T: Summand>(
     if w.is_empty() {
         return;
     }
-    for k in (0..cols).step_by(BLOCK_LEN) {
+    // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again.
+    let many = y.len() > 2 * I::COLUMNS_T;
+    if many {
+        panels::<I, T>(isa, w, shape, cols / BLOCK_LEN, a, y);
+    }
+    for k in (if many { cols / BLOCK_LEN * BLOCK_LEN } else { 0 }..cols).step_by(BLOCK_LEN) {
         if k + BLOCK_LEN <= cols {
             unit_of_all::<I, T, true>(isa, w, shape, a, y, k);
         } else {
             unit_of_all::<I, T, false>(isa, w, shape, a, y, k);
+        }
+    }
+}
+
+/// Part of a matrix as f32, in the L1 cache.
+type Panel = [[[f32; BLOCK_LEN]; PANEL_UNITS]; PANEL_ROWS];
+const PANEL_ROWS: usize = 32;
+const PANEL_UNITS: usize = LONGEST;
+
+/// The whole units of all results.
+#[inline(always)]
+fn panels<I: Isa, T: Elements>(
+    isa: I,
+    w: &[T],
+    shape: RowShape,
+    units: usize,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+) {
+    let mut panel: Panel = [[[0.0; BLOCK_LEN]; PANEL_UNITS]; PANEL_ROWS];
+    let rows = a.first().map_or(0, |a| a.len());
+    for first in (0..units).step_by(PANEL_UNITS) {
+        let n = PANEL_UNITS.min(units - first);
+        for start in (0..rows).step_by(PANEL_ROWS) {
+            let panel = &mut panel[..PANEL_ROWS.min(rows - start)];
+            for (r, out) in panel.iter_mut().enumerate() {
+                T::write(isa, shape.row(w, start + r), first, &mut out[..n]);
+            }
+            panel_of_all(isa, panel, n, start, a, first, y);
+        }
+    }
+}
+
+/// The first `n` units of a panel, whose rows begin at `start` and whose units at `first`, for all results.
+#[inline(always)]
+fn panel_of_all<I: Isa>(
+    isa: I,
+    panel: &[[[f32; BLOCK_LEN]; PANEL_UNITS]],
+    n: usize,
+    start: usize,
+    a: &[&[f32]],
+    first: usize,
+    y: &mut [&mut [f32]],
+) {
+    // As many sums as hide the latency of the multiply-adds and registers hold.
+    let wide = if I::LANES == 16 { 2 } else { 1 };
+    let mut c = 0;
+    while c < y.len() {
+        let width = (y.len() - c).min(I::COLUMNS_T);
+        let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
+        let mut u = 0;
+        while u < n {
+            let k = (first + u) * BLOCK_LEN;
+            match (width, wide.min(n - u)) {
+                (4, 2) => tile::<I, 4, 2>(isa, panel, u, start, a, y, k),
+                (4, _) => tile::<I, 4, 1>(isa, panel, u, start, a, y, k),
+                (3, _) => tile::<I, 3, 1>(isa, panel, u, start, a, y, k),
+                (2, _) => tile::<I, 2, 1>(isa, panel, u, start, a, y, k),
+                _ => tile::<I, 1, 1>(isa, panel, u, start, a, y, k),
+            }
+            u += if width == 4 { wide.min(n - u) } else { 1 };
+        }
+        c += width;
+    }
+}
+
+/// Columns `k .. k + 32 · U` of `C` results: what the units from `u` on of a panel add to them.
+#[inline(always)]
+fn tile<I: Isa, const C: usize, const U: usize>(
+    isa: I,
+    panel: &[[[f32; BLOCK_LEN]; PANEL_UNITS]],
+    u: usize,
+    start: usize,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+    k: usize,
+) {
+    let mut acc = [[[isa.splat(0.0); 8]; U]; C];
+    let mut weights = [&a[0][start..start + panel.len()]; C];
+    for c in 0..C {
+        weights[c] = &a[c][start..start + panel.len()];
+        let y = y[c][k..k + U * BLOCK_LEN].as_chunks().0;
+        for j in 0..U {
+            for i in 0..32 / I::LANES {
+                acc[c][j][i] = isa.load(&y[j], i);
+            }
+        }
+    }
+    for (r, row) in panel.iter().enumerate() {
+        for j in 0..U {
+            for i in 0..32 / I::LANES {
+                let v = isa.load(&row[u + j], i);
+                for c in 0..C {
+                    acc[c][j][i] = isa.mul_add(isa.splat(weights[c][r]), v, acc[c][j][i]);
+                }
+            }
+        }
+    }
+    for c in 0..C {
+        let y = y[c][k..k + U * BLOCK_LEN].as_chunks_mut().0;
+        for j in 0..U {
+            for i in 0..32 / I::LANES {
+                isa.store(acc[c][j][i], &mut y[j], i);
+            }
         }
     }
 }
@@ -181,10 +363,10 @@ fn unit<I: Isa, T: Summand, const C: usize, const WHOLE: bool>(
         };
         let mut alpha = [isa.splat(0.0); C];
         for c in 0..C {
-            alpha[c] = T::scale(isa, unit, isa.splat(weights[c][r]));
+            alpha[c] = isa.splat(weights[c][r]);
         }
         for i in 0..32 / I::LANES {
-            let v = T::vector(isa, unit, i);
+            let v = T::value(isa, unit, i);
             for c in 0..C {
                 acc[c][i] = isa.mul_add(alpha[c], v, acc[c][i]);
             }

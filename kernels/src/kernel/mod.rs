@@ -2,6 +2,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod axpy_rows;
+mod elements;
 mod exp;
 pub(crate) mod matmul;
 pub(crate) mod matmul_t;

@@ -1,21 +1,22 @@
 //! Products with some rows of a matrix, and the FFN of some neurons.
 //!
 //! ```text
-//! for sixteen active neurons at a time:
-//!     for each: gate row · x, up row · x;  ask for its down row and for the next neuron's rows
-//!     activation of the sixteen
-//!     for four of them at a time: y += Σ activation · down row        (y stays in L1)
+//! for four active neurons at a time:
+//!     for each: gate row · x, up row · x, asking for those rows of a neuron further on
+//!     activation of the four
+//!     y += Σ activation · down row of the four before, asking for down rows further on      (y stays in L1)
 //! ```
 //!
-//! Asking ahead is what makes a gather nearly as fast as plain loads of the same rows: the hardware prefetcher starts anew
-//! at each run. Without it the fused FFN fell to 0.4 of them (Zen 5).
+//! Asking ahead makes a gather faster than plain loads of the same rows: the hardware prefetcher starts anew at each run. It
+//! has to keep step with the computation, a fixed number of bytes ahead (`RowShape::ahead`): bursts of whole rows fill the
+//! buffers of pending misses, and a third less bandwidth was the result (Zen 5).
 //!
 //! A row's product is that of `matmul` with one column; each down row is added with one multiply-add per element, in
 //! order. So a neuron computed in another set, or among all, has the same bits.
 
 use super::{
     activation::gated,
-    axpy_rows::Addend,
+    axpy_rows::{Addend, ROOM, TOGETHER},
     matmul::{Operand, RowShape, stream},
 };
 use crate::isa::Isa;
@@ -25,9 +26,6 @@ use candle_sparse_core::{
     kernel::sparse_ffn::{check_matvec_rows, check_sparse_ffn},
 };
 use half::{bf16, f16};
-
-/// Neurons between the first touch of a down row and its use; their rows fit a small L2.
-const CHUNK: usize = 16;
 
 /// Calls `$f::<I, T>($isa, rows, column, …)` for the format of `$w`.
 macro_rules! by_format {
@@ -85,8 +83,11 @@ fn products<I: Isa, T: Operand>(
     rows: &[u32],
     y: &mut [f32],
 ) {
-    for (y, &r) in y.iter_mut().zip(rows) {
-        *y = stream(isa, shape.row(w, r as usize), x);
+    let Some(last) = rows.len().checked_sub(1) else { return };
+    let distance = shape.ahead::<T>();
+    let at = |i: usize| shape.row(w, rows[i.min(last)] as usize);
+    for (i, y) in y.iter_mut().enumerate() {
+        *y = stream::<I, T, true>(isa, at(i), x, at(i + distance));
     }
 }
 
@@ -102,27 +103,40 @@ fn neurons<I: Isa, T: Operand + Addend>(
     gate: &mut [f32],
     y: &mut [f32],
 ) {
-    let last_row = |n: u32| n as usize * per_neuron + per_neuron - 1;
-    for (chunk, gate) in (0..active.len()).step_by(CHUNK).zip(gate.chunks_mut(CHUNK)) {
-        let (mut a, mut down) = ([0.0; CHUNK], [0; CHUNK]);
-        let n = gate.len();
-        for i in 0..n {
-            let last = last_row(active[chunk + i]);
-            let next = last_row(active[(chunk + i + 1).min(active.len() - 1)]);
+    let n = active.len();
+    let distance = shape.ahead::<T>();
+    let down_distance = distance.next_multiple_of(TOGETHER);
+    // The `back`-th row before the down row of a neuron.
+    let at = |i: usize, back: usize| {
+        shape.row(w, active[i.min(n - 1)] as usize * per_neuron + per_neuron - 1 - back)
+    };
+    let mut room = ROOM;
+    let mut before = [0.0; TOGETHER];
+    // A down row is added one turn after its neuron's products: what is in between, the activation of few neurons, is a long
+    // chain of dependent instructions.
+    for first in (0..n + TOGETHER).step_by(TOGETHER).take_while(|_| n > 0) {
+        let (mut g, mut a) = ([0.0; TOGETHER], [0.0; TOGETHER]);
+        for i in first..n.min(first + TOGETHER) {
             // One call for both rows: the code of a product is long.
             for back in (1..per_neuron).rev() {
-                isa.prefetch(shape.row(w, next - back));
-                let product = stream(isa, shape.row(w, last - back), x);
+                let product = stream::<I, T, true>(isa, at(i, back), x, at(i + distance, back));
                 if back == 2 {
                     gate[i] = product;
                 } else {
-                    a[i] = product;
+                    a[i - first] = product;
                 }
             }
-            isa.prefetch(shape.row(w, last));
-            down[i] = last as u32;
+            g[i - first] = gate[i];
         }
-        gated(isa, act.act, act.shift, gate, &mut a[..n]);
-        T::add_rows(isa, w, shape, &down[..n], &a[..n], y);
+        gated(isa, act.act, act.shift, &g, &mut a);
+        if let Some(first) = first.checked_sub(TOGETHER) {
+            let (mut rows, mut ahead) = ([at(first, 0); TOGETHER], [at(first + down_distance, 0); TOGETHER]);
+            for i in 1..TOGETHER {
+                (rows[i], ahead[i]) = (at(first + i, 0), at(first + i + down_distance, 0));
+            }
+            let n = TOGETHER.min(n - first);
+            T::add_rows(isa, &rows[..n], &before[..n], &ahead, &mut room, y);
+        }
+        before = a;
     }
 }

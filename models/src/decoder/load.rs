@@ -7,7 +7,7 @@ use candle_sparse::{
     Profile, SparseConfig, Threads, Weight,
     core::{Config, Format},
     kernels::Kernels,
-    profile::LayerProfile,
+    profile::{LayerProfile, fingerprint},
     sparse::{self, Plans, Points, SparseFfn},
     weight::format_of,
 };
@@ -20,7 +20,8 @@ pub struct LoadOptions {
     pub format: Option<Format>,
     /// Threads to use; `None` uses all of candle's pool.
     pub threads: Option<Threads>,
-    /// What calibration learned: FFNs are held so that neurons can be left out. `CANDLE_SPARSE=off` ignores it.
+    /// What calibration learned: FFNs are held so that neurons can be left out. `None` takes the profile among the tensors
+    /// of the checkpoint, if there is one; `CANDLE_SPARSE=off` ignores both.
     pub profile: Option<Arc<Profile>>,
     /// Which neurons are left out.
     pub sparse: SparseConfig,
@@ -137,7 +138,7 @@ impl Decoder {
             bail!("dtype {:?} is not supported, use F32, F16 or BF16", vb.dtype());
         };
         let mut notices = Vec::new();
-        let profile = profile(&options, &config, extras, &mut notices)?;
+        let profile = profile(vb, &options, &config, extras, &mut notices)?;
         let mut loader = Loader { format, notices: &mut notices };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embed_tokens =
@@ -149,11 +150,11 @@ impl Decoder {
         };
         let layers: Arc<[Layer]> = (0..config.num_hidden_layers)
             .map(|i| {
-                let profile = profile.map(|p| &p.layers[i]);
+                let profile = profile.as_ref().map(|p| &p.layers[i]);
                 loader.layer(&config, extras, profile, &vb.pp(format!("model.layers.{i}")))
             })
             .collect::<Result<_>>()?;
-        let sparse = match profile.map(Points::from) {
+        let sparse = match profile.as_deref().map(Points::from) {
             Some(points) => {
                 let plans =
                     Plans::new(options.sparse, &points, layers.iter().filter_map(|l| l.ffn.sparse()))?;
@@ -168,27 +169,35 @@ impl Decoder {
 }
 
 /// The profile to load with, checked; `None` also where the environment says so.
-fn profile<'a>(
-    options: &'a LoadOptions,
-    config: &Config,
+fn profile(
+    vb: &VarBuilder<'_>,
+    options: &LoadOptions,
+    c: &Config,
     extras: Extras,
     notices: &mut Vec<String>,
-) -> Result<Option<&'a Profile>> {
+) -> Result<Option<Arc<Profile>>> {
     options.sparse.check()?;
-    let Some(profile) = &options.profile else {
-        if options.sparse != SparseConfig::default() {
-            bail!("sparse: settings without a profile: give LoadOptions one, or calibrate the model first");
+    if !wanted(std::env::var("CANDLE_SPARSE").ok().as_deref())? {
+        if options.profile.is_some() {
+            notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
         }
         return Ok(None);
-    };
-    if !wanted(std::env::var("CANDLE_SPARSE").ok().as_deref())? {
-        notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
-        return Ok(None);
     }
+    let profile = match &options.profile {
+        Some(profile) => Arc::clone(profile),
+        None => match Profile::from_tensors(vb)? {
+            Some(profile) => Arc::new(profile),
+            None if options.sparse == SparseConfig::default() => return Ok(None),
+            None => bail!(
+                "sparse: settings without a profile: give LoadOptions one, or calibrate the model first"
+            ),
+        },
+    };
     if extras.mlp_bias {
         bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
     }
-    sparse::check(profile, config)?;
+    sparse::check(&profile, c)?;
+    profile.belongs_to(&fingerprint(vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?)?;
     Ok(Some(profile))
 }
 

@@ -340,6 +340,10 @@ fn what_cannot_be_run_is_refused_by_name() {
     assert!(err.contains("2 blocks, the model has 3"), "{err}");
     let err = error(with(exact(&Model::new(0, "silu"), 0.1, 0.0)), &m.config);
     assert!(err.contains("layer 0: order"), "{err}");
+    let mut other = good.clone();
+    other.fingerprint[0] += 1.0;
+    let err = error(with(other), &m.config);
+    assert!(err.contains("another model"), "{err}");
     let mut biased = m.config.clone();
     biased.mlp_bias = true;
     let err = error(with(good.clone()), &biased);
@@ -359,4 +363,18 @@ fn what_cannot_be_run_is_refused_by_name() {
     assert_eq!(model.decoder().sparse_config(), Some(mode(FfnMode::Gate)));
     assert_eq!(mode(FfnMode::Gate).mode.rule(), Some(Rule::Gate));
     decode(&m, &model, 2);
+}
+
+#[test]
+fn a_profile_among_the_tensors_is_found() {
+    let mut m = Model::new(0, "silu");
+    let profile = exact(&m, 0.1, 0.01);
+    let (want, _) = decode(&m, &m.sparse(Format::F32, profile.clone()), 4);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    profile.save(file.path()).unwrap();
+    m.weights.extend(candle_core::safetensors::load(file.path(), &Device::Cpu).unwrap());
+    let (got, cache) = decode(&m, &m.load(LoadOptions::default()), 4);
+    // The file holds P and Q in F16: a neuron at the threshold may fall on its other side.
+    assert!(worst(&got, &want) < 0.05, "{}", worst(&got, &want));
+    assert!(cache.sparse_stats().layers.iter().all(|l| l.tokens == 4 && l.active_share < 0.8));
 }

@@ -1,7 +1,9 @@
 //! Profiles whose prediction is exact.
 
 use super::Model;
-use candle_sparse::profile::{LayerProfile, LayerRule, Profile};
+use crate::cases::builder;
+use candle_core::DType;
+use candle_sparse::profile::{LayerProfile, LayerRule, Profile, fingerprint};
 
 /// E[u²] that the profiles claim.
 pub(super) const UP_SQUARE: f32 = 0.5;
@@ -41,11 +43,12 @@ pub(super) fn exact(m: &Model, threshold: f32, bias: f32) -> Profile {
         importance: importance(m, i),
         rules: [rule.clone(), rule.clone(), rule.clone()],
     };
+    let vb = builder(&m.weights, DType::F32);
     Profile {
         layers: (0..m.config.num_hidden_layers).map(layer).collect(),
         shares: vec![0.2, 0.6],
         fitted: [0; 3],
-        fingerprint: Vec::new(),
+        fingerprint: fingerprint(&vb, m.config.num_hidden_layers, hidden, inner).unwrap(),
         about: serde_json::Value::Null,
     }
 }

@@ -1,0 +1,40 @@
+//! Texts as windows of tokens.
+
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use tokenizers::Tokenizer;
+
+/// What separates documents in a text file.
+const SEPARATOR: &str = "<|endoftext|>";
+/// Shorter windows say little.
+const SHORTEST: usize = 32;
+
+/// The texts as windows of at most `context` tokens; none spans two documents, each begins as the tokenizer begins a text.
+pub(crate) fn windows(tokenizer: &Tokenizer, paths: &[PathBuf], context: usize) -> Result<Vec<Vec<u32>>> {
+    let encode = |text: &str| tokenizer.encode(text, true).map_err(anyhow::Error::msg);
+    let start = encode("")?.get_ids().to_vec();
+    let mut all = Vec::new();
+    for path in paths {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        for document in text.split(SEPARATOR) {
+            let ids = encode(document.trim())?;
+            let ids = ids.get_ids().strip_prefix(start.as_slice()).unwrap_or(ids.get_ids());
+            for piece in ids.chunks(context - start.len()).filter(|p| p.len() >= SHORTEST) {
+                all.push([&start, piece].concat());
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Whole windows until they hold `tokens`, spread over all.
+pub(crate) fn some(windows: &[Vec<u32>], tokens: usize) -> Vec<Vec<u32>> {
+    let all: usize = windows.iter().map(Vec::len).sum();
+    if all <= tokens {
+        return windows.to_vec();
+    }
+    let share = tokens as f64 / all as f64;
+    let chosen = |i: usize| ((i + 1) as f64 * share) as usize > (i as f64 * share) as usize;
+    windows.iter().enumerate().filter(|(i, _)| chosen(*i)).map(|(_, w)| w.clone()).collect()
+}

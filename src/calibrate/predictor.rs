@@ -1,0 +1,78 @@
+//! The best linear prediction of gate and up at a rank: reduced-rank regression under the covariance of the inputs.
+//!
+//! With `E[xxᵀ] = L·Lᵀ` and `W` the rows of gate and up, each weighted by what an error in it does to the output,
+//! `P = Vᵀ·L⁻¹` and `Q = W·L·V`, where V are the first eigenvectors of `Lᵀ·Wᵀ·W·L` (Izenman 1975).
+
+use super::{FfnWeights, Moments, scores::Exact};
+use crate::core::kernel::activation;
+use candle_core::{DType, Device, Error, Result, Tensor};
+use faer::{Mat, MatRef, Side};
+
+pub(super) struct Predictor {
+    /// `[rank, hidden_size]`
+    pub(super) p: Tensor,
+    /// `[intermediate_size, rank]`
+    pub(super) q_gate: Tensor,
+    /// `[intermediate_size, rank]`
+    pub(super) q_up: Tensor,
+}
+
+pub(super) fn fit(
+    w: &FfnWeights,
+    moments: &Moments,
+    exact: &Exact,
+    importance: &[f32],
+    rank: usize,
+) -> Result<Predictor> {
+    let (_, hidden) = w.dims()?;
+    let (gate_weight, up_weight) = sensitivities(w, exact, importance);
+    let weighted =
+        |m: &Tensor, by: Vec<f32>| m.broadcast_mul(&Tensor::from_vec(by, (m.dim(0)?, 1), m.device())?);
+    let (gate, up) = (weighted(&w.gate, gate_weight)?, weighted(&w.up, up_weight)?);
+    let square = |m: &Tensor| m.t()?.contiguous()?.matmul(m);
+    let square = (square(&gate)? + square(&up)?)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let square = MatRef::from_row_major_slice(&square, hidden, hidden);
+    let mean = moments.mean();
+    let mean = MatRef::from_row_major_slice(&mean, hidden, hidden);
+    let singular =
+        |e: &dyn std::fmt::Debug| Error::msg(format!("calibrate: no decomposition of the inputs: {e:?}"));
+    let llt = mean.llt(Side::Lower).map_err(|e| singular(&e))?;
+    let l = llt.L();
+    let inner: Mat<f64> = l.transpose() * square * l;
+    let eigen = inner.self_adjoint_eigen(Side::Lower).map_err(|e| singular(&e))?;
+    // Eigenvalues come in increasing order.
+    let v = eigen.U().subcols(hidden - rank, rank);
+    let mut p = v.to_owned();
+    faer::linalg::triangular_solve::solve_upper_triangular_in_place(
+        l.transpose(),
+        p.as_mut(),
+        faer::get_global_parallelism(),
+    );
+    let lv: Mat<f64> = l * v;
+    // P = Vᵀ·L⁻¹ is (L⁻ᵀ·V)ᵀ.
+    let p = Tensor::from_vec(row_major(p.transpose()), (rank, hidden), &Device::Cpu)?;
+    let lv = Tensor::from_vec(row_major(lv.as_ref()), (hidden, rank), &Device::Cpu)?;
+    Ok(Predictor { p, q_gate: w.gate.matmul(&lv)?, q_up: w.up.matmul(&lv)? })
+}
+
+fn row_major(m: MatRef<'_, f64>) -> Vec<f32> {
+    (0..m.nrows()).flat_map(|r| (0..m.ncols()).map(move |c| m[(r, c)] as f32)).collect()
+}
+
+/// How much an error in a gate and in an up changes the output: `n·√E[(act'(g)·u)²]` and `n·√E[act(g)²]`.
+fn sensitivities(w: &FfnWeights, exact: &Exact, importance: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    const STEP: f32 = 1e-2;
+    let inner = importance.len();
+    let (mut gate, mut up) = (vec![0.0_f64; inner], vec![0.0_f64; inner]);
+    for (g, u) in exact.gate.chunks_exact(inner).zip(exact.up.chunks_exact(inner)) {
+        for i in 0..inner {
+            let at = |g: f32| activation::apply(w.act.act, g - w.act.shift, 1.0);
+            let slope = (at(g[i] + STEP) - at(g[i] - STEP)) / (2.0 * STEP);
+            gate[i] += f64::from(slope * u[i]).powi(2);
+            up[i] += f64::from(at(g[i])).powi(2);
+        }
+    }
+    let n = (exact.gate.len() / inner) as f64;
+    let scaled = |v: Vec<f64>| v.iter().zip(importance).map(|(v, n_i)| (v / n).sqrt() as f32 * n_i).collect();
+    (scaled(gate), scaled(up))
+}

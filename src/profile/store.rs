@@ -1,0 +1,249 @@
+//! Profiles as tensors: in a file of their own, or among the tensors of a checkpoint.
+//!
+//! | tensor | shape, dtype |
+//! |---|---|
+//! | `model.sparse.shares` | `[points]` F32 |
+//! | `model.sparse.fitted` | `[3]` U32 |
+//! | `model.sparse.fingerprint` | `[n]` F32 |
+//! | `model.layers.N.mlp.predictor.order` | `[intermediate_size]` U32 |
+//! | `….predictor.p` | `[rank, hidden_size]` F16 |
+//! | `….predictor.{q_gate,q_up}` | `[intermediate_size, rank]` F16 |
+//! | `….predictor.{gate_variance,up_variance,up_square,importance}` | `[intermediate_size]` F32 |
+//! | `….predictor.{gate,low_rank,cascade}.{candidate,keep,share}` | `[points]` F32 |
+//! | `….predictor.{gate,low_rank,cascade}.hot` | `[points]` U32 |
+//! | `….predictor.{gate,low_rank,cascade}.bias` | `[points, hidden_size]` F32 |
+
+use super::{LayerProfile, LayerRule, Profile, Rule};
+use crate::loading;
+use candle_core::{DType, Device, Error, Result, Tensor, WithDType, bail};
+use candle_nn::VarBuilder;
+use std::{collections::HashMap, path::Path};
+
+/// The key of the JSON text in a profile's metadata.
+const ABOUT: &str = "candle_sparse_profile";
+const SHARES: &str = "model.sparse.shares";
+/// What `about` says of the form of the file.
+const FORMAT: u64 = 1;
+
+impl Rule {
+    /// In the order in which a profile holds them.
+    pub const ALL: [Self; 3] = [Self::Gate, Self::LowRank, Self::Cascade];
+
+    fn tensor_name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::LowRank => "low_rank",
+            Self::Cascade => "cascade",
+        }
+    }
+}
+
+impl Profile {
+    /// Reads a profile file.
+    ///
+    /// # Errors
+    /// The file is no profile, of a later format, truncated or corrupt, or its tensors do not fit together.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let named = |e: Error| Error::msg(format!("profile {}: {e}", path.display()));
+        let vb = loading::var_builder(&[path], Some(DType::F32), &Device::Cpu)?;
+        let Some(mut profile) = Self::from_tensors(&vb).map_err(named)? else {
+            return Err(named(Error::msg(format!("has no tensor {SHARES}: make one with `calibrate`"))));
+        };
+        if let Some(about) = loading::metadata(path)?.get(ABOUT) {
+            profile.set_about(about).map_err(named)?;
+        }
+        Ok(profile)
+    }
+
+    /// Reads a profile that is part of the program.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let vb = VarBuilder::from_slice_safetensors(bytes, DType::F32, &Device::Cpu)?;
+        let Some(mut profile) = Self::from_tensors(&vb)? else { bail!("profile: has no tensor {SHARES}") };
+        let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(Error::wrap)?;
+        if let Some(about) = header.metadata().as_ref().and_then(|m| m.get(ABOUT)) {
+            profile.set_about(about)?;
+        }
+        Ok(profile)
+    }
+
+    /// The profile among the tensors of a checkpoint; `None` where there is none.
+    ///
+    /// # Errors
+    /// Its tensors do not fit together.
+    pub fn from_tensors(vb: &VarBuilder<'_>) -> Result<Option<Self>> {
+        if !vb.contains_tensor(SHARES) {
+            return Ok(None);
+        }
+        let shares: Vec<f32> = vector(vb, SHARES)?;
+        let fitted: Vec<u32> = vector(vb, "model.sparse.fitted")?;
+        let fingerprint = vector(vb, "model.sparse.fingerprint")?;
+        let mut layers = Vec::new();
+        while vb.contains_tensor(&format!("{}.order", prefix(layers.len()))) {
+            layers.push(read_layer(vb, layers.len())?);
+        }
+        let fitted: Vec<usize> = fitted.iter().map(|&f| f as usize).collect();
+        let Ok(fitted) = <[usize; 3]>::try_from(fitted) else {
+            bail!("model.sparse.fitted has not 3 elements")
+        };
+        let about = serde_json::Value::Null;
+        let profile = Self { layers, shares, fitted, fingerprint, about };
+        profile.check()?;
+        Ok(Some(profile))
+    }
+
+    /// Writes a profile file; one that was there is replaced when the new one is whole.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut tensors = HashMap::new();
+        self.write(&mut tensors)?;
+        let about = HashMap::from([(ABOUT.to_string(), self.about.to_string())]);
+        let part = path.with_extension("part");
+        let failed = |e: &dyn std::fmt::Display| Error::msg(format!("cannot write {}: {e}", path.display()));
+        safetensors::serialize_to_file(&tensors, Some(about), &part).map_err(|e| failed(&e))?;
+        std::fs::rename(&part, path).map_err(|e| failed(&e))
+    }
+
+    fn set_about(&mut self, text: &str) -> Result<()> {
+        self.about = serde_json::from_str(text).map_err(|e| Error::msg(format!("metadata {ABOUT}: {e}")))?;
+        match self.about["format"].as_u64() {
+            Some(FORMAT) | None => Ok(()),
+            Some(other) => bail!("format {other} is not known here, only {FORMAT}: update candle-sparse"),
+        }
+    }
+
+    fn write(&self, out: &mut HashMap<String, Tensor>) -> Result<()> {
+        let points = self.shares.len();
+        put(out, SHARES, &self.shares, &[points])?;
+        put(out, "model.sparse.fitted", &self.fitted.map(|f| f as u32), &[3])?;
+        put(out, "model.sparse.fingerprint", &self.fingerprint, &[self.fingerprint.len()])?;
+        for (i, l) in self.layers.iter().enumerate() {
+            let (at, inner) = (prefix(i), l.order.len());
+            let hidden = l.p.len() / l.rank.max(1);
+            put(out, &format!("{at}.order"), &l.order, &[inner])?;
+            for (name, v, dims) in [
+                ("p", &l.p, [l.rank, hidden]),
+                ("q_gate", &l.q_gate, [inner, l.rank]),
+                ("q_up", &l.q_up, [inner, l.rank]),
+            ] {
+                let t = Tensor::from_slice(v, &dims, &Device::Cpu)?.to_dtype(DType::F16)?;
+                out.insert(format!("{at}.{name}"), t);
+            }
+            for (name, v) in l.vectors() {
+                put(out, &format!("{at}.{name}"), v, &[inner])?;
+            }
+            for (rule, r) in Rule::ALL.iter().zip(&l.rules) {
+                let at = format!("{at}.{}", rule.tensor_name());
+                for (name, v) in [("candidate", &r.candidate), ("keep", &r.keep), ("share", &r.share)] {
+                    put(out, &format!("{at}.{name}"), v, &[points])?;
+                }
+                put(out, &format!("{at}.hot"), &r.hot, &[points])?;
+                put(out, &format!("{at}.bias"), &r.bias, &[points, hidden])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// That all parts fit together; the loader of a model compares them with the model.
+    fn check(&self) -> Result<()> {
+        let points = self.shares.len();
+        if points == 0 || !self.shares.is_sorted_by(|a, b| a < b) || self.fitted.iter().any(|&f| f >= points)
+        {
+            bail!("model.sparse.shares must increase, and model.sparse.fitted point into it");
+        }
+        for (i, l) in self.layers.iter().enumerate() {
+            l.check(points).map_err(|what| Error::msg(format!("{}: {what}", prefix(i))))?;
+        }
+        Ok(())
+    }
+}
+
+impl LayerProfile {
+    fn vectors(&self) -> [(&'static str, &Vec<f32>); 4] {
+        [
+            ("gate_variance", &self.gate_variance),
+            ("up_variance", &self.up_variance),
+            ("up_square", &self.up_square),
+            ("importance", &self.importance),
+        ]
+    }
+
+    fn check(&self, points: usize) -> std::result::Result<(), String> {
+        let (inner, rank) = (self.order.len(), self.rank);
+        if inner == 0 || rank == 0 || self.p.is_empty() || !self.p.len().is_multiple_of(rank) {
+            return Err("no neurons, or no prediction".into());
+        }
+        let hidden = self.p.len() / rank;
+        let mut seen = vec![false; inner];
+        let mut twice = |&n: &u32| seen.get_mut(n as usize).is_none_or(|s| std::mem::replace(s, true));
+        if let Some(n) = self.order.iter().copied().find(|n| twice(n)) {
+            return Err(format!("order is no permutation of {inner} neurons: {n} is one too many"));
+        }
+        let mut sizes = vec![("q_gate", &self.q_gate, inner * rank), ("q_up", &self.q_up, inner * rank)];
+        sizes.extend(self.vectors().map(|(name, v)| (name, v, inner)));
+        for r in &self.rules {
+            sizes.extend([("candidate", &r.candidate, points), ("keep", &r.keep, points)]);
+            sizes.extend([("share", &r.share, points), ("bias", &r.bias, points * hidden)]);
+            if r.hot.len() != points || r.hot.iter().any(|&h| h as usize > inner) {
+                return Err(format!("hot has not {points} elements up to {inner}"));
+            }
+        }
+        sizes.push(("p", &self.p, rank * hidden));
+        for (name, v, len) in sizes {
+            if v.len() != len {
+                return Err(format!("{name} has {} elements, expected {len}", v.len()));
+            }
+            if v.iter().any(|x| !x.is_finite()) {
+                return Err(format!("{name} holds a number that is not finite"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn prefix(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.predictor")
+}
+
+fn put<T: WithDType>(out: &mut HashMap<String, Tensor>, name: &str, v: &[T], dims: &[usize]) -> Result<()> {
+    out.insert(name.to_string(), Tensor::from_slice(v, dims, &Device::Cpu)?);
+    Ok(())
+}
+
+fn vector<T: WithDType>(vb: &VarBuilder<'_>, name: &str) -> Result<Vec<T>> {
+    vb.get_unchecked_dtype(name, T::DTYPE)?.flatten_all()?.to_vec1()
+}
+
+fn read_layer(vb: &VarBuilder<'_>, layer: usize) -> Result<LayerProfile> {
+    let at = prefix(layer);
+    let f32s = |name: &str| vector::<f32>(vb, &format!("{at}.{name}"));
+    let p = vb.get_unchecked_dtype(&format!("{at}.p"), DType::F32)?;
+    let rule = |rule: Rule| -> Result<LayerRule> {
+        let name = rule.tensor_name();
+        Ok(LayerRule {
+            candidate: f32s(&format!("{name}.candidate"))?,
+            keep: f32s(&format!("{name}.keep"))?,
+            share: f32s(&format!("{name}.share"))?,
+            hot: vector(vb, &format!("{at}.{name}.hot"))?,
+            bias: f32s(&format!("{name}.bias"))?,
+        })
+    };
+    Ok(LayerProfile {
+        order: vector(vb, &format!("{at}.order"))?,
+        rank: p.dims2()?.0,
+        p: p.flatten_all()?.to_vec1()?,
+        q_gate: f32s("q_gate")?,
+        q_up: f32s("q_up")?,
+        gate_variance: f32s("gate_variance")?,
+        up_variance: f32s("up_variance")?,
+        up_square: f32s("up_square")?,
+        importance: f32s("importance")?,
+        rules: [rule(Rule::Gate)?, rule(Rule::LowRank)?, rule(Rule::Cascade)?],
+    })
+}
