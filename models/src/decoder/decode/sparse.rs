@@ -1,6 +1,6 @@
 //! The FFN of one token for some neurons: choose them together, then share the list of them.
 
-use super::{Own, PHASES};
+use super::Own;
 use crate::decoder::{
     Decoder, Layer, resize,
     state::{LayerRun, Look, Turn},
@@ -62,7 +62,7 @@ impl Decoder {
         let c = &self.config;
         let rank = |l: &Layer| l.ffn.sparse().map(|f| f.predictor.as_ref().map_or(0, |p| p.p.rows()));
         let sum = MOST_PIECES * c.hidden_size;
-        let elements = |rank: usize| rank + c.intermediate_size + 2 * MOST_PIECES * PHASES + sum;
+        let elements = |rank: usize| rank + c.intermediate_size + sum;
         let look = if self.sparse.is_some() { c.intermediate_size + sum } else { 0 };
         let layers = self.layers.iter().filter_map(rank);
         Room { phases: layers.clone().count() + 2, elements: layers.map(elements).sum::<usize>() + look }
