@@ -12,7 +12,7 @@ use crate::profile::Rule;
 use candle_core::{Result, bail};
 pub use check::check;
 pub use choose::{Choice, Room};
-pub use ffn::{Predictor, SparseFfn};
+pub use ffn::{PANEL, Predictor, SparseFfn};
 pub use plan::{CROSSOVER, Plan, Plans, Points};
 
 /// Which neurons of an FFN are computed.
