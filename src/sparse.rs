@@ -13,7 +13,7 @@ use candle_core::{Result, bail};
 pub use check::check;
 pub(crate) use check::check_block;
 pub use choose::{Choice, Room};
-pub use ffn::{Predictor, SparseFfn};
+pub use ffn::{PANEL, Predictor, SparseFfn};
 pub use plan::{CROSSOVER, Plan, Plans, Points};
 
 /// Which neurons of an FFN are computed.

@@ -1,12 +1,13 @@
 //! Judging the neurons of a range.
 
-use super::{FfnMode, Plan, Predictor, SparseFfn};
+use super::{FfnMode, Plan, Predictor, SparseFfn, ffn::PANEL};
 use crate::{
     core::{
         Columns, Gate, KernelSet,
         kernel::select::{self, Predicted},
     },
     kernels::Kernels,
+    weight::Weight,
 };
 use std::ops::Range;
 
@@ -27,8 +28,9 @@ pub struct Room {
 impl Room {
     /// Makes room for ranges of `n` neurons.
     pub fn resize(&mut self, n: usize) {
-        self.gate.resize(n, 0.0);
-        self.up.resize(n, 0.0);
+        // Whole panels around the range.
+        self.gate.resize(n + 2 * PANEL, 0.0);
+        self.up.resize(n + 2 * PANEL, 0.0);
         self.activated.resize(n, 0.0);
         self.square.resize(n, 0.0);
         self.candidates.resize(n, 0);
@@ -50,8 +52,8 @@ pub struct Choice<'a> {
     pub act: Gate,
     /// The FFN's input in the form of its weights.
     pub x: Columns<'a>,
-    /// `P · x` in the form of Q; unused where nothing is predicted.
-    pub z: Columns<'a>,
+    /// `P · x`; unused where nothing is predicted.
+    pub z: &'a [f32],
 }
 
 impl Choice<'_> {
@@ -174,11 +176,8 @@ impl Choice<'_> {
     fn predict<'b>(&'b self, p: &Predictor, r: Range<usize>, room: &'b mut Room) -> Predicted<'b> {
         let (n, learned) = (r.len(), &self.ffn.learned);
         let Room { gate, up, activated, square, .. } = room;
-        let (gate, up, square) = (&mut gate[..n], &mut up[..n], &mut square[..n]);
-        if n > 0 {
-            self.kernels.matmul(p.q_gate.matrix().slice_rows(r.clone()), self.z, &mut [gate]);
-            self.kernels.matmul(p.q_up.matrix().slice_rows(r.clone()), self.z, &mut [up]);
-        }
+        let (gate, up, square) =
+            (self.product(&p.q_gate, &r, gate), self.product(&p.q_up, &r, up), &mut square[..n]);
         let deviation = &learned.gate_deviation[r.clone()];
         gate.iter_mut().zip(deviation).for_each(|(g, d)| *g -= d);
         square.copy_from_slice(self.activate(gate, activated));
@@ -186,6 +185,22 @@ impl Choice<'_> {
         let high = self.activate(gate, activated);
         square.iter_mut().zip(high).for_each(|(s, h)| *s = select::expected_square(*s, *h));
         Predicted { gate_square: square, up, up_variance: &learned.up_variance[r] }
+    }
+}
+
+impl Choice<'_> {
+    /// `Q · z` for the neurons of a range.
+    fn product<'b>(&self, q: &Weight, r: &Range<usize>, room: &'b mut [f32]) -> &'b mut [f32] {
+        let rank = self.z.len();
+        let (first, end) = (r.start / PANEL, r.end.div_ceil(PANEL));
+        let room = &mut room[..if r.is_empty() { 0 } else { (end - first) * PANEL }];
+        room.fill(0.0);
+        for (i, y) in room.chunks_exact_mut(PANEL).enumerate() {
+            let rows = (first + i) * rank..(first + i + 1) * rank;
+            self.kernels.matmul_t(q.matrix().slice_rows(rows), &[self.z], &mut [y]);
+        }
+        let start = if r.is_empty() { 0 } else { r.start - first * PANEL };
+        &mut room[start..start + r.len()]
     }
 }
 

@@ -22,14 +22,20 @@ pub struct SparseFfn {
     pub(super) learned: Arc<Learned>,
 }
 
+/// Neurons of a panel of [`Predictor::q_gate`].
+pub const PANEL: usize = 128;
+
 /// `ĝ = Q_g·P·x`, `û = Q_u·P·x`.
+///
+/// The rows of Q are short: as rows they would cost more in sums across a vector than in multiply-adds. So Q is held
+/// transposed, in panels of [`PANEL`] neurons: row `i · rank + k` is column k of panel i.
 #[derive(Clone, Debug)]
 pub struct Predictor {
     /// `[rank, hidden_size]`
     pub p: Weight,
-    /// `[intermediate_size, rank]`
+    /// `[panels · rank, PANEL]`
     pub q_gate: Weight,
-    /// `[intermediate_size, rank]`
+    /// `[panels · rank, PANEL]`
     pub q_up: Weight,
 }
 
@@ -112,17 +118,36 @@ impl Predictor {
         if l.rank == 0 {
             return Ok(None);
         }
-        let weight = |cols: usize, values: &[f32]| Weight::from_f32(format(model, cols), cols, values);
+        let (p, q) = (format(model, hidden_size), format(model, PANEL));
         Ok(Some(Self {
-            p: weight(hidden_size, &l.p)?,
-            q_gate: weight(l.rank, &l.q_gate)?,
-            q_up: weight(l.rank, &l.q_up)?,
+            p: Weight::from_f32(p, hidden_size, &l.p)?,
+            q_gate: Weight::from_f32(q, PANEL, &panels(l.rank, &l.q_gate))?,
+            q_up: Weight::from_f32(q, PANEL, &panels(l.rank, &l.q_up))?,
         }))
+    }
+
+    /// Bytes of a row of both Q.
+    #[must_use]
+    pub fn bytes_per_neuron(&self) -> usize {
+        let panels = self.q_gate.rows() / self.p.rows();
+        (self.q_gate.bytes() + self.q_up.bytes()) / (panels * PANEL)
     }
 
     fn bytes(&self) -> usize {
         self.p.bytes() + self.q_gate.bytes() + self.q_up.bytes()
     }
+}
+
+/// `[intermediate_size, rank]` as panels, the last one filled up with zeros.
+fn panels(rank: usize, q: &[f32]) -> Vec<f32> {
+    let panel = |rows: &[f32]| {
+        let mut panel = vec![0.0; rank * PANEL];
+        for (n, row) in rows.chunks_exact(rank).enumerate() {
+            row.iter().enumerate().for_each(|(k, v)| panel[k * PANEL + n] = *v);
+        }
+        panel
+    };
+    q.chunks(rank * PANEL).flat_map(panel).collect()
 }
 
 /// A prediction is rough by nature: eight bits add nothing to its error.

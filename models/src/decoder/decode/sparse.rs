@@ -1,13 +1,13 @@
 //! The FFN of one token for some neurons: choose them together, then share the list of them.
 
-use super::{Own, PHASES};
+use super::Own;
 use crate::decoder::{
     Decoder, Layer, resize,
     state::{LayerRun, Look, Turn},
 };
 use candle_sparse::{
-    core::{ActivationGroup, Columns, Format, Gate, KernelSet, Neurons, kernel::select},
-    sparse::{Choice, FfnMode, Room as ChoiceRoom, SparseFfn},
+    core::{Columns, Format, Gate, KernelSet, Neurons, kernel::select},
+    sparse::{Choice, FfnMode, PANEL, Room as ChoiceRoom, SparseFfn},
     team::{Member, Outcome, Over, Room},
     weight::ROW_STEP,
 };
@@ -21,7 +21,6 @@ const MOST_PIECES: usize = 16;
 #[derive(Default)]
 pub(super) struct SparseOwn {
     z: Vec<f32>,
-    z_groups: Vec<ActivationGroup>,
     /// What the pieces of a choice wrote, one beside the other.
     chosen: Vec<f32>,
     /// Active neurons.
@@ -62,7 +61,7 @@ impl Decoder {
         let c = &self.config;
         let rank = |l: &Layer| l.ffn.sparse().map(|f| f.predictor.as_ref().map_or(0, |p| p.p.rows()));
         let sum = MOST_PIECES * c.hidden_size;
-        let elements = |rank: usize| rank + c.intermediate_size + 2 * MOST_PIECES * PHASES + sum;
+        let elements = |rank: usize| rank + c.intermediate_size + sum;
         let look = if self.sparse.is_some() { c.intermediate_size + sum } else { 0 };
         let layers = self.layers.iter().filter_map(rank);
         Room { phases: layers.clone().count() + 2, elements: layers.map(elements).sum::<usize>() + look }
@@ -78,7 +77,6 @@ impl Decoder {
         }
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         resize(&mut s.z, rank);
-        s.z_groups.resize(ActivationGroup::count(rank), ActivationGroup::ZERO);
         resize(&mut s.chosen, 2 * inner);
         s.list.resize(inner, 0);
         resize(&mut s.gates, inner);
@@ -151,13 +149,13 @@ impl Decoder {
                 member.phase(z, piece, |i, y| {
                     self.kernels.matmul(w.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
                 })?;
-                self.on().columns(p.q_gate.format(), w.rows(), z, &mut s.z_groups)
+                &*z
             }
-            _ => Columns::F32(&[]),
+            _ => &[],
         };
         let choice = Choice { ffn, plan: turn.plan, factor: turn.factor, kernels: self.kernels, act, x, z };
         let width = Choice::width(turn.plan);
-        let piece = member.piece(inner, choice.bytes(), ROW_STEP);
+        let piece = member.piece(inner, choice.bytes(), PANEL);
         member.phase(&mut s.chosen[..width * inner], width * piece, |i, out| {
             choice.range(i * piece, &mut s.room, out);
         })?;
@@ -257,10 +255,8 @@ fn bytes(Block { ffn, turn, .. }: &Block<'_>, count: select::Count, look: bool) 
         return ffn.dense_bytes() + look;
     }
     let inner = ffn.intermediate_size();
-    let predicted = ffn.predictor.as_ref().map_or(0, |p| {
-        let q_row = p.q_gate.format().row_bytes(p.q_gate.cols());
-        p.p.bytes() + 2 * (inner - turn.plan.hot) * q_row
-    });
+    let predicted =
+        ffn.predictor.as_ref().map_or(0, |p| p.p.bytes() + (inner - turn.plan.hot) * p.bytes_per_neuron());
     let (gates, predicted) = match turn.plan.mode {
         FfnMode::Dense | FfnMode::Gate => (inner, 0),
         FfnMode::LowRank => (count.active, predicted),
