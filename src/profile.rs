@@ -53,13 +53,13 @@ pub struct LayerProfile {
     pub rank: usize,
     /// P `[rank, hidden_size]`.
     pub p: Vec<f32>,
-    /// Q_g `[intermediate_size, rank]`.
+    /// `Q_g` `[intermediate_size, rank]`.
     pub q_gate: Vec<f32>,
-    /// Q_u `[intermediate_size, rank]`.
+    /// `Q_u` `[intermediate_size, rank]`.
     pub q_up: Vec<f32>,
-    /// v_g `[intermediate_size]`: E[(g − ĝ)²].
+    /// `v_g` `[intermediate_size]`: E[(g − ĝ)²].
     pub gate_variance: Vec<f32>,
-    /// v_u `[intermediate_size]`: E[(u − û)²].
+    /// `v_u` `[intermediate_size]`: E[(u − û)²].
     pub up_variance: Vec<f32>,
     /// `[intermediate_size]`: E[u²].
     pub up_square: Vec<f32>,

@@ -5,7 +5,7 @@ use crate::{
     Profile, SparseConfig, Threads, Weight,
     core::{ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons, kernel::select},
     kernels::Kernels,
-    sparse::{Choice, FfnMode, Plans, Points, Room, SparseFfn, check_block},
+    sparse::{Choice, FfnMode, PANEL, Plans, Points, Room, SparseFfn, check_block},
     threads::ranges,
     weight::{On, ROW_STEP, split_columns, with_cpu_storage},
 };
@@ -215,19 +215,16 @@ impl<'a> Inputs<'a> {
         }
         let predictor = ffn.predictor.as_ref().filter(|_| plan.mode != FfnMode::Gate);
         let z = predictor.map_or_else(Vec::new, |p| self.product(&p.p));
-        let mut z_groups = vec![ActivationGroup::ZERO; ActivationGroup::count(z.len())];
-        let z = predictor
-            .map_or(Columns::F32(&[]), |p| self.on.columns(p.q_gate.format(), z.len(), &z, &mut z_groups));
         let (kernels, x) = (self.on.kernels, self.x(ffn.gate.format()));
-        let choice = Choice { ffn, plan, factor: 1.0, kernels, act: *act, x, z };
+        let choice = Choice { ffn, plan, factor: 1.0, kernels, act: *act, x, z: &z };
         self.judge(choice)
     }
 
     /// Ranges of neurons over all threads, then the list.
     fn judge(&self, choice: Choice<'_>) -> Chosen {
         let (inner, width) = (choice.ffn.intermediate_size(), Choice::width(choice.plan));
-        let tasks = self.on.threads.tasks(inner.div_ceil(ROW_STEP), choice.bytes());
-        let piece = inner.div_ceil(tasks).next_multiple_of(ROW_STEP);
+        let tasks = self.on.threads.tasks(inner.div_ceil(PANEL), choice.bytes());
+        let piece = inner.div_ceil(tasks).next_multiple_of(PANEL);
         let mut out = vec![0.0; width * inner];
         self.on.threads.for_each(out.chunks_mut(width * piece).enumerate(), |(i, out)| {
             let mut room = Room::default();
