@@ -1,5 +1,5 @@
 //! The FFN of one token (hidden 2048, 5632 neurons, silu) at several active shares, beside dense ones: our own, candle's with
-//! matmul as its Llama does, candle's quantised with QMatMul. Medians of rounds taken in turn; each call has other weights
+//! matmul as its Llama does, candle's quantised with `QMatMul`. Medians of rounds taken in turn; each call has other weights
 //! and another set, as the blocks of a model have, so that no cache helps.
 //!
 //! `cargo bench --bench sparse_ffn` (microseconds per FFN, all threads). `-- --test` runs it once, small; `-- q8_0` a part.
