@@ -70,7 +70,8 @@ fn perplexity_tells_a_setting_from_the_dense_model() {
     )
     .unwrap();
     let run = |dtype: &str| {
-        let args = ["--text", &text.display().to_string(), "--context", "128", "--dtype", dtype, "--json"];
+        let text = text.display().to_string();
+        let args = ["--text", &text, "--context", "128", "--dtype", dtype, "--ffn", "dense", "--json"];
         ok("perplexity", &args).json()
     };
     let (same, q8, q4) = (run("f16"), run("q8_0"), run("q4_0"));
@@ -79,6 +80,60 @@ fn perplexity_tells_a_setting_from_the_dense_model() {
     assert!(value(&q8, "kld") > 0.0 && value(&q8, "kld") < value(&q4, "kld"), "{q8} {q4}");
     assert!(value(&q4, "kld") < 0.5 && value(&same, "ppl") < 500.0, "{q4}");
     assert_eq!(same["tokens"], q4["tokens"]);
+}
+
+/// Texts by the built-in model, some 900 tokens each.
+fn tales(n: usize) -> String {
+    let tale = |seed: usize| {
+        let seed = seed.to_string();
+        let args = ["-n", "900", "--temperature", "1", "--seed", &seed, "--ffn", "dense", "--json"];
+        ok("llama-sparse", &args).json()["text"].as_str().unwrap().to_string()
+    };
+    (0..n).map(tale).collect::<Vec<_>>().join("<|endoftext|>")
+}
+
+#[test]
+fn a_calibrated_profile_keeps_the_quality_it_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (text, out, plot) = (path("tales.txt"), path("sparse.safetensors"), path("sweep.svg"));
+    std::fs::write(&text, tales(12)).unwrap();
+    let args = ["--text", &text, "--target-sparsity", "0.5", "--rank", "32", "--out", &out, "--json"];
+    let json = ok("calibrate", &args).json();
+    let cascade = &json["held_out"][2];
+    assert!((cascade["active_fraction"].as_f64().unwrap() - 0.5).abs() < 0.05, "{json}");
+    assert!(cascade["kld"].as_f64().unwrap() < 0.02, "{json}");
+    // The same when it decodes, and at another share.
+    let decode = |extra: &[&str]| {
+        let args = ["--profile", &out, "--text", &text, "--context", "256", "--tokens", "1500", "--json"];
+        ok("perplexity", &[&args, extra].concat()).json()
+    };
+    let fitted = decode(&[]);
+    let (kld, active) = (fitted["kld"].as_f64().unwrap(), fitted["active_fraction"].as_f64().unwrap());
+    assert!(kld > 0.0 && kld < 0.02 && (active - 0.5).abs() < 0.05, "{fitted}");
+    let fewer = decode(&["--sparsity", "0.8"]);
+    assert!(fewer["kld"].as_f64().unwrap() > 2.0 * kld, "{fewer}");
+    assert_eq!(decode(&["--ffn", "dense"])["active_fraction"], 1.0);
+    // Random choices must be visibly bad, and knowing the outcome better than not.
+    let args = ["--profile", &out, "--text", &text, "--tokens", "1500", "--sweep", &plot, "--json"];
+    let sweep = ok("perplexity", &args).json();
+    let share = |name: &str| sweep["share_at_1_percent"][name].as_f64().unwrap();
+    assert!(share("random") > 0.8 && share("oracle") < 0.6 && share("cascade") < 0.7, "{sweep}");
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("cascade"));
+    one_line(&example("llama-sparse", &["--model", "tales-relu", "--profile", &out]), "another model");
+    one_line(&example("llama-sparse", &["--profile", &text]), "tales.txt");
+}
+
+#[test]
+fn without_flags_all_modes_are_compared() {
+    let json = ok("llama-sparse", &["--compare", "-n", "5", "--json"]).json();
+    let rows = json["compare"].as_array().unwrap();
+    let of = |ffn: &str, key: &str| rows.iter().find(|r| r["ffn"] == ffn).unwrap()[key].as_f64().unwrap();
+    assert_eq!((of("Dense", "active_fraction"), of("Dense", "kld")), (1.0, 0.0));
+    for ffn in ["Gate", "LowRank", "Cascade"] {
+        assert!(of(ffn, "active_fraction") < 0.5 && of(ffn, "kld") > 0.0 && of(ffn, "kld") < 0.03, "{json}");
+        assert!(of(ffn, "weight_bytes_per_token") < of("Dense", "weight_bytes_per_token"), "{json}");
+    }
 }
 
 #[test]
@@ -139,6 +194,8 @@ fn wrong_input_is_one_line_and_exit_code_two() {
         (["--top-p", "2"], "--top-p 2"),
         (["--threads", "9999"], "CANDLE_NUM_THREADS"),
         (["--revision", "v1"], "revision"),
+        (["--sparsity", "1.5"], "--sparsity 1.5"),
+        (["--profile", "/no/such/file"], "/no/such/file"),
     ] {
         one_line(&example("llama-sparse", &args), needle);
     }

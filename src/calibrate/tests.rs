@@ -1,1 +1,181 @@
+use super::{order::mean_run, *};
+use crate::{
+    core::Activation,
+    profile::{Profile, Rule},
+};
+use candle_core::Device;
 
+const HIDDEN: usize = 16;
+const INNER: usize = 40;
+
+/// Numbers of standard deviation 1 from a fixed hash.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let value = |i: usize| {
+        let mut h = (seed << 32 | i as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        h = (h ^ (h >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((h >> 40) as f32 / (1 << 24) as f32 - 0.5) * 12_f32.sqrt()
+    };
+    (0..n).map(value).collect()
+}
+
+fn weights(act: Activation) -> FfnWeights {
+    let matrix = |rows: usize, cols: usize, seed| {
+        Tensor::from_vec(noise(rows * cols, seed), (rows, cols), &Device::Cpu).unwrap()
+    };
+    FfnWeights {
+        gate: matrix(INNER, HIDDEN, 1),
+        up: matrix(INNER, HIDDEN, 2),
+        down: matrix(HIDDEN, INNER, 3),
+        act: Gate { act, shift: 0.0 },
+    }
+}
+
+/// Inputs that lie near a space of four dimensions.
+fn inputs(tokens: usize, seed: u64) -> Vec<f32> {
+    let (coordinates, directions) = (noise(tokens * 4, seed), noise(4 * HIDDEN, 9));
+    let rest = noise(tokens * HIDDEN, seed + 1);
+    (0..tokens * HIDDEN)
+        .map(|i| {
+            let (t, k) = (i / HIDDEN, i % HIDDEN);
+            let x: f32 = (0..4).map(|d| coordinates[t * 4 + d] * directions[d * HIDDEN + k]).sum();
+            0.5 * x + 0.02 * rest[i]
+        })
+        .collect()
+}
+
+fn fit(act: Activation, rank: usize) -> LayerFit {
+    let (mut moments, mut sample) = (Moments::new(HIDDEN), Sample::new(HIDDEN, 400));
+    moments.add(&inputs(600, 20)).unwrap();
+    sample.add(&inputs(400, 40)).unwrap();
+    let settings = Settings { rank, ..Settings::default() };
+    fit_layer(&weights(act), &moments, &sample, &settings).unwrap()
+}
+
+#[test]
+fn the_rank_of_the_inputs_is_enough_to_predict() {
+    let mean = |v: &[f32]| v.iter().sum::<f32>() / v.len() as f32;
+    let missed = |rank| {
+        let l = fit(Activation::Silu, rank).layer;
+        mean(&l.up_variance) / mean(&l.up_square)
+    };
+    assert!(missed(4) < 0.01, "{}", missed(4));
+    assert!(missed(2) > 0.1, "{}", missed(2));
+    assert!(missed(HIDDEN) < 1e-6, "{}", missed(HIDDEN));
+}
+
+#[test]
+fn thresholds_let_the_wanted_share_pass_and_bias_is_the_mean_of_the_rest() {
+    let fit = fit(Activation::Silu, 4);
+    let at = fit.at(&[0.2, 0.5, 1.0]);
+    for (rule, r) in Rule::ALL.iter().zip(&at.rules) {
+        for (share, want) in r.share.iter().zip([0.2, 0.5, 1.0]) {
+            assert!((share - want).abs() < 0.02, "{rule:?}: {share} instead of {want}");
+        }
+        assert!(r.bias[2 * HIDDEN..].iter().all(|&b| b == 0.0), "nothing is skipped at 1");
+        assert!(r.bias[..HIDDEN].iter().any(|&b| b != 0.0));
+    }
+    assert!(fit.error.is_sorted_by(|a, b| a >= b), "{:?}", fit.error);
+    assert!(fit.error[0] > 0.0 && *fit.error.last().unwrap() < 1e-9);
+}
+
+#[test]
+fn shut_gates_are_never_active() {
+    let at = fit(Activation::Relu, 4).at(&[0.9]);
+    // Half of the gates are open.
+    let [gate, _, cascade] = &at.rules;
+    assert!((gate.share[0] - 0.5).abs() < 0.05, "{}", gate.share[0]);
+    assert!(cascade.share[0] < 0.55, "{}", cascade.share[0]);
+}
+
+#[test]
+fn neurons_that_fire_together_become_neighbours() {
+    // Two groups, interleaved, and a neuron that is always active.
+    let group = |n: usize| if n == 6 { vec![u64::MAX] } else { vec![0xffff << (16 * (n % 2))] };
+    let activity: Vec<_> = (0..9).map(group).collect();
+    let order = order::order(&activity);
+    assert_eq!(order[0], 6);
+    let groups: Vec<u32> = order[1..].iter().map(|n| n % 2).collect();
+    assert!(groups.windows(2).filter(|w| w[0] != w[1]).count() == 1, "{order:?}");
+    let before: Vec<u32> = (0..9).collect();
+    assert!(mean_run(&activity, &order) > 2.0 * mean_run(&activity, &before));
+}
+
+#[test]
+fn budgets_meet_the_mean_and_spare_the_sensitive() {
+    let falling: Vec<f32> = GRID.iter().map(|s| (1.0 - s).powi(2)).collect();
+    for mean in [0.1, 0.3, 0.6, 0.9] {
+        let shares = budgets(&[&falling, &falling, &falling], &[1.0, 4.0, 1.0], mean);
+        let got = shares.iter().sum::<f32>() / 3.0;
+        assert!((got - mean).abs() < 0.01, "{shares:?}");
+        assert!(shares[1] >= shares[0] && shares[0] == shares[2], "{shares:?}");
+    }
+}
+
+#[test]
+fn samples_are_bounded_and_evenly_spaced() {
+    let mut sample = Sample::new(1, 8);
+    (0..100).for_each(|i| sample.add(&[i as f32]).unwrap());
+    let kept = sample.tensor().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(kept.len() <= 8 && kept.len() >= 4, "{kept:?}");
+    assert!(kept.windows(2).all(|w| w[1] - w[0] == kept[1] - kept[0]), "{kept:?}");
+}
+
+#[test]
+fn bad_input_is_named() {
+    let err = Sample::new(2, 4).add(&[1.0, f32::NAN]).unwrap_err().to_string();
+    assert!(err.contains("not finite"), "{err}");
+    assert!(Moments::new(2).add(&[1.0, f32::INFINITY]).is_err());
+    let (moments, sample) = (Moments::new(HIDDEN), Sample::new(HIDDEN, 8));
+    let w = weights(Activation::Silu);
+    let err = fit_layer(&w, &moments, &sample, &Settings { rank: 4, ..Settings::default() });
+    assert!(err.unwrap_err().to_string().contains("too few"));
+    let err = fit_layer(&w, &moments, &sample, &Settings { rank: 99, ..Settings::default() });
+    assert!(err.unwrap_err().to_string().contains("rank 99"));
+}
+
+fn profile() -> Profile {
+    let shares = vec![0.25, 0.5];
+    let (layer, _) = fit(Activation::Silu, 4).ordered(&shares);
+    let about = serde_json::json!({ "format": 1, "held_out": "text" });
+    Profile { layers: vec![layer], shares, fitted: [0, 1, 0], fingerprint: vec![1.0; 24], about }
+}
+
+#[test]
+fn a_profile_comes_back_from_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse.safetensors");
+    let profile = profile();
+    profile.save(&path).unwrap();
+    let loaded = Profile::load(&path).unwrap();
+    assert_eq!((&loaded.shares, loaded.fitted, &loaded.about), (&profile.shares, [0, 1, 0], &profile.about));
+    let (a, b) = (&loaded.layers[0], &profile.layers[0]);
+    assert_eq!((&a.order, &a.rules, &a.importance), (&b.order, &b.rules, &b.importance));
+    assert!(a.p.iter().zip(&b.p).all(|(a, b)| (a - b).abs() <= b.abs() / 1024.0 + 1e-6), "F16 in the file");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no half-written file is left");
+    assert_eq!(Profile::from_bytes(&std::fs::read(&path).unwrap()).unwrap(), loaded);
+}
+
+#[test]
+fn broken_profiles_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse.safetensors");
+    let cases: [(&dyn Fn(&mut Profile), &str); 5] = [
+        (&|p| p.layers[0].order[1] = p.layers[0].order[0], "permutation"),
+        (&|p| p.layers[0].q_up[3] = f32::NAN, "q_up"),
+        (&|p| p.layers[0].up_square.truncate(3), "up_square"),
+        (&|p| p.fitted[1] = 7, "fitted"),
+        (&|p| p.about["format"] = 2.into(), "format 2"),
+    ];
+    for (spoil, needle) in cases {
+        let mut profile = profile();
+        spoil(&mut profile);
+        profile.save(&path).unwrap();
+        let err = Profile::load(&path).unwrap_err().to_string();
+        assert!(err.contains(needle), "{needle}: {err}");
+    }
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    assert!(Profile::load(&path).is_err());
+    let other = profile().belongs_to(&[2.0; 24]).unwrap_err().to_string();
+    assert!(other.contains("another model") && profile().belongs_to(&[1.001; 24]).is_ok(), "{other}");
+}
