@@ -160,7 +160,8 @@ fn a_profile_comes_back_from_its_file() {
 fn broken_profiles_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sparse.safetensors");
-    let cases: [(&dyn Fn(&mut Profile), &str); 5] = [
+    type Spoil<'a> = &'a dyn Fn(&mut Profile);
+    let cases: [(Spoil<'_>, &str); 5] = [
         (&|p| p.layers[0].order[1] = p.layers[0].order[0], "permutation"),
         (&|p| p.layers[0].q_up[3] = f32::NAN, "q_up"),
         (&|p| p.layers[0].up_square[3] = f32::INFINITY, "up_square"),

@@ -189,7 +189,7 @@ impl Choice<'_> {
 }
 
 impl Choice<'_> {
-    /// `Q · z` for the neurons of a range.
+    /// `Q · z` for the neurons of a range, at the front of `room`.
     fn product<'b>(&self, q: &Weight, r: &Range<usize>, room: &'b mut [f32]) -> &'b mut [f32] {
         let rank = self.z.len();
         let (first, end) = (r.start / PANEL, r.end.div_ceil(PANEL));
@@ -199,8 +199,11 @@ impl Choice<'_> {
             let rows = (first + i) * rank..(first + i + 1) * rank;
             self.kernels.matmul_t(q.matrix().slice_rows(rows), &[self.z], &mut [y]);
         }
-        let start = if r.is_empty() { 0 } else { r.start - first * PANEL };
-        &mut room[start..start + r.len()]
+        if !r.is_empty() {
+            let start = r.start - first * PANEL;
+            room.copy_within(start..start + r.len(), 0);
+        }
+        &mut room[..r.len()]
     }
 }
 
