@@ -49,7 +49,7 @@ pub enum Selection {
     /// As many as calibration found to lose what it allowed.
     #[default]
     Fitted,
-    /// This share of all blocks' neurons in the mean, within those that were calibrated.
+    /// This share of all blocks' neurons in the mean, within those that were calibrated; 1 is dense, bit for bit.
     Share(f32),
     /// So many of each block, whatever their size; exact zeros are never among them.
     TopK(usize),

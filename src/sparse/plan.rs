@@ -165,6 +165,7 @@ fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan>
     let place = match config.selection {
         Selection::Fitted | Selection::Scale(_) => Place { low: points.fitted[rule as usize], part: 0.0 },
         Selection::TopK(k) => Place::of(k as f32 / ffn.intermediate_size() as f32, &layer_rule.share),
+        Selection::Share(s) if s >= 1.0 => return Ok(Plan::dense(1.0)),
         Selection::Share(s) => {
             let (first, last) = (shares[0], shares[shares.len() - 1]);
             if !(first..=last).contains(&s) {

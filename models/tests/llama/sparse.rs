@@ -229,6 +229,7 @@ fn selections_do_what_they_say() {
         let shares = [0.2, 0.3, 0.4, 0.6].map(|s| share(ffn, Selection::Share(s)));
         assert!(few == shares[0] && shares.is_sorted_by(|a, b| a < b), "{ffn:?}: {few} {shares:?}");
         assert!(share(ffn, Selection::Scale(0.5)) > few && share(ffn, Selection::Scale(2.0)) < few);
+        assert_eq!(share(ffn, Selection::Share(1.0)), 1.0);
         for k in [1, 100] {
             let got = share(ffn, Selection::TopK(k)) * inner as f64;
             assert!((got - k as f64).abs() < 1e-9, "{ffn:?}: top {k} gave {got}");
