@@ -83,7 +83,8 @@ fn candle_dense(tensors: &[Tensor; 3], dtype: DType) -> Result<Dense> {
 /// stands for all.
 fn candle_quantised(tensors: &[Tensor; 3], dtype: GgmlDType) -> Result<Dense> {
     let q = |t: &Tensor| {
-        let row = QTensor::quantize(&t.narrow(0, 0, 1)?, dtype)?;
+        // A copy: candle quantises all that a view's storage holds.
+        let row = QTensor::quantize(&t.narrow(0, 0, 1)?.copy()?, dtype)?;
         let bytes = row.data()?.repeat(t.dim(0)?);
         let storage = QStorage::from_data(bytes.into(), &Device::Cpu, dtype)?;
         QMatMul::from_qtensor(QTensor::new(storage, t.shape())?)
