@@ -83,8 +83,9 @@ fn candle_dense(tensors: &[Tensor; 3], dtype: DType) -> Result<Dense> {
 /// stands for all.
 fn candle_quantised(tensors: &[Tensor; 3], dtype: GgmlDType) -> Result<Dense> {
     let q = |t: &Tensor| {
-        // A copy: candle quantises all that a view's storage holds.
-        let row = QTensor::quantize(&t.narrow(0, 0, 1)?.copy()?, dtype)?;
+        // Not a view: candle quantises all that its storage holds.
+        let row = t.get(0)?.to_vec1::<f32>()?;
+        let row = QTensor::quantize(&Tensor::from_vec(row, (1, t.dim(1)?), &Device::Cpu)?, dtype)?;
         let bytes = row.data()?.repeat(t.dim(0)?);
         let storage = QStorage::from_data(bytes.into(), &Device::Cpu, dtype)?;
         QMatMul::from_qtensor(QTensor::new(storage, t.shape())?)
