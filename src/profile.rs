@@ -57,11 +57,11 @@ pub struct LayerProfile {
     pub q_gate: Vec<f32>,
     /// `Q_u` `[intermediate_size, rank]`.
     pub q_up: Vec<f32>,
-    /// `v_g` `[intermediate_size]`: E[(g − ĝ)²].
+    /// `v_g` `[intermediate_size]`: `E[(g − ĝ)²]`.
     pub gate_variance: Vec<f32>,
-    /// `v_u` `[intermediate_size]`: E[(u − û)²].
+    /// `v_u` `[intermediate_size]`: `E[(u − û)²]`.
     pub up_variance: Vec<f32>,
-    /// `[intermediate_size]`: E[u²].
+    /// `[intermediate_size]`: `E[u²]`.
     pub up_square: Vec<f32>,
     /// n `[intermediate_size]`.
     pub importance: Vec<f32>,

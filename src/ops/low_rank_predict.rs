@@ -203,7 +203,7 @@ fn product(on: On<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
 /// The neurons that `x` `[hidden]` or `[1, hidden]` F32 needs, strictly increasing, by their [`LowRankPredictor::scores`];
 /// it may be empty.
 ///
-/// A list and no tensor: its length depends on the numbers, and [`super::sparse_ffn`] takes it as it is.
+/// A list and no tensor: its length depends on the numbers, and [`super::sparse_ffn()`] takes it as it is.
 /// `Tensor::new(list, x.device())` gives indices for `index_select`.
 ///
 /// Cost: as [`LowRankPredictor::scores`], and a few operations per neuron.
