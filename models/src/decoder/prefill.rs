@@ -185,7 +185,8 @@ impl Decoder {
         let (inner, hidden) = (w.rows(), w.cols());
         let rows = y.len() / hidden;
         if rows >= FEW_ROWS {
-            let run = rows.div_ceil(MOST_TASKS).max(FEW_ROWS / 2);
+            // Each task converts the whole of w: few tasks of many rows. Rows do not depend on those beside them.
+            let run = rows.div_ceil(2 * self.threads.count()).max(FEW_ROWS / 2);
             let tasks = a.chunks(run * inner).zip(y.chunks_mut(run * hidden));
             return self.threads.for_each(tasks, |(a, y)| self.sum_rows(w, inner, a, y));
         }
