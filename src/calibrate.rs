@@ -45,8 +45,7 @@ impl Default for Settings {
 
 impl Settings {
     /// The same with the factor that suits an activation, unless one is set.
-    #[must_use]
-    pub fn for_activation(self, act: Activation) -> Self {
+    fn for_activation(self, act: Activation) -> Self {
         let shuts = match act {
             Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => false,
             Activation::Relu | Activation::Relu2 | Activation::FatRelu { .. } | Activation::DRelu => true,

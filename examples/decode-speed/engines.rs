@@ -220,20 +220,11 @@ impl Engine for Ours {
     }
 
     fn weight_bytes_per_token(&self) -> usize {
-        let (decoder, layers) = (self.model.decoder(), self.cache.sparse_stats().layers);
-        if layers.is_empty() {
-            return decoder.weight_bytes_per_token();
-        }
-        let ffn: f64 = layers.iter().map(|l| l.bytes_per_token).sum();
-        decoder.weight_bytes_per_token() - decoder.ffn_bytes_per_token() + ffn as usize
+        self.model.decoder().read_bytes_per_token(&self.cache.sparse_stats())
     }
 
     fn active_fraction(&self) -> f64 {
-        let layers = self.cache.sparse_stats().layers;
-        if layers.is_empty() {
-            return 1.0;
-        }
-        layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64
+        self.cache.sparse_stats().active_share()
     }
 }
 

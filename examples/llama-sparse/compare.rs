@@ -92,16 +92,9 @@ fn read(row: &mut Row, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
 impl Row {
     /// What the cache counted on one text.
     fn note(&mut self, cache: &Cache) {
-        let (layers, decoder) = (cache.sparse_stats().layers, self.model.decoder());
-        let dense = decoder.weight_bytes_per_token() as f64;
-        let (mut active, mut bytes) = (1.0, dense);
-        if !layers.is_empty() {
-            active = layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64;
-            let ffn: f64 = layers.iter().map(|l| l.bytes_per_token).sum();
-            bytes = dense - decoder.ffn_bytes_per_token() as f64 + ffn;
-        }
-        self.active += active / TEXTS as f64;
-        self.bytes += bytes / TEXTS as f64;
+        let stats = cache.sparse_stats();
+        self.active += stats.active_share() / TEXTS as f64;
+        self.bytes += self.model.decoder().read_bytes_per_token(&stats) as f64 / TEXTS as f64;
     }
 
     fn median_tokens_per_s(&mut self) -> f64 {

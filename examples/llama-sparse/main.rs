@@ -223,7 +223,7 @@ fn report(
             "prefill_tokens_per_s": prefill,
             "decode_tokens_per_s": decode,
             "ffn": ffn(decoder),
-            "active_fraction": active(cache),
+            "active_fraction": cache.sparse_stats().active_share(),
             "weight_bytes": decoder.weight_bytes(),
             "weight_bytes_per_token": decoder.weight_bytes_per_token(),
             "kv_bytes": cache.kv_bytes(),
@@ -243,7 +243,7 @@ fn report(
         decoder.level(),
         decoder.threads().count(),
         ffn(decoder),
-        active(cache),
+        cache.sparse_stats().active_share(),
     );
     Ok(())
 }
@@ -251,14 +251,4 @@ fn report(
 /// How the FFN of decoded tokens runs.
 fn ffn(decoder: &Decoder) -> String {
     decoder.sparse_config().map_or_else(|| "dense".to_string(), |c| format!("{:?}", c.mode).to_lowercase())
-}
-
-/// The mean share of neurons that decoded tokens computed.
-fn active(cache: &Cache) -> f64 {
-    let layers = cache.sparse_stats().layers;
-    if layers.is_empty() {
-        1.0
-    } else {
-        layers.iter().map(|l| l.active_share).sum::<f64>() / layers.len() as f64
-    }
 }

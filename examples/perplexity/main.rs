@@ -154,11 +154,7 @@ fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor
 }
 
 fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
-    let layers = cache.sparse_stats().layers;
-    let active = match layers.len() {
-        0 => 1.0,
-        n => layers.iter().map(|l| l.active_share).sum::<f64>() / n as f64,
-    };
+    let active = cache.sparse_stats().active_share();
     let mode = model.decoder().sparse_config().map_or(FfnMode::Dense, |SparseConfig { mode, .. }| mode);
     let mut out = std::io::stdout();
     if cli.json {

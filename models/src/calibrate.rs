@@ -114,12 +114,11 @@ impl Calibrator {
         let mut samples = Inputs::new(vec![Sample::new(hidden, self.sample_rows); layers], Sample::add);
         run.over(tune, &mut samples, "reading the tune text", &mut progress)?;
         let act = Gate { act: config.hidden_act, shift: config.gate_shift };
-        let settings = self.settings.for_activation(act.act);
         let mut fits = Vec::with_capacity(layers);
         for l in 0..layers {
             progress(Progress { stage: "fitting blocks", done: l, steps: layers });
             let weights = ffn_weights(vb, config, act, l)?;
-            fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &settings)?);
+            fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &self.settings)?);
         }
         drop((moments, samples));
         let mut search =

@@ -206,10 +206,12 @@ impl Decoder {
         self.layers.iter().map(layer).sum::<usize>() + self.lm_head.bytes()
     }
 
-    /// Bytes of the FFNs among them.
+    /// The same where the FFNs read what `stats` counted.
     #[must_use]
-    pub fn ffn_bytes_per_token(&self) -> usize {
-        self.layers.iter().map(|l| l.ffn.dense_bytes()).sum()
+    pub fn read_bytes_per_token(&self, stats: &SparseStats) -> usize {
+        let dense = self.layers.iter().zip(&stats.layers).map(|(l, _)| l.ffn.dense_bytes()).sum::<usize>();
+        let read = stats.layers.iter().map(|l| l.bytes_per_token).sum::<f64>();
+        self.weight_bytes_per_token() - dense + read as usize
     }
 
     /// The settings of the sparse FFN; `None` for a model that was loaded without a profile.

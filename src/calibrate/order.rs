@@ -1,11 +1,12 @@
 //! The order of the neurons in memory: hot ones first, then such that neurons active together are neighbours.
 
-use super::{scores::Scores, thresholds::Table};
+use super::{
+    scores::Scores,
+    thresholds::{HOT, Table},
+};
 
 /// Tokens that are looked at.
 const TOKENS: usize = 2048;
-/// A neuron that is active so often belongs to the hot run at the front.
-const HOT: f32 = 0.9;
 
 /// For each neuron a bit per token, set where a cascade at `share` keeps it.
 pub(super) fn activity(s: &Scores, cascade: &Table, share: f32) -> Vec<Vec<u64>> {

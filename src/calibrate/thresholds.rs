@@ -22,8 +22,8 @@ const QUANTILE_SCORES: usize = 1 << 20;
 /// Tokens on which means and errors are taken.
 const MEAN_TOKENS: usize = 4096;
 const ERROR_TOKENS: usize = 384;
-/// A neuron that is active so often is always computed.
-const HOT: f32 = 0.9;
+/// A neuron that is active so often stands in front and is always computed.
+pub(super) const HOT: f32 = 0.9;
 
 /// Thresholds of one rule at every share of [`GRID`].
 #[derive(Clone, Debug)]

@@ -23,6 +23,17 @@ pub struct SparseStats {
     pub layers: Vec<LayerStats>,
 }
 
+impl SparseStats {
+    /// The mean active share of all blocks; 1 where nothing was counted, as in a dense model.
+    #[must_use]
+    pub fn active_share(&self) -> f64 {
+        if self.layers.is_empty() {
+            return 1.0;
+        }
+        self.layers.iter().map(|l| l.active_share).sum::<f64>() / self.layers.len() as f64
+    }
+}
+
 /// Means over the decoded tokens of one block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerStats {
