@@ -28,7 +28,7 @@ use scores::Scores;
 /// What a fit may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Rank of the prediction, a multiple of 32 where it is to run fast.
+    /// Rank of the prediction.
     pub rank: usize,
     /// Candidates of a cascade per neuron that it wants active; `None` takes 1.4, and 2 where most gates are shut: there a
     /// candidate costs little and the exact gate tells all.

@@ -50,7 +50,7 @@ struct Cli {
     /// Tokens of a window
     #[arg(long)]
     context: Option<usize>,
-    /// Rank of the prediction; a multiple of 32 is fastest
+    /// Rank of the prediction; 64, at most half of hidden_size, where not given
     #[arg(long)]
     rank: Option<usize>,
     /// Share of the neurons that are to be skipped, such as 0.6
