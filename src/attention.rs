@@ -1,32 +1,33 @@
-//! Exact causal attention over the pages of a [`KvCache`].
+//! Causal attention over the pages of a [`KvCache`].
 //!
 //! ```text
-//! for each sequence, key/value head and range of positions:         (a task)
-//!     for each piece of 256 positions:
-//!         scores = keys · queries of the group;  mask the future
+//! for each sequence, key/value head and share of its pages:         (a task)
+//!     for each piece of 8 pages:
+//!         scores = queries of the group · keys;  mask the future
 //!         online softmax: rescale what was summed so far, if the maximum rose
 //!         sum += scores · values
-//! merge the ranges of a head
+//! merge the shares of a head
 //! ```
 //!
 //! 1. All query heads of a group, and in prefill several tokens, read a page together: a key is converted once for all.
-//! 2. A lone token splits its past over threads as well as heads; each range keeps maximum and sum, and ranges merge
+//! 2. A lone token splits its past over threads as well as heads; each share keeps maximum and sum, and shares merge
 //!    exactly (Milakov and Gimelshein 2018; "flash-decoding").
 //! 3. A lone token's own key and value need not be in the cache yet.
 
 mod lone;
 
 use crate::{
-    core::{Columns, Config, KernelSet, Matrix, Rows},
+    core::{Config, KernelSet},
     kernels::Kernels,
-    kv_cache::{Kv, KvCache, PAGE_LEN},
+    kv_cache::{KvCache, PAGE_LEN},
     weight::{On, split_columns},
 };
 use arrayvec::ArrayVec;
 pub use lone::{LoneScratch, Token, lone_token, room};
 
-/// Positions scored at once; a multiple of the page length.
-const PIECE: usize = 256;
+/// Pages and positions scored at once.
+const PIECE_PAGES: usize = 8;
+const PIECE: usize = PIECE_PAGES * PAGE_LEN;
 /// Columns (query heads × tokens) that read a page together.
 const COLUMNS: usize = 64;
 
@@ -51,8 +52,15 @@ struct Head<'a> {
     head_dim: usize,
     /// Positions in the cache.
     stored: usize,
-    /// Key and value of the position behind them.
-    fresh: Option<[&'a [f32]; 2]>,
+}
+
+/// Running results of some columns, side by side.
+struct Sums<'a> {
+    /// `[columns, PIECE]`, working memory.
+    scores: &'a mut [f32],
+    /// `[columns, KvCache::width]`
+    values: &'a mut [f32],
+    stats: &'a mut [Stats],
 }
 
 /// Rows of queries in the activations: `[batch · seq_len, width]`, the query heads first in each row.
@@ -93,7 +101,7 @@ pub fn attention(
     for (kv_head, rows) in by_head.into_iter().enumerate() {
         let mut rows = rows.into_iter();
         for sequence in 0..batch {
-            let head = Head { cache, sequence, layer, head: kv_head, head_dim, stored, fresh: None };
+            let head = Head { cache, sequence, layer, head: kv_head, head_dim, stored };
             for start in (0..q.seq_len).step_by(tile) {
                 let n = tile.min(q.seq_len - start);
                 tasks.push((head, start, rows.by_ref().take(n).collect::<Vec<_>>()));
@@ -115,101 +123,95 @@ fn tokens(
     start: usize,
     out: &mut [&mut [f32]],
 ) {
-    let head_dim = head.head_dim;
+    let (head_dim, width) = (head.head_dim, head.cache.width());
     let columns = out.len() * group;
     let mut queries = Vec::with_capacity(columns * head_dim);
     for t in 0..out.len() {
         let at = (head.sequence * q.seq_len + start + t) * q.width + head.head * group * head_dim;
         queries.extend_from_slice(&q.rows[at..at + group * head_dim]);
     }
-    let (mut scores, mut sums) = (vec![0.0; columns * PIECE], vec![0.0; columns * head_dim]);
+    let (mut scores, mut values) = (vec![0.0; columns * PIECE], vec![0.0; columns * width]);
     let mut stats = vec![Stats::EMPTY; columns];
     let visible = |column: usize| q.index_pos + start + column / group + 1;
-    let positions = 0..visible(columns - 1);
-    head.attend(kernels, &queries, visible, positions, &mut scores, &mut sums, &mut stats);
+    let pages: Vec<u32> = (0..visible(columns - 1).div_ceil(PAGE_LEN) as u32).collect();
+    let sums = Sums { scores: &mut scores, values: &mut values, stats: &mut stats };
+    head.attend(kernels, &queries, visible, &pages, sums);
     for (t, out) in out.iter_mut().enumerate() {
         for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
             let c = t * group + g;
-            let sums = &sums[c * head_dim..(c + 1) * head_dim];
-            out.iter_mut().zip(sums).for_each(|(o, v)| *o = v / stats[c].denominator);
+            out.iter_mut().zip(&values[c * width..]).for_each(|(o, v)| *o = v / stats[c].denominator);
         }
     }
 }
 
-impl<'a> Head<'a> {
-    /// Adds `positions` to the running softmax of every column of `queries` `[columns, head_dim]`.
+impl Head<'_> {
+    /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
     ///
-    /// Column `c` sees positions below `visible(c)`; every column sees the first of `positions`.
+    /// Column `c` sees positions below `visible(c)`; every column sees a position of the first page, or has seen one.
     fn attend(
         self,
         kernels: &Kernels,
         queries: &[f32],
         visible: impl Fn(usize) -> usize,
-        positions: std::ops::Range<usize>,
-        scores: &mut [f32],
-        sums: &mut [f32],
-        stats: &mut [Stats],
+        pages: &[u32],
+        sums: Sums<'_>,
     ) {
-        for start in positions.clone().step_by(PIECE) {
-            let piece = start..(start + PIECE).min(positions.end);
+        let width = self.cache.width();
+        for pages in pages.chunks(PIECE_PAGES) {
             for (c, queries) in queries.chunks(COLUMNS * self.head_dim).enumerate() {
                 let (first, n) = (c * COLUMNS, queries.len() / self.head_dim);
-                let scores = &mut scores[first * PIECE..(first + n) * PIECE];
-                let sums = &mut sums[first * self.head_dim..(first + n) * self.head_dim];
-                let stats = &mut stats[first..first + n];
-                self.score(kernels, queries, piece.clone(), scores);
-                for (c, ((scores, sums), stats)) in scores
+                let scores = &mut sums.scores[first * PIECE..(first + n) * PIECE];
+                let values = &mut sums.values[first * width..(first + n) * width];
+                let stats = &mut sums.stats[first..first + n];
+                self.score(kernels, queries, pages, scores);
+                for (c, ((scores, values), stats)) in scores
                     .chunks_exact_mut(PIECE)
-                    .zip(sums.chunks_exact_mut(self.head_dim))
+                    .zip(values.chunks_exact_mut(width))
                     .zip(stats)
                     .enumerate()
                 {
-                    let scores = &mut scores[..piece.len()];
-                    let seen = visible(first + c).saturating_sub(piece.start).min(piece.len());
-                    scores[seen..].fill(f32::NEG_INFINITY);
+                    let scores = &mut scores[..pages.len() * PAGE_LEN];
+                    let visible = visible(first + c).min(self.stored);
+                    for (scores, &page) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().zip(pages) {
+                        let seen = visible.saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN);
+                        scores[seen..].fill(f32::NEG_INFINITY);
+                    }
                     let (max, sum) = kernels.exp_sum(scores, stats.max);
                     let rescale = if stats.max == max { 1.0 } else { (stats.max - max).exp() };
                     *stats = Stats { max, denominator: stats.denominator * rescale + sum };
                     if rescale != 1.0 {
-                        sums.iter_mut().for_each(|v| *v *= rescale);
+                        values.iter_mut().for_each(|v| *v *= rescale);
                     }
                 }
-                self.weigh(kernels, piece.clone(), scores, sums);
+                self.weigh(kernels, pages, scores, values);
             }
         }
     }
 
-    /// `scores[c][p] = key_p · query_c` for a piece that begins at a page.
-    fn score(self, kernels: &Kernels, queries: &[f32], piece: std::ops::Range<usize>, scores: &mut [f32]) {
-        for (at, keys) in self.rows(Kv::Key, piece) {
+    /// `scores[c][p] = key_p · query_c` for the positions of some pages.
+    fn score(self, kernels: &Kernels, queries: &[f32], pages: &[u32], scores: &mut [f32]) {
+        let a: ArrayVec<&[f32], COLUMNS> = queries.chunks_exact(self.head_dim).collect();
+        for (i, &page) in pages.iter().enumerate() {
+            let at = i * PAGE_LEN..(i + 1) * PAGE_LEN;
             let mut y: ArrayVec<&mut [f32], COLUMNS> =
-                scores.chunks_exact_mut(PIECE).map(|s| &mut s[at..at + keys.rows()]).collect();
-            kernels.matmul(keys, Columns::F32(queries), &mut y);
+                scores.chunks_exact_mut(PIECE).map(|s| &mut s[at.clone()]).collect();
+            y.iter_mut().for_each(|y| y.fill(0.0));
+            let keys = self.cache.keys(self.sequence, self.layer, page as usize, self.head);
+            kernels.matmul_t(keys, &a, &mut y);
         }
     }
 
-    /// `sums[c] += Σ_p scores[c][p] · value_p`.
-    fn weigh(self, kernels: &Kernels, piece: std::ops::Range<usize>, scores: &[f32], sums: &mut [f32]) {
-        for (at, values) in self.rows(Kv::Value, piece) {
+    /// `sums[c] += Σ_p scores[c][p] · value_p` over the positions of some pages.
+    fn weigh(self, kernels: &Kernels, pages: &[u32], scores: &[f32], sums: &mut [f32]) {
+        let width = self.cache.width();
+        for (i, &page) in pages.iter().enumerate() {
+            let n = PAGE_LEN.min(self.stored - page as usize * PAGE_LEN);
+            let values = self.cache.values(self.sequence, self.layer, page as usize, self.head, n);
             let a: ArrayVec<&[f32], COLUMNS> =
-                scores.chunks_exact(PIECE).map(|s| &s[at..at + values.rows()]).collect();
-            let mut y: ArrayVec<&mut [f32], COLUMNS> = sums.chunks_exact_mut(self.head_dim).collect();
+                scores.chunks_exact(PIECE).map(|s| &s[i * PAGE_LEN..i * PAGE_LEN + n]).collect();
+            let mut y: ArrayVec<&mut [f32], COLUMNS> =
+                sums.chunks_exact_mut(width).map(|s| &mut s[..values.cols()]).collect();
             kernels.matmul_t(values, &a, &mut y);
         }
-    }
-
-    /// The keys or values of a piece that begins at a page, page by page, and where in the piece each begins.
-    fn rows(self, kv: Kv, piece: std::ops::Range<usize>) -> impl Iterator<Item = (usize, Matrix<'a>)> {
-        let end = piece.end.min(self.stored);
-        let pages = (piece.start..end).step_by(PAGE_LEN).map(move |start| {
-            let n = PAGE_LEN.min(end - start);
-            let page = self.cache.page(self.sequence, self.layer, start / PAGE_LEN, kv, self.head, n);
-            (start - piece.start, page)
-        });
-        let fresh = self.fresh.filter(|_| piece.end > self.stored).map(|fresh| {
-            let row = Rows::F32(fresh[kv as usize]);
-            (self.stored - piece.start, Matrix::new(1, self.head_dim, row).expect("one row of head_dim"))
-        });
-        pages.chain(fresh)
     }
 }

@@ -1,13 +1,23 @@
 //! Keys and values of a batch of sequences in fixed pages: appending copies the new token and nothing else.
+//!
+//! Pages age: as positions move away from the end, whole pages go from the cache's dtype to `Q8_0` and on to `Q4_1`, as
+//! [`KvConfig`] says. Attention reads each tier in place.
 
-use crate::core::{Config, Matrix, Rows};
+mod page;
+mod tiers;
+
+use crate::core::{Config, Matrix};
 use candle_core::{DType, Result, bail};
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{bf16, f16};
+pub use page::Tier;
+use page::{Page, PageShape};
+use tiers::Rounding;
+pub use tiers::{KvConfig, TierStats};
 
 /// Positions per page.
 pub const PAGE_LEN: usize = 32;
 
-/// How cached keys and values are stored.
+/// How hot keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvDType {
     /// 4 bytes per element, exact.
@@ -40,39 +50,46 @@ impl KvDType {
     }
 }
 
-/// Which of the two a page half holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kv {
-    /// Keys, after rotation.
-    Key,
-    /// Values.
-    Value,
-}
-
-/// `[key, value][head][PAGE_LEN][head_dim]`, so that a head's part of a page is one matrix.
-#[derive(Clone)]
-enum Page {
-    F32(Box<[f32]>),
-    F16(Box<[f16]>),
-    BF16(Box<[bf16]>),
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
     layers: usize,
-    heads: usize,
-    head_dim: usize,
-    dtype: KvDType,
+    page: PageShape,
+}
+
+/// Pages that wait for their next use, by tier.
+#[derive(Clone, Debug, Default)]
+struct Spare([Vec<Page>; 3]);
+
+impl Spare {
+    fn take(&mut self, tier: Tier) -> Option<Page> {
+        self.0[tier as usize].pop()
+    }
+
+    fn give(&mut self, page: Page) {
+        self.0[page.tier() as usize].push(page);
+    }
+
+    fn count(&self, tier: Tier) -> usize {
+        self.0[tier as usize].len()
+    }
+
+    fn clear(&mut self) {
+        self.0.iter_mut().for_each(Vec::clear);
+    }
 }
 
 /// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy.
 #[derive(Clone)]
 pub struct KvCache {
     shape: Shape,
+    config: KvConfig,
     len: usize,
     limit: usize,
     /// `[sequence][layer][page]`
     sequences: Vec<Vec<Vec<Page>>>,
+    /// Pages at the front that have been made warm and cold.
+    cooled: [usize; 2],
+    spare: Spare,
 }
 
 impl core::fmt::Debug for KvCache {
@@ -87,20 +104,29 @@ impl core::fmt::Debug for KvCache {
 impl KvCache {
     /// An empty cache for a model.
     #[must_use]
-    pub fn new(config: &Config, dtype: KvDType) -> Self {
-        let shape = Shape {
-            layers: config.num_hidden_layers,
-            heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            dtype,
-        };
-        Self { shape, len: 0, limit: config.max_position_embeddings, sequences: Vec::new() }
+    pub fn new(config: &Config, kv: KvConfig) -> Self {
+        let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
+        Self {
+            shape: Shape { layers: config.num_hidden_layers, page: PageShape { heads, head_dim } },
+            config: kv,
+            len: 0,
+            limit: config.max_position_embeddings,
+            sequences: Vec::new(),
+            cooled: [0; 2],
+            spare: Spare::default(),
+        }
+    }
+
+    /// How positions are kept.
+    #[must_use]
+    pub fn config(&self) -> &KvConfig {
+        &self.config
     }
 
     /// Whether the cache was made for a model of this shape.
     #[must_use]
     pub fn fits(&self, config: &Config) -> bool {
-        let model = Self::new(config, self.shape.dtype);
+        let model = Self::new(config, self.config);
         self.shape == model.shape && self.limit <= model.limit
     }
 
@@ -125,11 +151,11 @@ impl KvCache {
     /// Bytes of the pages, those waiting to be filled included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let pages: usize = self.sequences.iter().flatten().map(Vec::len).sum();
-        pages * self.page_elements() * self.shape.dtype.bytes()
+        Tier::ALL.map(|t| self.tier(t).bytes).iter().sum()
     }
 
-    /// Forgets every position from `len` on.
+    /// Forgets every position from `len` on. A page that is then written again in the middle becomes hot again, with the
+    /// values to which its tier had rounded it.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -142,10 +168,15 @@ impl KvCache {
     /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
     ///
     /// # Errors
-    /// More positions than the model's context, or another batch size than the cached one.
+    /// More positions than the model's context or more bytes than the budget, or another batch size than the cached one.
     pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
         self.check(batch, self.len, positions.saturating_sub(self.len))?;
-        self.grow(batch, positions);
+        self.grow(batch, self.len);
+        let pages = positions.div_ceil(PAGE_LEN);
+        for layer in self.sequences.iter_mut().flatten() {
+            layer.reserve(pages.saturating_sub(layer.len()));
+        }
+        self.provide(batch, positions);
         Ok(())
     }
 
@@ -169,14 +200,14 @@ impl KvCache {
                 self.sequences.len()
             );
         }
-        Ok(())
+        self.check_bytes(batch, index_pos + seq_len)
     }
 
     /// Cuts the cache back to `index_pos` and makes room for `seq_len` more positions of `batch` sequences.
     ///
     /// # Errors
-    /// `index_pos` leaves a gap behind the cached positions, the end is past the model's context, or the batch is not the
-    /// cached one. The cache is unchanged then.
+    /// `index_pos` leaves a gap behind the cached positions, the end is past the model's context or needs more bytes than
+    /// the budget, or the batch is not the cached one. The cache is unchanged then.
     pub fn begin(&mut self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
         self.check(batch, index_pos, seq_len)?;
         self.truncate(index_pos);
@@ -185,21 +216,28 @@ impl KvCache {
     }
 
     fn grow(&mut self, batch: usize, positions: usize) {
+        if batch != self.sequences.len() {
+            self.spare.clear();
+        }
+        self.thaw(positions);
         self.sequences.resize_with(batch, || vec![Vec::new(); self.shape.layers]);
-        let (shape, pages) = (self.shape, positions.div_ceil(PAGE_LEN));
-        for layer in self.sequences.iter_mut().flatten().filter(|l| l.len() < pages) {
-            layer.resize_with(pages, || new_page(shape));
+        let (shape, pages, dtype) = (self.shape.page, positions.div_ceil(PAGE_LEN), self.config.dtype);
+        for layer in self.sequences.iter_mut().flatten() {
+            while layer.len() < pages {
+                layer.push(self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype)));
+            }
         }
     }
 
-    /// Makes `seq_len` written positions part of the past.
+    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers.
     pub fn advance(&mut self, seq_len: usize) {
         self.len += seq_len;
+        self.settle();
     }
 
     /// Rounds elements as storing does: `x` becomes what would be read.
     pub fn round(&self, x: &mut [f32]) {
-        match self.shape.dtype {
+        match self.config.dtype {
             KvDType::F32 => {}
             KvDType::F16 => x.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
             KvDType::BF16 => x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
@@ -211,56 +249,35 @@ impl KvCache {
     /// # Panics
     /// There is no room at `position` (see [`Self::begin`]), or a length is wrong.
     pub fn write(&mut self, sequence: usize, layer: usize, position: usize, k: &[f32], v: &[f32]) {
-        let Shape { heads, head_dim, .. } = self.shape;
+        let PageShape { heads, head_dim } = self.shape.page;
         assert!(k.len() == heads * head_dim && v.len() == k.len(), "kv cache: wrong length");
         let page = &mut self.sequences[sequence][layer][position / PAGE_LEN];
-        for (half, x) in [k, v].into_iter().enumerate() {
-            for (head, x) in x.chunks_exact(head_dim).enumerate() {
-                let start = ((half * heads + head) * PAGE_LEN + position % PAGE_LEN) * head_dim;
-                match page {
-                    Page::F32(p) => p[start..start + head_dim].copy_from_slice(x),
-                    Page::F16(p) => p[start..start + head_dim].convert_from_f32_slice(x),
-                    Page::BF16(p) => p[start..start + head_dim].convert_from_f32_slice(x),
-                }
-            }
-        }
+        page.write(self.shape.page, position % PAGE_LEN, k, v);
     }
 
-    /// The first `n` positions of a page for one head, `[n, head_dim]`.
+    /// The keys of a page for one head, `[head_dim, PAGE_LEN]`: a row is a channel.
     ///
     /// # Panics
     /// There is no such page.
     #[must_use]
-    pub fn page(
-        &self,
-        sequence: usize,
-        layer: usize,
-        page: usize,
-        kv: Kv,
-        head: usize,
-        n: usize,
-    ) -> Matrix<'_> {
-        let Shape { heads, head_dim, .. } = self.shape;
-        let start = (kv as usize * heads + head) * PAGE_LEN * head_dim;
-        let r = start..start + n * head_dim;
-        let rows = match &self.sequences[sequence][layer][page] {
-            Page::F32(p) => Rows::F32(&p[r]),
-            Page::F16(p) => Rows::F16(&p[r]),
-            Page::BF16(p) => Rows::BF16(&p[r]),
-        };
-        Matrix::new(n, head_dim, rows).expect("n rows of head_dim were sliced")
+    pub fn keys(&self, sequence: usize, layer: usize, page: usize, head: usize) -> Matrix<'_> {
+        self.sequences[sequence][layer][page].keys(self.shape.page, head)
     }
 
-    fn page_elements(&self) -> usize {
-        2 * self.shape.heads * PAGE_LEN * self.shape.head_dim
+    /// The values of the first `n` positions of a page for one head, `[n, head_dim]`; `[n, width]` with
+    /// [`Self::width`] where the page is quantised.
+    ///
+    /// # Panics
+    /// There is no such page.
+    #[must_use]
+    pub fn values(&self, sequence: usize, layer: usize, page: usize, head: usize, n: usize) -> Matrix<'_> {
+        self.sequences[sequence][layer][page].values(self.shape.page, head, n)
+    }
+
+    /// Columns of [`Self::values`] at most: `head_dim` filled up to whole blocks of 32.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.shape.page.width()
     }
 }
 
-fn new_page(shape: Shape) -> Page {
-    let n = 2 * shape.heads * PAGE_LEN * shape.head_dim;
-    match shape.dtype {
-        KvDType::F32 => Page::F32(vec![0.0; n].into()),
-        KvDType::F16 => Page::F16(vec![f16::ZERO; n].into()),
-        KvDType::BF16 => Page::BF16(vec![bf16::ZERO; n].into()),
-    }
-}

@@ -30,7 +30,7 @@ pub mod attention;
 
 pub mod ops;
 
-pub use kv_cache::{KvCache, KvDType};
+pub use kv_cache::{KvCache, KvConfig, KvDType};
 pub use profile::Profile;
 pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
 pub use threads::Threads;

@@ -22,7 +22,7 @@ pub(crate) unsafe trait Isa: Copy {
     const LANES: usize;
     /// Columns that a tile of four rows holds in registers (1 to 4).
     const COLUMNS: usize;
-    /// Columns whose 32 sums stay in registers (1 to 4).
+    /// Columns whose 32 sums stay in registers (1 to 4, or 8).
     const COLUMNS_T: usize;
 
     fn splat(self, x: f32) -> Self::V;
@@ -102,8 +102,8 @@ pub(crate) unsafe trait Isa: Copy {
     fn prefetch<T>(self, row: &[T], byte: usize);
     /// Vector `i` of `x` as f32.
     fn widen_i8(self, x: &[i8; 32], i: usize) -> Self::V;
-    /// Vector `i` of 16 times the quants of `w`, −128..=112.
-    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> Self::V;
+    /// Vector `i` of `16 · (q − 8)` for the nibbles q of `qs`: the low one of byte `j` is element `j`, the high one `j + 16`.
+    fn widen_nibbles(self, qs: &[u8; 16], i: usize) -> Self::V;
     /// Rounds `x · scale` (in −127..=127, halves to even) into `out`.
     fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]);
 }

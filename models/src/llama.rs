@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
     SparseConfig,
-    kv_cache::{KvCache, KvDType},
+    kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
 use std::sync::Arc;
@@ -30,8 +30,16 @@ impl Cache {
     /// # Errors
     /// Another dtype, a bad `config`, or a device other than the CPU.
     pub fn new(use_kv_cache: bool, dtype: DType, config: &Config, device: &Device) -> Result<Self> {
+        Self::with_config(use_kv_cache, KvConfig::exact(KvDType::try_from(dtype)?), config, device)
+    }
+
+    /// An empty cache that keeps keys and values as `kv` says, such as [`KvConfig::tiered`].
+    ///
+    /// # Errors
+    /// A bad `config`, or a device other than the CPU.
+    pub fn with_config(use_kv_cache: bool, kv: KvConfig, config: &Config, device: &Device) -> Result<Self> {
         on_cpu("llama::Cache", device)?;
-        let kv = KvCache::new(&config.to_core()?, KvDType::try_from(dtype)?);
+        let kv = KvCache::new(&config.to_core()?, kv);
         Ok(Self { use_kv_cache, kv, scratch: Scratch::default() })
     }
 

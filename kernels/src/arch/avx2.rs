@@ -1,7 +1,6 @@
 //! AVX2 with FMA and F16C.
 
 use crate::isa::Isa;
-use candle_sparse_core::BlockQ4_0;
 use candle_sparse_core::BlockQ8_0;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
@@ -342,8 +341,8 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> __m256 {
-        let bytes = &w.qs[i % 2 * 8..i % 2 * 8 + 8];
+    fn widen_nibbles(self, qs: &[u8; 16], i: usize) -> __m256 {
+        let bytes = &qs[i % 2 * 8..i % 2 * 8 + 8];
         proven!({
             let packed = _mm_loadl_epi64(bytes.as_ptr().cast());
             let nibbles = if i < 2 { _mm_slli_epi16::<4>(packed) } else { packed };

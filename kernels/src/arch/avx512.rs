@@ -46,7 +46,7 @@ unsafe impl Isa for Avx512 {
     type S = __m512i;
     const LANES: usize = 16;
     const COLUMNS: usize = 4;
-    const COLUMNS_T: usize = 4;
+    const COLUMNS_T: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -327,9 +327,9 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> __m512 {
+    fn widen_nibbles(self, qs: &[u8; 16], i: usize) -> __m512 {
         proven!({
-            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(w.qs.as_ptr().cast()));
+            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(qs.as_ptr().cast()));
             if i == 0 {
                 // The table is looked up by the lower four bits, whatever the upper ones are.
                 let low = _mm512_setr_ps(

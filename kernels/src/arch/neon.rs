@@ -316,8 +316,8 @@ unsafe impl<const DOTPROD: bool> Isa for Neon<DOTPROD> {
     }
 
     #[inline(always)]
-    fn widen_q4_0(self, w: &BlockQ4_0, i: usize) -> float32x4_t {
-        let bytes = &w.qs[i / 2 % 2 * 8..i / 2 % 2 * 8 + 8];
+    fn widen_nibbles(self, qs: &[u8; 16], i: usize) -> float32x4_t {
+        let bytes = &qs[i / 2 % 2 * 8..i / 2 % 2 * 8 + 8];
         proven!({
             let packed = vld1_u8(bytes.as_ptr());
             let nibbles = if i < 4 { vshl_n_u8::<4>(packed) } else { vand_u8(packed, vdup_n_u8(0xf0)) };

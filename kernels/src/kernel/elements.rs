@@ -3,7 +3,7 @@
 //! Formats that no kernel reads directly unpack a block's quants into bytes first; an element is `d · quant + m`, and `d`
 //! and `m` are the same for at least sixteen neighbours, more than any vector has lanes.
 
-use super::matmul_t::Summand;
+use super::matmul_t::Units;
 use crate::isa::Isa;
 use candle_sparse_core::{
     BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,
@@ -35,7 +35,7 @@ macro_rules! by_units {
     )*};
 }
 
-by_units!(f32 f16 bf16 BlockQ8_0 BlockQ4_0);
+by_units!(f32 f16 bf16 BlockQ8_0 BlockQ4_0 BlockQ4_1);
 
 /// `d` and `m` of each sixteen elements.
 type Grid = [(f32, f32); 2 * LONGEST];
@@ -70,7 +70,6 @@ by_quants! {
     BlockQ5_1, 1 units, |block| [(number(block.d), number(block.m)); 2 * LONGEST];
     BlockQ5_0, 1 units, |block| [(number(block.d), 0.0); 2 * LONGEST];
     BlockQ5K, 8 units, |block| per_block(block.d, block.dmin, block.unpack_scales());
-    BlockQ4_1, 1 units, |block| [(number(block.d), number(block.m)); 2 * LONGEST];
     BlockQ4K, 8 units, |block| per_block(block.d, block.dmin, block.unpack_scales());
     BlockQ3K, 8 units, |block| signed(block.d, &block.unpack_scales());
     BlockQ2K, 8 units, |block| nibbles(block.d, block.dmin, &block.scales);

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
-    BLOCK_LEN, BlockQ4_0, BlockQ8_0, Matrix, Rows, format::f16_to_f32, kernel::matmul::check_matmul_t,
+    BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0, Matrix, Rows, format::f16_to_f32, kernel::matmul::check_matmul_t,
 };
 use half::{bf16, f16};
 
@@ -36,7 +36,7 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
         Rows::Q5_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q5_0(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q5K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q4_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q4_1(d) => units::<I, BlockQ4_1>(isa, d, shape, w.cols(), a, y),
         Rows::Q4K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q3K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q2K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
@@ -49,11 +49,9 @@ pub(super) const RUN: usize = 32;
 pub(super) type Factors = [[f32; 32]; RUN / 8];
 
 /// An element type whose units can be read as f32 vectors.
-pub(super) trait Summand: Copy {
+pub(super) trait Units: Copy {
     /// 32 elements.
     type Unit: Copy;
-    /// Vectors are in units of this, a power of two.
-    const STEP: f32;
     /// Whether a row may end with less than a unit.
     const RESTS: bool;
 
@@ -61,14 +59,18 @@ pub(super) trait Summand: Copy {
     fn units(row: &[Self]) -> &[Self::Unit];
     /// What follows them, filled up with zeros.
     fn last(row: &[Self]) -> Self::Unit;
+    /// Vector `i` of the elements.
+    fn value<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
+}
+
+/// Units of which each is one factor times something, so that the factor can be multiplied with that of the row.
+pub(super) trait Summand: Units {
+    /// Vectors are in units of this, a power of two.
+    const STEP: f32;
+
     fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
     /// What [`Self::vector`] is still to be multiplied with, times `alpha`, which has [`Self::STEP`] in it.
     fn scale<I: Isa>(isa: I, unit: &Self::Unit, alpha: I::V) -> I::V;
-    /// The elements themselves, exact: quants and scales are short.
-    #[inline(always)]
-    fn value<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
-        isa.mul(Self::vector(isa, unit, i), Self::scale(isa, unit, isa.splat(Self::STEP)))
-    }
     /// [`Self::scale`] of at most [`RUN`] units, to be read by [`Self::factor`].
     #[inline(always)]
     fn factors<I: Isa>(_: I, _: &[Self::Unit], _: f32, _: &mut Factors) {}
@@ -78,11 +80,10 @@ pub(super) trait Summand: Copy {
     }
 }
 
-macro_rules! float_summand {
+macro_rules! float_units {
     ($t:ty, $zero:expr, $load:ident) => {
-        impl Summand for $t {
+        impl Units for $t {
             type Unit = [$t; 32];
-            const STEP: f32 = 1.0;
             const RESTS: bool = true;
 
             #[inline(always)]
@@ -96,53 +97,75 @@ macro_rules! float_summand {
             }
 
             #[inline(always)]
-            fn scale<I: Isa>(_: I, _: &Self::Unit, alpha: I::V) -> I::V {
-                alpha
-            }
-
-            #[inline(always)]
             fn value<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
                 isa.$load(unit, i)
             }
+        }
+
+        impl Summand for $t {
+            const STEP: f32 = 1.0;
 
             #[inline(always)]
             fn vector<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V {
                 isa.$load(unit, i)
             }
+
+            #[inline(always)]
+            fn scale<I: Isa>(_: I, _: &Self::Unit, alpha: I::V) -> I::V {
+                alpha
+            }
         }
     };
 }
 
-float_summand!(f32, 0.0, load);
-float_summand!(f16, f16::ZERO, load_f16);
-float_summand!(bf16, bf16::ZERO, load_bf16);
+float_units!(f32, 0.0, load);
+float_units!(f16, f16::ZERO, load_f16);
+float_units!(bf16, bf16::ZERO, load_bf16);
 
-macro_rules! whole_blocks {
-    () => {
-        type Unit = Self;
-        const RESTS: bool = false;
+macro_rules! block_units {
+    ($t:ty, |$isa:ident, $unit:ident, $i:ident| $value:expr) => {
+        impl Units for $t {
+            type Unit = Self;
+            const RESTS: bool = false;
 
-        #[inline(always)]
-        fn units(row: &[Self]) -> &[Self] {
-            row
-        }
+            #[inline(always)]
+            fn units(row: &[Self]) -> &[Self] {
+                row
+            }
 
-        #[inline(always)]
-        fn last(row: &[Self]) -> Self {
-            // Never asked for: a row is whole blocks.
-            row[0]
-        }
+            #[inline(always)]
+            fn last(row: &[Self]) -> Self {
+                // Never asked for: a row is whole blocks.
+                row[0]
+            }
 
-        #[inline(always)]
-        fn scale<I: Isa>(isa: I, unit: &Self, alpha: I::V) -> I::V {
-            isa.mul(isa.splat_f16(unit.d), alpha)
+            /// The elements themselves: quants and scales are short, their product is exact.
+            #[inline(always)]
+            fn value<I: Isa>($isa: I, $unit: &Self, $i: usize) -> I::V {
+                $value
+            }
         }
     };
 }
+
+block_units!(BlockQ8_0, |isa, unit, i| isa.mul(isa.widen_i8(&unit.qs, i), isa.splat_f16(unit.d)));
+block_units!(BlockQ4_0, |isa, unit, i| {
+    isa.mul(isa.widen_nibbles(&unit.qs, i), isa.mul(isa.splat_f16(unit.d), isa.splat(1.0 / 16.0)))
+});
+block_units!(BlockQ4_1, |isa, unit, i| {
+    // Of d · q + m, with 16 · (q − 8) for q.
+    let d = isa.splat_f16(unit.d);
+    let start = isa.mul_add(d, isa.splat(8.0), isa.splat_f16(unit.m));
+    isa.mul_add(isa.widen_nibbles(&unit.qs, i), isa.mul(d, isa.splat(1.0 / 16.0)), start)
+});
 
 impl Summand for BlockQ8_0 {
-    whole_blocks!();
     const STEP: f32 = 1.0;
+
+    #[inline(always)]
+    fn scale<I: Isa>(isa: I, unit: &Self, alpha: I::V) -> I::V {
+        isa.mul(isa.splat_f16(unit.d), alpha)
+    }
 
     #[inline(always)]
     fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
@@ -151,12 +174,16 @@ impl Summand for BlockQ8_0 {
 }
 
 impl Summand for BlockQ4_0 {
-    whole_blocks!();
     const STEP: f32 = 1.0 / 16.0;
 
     #[inline(always)]
+    fn scale<I: Isa>(isa: I, unit: &Self, alpha: I::V) -> I::V {
+        isa.mul(isa.splat_f16(unit.d), alpha)
+    }
+
+    #[inline(always)]
     fn vector<I: Isa>(isa: I, unit: &Self, i: usize) -> I::V {
-        isa.widen_q4_0(unit, i)
+        isa.widen_nibbles(&unit.qs, i)
     }
 
     #[inline(always)]
@@ -180,7 +207,7 @@ impl Summand for BlockQ4_0 {
 }
 
 #[inline(always)]
-fn units<I: Isa, T: Summand + Elements>(
+fn units<I: Isa, T: Units + Elements>(
     isa: I,
     w: &[T],
     shape: RowShape,
@@ -249,7 +276,7 @@ fn panel_of_all<I: Isa>(
     let wide = if I::LANES == 16 { 2 } else { 1 };
     let mut c = 0;
     while c < y.len() {
-        let width = (y.len() - c).min(I::COLUMNS_T);
+        let width = (y.len() - c).min(4.min(I::COLUMNS_T));
         let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
         let mut u = 0;
         while u < n {
@@ -310,7 +337,7 @@ fn tile<I: Isa, const C: usize, const U: usize>(
 }
 
 #[inline(always)]
-fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
+fn unit_of_all<I: Isa, T: Units, const WHOLE: bool>(
     isa: I,
     w: &[T],
     shape: RowShape,
@@ -320,9 +347,11 @@ fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
 ) {
     let mut c = 0;
     while c < y.len() {
-        let width = (y.len() - c).min(I::COLUMNS_T);
+        let left = y.len() - c;
+        let width = if I::COLUMNS_T == 8 && left >= 8 { 8 } else { left.min(4.min(I::COLUMNS_T)) };
         let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
         match width {
+            8 if I::COLUMNS_T == 8 => unit::<I, T, 8, WHOLE>(isa, w, shape, a, y, k),
             1 => unit::<I, T, 1, WHOLE>(isa, w, shape, a, y, k),
             2 => unit::<I, T, 2, WHOLE>(isa, w, shape, a, y, k),
             3 => unit::<I, T, 3, WHOLE>(isa, w, shape, a, y, k),
@@ -334,7 +363,7 @@ fn unit_of_all<I: Isa, T: Summand, const WHOLE: bool>(
 
 /// Columns `k .. k + 32` of `C` results.
 #[inline(always)]
-fn unit<I: Isa, T: Summand, const C: usize, const WHOLE: bool>(
+fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool>(
     isa: I,
     w: &[T],
     shape: RowShape,
@@ -351,7 +380,8 @@ fn unit<I: Isa, T: Summand, const C: usize, const WHOLE: bool>(
             acc[c][i] = isa.load(&block, i);
         }
     }
-    let weights: [&[f32]; C] = core::array::from_fn(|c| a[c]);
+    let mut weights = [a[0]; C];
+    weights.copy_from_slice(&a[..C]);
     for (r, row) in w.chunks(shape.stride).enumerate() {
         let row = &row[..shape.len];
         let last;

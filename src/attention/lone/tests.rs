@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    Threads,
+    KvConfig, Threads,
     attention::{Queries, attention},
     core::{Activation, Rope, RopeScaling},
     kv_cache::KvDType,
@@ -32,7 +32,7 @@ fn noise(n: usize, seed: usize) -> Vec<f32> {
 
 /// A cache of `len` positions in layer 1.
 fn cache(dtype: KvDType, len: usize) -> KvCache {
-    let mut cache = KvCache::new(&CONFIG, dtype);
+    let mut cache = KvCache::new(&CONFIG, KvConfig::exact(dtype));
     cache.begin(1, 0, len).unwrap();
     for position in 0..len {
         let [k, v] = [0, 1].map(|kv| noise(CONFIG.kv_dim(), 2 * position + kv));
