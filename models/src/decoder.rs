@@ -28,7 +28,7 @@ use candle_sparse::{
 pub use load::{Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
 use std::sync::Arc;
-pub use tap::FfnTap;
+pub use tap::LayerTap;
 
 /// A projection and its bias.
 #[derive(Debug)]
@@ -315,7 +315,7 @@ impl Decoder {
         step: Step,
         cache: &mut KvCache,
         s: &mut Scratch,
-        tap: &mut dyn FfnTap,
+        tap: &mut dyn LayerTap,
         logits: &mut [f32],
     ) -> Result<()> {
         self.check_all(input, step, cache, Logits::All, logits)?;

@@ -5,7 +5,7 @@
 mod config;
 
 use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
-pub use crate::decoder::{FfnTap, LayerStats, LoadOptions, SparseStats};
+pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
@@ -151,7 +151,7 @@ impl Llama {
         x: &Tensor,
         index_pos: usize,
         cache: &mut Cache,
-        tap: &mut dyn FfnTap,
+        tap: &mut dyn LayerTap,
     ) -> Result<Tensor> {
         let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
         let step = Step { batch, seq_len, index_pos };
@@ -228,7 +228,7 @@ impl Llama {
         step: Step,
         cache: &mut Cache,
         wanted: Logits,
-        tap: Option<&mut dyn FfnTap>,
+        tap: Option<&mut dyn LayerTap>,
     ) -> Result<Tensor> {
         let vocab = self.decoder.config().vocab_size;
         let Step { batch, seq_len, .. } = step;
