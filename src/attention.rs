@@ -15,6 +15,7 @@
 //! 3. A lone token's own key and value need not be in the cache yet.
 
 mod lone;
+mod plan;
 
 use crate::{
     core::{Config, KernelSet},
@@ -24,6 +25,8 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 pub use lone::{LoneScratch, Token, lone_token, room};
+pub use plan::{AttentionConfig, AttentionMode, Plan, Selector};
+use plan::Recall;
 
 /// Pages and positions scored at once.
 const PIECE_PAGES: usize = 8;
@@ -76,10 +79,11 @@ pub struct Queries<'a> {
     pub index_pos: usize,
 }
 
-/// `out[t] = softmax(q_t · Kᵀ) · V` over the positions up to each token's own, which must be written already.
+/// `out[t] = softmax(q_t · Kᵀ) · V` over the positions up to each token's own, which must be written already, in the pages
+/// that `select` chooses.
 ///
 /// `out` is `[batch · seq_len, q_dim]`. Cost: `2 · q_dim` multiply-adds and `2 · kv_dim` elements read per token and
-/// past position, the reads shared by the query heads of a group.
+/// chosen position, the reads shared by the query heads of a group.
 ///
 /// # Panics
 /// Shapes do not fit.
@@ -88,6 +92,7 @@ pub fn attention(
     config: &Config,
     cache: &KvCache,
     layer: usize,
+    select: &Selector<'_>,
     q: Queries<'_>,
     out: &mut [f32],
 ) {
@@ -102,15 +107,19 @@ pub fn attention(
         let mut rows = rows.into_iter();
         for sequence in 0..batch {
             let head = Head { cache, sequence, layer, head: kv_head, head_dim, stored };
-            for start in (0..q.seq_len).step_by(tile) {
-                let n = tile.min(q.seq_len - start);
+            let mut start = 0;
+            while start < q.seq_len {
+                // Tokens of one page see the same pages.
+                let left = PAGE_LEN - (q.index_pos + start) % PAGE_LEN;
+                let n = tile.min(q.seq_len - start).min(left);
                 tasks.push((head, start, rows.by_ref().take(n).collect::<Vec<_>>()));
+                start += n;
             }
         }
     }
     tasks.sort_by_key(|t| std::cmp::Reverse(t.1));
     on.threads.for_each(tasks.into_iter(), |(head, start, mut out)| {
-        tokens(on.kernels, head, q, group, start, &mut out);
+        tokens(on.kernels, head, select, q, group, start, &mut out);
     });
 }
 
@@ -118,6 +127,7 @@ pub fn attention(
 fn tokens(
     kernels: &Kernels,
     head: Head<'_>,
+    select: &Selector<'_>,
     q: Queries<'_>,
     group: usize,
     start: usize,
@@ -132,10 +142,22 @@ fn tokens(
     }
     let (mut scores, mut values) = (vec![0.0; columns * PIECE], vec![0.0; columns * width]);
     let mut stats = vec![Stats::EMPTY; columns];
-    let visible = |column: usize| q.index_pos + start + column / group + 1;
-    let pages: Vec<u32> = (0..visible(columns - 1).div_ceil(PAGE_LEN) as u32).collect();
+    let first = q.index_pos + start;
+    let visible = |column: usize| first + column / group + 1;
+    let (page, end) = (first / PAGE_LEN, visible(columns - 1).div_ceil(PAGE_LEN));
+    let mut pages = Vec::new();
+    select.choose(head.cache, [head.sequence, head.layer, head.head], page, end, &mut pages);
+    let recalled = recalled(kernels, head, select, &queries, group, page, &pages);
+    let chosen = pages.len();
+    pages.extend(recalled.iter().flatten());
+    pages[chosen..].sort_unstable();
+    pages.dedup();
+    let seen = |column: usize, i: usize, page: u32| match recalled.get(column / group) {
+        Some(recalled) if i >= chosen && recalled.binary_search(&page).is_err() => 0,
+        _ => visible(column).saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN),
+    };
     let sums = Sums { scores: &mut scores, values: &mut values, stats: &mut stats };
-    head.attend(kernels, &queries, visible, &pages, sums);
+    head.attend(kernels, &queries, seen, &pages, sums);
     for (t, out) in out.iter_mut().enumerate() {
         for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
             let c = t * group + g;
@@ -144,20 +166,40 @@ fn tokens(
     }
 }
 
+/// What each token of a tile recalls; empty where none does.
+fn recalled(
+    kernels: &Kernels,
+    head: Head<'_>,
+    select: &Selector<'_>,
+    queries: &[f32],
+    group: usize,
+    page: usize,
+    chosen: &[u32],
+) -> Vec<Vec<u32>> {
+    if !select.recalls(page) {
+        return Vec::new();
+    }
+    let mut recall = Recall::default();
+    recall.score(kernels, head, queries, group, Recall::reach(select, page));
+    let tokens = queries.len() / head.head_dim / group;
+    (0..tokens).map(|t| recall.best(select, t, page, chosen).to_vec()).collect()
+}
+
 impl Head<'_> {
     /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
     ///
-    /// Column `c` sees positions below `visible(c)`; every column sees a position of the first page, or has seen one.
+    /// Column `c` sees the first `seen(c, i, page)` positions of the page at index `i`; every column sees a position of the
+    /// first page, or has seen one.
     fn attend(
         self,
         kernels: &Kernels,
         queries: &[f32],
-        visible: impl Fn(usize) -> usize,
+        seen: impl Fn(usize, usize, u32) -> usize,
         pages: &[u32],
         sums: Sums<'_>,
     ) {
         let width = self.cache.width();
-        for pages in pages.chunks(PIECE_PAGES) {
+        for (piece, pages) in pages.chunks(PIECE_PAGES).enumerate() {
             for (c, queries) in queries.chunks(COLUMNS * self.head_dim).enumerate() {
                 let (first, n) = (c * COLUMNS, queries.len() / self.head_dim);
                 let scores = &mut sums.scores[first * PIECE..(first + n) * PIECE];
@@ -171,9 +213,8 @@ impl Head<'_> {
                     .enumerate()
                 {
                     let scores = &mut scores[..pages.len() * PAGE_LEN];
-                    let visible = visible(first + c).min(self.stored);
-                    for (scores, &page) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().zip(pages) {
-                        let seen = visible.saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN);
+                    for (i, scores) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().enumerate() {
+                        let seen = seen(first + c, piece * PIECE_PAGES + i, pages[i]);
                         scores[seen..].fill(f32::NEG_INFINITY);
                     }
                     let (max, sum) = kernels.exp_sum(scores, stats.max);

@@ -7,13 +7,16 @@
 //! ```
 
 mod budgets;
+mod gate;
 mod order;
 mod predictor;
+mod regression;
 mod sample;
 mod scores;
 mod thresholds;
 
 pub use budgets::budgets;
+pub use gate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate};
 pub use sample::{Moments, Sample};
 pub use thresholds::{GRID, Table};
 

@@ -3,14 +3,22 @@
 //! Pages age: as positions move away from the end, whole pages go from the cache's dtype to `Q8_0` and on to `Q4_1`, as
 //! [`KvConfig`] says. Attention reads each tier in place.
 
+mod bounds;
 mod page;
+mod salience;
 mod tiers;
 
-use crate::core::{Config, Matrix};
+use crate::{
+    core::{Config, Matrix},
+    gate::FastGrnnGate,
+    kernels::Kernels,
+};
+use bounds::Bounds;
 use candle_core::{DType, Result, bail};
 use half::{bf16, f16};
 pub use page::Tier;
 use page::{Page, PageShape};
+use salience::Salience;
 use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 
@@ -90,6 +98,17 @@ pub struct KvCache {
     /// Pages at the front that have been made warm and cold.
     cooled: [usize; 2],
     spare: Spare,
+    /// `[sequence][layer]`
+    notes: Vec<Vec<Notes>>,
+    /// Grows whenever positions are cut off.
+    generation: u64,
+}
+
+/// What is known of the pages of a layer, for choosing among them.
+#[derive(Clone, Debug, Default)]
+struct Notes {
+    bounds: Bounds,
+    salience: Salience,
 }
 
 impl core::fmt::Debug for KvCache {
@@ -114,6 +133,8 @@ impl KvCache {
             sequences: Vec::new(),
             cooled: [0; 2],
             spare: Spare::default(),
+            notes: Vec::new(),
+            generation: 0,
         }
     }
 
@@ -157,12 +178,20 @@ impl KvCache {
     /// Forgets every position from `len` on. A page that is then written again in the middle becomes hot again, with the
     /// values to which its tier had rounded it.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        if len >= self.len {
+            return;
+        }
+        self.len = len;
+        self.generation += 1;
+        for notes in self.notes.iter_mut().flatten() {
+            notes.bounds.cut(len / PAGE_LEN);
+            notes.salience.cut(len);
+        }
     }
 
     /// Forgets every position; pages stay allocated for the next use.
     pub fn clear(&mut self) {
-        self.len = 0;
+        self.truncate(0);
     }
 
     /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
@@ -221,6 +250,7 @@ impl KvCache {
         }
         self.thaw(positions);
         self.sequences.resize_with(batch, || vec![Vec::new(); self.shape.layers]);
+        self.notes.resize_with(batch, || vec![Notes::default(); self.shape.layers]);
         let (shape, pages, dtype) = (self.shape.page, positions.div_ceil(PAGE_LEN), self.config.dtype);
         for layer in self.sequences.iter_mut().flatten() {
             while layer.len() < pages {
@@ -272,6 +302,58 @@ impl KvCache {
     #[must_use]
     pub fn values(&self, sequence: usize, layer: usize, page: usize, head: usize, n: usize) -> Matrix<'_> {
         self.sequences[sequence][layer][page].values(self.shape.page, head, n)
+    }
+
+    /// Shows the gate of a layer its inputs `x` `[n, hidden_size]` of the positions from `position` on.
+    ///
+    /// What a page is worth is known when its last token was seen; positions that were left out count as wanted.
+    pub fn observe(
+        &mut self,
+        sequence: usize,
+        layer: usize,
+        gate: &FastGrnnGate,
+        kernels: &Kernels,
+        position: usize,
+        x: &[f32],
+    ) {
+        self.notes[sequence][layer].salience.observe(gate, kernels, position, x);
+    }
+
+    /// The largest score that the gate gave to a token of a page; ∞ where it has not seen all.
+    #[must_use]
+    pub fn salience(&self, sequence: usize, layer: usize, page: usize, head: usize) -> f32 {
+        self.notes[sequence][layer].salience.of(self.shape.page.heads, page, head)
+    }
+
+    /// Makes the bounds of a layer's first `full` pages, which must be written whole; those that are known stay.
+    ///
+    /// `q · k ≤ q⁻ · min + q⁺ · max` for every key k of a page, with the least and the largest of each channel (Quest:
+    /// Tang et al. 2024).
+    pub fn update_bounds(&mut self, layer: usize, full: usize) {
+        for (pages, notes) in self.sequences.iter().zip(&mut self.notes) {
+            notes[layer].bounds.update(self.shape.page, &pages[layer], full);
+        }
+    }
+
+    /// The bounds of pages `32 · group ..` for a head, `[2 · head_dim, 32]`: minima, then maxima.
+    ///
+    /// # Panics
+    /// They were not [made](Self::update_bounds).
+    #[must_use]
+    pub fn bounds(&self, sequence: usize, layer: usize, group: usize, head: usize) -> Matrix<'_> {
+        self.notes[sequence][layer].bounds.group(self.shape.page, group, head)
+    }
+
+    /// Bytes of the bounds.
+    #[must_use]
+    pub fn bounds_bytes(&self) -> usize {
+        self.notes.iter().flatten().map(|n| n.bounds.bytes()).sum()
+    }
+
+    /// A number that changes whenever positions are cut off.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Columns of [`Self::values`] at most: `head_dim` filled up to whole blocks of 32.

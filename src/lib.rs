@@ -17,6 +17,8 @@ pub mod weight;
 
 pub mod loading;
 
+pub mod gate;
+
 pub mod profile;
 
 pub mod sparse;
@@ -30,6 +32,8 @@ pub mod attention;
 
 pub mod ops;
 
+pub use attention::{AttentionConfig, AttentionMode};
+pub use gate::FastGrnnGate;
 pub use kv_cache::{KvCache, KvConfig, KvDType};
 pub use profile::Profile;
 pub use sparse::{FfnMode, Guard, Selection, SparseConfig};

@@ -1,4 +1,4 @@
-//! What calibration learned about a model: which neurons a token needs, and how to tell.
+//! What calibration learned about a model: which neurons a token needs and which tokens attention needs, and how to tell.
 //!
 //! Neurons stand in the order in which they are held in memory, [`LayerProfile::order`]. With `z = P·x`, predicted
 //! `ĝ = Q_g·z` and `û = Q_u·z`, `v_g` and `v_u` the mean squares of what the prediction misses, and `n` the neuron's
@@ -14,8 +14,10 @@
 //! known stays a candidate. What is skipped is replaced by its mean, `bias`.
 
 mod fingerprint;
+mod gates;
 mod store;
 
+use crate::gate::FastGrnnGate;
 pub use fingerprint::fingerprint;
 
 /// The modes that a profile serves; the dense mode needs none.
@@ -34,6 +36,8 @@ pub enum Rule {
 pub struct Profile {
     /// One per decoder block.
     pub layers: Vec<LayerProfile>,
+    /// Which tokens each decoder block's attention keeps in sight; empty where attention was not calibrated.
+    pub gates: Vec<FastGrnnGate>,
     /// Mean active shares of the points at which thresholds were set, increasing.
     pub shares: Vec<f32>,
     /// The point at which each [`Rule`] loses what calibration allowed.

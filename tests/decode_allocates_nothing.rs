@@ -67,7 +67,14 @@ fn profile(config: &Config, files: &ModelFiles) -> Profile {
     let layers = vec![layer; config.num_hidden_layers];
     let vb = var_builder(files, None).unwrap();
     let fingerprint = fingerprint(&vb, layers.len(), hidden, inner).unwrap();
-    Profile { layers, shares: vec![0.5], fitted: [0; 3], fingerprint, about: serde_json::Value::Null }
+    Profile {
+        layers,
+        shares: vec![0.5],
+        gates: Vec::new(),
+        fitted: [0; 3],
+        fingerprint,
+        about: serde_json::Value::Null,
+    }
 }
 
 fn sparse_decode_allocates_nothing() {

@@ -7,6 +7,7 @@
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+mod gates;
 #[path = "../common/model.rs"]
 mod model;
 #[path = "../common/text.rs"]
@@ -28,6 +29,7 @@ use candle_sparse_models::{
     simulate::{Choice, Simulation},
 };
 use clap::Parser;
+use gates::GateArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
 use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Instant};
@@ -62,6 +64,8 @@ struct Cli {
     /// Candidates of a cascade per neuron that it wants active; 1.4, with ReLU 2, where not given
     #[arg(long)]
     candidate_factor: Option<f32>,
+    #[command(flatten)]
+    gate: GateArgs,
     /// Where the profile is written; beside the model's files it is found by name
     #[arg(long, default_value = "sparse.safetensors")]
     out: PathBuf,
@@ -91,10 +95,8 @@ fn run(cli: &Cli) -> Result<()> {
     };
     let vb = var_builder(&files, None)?;
     let rank = calibrator.settings.rank.min(loaded.config.hidden_size / 2);
-    let calibrator = match cli.rank {
-        None => with_rank(calibrator, rank),
-        Some(rank) => with_rank(calibrator, rank),
-    };
+    let mut calibrator = with_rank(calibrator, cli.rank.unwrap_or(rank));
+    calibrator.gate = cli.gate.settings(fit.first().map_or(0, Vec::len))?;
     let mut fitted = calibrator.calibrate(&vb, &loaded.config, &fit, &tune, show)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
@@ -216,7 +218,7 @@ fn print(cli: &Cli, fitted: &Fitted, rows: &[Row], seconds: f64) -> Result<()> {
     if cli.json {
         let json = serde_json::json!({
             "out": cli.out, "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
-            "held_out": rows.iter().map(Row::json).collect::<Vec<_>>(),
+            "held_out": rows.iter().map(Row::json).collect::<Vec<_>>(), "gates": gates::json(&fitted.gates),
         });
         writeln!(out, "{json}")?;
         return Ok(());
@@ -249,5 +251,5 @@ fn print(cli: &Cli, fitted: &Fitted, rows: &[Row], seconds: f64) -> Result<()> {
             runs[1]
         )?;
     }
-    Ok(())
+    gates::print(&mut out, &fitted.gates)
 }

@@ -164,6 +164,7 @@ impl Drawn {
         Ok(Profile {
             layers: (0..c.num_hidden_layers).map(layer).collect(),
             shares: vec![share],
+            gates: Vec::new(),
             fitted: [0; 3],
             fingerprint: fingerprint(vb, c.num_hidden_layers, hidden, inner)?,
             about: serde_json::Value::Null,

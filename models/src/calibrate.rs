@@ -5,10 +5,13 @@
 //! tune text  → a sample of inputs → per block: prediction, thresholds, errors
 //!            → what an error in each block costs (divergence with only that block sparse) → budgets
 //!            → the share at which each rule loses what it may
+//! both       → what attention reads and does, for some blocks at a time → their gates (`attention`)
 //! ```
 
+mod attention;
+
 use crate::{
-    decoder::{FfnTap, LoadOptions},
+    decoder::{LayerTap, LoadOptions},
     llama::{Cache, Config, Llama},
     quality::Quality,
     simulate::{Choice, Simulation},
@@ -16,7 +19,9 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    calibrate::{FfnWeights, GRID, LayerFit, Moments, Sample, Settings, budgets, fit_layer},
+    calibrate::{
+        FfnWeights, GRID, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer,
+    },
     core::Gate,
     profile::{LayerProfile, Profile, Rule, fingerprint},
 };
@@ -41,13 +46,15 @@ pub struct Calibrator {
     pub sample_rows: usize,
     /// Tokens on which settings are compared.
     pub compare_tokens: usize,
+    /// How the gates of sparse attention are fitted; `None` fits none.
+    pub gate: Option<GateSettings>,
 }
 
 impl Default for Calibrator {
-    /// 1 % of perplexity, at most 4096 inputs per FFN, 4096 tokens to compare on.
+    /// 1 % of perplexity, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.
     fn default() -> Self {
         let (settings, target) = (Settings::default(), Target::PplLoss(0.01));
-        Self { settings, target, sample_rows: 4096, compare_tokens: 4096 }
+        Self { settings, target, sample_rows: 4096, compare_tokens: 4096, gate: None }
     }
 }
 
@@ -73,6 +80,8 @@ pub struct Fitted {
     pub sensitivities: Vec<f32>,
     /// In the order of [`Rule`]: mean active share and change of perplexity on the tune text at the fitted point.
     pub tuned: [(f32, f64); 3],
+    /// Per block, where gates were asked for: how well they predict, see [`GateSettings`].
+    pub gates: Vec<GateFit>,
 }
 
 /// Shares that every profile has a point at.
@@ -109,6 +118,10 @@ impl Calibrator {
         }
         let mut run = Run { model, cache: Cache::new(true, DType::F32, config, &Device::Cpu)? };
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
+        let gates = match &self.gate {
+            Some(s) => attention::gates(&mut run, vb, config, [fit, tune], s, &mut progress)?,
+            None => Vec::new(),
+        };
         let mut moments = Inputs::new(vec![Moments::new(hidden); layers], Moments::add);
         run.over(fit, &mut moments, "reading the fit text", &mut progress)?;
         let mut samples = Inputs::new(vec![Sample::new(hidden, self.sample_rows); layers], Sample::add);
@@ -136,9 +149,13 @@ impl Calibrator {
         let of_layer = |l: usize| -> Vec<f32> { shares.iter().map(|s| s[l]).collect() };
         let (layers, runs) = fits.iter().enumerate().map(|(l, f)| f.ordered(&of_layer(l))).unzip();
         let fingerprint = fingerprint(vb, config.num_hidden_layers, hidden, config.intermediate_size)?;
-        let about = serde_json::json!({ "format": 1, "rank": self.settings.rank });
-        let profile = Profile { layers, shares: points, fitted, fingerprint, about };
-        Ok(Fitted { profile, runs, sensitivities, tuned })
+        let mut about = serde_json::json!({ "format": 1, "rank": self.settings.rank });
+        if let Some(s) = &self.gate {
+            about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));
+        }
+        let profile_gates = gates.iter().map(|g| g.gate.clone()).collect();
+        let profile = Profile { layers, gates: profile_gates, shares: points, fitted, fingerprint, about };
+        Ok(Fitted { profile, runs, sensitivities, tuned, gates })
     }
 }
 
@@ -183,7 +200,7 @@ struct Run {
 
 impl Run {
     /// Logits `[window, vocab_size]`.
-    fn logits(&mut self, window: &[u32], tap: Option<&mut dyn FfnTap>) -> Result<Tensor> {
+    fn logits(&mut self, window: &[u32], tap: Option<&mut dyn LayerTap>) -> Result<Tensor> {
         let x = Tensor::new(window, &Device::Cpu)?.unsqueeze(0)?;
         let logits = match tap {
             Some(tap) => self.model.forward_tapped(&x, 0, &mut self.cache, tap)?,
@@ -223,7 +240,7 @@ impl<T> Inputs<T> {
     }
 }
 
-impl<T> FfnTap for Inputs<T> {
+impl<T> LayerTap for Inputs<T> {
     fn ffn(&mut self, layer: usize, x: &[f32], _: &[f32], _: &mut [f32], _: &mut [f32]) {
         if let Err(e) = (self.add)(&mut self.each[layer], x) {
             self.failed.get_or_insert(e);

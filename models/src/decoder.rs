@@ -15,12 +15,14 @@ mod tap;
 
 use candle_core::{Result, bail};
 use candle_sparse::{
-    SparseConfig, Threads, Weight,
+    AttentionConfig, SparseConfig, Threads, Weight,
+    attention::{Plan, Selector},
     core::{
         ActivationGroup, Config, KernelSet,
         kernel::{rms_norm::shifted_relu, rope},
     },
     kernels::{Kernels, Level},
+    gate::FastGrnnGate,
     kv_cache::KvCache,
     sparse::{Plans, Points, SparseFfn},
     weight::On,
@@ -28,7 +30,7 @@ use candle_sparse::{
 pub use load::{Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
 use std::sync::Arc;
-pub use tap::FfnTap;
+pub use tap::LayerTap;
 
 /// A projection and its bias.
 #[derive(Debug)]
@@ -96,6 +98,9 @@ pub struct Decoder {
     layers: Arc<[Layer]>,
     /// `None`: loaded without a profile.
     sparse: Option<Sparse>,
+    attention: AttentionConfig,
+    /// One per layer, or none.
+    gates: Arc<[FastGrnnGate]>,
     norm: Vec<f32>,
     lm_head: Weight,
     notices: Vec<String>,
@@ -107,6 +112,7 @@ pub struct Scratch {
     prefill: prefill::Scratch,
     decode: decode::Scratch,
     state: state::State,
+    plan: Plan,
 }
 
 impl Scratch {
@@ -233,6 +239,51 @@ impl Decoder {
         Ok(Self { sparse, ..self.clone() })
     }
 
+    /// The settings of sparse attention.
+    #[must_use]
+    pub fn attention_config(&self) -> &AttentionConfig {
+        &self.attention
+    }
+
+    /// The gates of sparse attention, one per layer; none where the profile has none.
+    #[must_use]
+    pub fn gates(&self) -> &[FastGrnnGate] {
+        &self.gates
+    }
+
+    /// This model with other settings of attention; the weights are shared.
+    ///
+    /// # Errors
+    /// Gated attention for a model that was loaded without gates.
+    pub fn with_attention(&self, config: AttentionConfig) -> Result<Self> {
+        Selector::new(config, &self.gates, self.layers.len())?;
+        Ok(Self { attention: config, ..self.clone() })
+    }
+
+    /// This model with other gates, one per layer.
+    ///
+    /// # Errors
+    /// Their number or shape is not the model's.
+    pub fn with_gates(&self, gates: Vec<FastGrnnGate>) -> Result<Self> {
+        let c = &self.config;
+        if gates.len() != self.layers.len() {
+            bail!("gates: {} for a model of {} layers", gates.len(), self.layers.len());
+        }
+        for (i, g) in gates.iter().enumerate() {
+            g.check()?;
+            if [g.hidden_size, g.kv_heads] != [c.hidden_size, c.num_key_value_heads] {
+                bail!(
+                    "gate of layer {i}: made for hidden_size {} and {} key/value heads, the model has {} and {}",
+                    g.hidden_size,
+                    g.kv_heads,
+                    c.hidden_size,
+                    c.num_key_value_heads
+                );
+            }
+        }
+        Ok(Self { gates: gates.into(), ..self.clone() })
+    }
+
     /// Writes the embeddings `[n, hidden_size]` of `n` tokens.
     ///
     /// # Errors
@@ -315,7 +366,7 @@ impl Decoder {
         step: Step,
         cache: &mut KvCache,
         s: &mut Scratch,
-        tap: &mut dyn FfnTap,
+        tap: &mut dyn LayerTap,
         logits: &mut [f32],
     ) -> Result<()> {
         self.check_all(input, step, cache, Logits::All, logits)?;
@@ -343,6 +394,10 @@ impl Decoder {
             }
         }
         Ok(())
+    }
+
+    fn selector(&self) -> Selector<'_> {
+        Selector::new(self.attention, &self.gates, self.layers.len()).unwrap_or(Selector::DENSE)
     }
 
     fn on(&self) -> On<'_> {

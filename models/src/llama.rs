@@ -5,11 +5,11 @@
 mod config;
 
 use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
-pub use crate::decoder::{FfnTap, LayerStats, LoadOptions, SparseStats};
+pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    SparseConfig,
+    AttentionConfig, FastGrnnGate, SparseConfig,
     kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
@@ -130,6 +130,22 @@ impl Llama {
         Ok(Self { decoder: Arc::new(self.decoder.with_sparse(config)?), dtype: self.dtype })
     }
 
+    /// This model with other settings of attention; the weights are shared.
+    ///
+    /// # Errors
+    /// See [`Decoder::with_attention`].
+    pub fn with_attention(&self, config: AttentionConfig) -> Result<Self> {
+        Ok(Self { decoder: Arc::new(self.decoder.with_attention(config)?), dtype: self.dtype })
+    }
+
+    /// This model with other gates of sparse attention; the weights are shared.
+    ///
+    /// # Errors
+    /// See [`Decoder::with_gates`].
+    pub fn with_gates(&self, gates: Vec<FastGrnnGate>) -> Result<Self> {
+        Ok(Self { decoder: Arc::new(self.decoder.with_gates(gates)?), dtype: self.dtype })
+    }
+
     /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids).
     ///
     /// # Errors
@@ -159,7 +175,7 @@ impl Llama {
         x: &Tensor,
         index_pos: usize,
         cache: &mut Cache,
-        tap: &mut dyn FfnTap,
+        tap: &mut dyn LayerTap,
     ) -> Result<Tensor> {
         let ((batch, seq_len), ids) = (x.dims2()?, ids(x)?);
         let step = Step { batch, seq_len, index_pos };
@@ -236,7 +252,7 @@ impl Llama {
         step: Step,
         cache: &mut Cache,
         wanted: Logits,
-        tap: Option<&mut dyn FfnTap>,
+        tap: Option<&mut dyn LayerTap>,
     ) -> Result<Tensor> {
         let vocab = self.decoder.config().vocab_size;
         let Step { batch, seq_len, .. } = step;

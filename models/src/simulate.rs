@@ -3,7 +3,7 @@
 //! Values agree with sparse decode within rounding; a test holds that. Rules that need to know the exact values, such as
 //! the oracle, exist only here.
 
-use crate::decoder::FfnTap;
+use crate::decoder::LayerTap;
 use candle_core::{Device, Error, Result, Tensor};
 use candle_sparse::{
     core::{
@@ -188,7 +188,7 @@ fn noise(seed: u64, layer: usize, i: usize) -> f32 {
     ((h ^ (h >> 31)) >> 40) as f32
 }
 
-impl FfnTap for Simulation<'_> {
+impl LayerTap for Simulation<'_> {
     fn ffn(&mut self, layer: usize, x: &[f32], gate: &[f32], a: &mut [f32], y: &mut [f32]) {
         let l = &self.layers[layer];
         let (inner, hidden) = (l.order.len(), l.p.len() / l.rank);

@@ -1,6 +1,9 @@
 //! Attention of one token over its sequence's past, shared by a [team](crate::team).
 
-use super::{Head, PIECE, Stats, Sums};
+use super::{
+    Head, PIECE, Stats, Sums,
+    plan::{Plan, Recall, Selector},
+};
 use crate::{
     core::{Config, KernelSet},
     kernels::Kernels,
@@ -18,18 +21,25 @@ pub struct LoneScratch {
     scores: Vec<f32>,
     parts: Vec<f32>,
     stats: Vec<Stats>,
-    /// The pages that are read.
+    recall: Recall,
+    /// The pages that each head recalls, as numbers; those not needed are negative.
+    recalled: Vec<f32>,
+    /// The pages of each head, where they are not the plan's.
     pages: Vec<u32>,
+    ends: Vec<usize>,
 }
 
 impl LoneScratch {
     /// Makes room for every length that a model can reach, so that no step allocates.
     pub fn resize(&mut self, config: &Config) {
         let group = config.group_size();
-        self.parts.resize(room(config), 0.0);
+        self.parts.resize(shares_room(config), 0.0);
         self.scores.resize(group * PIECE, 0.0);
         self.stats.resize(group, Stats::EMPTY);
-        self.pages.reserve(config.max_position_embeddings.div_ceil(PAGE_LEN));
+        let pages = config.max_position_embeddings.div_ceil(PAGE_LEN);
+        self.recall.reserve(group, config.head_dim, pages);
+        self.pages.reserve(config.num_key_value_heads * pages);
+        self.ends.reserve(config.num_key_value_heads);
     }
 }
 
@@ -38,6 +48,10 @@ impl LoneScratch {
 pub struct Token<'a> {
     /// Holds the positions before it.
     pub cache: &'a KvCache,
+    /// Chose the pages, and recalls others.
+    pub select: Selector<'a>,
+    /// The pages that were chosen.
+    pub plan: &'a Plan,
     /// Which layer.
     pub layer: usize,
     /// Where it stands.
@@ -69,14 +83,18 @@ impl Cut {
     }
 }
 
-/// How many elements [`lone_token`] publishes at most.
+/// How many elements [`lone_token`] publishes at most, in two phases.
 #[must_use]
-pub fn room(config: &Config) -> usize {
+pub fn room(config: &Config, select: &Selector<'_>) -> usize {
+    shares_room(config) + config.num_key_value_heads * select.config().recalled_pages()
+}
+
+fn shares_room(config: &Config) -> usize {
     let pages = config.max_position_embeddings.div_ceil(PAGE_LEN);
     config.num_key_value_heads * pages.div_ceil(MIN_SHARE).min(MOST_SHARES) * Cut::new(config, 1).part
 }
 
-/// `out = softmax(q · Kᵀ) · V` over the cached positions before a token and the token itself.
+/// `out = softmax(q · Kᵀ) · V` over the chosen pages of the positions before a token and the token itself.
 ///
 /// `out` is `[q_dim]`. Cost: `2 · q_dim` multiply-adds and `2 · kv_dim` elements read per position, shared by the
 /// threads of the team. Allocates nothing after [`LoneScratch::resize`].
@@ -97,14 +115,23 @@ pub fn lone_token(
     let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
     let width = token.cache.width();
     scratch.resize(config);
-    let LoneScratch { scores, parts, stats, pages } = scratch;
-    pages.clear();
-    pages.extend(0..token.position.div_ceil(PAGE_LEN) as u32);
-    let cut = Cut::new(config, pages.len());
+    let recalls = token.select.recalls(token.position / PAGE_LEN);
+    if recalls {
+        token.recall(member, kernels, config, scratch)?;
+    }
+    let LoneScratch { scores, parts, stats, pages, ends, .. } = scratch;
+    let pages_of = |head: usize| match head.checked_sub(1) {
+        _ if !recalls => token.plan.of(token.layer * kv_heads + head),
+        None => &pages[..ends[0]],
+        Some(before) => &pages[ends[before]..ends[head]],
+    };
+    let counts = (0..kv_heads).map(|head| pages_of(head).len());
+    let (most, all) = counts.fold((0, 0), |(most, all), n| (n.max(most), all + n));
+    let cut = Cut::new(config, most);
     let parts = &mut parts[..kv_heads * cut.shares * cut.part];
 
     // Keys and values, taken as f32.
-    let piece = member.piece(kv_heads * cut.shares, kv_heads * token.position * head_dim * 8, 1);
+    let piece = member.piece(kv_heads * cut.shares, all * PAGE_LEN * head_dim * 8, 1);
     member.phase(parts, piece * cut.part, |i, out| {
         for (j, out) in out.chunks_exact_mut(cut.part).enumerate() {
             let (h, share) = ((i * piece + j) / cut.shares, (i * piece + j) % cut.shares);
@@ -115,9 +142,10 @@ pub fn lone_token(
             if share == 0 {
                 token.begin(kernels, h, queries, values, stats);
             }
-            let pages = pages.chunks(cut.share).nth(share).unwrap_or_default();
+            let pages = pages_of(h).chunks(cut.share).nth(share).unwrap_or_default();
             let sums = Sums { scores: &mut *scores, values, stats: &mut *stats };
-            token.head(h, head_dim).attend(kernels, queries, |_| token.position, pages, sums);
+            let seen = |_, _, page: u32| (token.position - page as usize * PAGE_LEN).min(PAGE_LEN);
+            token.head(h, head_dim).attend(kernels, queries, seen, pages, sums);
             for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
                 *end = [stats.max, stats.denominator];
             }
@@ -131,6 +159,41 @@ impl<'a> Token<'a> {
     fn head(self, head: usize, head_dim: usize) -> Head<'a> {
         let Self { cache, layer, position, .. } = self;
         Head { cache, sequence: 0, layer, head, head_dim, stored: position }
+    }
+
+    /// Lists the pages of each head with those that its queries recall.
+    fn recall(
+        self,
+        member: &mut Member<'_>,
+        kernels: &Kernels,
+        config: &Config,
+        scratch: &mut LoneScratch,
+    ) -> Outcome {
+        let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
+        let (count, page) = (self.select.config().recalled_pages(), self.position / PAGE_LEN);
+        let end = Recall::reach(&self.select, page);
+        let LoneScratch { recall, recalled, pages, ends, .. } = scratch;
+        recalled.resize(kv_heads * count, 0.0);
+        let chosen = |head: usize| self.plan.of(self.layer * kv_heads + head);
+        let piece = member.piece(kv_heads, kv_heads * end * 2 * head_dim * 4, 1);
+        member.phase(recalled, piece * count, |i, out| {
+            for (j, out) in out.chunks_exact_mut(count).enumerate() {
+                let head = i * piece + j;
+                let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
+                recall.score(kernels, self.head(head, head_dim), queries, group, end);
+                let best = recall.best(&self.select, 0, page, chosen(head));
+                out.fill(-1.0);
+                out.iter_mut().zip(best).for_each(|(o, &page)| *o = page as f32);
+            }
+        })?;
+        pages.clear();
+        ends.clear();
+        for (head, recalled) in recalled.chunks_exact(count).enumerate() {
+            pages.extend_from_slice(chosen(head));
+            pages.extend(recalled.iter().filter(|p| **p >= 0.0).map(|p| *p as u32));
+            ends.push(pages.len());
+        }
+        Ok(())
     }
 
     /// Starts the sums of a head with the token's own key and value.

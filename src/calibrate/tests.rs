@@ -138,7 +138,14 @@ fn profile() -> Profile {
     let shares = vec![0.25, 0.5];
     let (layer, _) = fit(Activation::Silu, 4).ordered(&shares);
     let about = serde_json::json!({ "format": 1, "held_out": "text" });
-    Profile { layers: vec![layer], shares, fitted: [0, 1, 0], fingerprint: vec![1.0; 24], about }
+    Profile {
+        layers: vec![layer],
+        shares,
+        gates: Vec::new(),
+        fitted: [0, 1, 0],
+        fingerprint: vec![1.0; 24],
+        about,
+    }
 }
 
 #[test]

@@ -36,12 +36,16 @@ impl Bounds {
         self.groups.iter().map(bytes).sum()
     }
 
-    /// Reads the keys of the pages up to `full` whose bounds are not known; `full` may be less than before.
-    pub(super) fn update(&mut self, shape: PageShape, pages: &[Page], full: usize) {
-        if full < self.pages {
-            self.groups.truncate(full / GROUP);
-            self.pages = full / GROUP * GROUP;
+    /// Forgets the pages from `pages` on.
+    pub(super) fn cut(&mut self, pages: usize) {
+        if pages < self.pages {
+            self.groups.truncate(pages / GROUP);
+            self.pages = pages / GROUP * GROUP;
         }
+    }
+
+    /// Reads the keys of the pages up to `full` whose bounds are not known.
+    pub(super) fn update(&mut self, shape: PageShape, pages: &[Page], full: usize) {
         let rows = 2 * shape.heads * shape.head_dim;
         while self.pages < full {
             let at = self.pages % GROUP;

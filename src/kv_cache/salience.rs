@@ -14,6 +14,8 @@ pub(super) struct Salience {
     pending: Vec<f32>,
     /// Positions seen.
     seen: usize,
+    /// Positions of them that were not cut off since.
+    valid: usize,
     /// Tokens of the page that is not full yet were not seen.
     torn: bool,
     /// Working memory.
@@ -24,6 +26,9 @@ pub(super) struct Salience {
 impl Salience {
     /// Reads the layer's inputs `x` `[n, hidden_size]` of the positions from `position` on.
     pub(super) fn observe(&mut self, gate: &FastGrnnGate, kernels: &Kernels, position: usize, x: &[f32]) {
+        if self.valid < position {
+            self.rewind(gate, self.valid);
+        }
         self.rewind(gate, position);
         let hidden = gate.hidden_size;
         for x in x.chunks_exact(hidden) {
@@ -33,6 +38,12 @@ impl Salience {
                 self.close(gate, kernels);
             }
         }
+        self.valid = self.seen;
+    }
+
+    /// Forgets the positions from `len` on.
+    pub(super) fn cut(&mut self, len: usize) {
+        self.valid = self.valid.min(len);
     }
 
     /// Takes the last page's tokens to the gate.
@@ -81,6 +92,7 @@ impl Salience {
 
     /// Of a page for a head; ∞ where the gate knows nothing.
     pub(super) fn of(&self, heads: usize, page: usize, head: usize) -> f32 {
-        self.pages.get(page * heads + head).copied().unwrap_or(f32::INFINITY)
+        let known = (page + 1) * PAGE_LEN <= self.valid;
+        self.pages.get(page * heads + head).copied().filter(|_| known).unwrap_or(f32::INFINITY)
     }
 }

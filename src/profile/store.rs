@@ -12,8 +12,22 @@
 //! | `….predictor.{gate,low_rank,cascade}.{candidate,keep,share}` | `[points]` F32 |
 //! | `….predictor.{gate,low_rank,cascade}.hot` | `[points]` U32 |
 //! | `….predictor.{gate,low_rank,cascade}.bias` | `[points, hidden_size]` F32 |
+//!
+//! Where attention was calibrated, every block has a gate, and maybe its cell ([`FastGrnnGate`](crate::FastGrnnGate)), F32:
+//!
+//! | tensor | shape |
+//! |---|---|
+//! | `model.layers.N.self_attn.gate.ridge` | `[kv_heads, hidden_size]` |
+//! | `….gate.{bias,threshold}` | `[kv_heads]` |
+//! | `….gate.w1`, `….gate.w2` | `[hidden, rank_w]`, `[rank_w, hidden_size]` |
+//! | `….gate.u1`, `….gate.u2` | `[hidden, rank_u]`, `[rank_u, hidden]` |
+//! | `….gate.{b_z,b_h}` | `[hidden]` |
+//! | `….gate.{w_g,w_u}`, `….gate.{u_g,u_u}` | `[hidden, hidden_size]`, `[hidden, hidden]`: an imported cell, instead of the above |
+//! | `….gate.{b_g,b_u}` | `[hidden]`: as well |
+//! | `….gate.zeta_nu` | `[2]` |
+//! | `….gate.readout` | `[kv_heads, hidden]`; without, a state counts by its norm |
 
-use super::{LayerProfile, LayerRule, Profile, Rule};
+use super::{LayerProfile, LayerRule, Profile, Rule, gates};
 use crate::loading;
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType, bail};
 use candle_nn::VarBuilder;
@@ -89,8 +103,9 @@ impl Profile {
         let Ok(fitted) = <[usize; 3]>::try_from(fitted) else {
             bail!("model.sparse.fitted has not 3 elements")
         };
+        let gates = gates::read(vb, layers.len())?;
         let about = serde_json::Value::Null;
-        let profile = Self { layers, shares, fitted, fingerprint, about };
+        let profile = Self { layers, gates, shares, fitted, fingerprint, about };
         profile.check()?;
         Ok(Some(profile))
     }
@@ -123,6 +138,7 @@ impl Profile {
         put(out, SHARES, &self.shares, &[points])?;
         put(out, "model.sparse.fitted", &self.fitted.map(|f| f as u32), &[3])?;
         put(out, "model.sparse.fingerprint", &self.fingerprint, &[self.fingerprint.len()])?;
+        gates::write(&self.gates, out)?;
         for (i, l) in self.layers.iter().enumerate() {
             let (at, inner) = (prefix(i), l.order.len());
             let hidden = l.p.len() / l.rank.max(1);
@@ -211,12 +227,17 @@ fn prefix(layer: usize) -> String {
     format!("model.layers.{layer}.mlp.predictor")
 }
 
-fn put<T: WithDType>(out: &mut HashMap<String, Tensor>, name: &str, v: &[T], dims: &[usize]) -> Result<()> {
+pub(super) fn put<T: WithDType>(
+    out: &mut HashMap<String, Tensor>,
+    name: &str,
+    v: &[T],
+    dims: &[usize],
+) -> Result<()> {
     out.insert(name.to_string(), Tensor::from_slice(v, dims, &Device::Cpu)?);
     Ok(())
 }
 
-fn vector<T: WithDType>(vb: &VarBuilder<'_>, name: &str) -> Result<Vec<T>> {
+pub(super) fn vector<T: WithDType>(vb: &VarBuilder<'_>, name: &str) -> Result<Vec<T>> {
     vb.get_unchecked_dtype(name, T::DTYPE)?.flatten_all()?.to_vec1()
 }
 

@@ -4,7 +4,7 @@ use crate::{
     core::Config,
     profile::{LayerProfile, LayerRule, Profile},
 };
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 
 /// Whether every vector of `profile` has the length that the model's shape asks for, and usable values.
 ///
@@ -16,7 +16,25 @@ pub fn check(profile: &Profile, c: &Config) -> Result<()> {
         bail!("profile: made for {got} blocks, the model has {layers}: does it belong to this model?");
     }
     check_points(profile)?;
+    check_gates(profile, c)?;
     (0..layers).try_for_each(|i| check_layer(profile, i, c.hidden_size, c.intermediate_size))
+}
+
+fn check_gates(profile: &Profile, c: &Config) -> Result<()> {
+    let (layers, got) = (c.num_hidden_layers, profile.gates.len());
+    if got != 0 && got != layers {
+        bail!("profile: attention gates of {got} blocks, the model has {layers}: calibrate again");
+    }
+    for (i, gate) in profile.gates.iter().enumerate() {
+        gate.check().map_err(|e| Error::msg(format!("profile: layer {i}: {e}")))?;
+        let (got, expected) = ([gate.kv_heads, gate.hidden_size], [c.num_key_value_heads, c.hidden_size]);
+        if got != expected {
+            bail!(
+                "profile: layer {i}: gate.ridge has shape {got:?}, the model needs {expected:?}: does it belong to this model?"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn check_points(profile: &Profile) -> Result<()> {

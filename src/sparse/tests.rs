@@ -41,7 +41,14 @@ fn profile() -> Profile {
         rules: [rule.clone(), rule.clone(), rule],
     };
     let about = serde_json::Value::Null;
-    Profile { layers: vec![layer], shares: vec![0.2, 0.6], fitted: [0; 3], fingerprint: Vec::new(), about }
+    Profile {
+        layers: vec![layer],
+        shares: vec![0.2, 0.6],
+        gates: Vec::new(),
+        fitted: [0; 3],
+        fingerprint: Vec::new(),
+        about,
+    }
 }
 
 type Change<'a> = &'a dyn Fn(&mut Profile);

@@ -7,17 +7,17 @@ mod sparse;
 use super::{Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize};
 use candle_core::{Error, Result, bail};
 use candle_sparse::{
-    attention::{self, LoneScratch, Token, lone_token},
+    attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
     core::{ActivationGroup, KernelSet, kernel::rope},
-    kv_cache::KvCache,
+    kv_cache::{KvCache, PAGE_LEN},
     team::{Board, Member, Outcome, Over, Room},
     weight::ROW_STEP,
 };
 use sparse::SparseOwn;
 use std::sync::{Mutex, PoisonError};
 
-/// Phases of a layer: qkv, attention, o, gate and up, down.
-const PHASES: usize = 5;
+/// Phases of a layer: qkv, recall, attention, o, gate and up, down.
+const PHASES: usize = 6;
 
 /// Working memory of all threads.
 #[derive(Default)]
@@ -35,6 +35,8 @@ struct Own {
     /// `[layer][key, value]` of the token, rounded as the cache does.
     kv: Vec<f32>,
     attended: Vec<f32>,
+    /// What attention read in each layer that has a gate, `[layer, hidden_size]`.
+    inputs: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     cos: Vec<f32>,
@@ -44,6 +46,15 @@ struct Own {
     groups: Vec<ActivationGroup>,
     attention: LoneScratch,
     sparse: SparseOwn,
+}
+
+/// What a token attends to.
+#[derive(Clone, Copy)]
+struct Past<'a> {
+    cache: &'a KvCache,
+    select: Selector<'a>,
+    plan: &'a Plan,
+    position: usize,
 }
 
 impl Decoder {
@@ -59,7 +70,14 @@ impl Decoder {
         s: &mut AllScratch,
         logits: &mut [f32],
     ) -> Result<()> {
-        let AllScratch { decode: s, state, .. } = s;
+        let AllScratch { decode: s, state, plan, .. } = s;
+        let select = self.selector();
+        if select.config().recalled_pages() > 0 {
+            // Cut back first: a bound must not tell of a key that is about to be replaced.
+            cache.begin(1, position, 1)?;
+            (0..self.layers.len()).for_each(|layer| cache.update_bounds(layer, position / PAGE_LEN));
+        }
+        plan.update(&select, cache, [self.layers.len(), self.config.num_key_value_heads], position);
         let plans = self.sparse.as_ref().map(|s| &*s.plans);
         if let Some(plans) = plans {
             state.begin(plans, self.config.intermediate_size);
@@ -68,11 +86,12 @@ impl Decoder {
         for own in &mut s.own {
             self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner));
         }
-        let (past, logits) = (&*cache, Mutex::new(Some(logits)));
+        let past = Past { cache, select, plan, position };
+        let logits = Mutex::new(Some(logits));
         let program = |member: &mut Member<'_>, own: &mut Own| {
             self.enter_token(input, position, own);
             for (i, layer) in self.layers.iter().enumerate() {
-                self.attend_token(member, (i, layer), position, past, own)?;
+                self.attend_token(member, (i, layer), past, own)?;
                 match (&layer.ffn, plans) {
                     (Ffn::Sparse(ffn), Some(plans)) => {
                         let turn = state.turn(plans, i, position);
@@ -99,6 +118,11 @@ impl Decoder {
         for (layer, kv) in own.kv.chunks_exact(2 * kv_dim).enumerate() {
             cache.write(0, layer, position, &kv[..kv_dim], &kv[kv_dim..]);
         }
+        for (i, x) in own.inputs.chunks_exact(self.config.hidden_size).enumerate() {
+            if let Some(gate) = select.gate(i) {
+                cache.observe(0, i, gate, self.kernels, position, x);
+            }
+        }
         cache.advance(1);
         if let Some(plans) = plans {
             state.note(plans, &own.sparse.runs);
@@ -109,7 +133,7 @@ impl Decoder {
     /// What a step publishes at most.
     fn room(&self) -> Room {
         let c = &self.config;
-        let layer = 2 * c.hidden_size + c.q_dim() + 2 * c.kv_dim() + c.intermediate_size + attention::room(c);
+        let layer = 2 * c.hidden_size + c.q_dim() + 2 * c.kv_dim() + c.intermediate_size + attention::room(c, &self.selector());
         let sparse = self.sparse_room();
         Room {
             phases: self.layers.len() * PHASES + 1 + sparse.phases,
@@ -124,6 +148,8 @@ impl Decoder {
         resize(&mut own.qkv, c.q_dim() + 2 * c.kv_dim());
         resize(&mut own.kv, self.layers.len() * 2 * c.kv_dim());
         resize(&mut own.attended, c.q_dim());
+        let gated = if self.selector().gate(0).is_some() { self.layers.len() } else { 0 };
+        resize(&mut own.inputs, gated * c.hidden_size);
         resize(&mut own.gate, c.intermediate_size);
         resize(&mut own.up, c.intermediate_size);
         resize(&mut own.cos, c.head_dim / 2);
@@ -148,20 +174,24 @@ impl Decoder {
         &self,
         member: &mut Member<'_>,
         (i, layer): (usize, &Layer),
-        position: usize,
-        cache: &KvCache,
+        past: Past<'_>,
         own: &mut Own,
     ) -> Outcome {
         let c = &self.config;
         let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
         self.norm_row(&own.x, &layer.input_layernorm, &mut own.normed);
+        if let Some(x) = own.inputs.chunks_exact_mut(c.hidden_size).nth(i) {
+            x.copy_from_slice(&own.normed);
+        }
         self.project(member, &layer.qkv_proj, &own.normed, &mut own.groups, &mut own.qkv)?;
         self.rotate_row(&mut own.qkv, &own.cos, &own.sin);
         let kv = &mut own.kv[i * 2 * kv_dim..(i + 1) * 2 * kv_dim];
         kv.copy_from_slice(&own.qkv[q_dim..]);
-        cache.round(kv);
+        past.cache.round(kv);
         let (keys, values) = kv.split_at(kv_dim);
-        let token = Token { cache, layer: i, position, queries: &own.qkv[..q_dim], keys, values };
+        let Past { cache, select, plan, position } = past;
+        let token =
+            Token { cache, select, plan, layer: i, position, queries: &own.qkv[..q_dim], keys, values };
         lone_token(member, self.kernels, c, token, &mut own.attention, &mut own.attended)?;
         self.project(member, &layer.o_proj, &own.attended, &mut own.groups, &mut own.normed)?;
         self.kernels.axpy(1.0, &own.normed, &mut own.x);

@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub profile: Option<Arc<Profile>>,
     /// Which neurons are left out.
     pub sparse: SparseConfig,
+    /// What a token reads of its past; gated attention takes the gates of the profile.
+    pub attention: AttentionConfig,
 }
 
 /// Biases and head sharing of a checkpoint, which the shape does not tell.
@@ -164,7 +166,24 @@ impl Decoder {
         };
         let norm = vector(&vb.pp("model.norm"), hidden, "weight")?;
         let threads = options.threads.unwrap_or_default();
-        Ok(Self { config, kernels, threads, embed_tokens, layers, sparse, norm, lm_head, notices })
+        let (attention, gates) = (AttentionConfig::default(), Arc::default());
+        let decoder = Self {
+            config,
+            kernels,
+            threads,
+            embed_tokens,
+            layers,
+            sparse,
+            attention,
+            gates,
+            norm,
+            lm_head,
+            notices,
+        };
+        match profile.filter(|p| !p.gates.is_empty()) {
+            Some(profile) => decoder.with_gates(profile.gates.clone())?.with_attention(options.attention),
+            None => decoder.with_attention(options.attention),
+        }
     }
 }
 

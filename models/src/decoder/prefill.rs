@@ -1,11 +1,11 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
-use super::{Decoder, Ffn, FfnTap, Input, Layer, Logits, Projection, Step, add_bias, resize};
+use super::{Decoder, Ffn, Input, Layer, LayerTap, Logits, Projection, Step, add_bias, resize};
 use candle_core::Result;
 use candle_sparse::{
     attention::{Queries, attention},
     core::{ActivationGroup, Columns, KernelSet, Matrix, kernel::rope},
-    kv_cache::KvCache,
+    kv_cache::{KvCache, PAGE_LEN},
     threads::ranges,
     weight::{On, ROW_STEP, split_columns},
 };
@@ -47,7 +47,7 @@ impl Decoder {
         s: &mut Scratch,
         wanted: Logits,
         logits: &mut [f32],
-        mut tap: Option<&mut dyn FfnTap>,
+        mut tap: Option<&mut dyn LayerTap>,
     ) -> Result<()> {
         let vocab = self.config.vocab_size;
         let Step { batch, seq_len, index_pos } = step;
@@ -83,7 +83,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn layers(&self, step: Step, cache: &mut KvCache, s: &mut Scratch, tap: &mut Option<&mut dyn FfnTap>) {
+    fn layers(&self, step: Step, cache: &mut KvCache, s: &mut Scratch, tap: &mut Option<&mut dyn LayerTap>) {
         let c = &self.config;
         let rows = step.batch * step.seq_len;
         let half = c.head_dim / 2;
@@ -99,26 +99,46 @@ impl Decoder {
         resize(&mut s.up, rows * c.intermediate_size);
         self.resize_groups(rows, &mut s.groups);
         for (i, layer) in self.layers.iter().enumerate() {
-            self.attention(i, layer, step, cache, s);
+            self.attention(i, layer, step, cache, s, tap);
             self.mlp(i, layer, s, tap);
         }
     }
 
     /// `x += o(attention(norm(x)))`
-    fn attention(&self, i: usize, layer: &Layer, step: Step, cache: &mut KvCache, s: &mut Scratch) {
+    fn attention(
+        &self,
+        i: usize,
+        layer: &Layer,
+        step: Step,
+        cache: &mut KvCache,
+        s: &mut Scratch,
+        tap: &mut Option<&mut dyn LayerTap>,
+    ) {
         let (c, on) = (&self.config, self.on());
         let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
         let width = q_dim + 2 * kv_dim;
         self.norm(&s.x, &layer.input_layernorm, &mut s.normed);
         layer.qkv_proj.matmul(on, &s.normed, &mut s.groups, &mut s.qkv);
         self.rotate(step, s);
+        if let Some(tap) = tap {
+            tap.attention(i, &s.normed, &s.qkv);
+        }
         for (row, qkv) in s.qkv.chunks_exact(width).enumerate() {
             let (sequence, position) = (row / step.seq_len, step.index_pos + row % step.seq_len);
             let (k, v) = qkv[q_dim..].split_at(kv_dim);
             cache.write(sequence, i, position, k, v);
         }
+        let (select, end) = (self.selector(), step.index_pos + step.seq_len);
+        if let Some(gate) = select.gate(i) {
+            for (sequence, x) in s.normed.chunks_exact(step.seq_len * c.hidden_size).enumerate() {
+                cache.observe(sequence, i, gate, self.kernels, step.index_pos, x);
+            }
+        }
+        if select.config().recalled_pages() > 0 {
+            cache.update_bounds(i, end / PAGE_LEN);
+        }
         let q = Queries { rows: &s.qkv, width, seq_len: step.seq_len, index_pos: step.index_pos };
-        attention(on, c, cache, i, q, &mut s.attended);
+        attention(on, c, cache, i, &select, q, &mut s.attended);
         layer.o_proj.matmul(on, &s.attended, &mut s.groups, &mut s.normed);
         self.add(&s.normed, &mut s.x);
     }
@@ -136,7 +156,7 @@ impl Decoder {
     }
 
     /// `x += down(act(gate(norm(x))) · up(norm(x)))`
-    fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn FfnTap>) {
+    fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn LayerTap>) {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let gate_up = GateUp::of(&layer.ffn);

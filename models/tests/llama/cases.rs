@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use candle_sparse_models::llama::{Config, FfnTap, LlamaConfig};
+use candle_sparse_models::llama::{Config, LayerTap, LlamaConfig};
 use candle_transformers::models::llama as candle_llama;
 use std::collections::HashMap;
 
@@ -144,7 +144,7 @@ pub(crate) type Seen<'a> = dyn FnMut(usize, &[f32], &[f32], &mut [f32], &mut [f3
 
 pub(crate) struct Tap<'a>(pub(crate) &'a mut Seen<'a>);
 
-impl FfnTap for Tap<'_> {
+impl LayerTap for Tap<'_> {
     fn ffn(&mut self, layer: usize, x: &[f32], gate: &[f32], a: &mut [f32], y: &mut [f32]) {
         (self.0)(layer, x, gate, a, y);
     }

@@ -1,6 +1,7 @@
 //! The operations, each defined once by a scalar function, and the contract every implementation keeps.
 
 pub mod activation;
+pub mod fast_grnn;
 pub mod matmul;
 pub mod quantize;
 pub mod rms_norm;

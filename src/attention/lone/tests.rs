@@ -42,17 +42,19 @@ fn cache(dtype: KvDType, len: usize) -> KvCache {
     cache
 }
 
-fn decode(threads: Threads, cache: &KvCache, position: usize, queries: &[f32]) -> Vec<f32> {
+fn decode(select: Selector<'_>, threads: Threads, cache: &KvCache, position: usize, queries: &[f32]) -> Vec<f32> {
     let [keys, values] = [0, 1].map(|kv| {
         let mut row = noise(CONFIG.kv_dim(), 2 * position + kv);
         cache.round(&mut row);
         row
     });
-    let token = Token { cache, layer: 1, position, queries, keys: &keys, values: &values };
+    let mut plan = Plan::default();
+    plan.update(&select, cache, [2, 2], position);
+    let token = Token { cache, select, plan: &plan, layer: 1, position, queries, keys: &keys, values: &values };
     let own: Vec<_> = (0..threads.count())
         .map(|_| Mutex::new((LoneScratch::default(), vec![0.0; CONFIG.q_dim()])))
         .collect();
-    let room = Room { phases: 1, elements: room(&CONFIG) };
+    let room = Room { phases: 2, elements: room(&CONFIG, &select) };
     let kernels = Kernels::get().unwrap();
     let outcome = threads.team(&mut Board::default(), room, &own, |member, (scratch, out)| {
         lone_token(member, kernels, &CONFIG, token, scratch, out)
@@ -70,14 +72,14 @@ fn a_token_not_yet_in_the_cache_sees_what_one_in_it_sees() {
             let full = cache(dtype, len);
             let q = Queries { rows: &queries, width: CONFIG.q_dim(), seq_len: 1, index_pos: len - 1 };
             let mut want = vec![0.0; CONFIG.q_dim()];
-            attention(On { kernels: Kernels::get().unwrap(), threads: one }, &CONFIG, &full, 1, q, &mut want);
+            attention(On { kernels: Kernels::get().unwrap(), threads: one }, &CONFIG, &full, 1, &Selector::DENSE, q, &mut want);
 
             let past = cache(dtype, len - 1);
-            let got = decode(one, &past, len - 1, &queries);
+            let got = decode(Selector::DENSE, one, &past, len - 1, &queries);
             // Each of up to 2100 additions rounds by 6e-8, a random walk of 3e-6; a key not rounded is off by 5e-4 (F16).
             let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= 5e-6, "{dtype:?}, {len} positions: {worst}");
-            assert_eq!(got, decode(all, &past, len - 1, &queries), "threads change nothing");
+            assert_eq!(got, decode(Selector::DENSE, all, &past, len - 1, &queries), "threads change nothing");
         }
     }
 }

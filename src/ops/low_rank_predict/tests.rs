@@ -132,8 +132,14 @@ fn profiles_are_read_in_the_order_of_the_checkpoint() {
         rules: [rule.clone(), rule.clone(), rule],
     };
     let about = serde_json::Value::Null;
-    let mut profile =
-        Profile { layers: vec![layer], shares: vec![0.5], fitted: [0; 3], fingerprint: Vec::new(), about };
+    let mut profile = Profile {
+        layers: vec![layer],
+        shares: vec![0.5],
+        gates: Vec::new(),
+        fitted: [0; 3],
+        fingerprint: Vec::new(),
+        about,
+    };
     let p = LowRankPredictor::from_profile(Format::F32, RELU, &profile, 0).unwrap();
     let x = Tensor::new(&[1.0_f32, 7.0], &Device::Cpu).unwrap();
     assert_eq!(p.scores(&x).unwrap().to_vec1::<f32>().unwrap(), [1.0, 2.0, 30.0, 4.0, 5.0, 6.0]);

@@ -60,6 +60,7 @@ impl Case {
             profile: Profile {
                 layers: vec![layer],
                 shares: vec![0.4],
+                gates: Vec::new(),
                 fitted: [0; 3],
                 fingerprint: vec![],
                 about,

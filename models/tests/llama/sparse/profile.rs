@@ -47,6 +47,7 @@ pub(super) fn exact(m: &Model, threshold: f32, bias: f32) -> Profile {
     Profile {
         layers: (0..m.config.num_hidden_layers).map(layer).collect(),
         shares: vec![0.2, 0.6],
+        gates: Vec::new(),
         fitted: [0; 3],
         fingerprint: fingerprint(&vb, m.config.num_hidden_layers, hidden, inner).unwrap(),
         about: serde_json::Value::Null,

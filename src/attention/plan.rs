@@ -1,0 +1,290 @@
+//! Which pages a token reads: sinks, window, and what the gate or the query itself brings in between.
+//!
+//! ```text
+//! dense   every page
+//! window  sinks · window
+//! gated   sinks · the most salient pages, as many as the budget holds · window · recalled pages
+//! recall  sinks · window · recalled pages, as many as the budget holds
+//! ```
+//!
+//! 1. Pages are chosen for each key/value head, for all its query heads, and once for 32 positions: the window reaches
+//!    back to a page's beginning, so that tokens of one page see the same. A token sees what was salient when its page
+//!    began and never what a later token says: prefill in any chunks and decode choose alike.
+//! 2. Where all pages between sinks and window fit the budget, attention is dense.
+//! 3. Recall is for each token: the pages whose [bound](KvCache::update_bounds) is highest for it.
+
+use super::Head;
+use crate::{
+    core::KernelSet,
+    gate::FastGrnnGate,
+    kernels::Kernels,
+    kv_cache::{KvCache, PAGE_LEN},
+};
+use arrayvec::ArrayVec;
+use candle_core::{Result, bail};
+
+/// What a token reads of its past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionMode {
+    /// Everything.
+    #[default]
+    Dense,
+    /// The first and the last tokens (StreamingLLM: Xiao et al. 2024).
+    Window,
+    /// And the pages that the gate found salient.
+    Gated,
+    /// And the pages that may score highest (Quest: Tang et al. 2024); needs no gate.
+    Recall,
+}
+
+/// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionConfig {
+    /// What is read.
+    pub mode: AttentionMode,
+    /// So many first positions are always read.
+    pub sinks: usize,
+    /// So many positions before the token are always read, at least 32.
+    pub window: usize,
+    /// At most so many positions between them.
+    pub budget: usize,
+    /// With [`AttentionMode::Gated`] so many more that the gate did not choose.
+    pub recall: usize,
+}
+
+impl Default for AttentionConfig {
+    /// Dense; with another mode 4 sinks, a window of 256, a budget of 2048 and 256 recalled positions.
+    fn default() -> Self {
+        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 2048, recall: 256 }
+    }
+}
+
+impl AttentionConfig {
+    /// The default sizes with a mode.
+    #[must_use]
+    pub fn new(mode: AttentionMode) -> Self {
+        Self { mode, ..Self::default() }
+    }
+
+    /// Pages that a token recalls.
+    #[must_use]
+    pub fn recalled_pages(&self) -> usize {
+        match self.mode {
+            AttentionMode::Dense | AttentionMode::Window => 0,
+            AttentionMode::Gated => self.recall.div_ceil(PAGE_LEN),
+            AttentionMode::Recall => self.budget.div_ceil(PAGE_LEN),
+        }
+    }
+
+    /// Pages between sinks and window that a token of page `page` does not see anyway.
+    fn between(&self, page: usize) -> std::ops::Range<usize> {
+        let end = page.saturating_sub(self.window.div_ceil(PAGE_LEN).max(1));
+        self.sinks.div_ceil(PAGE_LEN).min(end)..end
+    }
+}
+
+/// Chooses pages: the settings, and the gates of all layers where there are any.
+#[derive(Clone, Copy, Debug)]
+pub struct Selector<'a> {
+    config: AttentionConfig,
+    gates: &'a [FastGrnnGate],
+}
+
+impl<'a> Selector<'a> {
+    /// Everything.
+    pub const DENSE: Selector<'static> = Selector {
+        config: AttentionConfig { mode: AttentionMode::Dense, sinks: 0, window: 0, budget: 0, recall: 0 },
+        gates: &[],
+    };
+
+    /// With the gates of all layers, `layers` of them, or none.
+    ///
+    /// # Errors
+    /// [`AttentionMode::Gated`] without gates.
+    pub fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
+        if config.mode == AttentionMode::Gated && gates.len() != layers {
+            bail!(
+                "gated attention: the model has {layers} layers and gates for {}: fit them with `calibrate`, or choose \
+                 recall, which needs none",
+                gates.len()
+            );
+        }
+        Ok(Self { config, gates })
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &AttentionConfig {
+        &self.config
+    }
+
+    /// The gate of a layer, where it has a say.
+    #[must_use]
+    pub fn gate(&self, layer: usize) -> Option<&'a FastGrnnGate> {
+        if self.config.mode == AttentionMode::Gated { self.gates.get(layer) } else { None }
+    }
+
+    /// Appends the pages before page `end` that tokens of page `page` read, in order, recalled ones not among them.
+    pub(super) fn choose(
+        &self,
+        cache: &KvCache,
+        [sequence, layer, head]: [usize; 3],
+        page: usize,
+        end: usize,
+        out: &mut Vec<u32>,
+    ) {
+        let between = self.config.between(page);
+        let budget = self.config.budget.div_ceil(PAGE_LEN);
+        if self.config.mode == AttentionMode::Dense || between.len() <= budget && self.config.mode != AttentionMode::Window {
+            out.extend(0..end as u32);
+            return;
+        }
+        out.extend(0..between.start as u32);
+        let first = out.len();
+        if let Some(gate) = self.gate(layer) {
+            let salience = |page: u32| cache.salience(sequence, layer, page as usize, head);
+            let wanted = |page: &u32| salience(*page) >= gate.threshold[head];
+            out.extend((between.start as u32..between.end as u32).filter(wanted));
+            let chosen = &mut out[first..];
+            if chosen.len() > budget {
+                let order = |a: &u32, b: &u32| salience(*b).total_cmp(&salience(*a)).then(b.cmp(a));
+                if budget > 0 {
+                    chosen.select_nth_unstable_by(budget - 1, order);
+                }
+                out.truncate(first + budget);
+                out[first..].sort_unstable();
+            }
+        }
+        out.extend(between.end as u32..end as u32);
+    }
+
+    /// Whether a token of page `page` recalls anything.
+    pub(super) fn recalls(&self, page: usize) -> bool {
+        let count = self.config.recalled_pages();
+        count > 0 && self.config.between(page).len() > self.config.budget.div_ceil(PAGE_LEN)
+    }
+}
+
+/// Working memory of a recall.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Recall {
+    /// Negative and positive parts of queries, `[columns, 2 · head_dim]`.
+    parts: Vec<f32>,
+    /// `[columns, 32]`
+    scores: Vec<f32>,
+    /// `[tokens, pages]`
+    bounds: Vec<f32>,
+    order: Vec<u32>,
+}
+
+impl Recall {
+    /// Makes room for lone tokens.
+    pub(super) fn reserve(&mut self, group: usize, head_dim: usize, pages: usize) {
+        self.parts.reserve(2 * group * head_dim);
+        self.scores.reserve(group * PAGE_LEN);
+        self.bounds.reserve(pages.next_multiple_of(PAGE_LEN));
+        self.order.reserve(pages);
+    }
+
+    /// Bounds of the pages below `end` for `queries` `[tokens · group, head_dim]`.
+    pub(super) fn score(&mut self, kernels: &Kernels, head: Head<'_>, queries: &[f32], group: usize, end: usize) {
+        let (head_dim, columns) = (head.head_dim, queries.len() / head.head_dim);
+        let (tokens, stride) = (columns / group, end.next_multiple_of(PAGE_LEN));
+        self.parts.clear();
+        for query in queries.chunks_exact(head_dim) {
+            self.parts.extend(query.iter().map(|q| q.min(0.0)));
+            self.parts.extend(query.iter().map(|q| q.max(0.0)));
+        }
+        self.bounds.clear();
+        self.bounds.resize(tokens * stride, f32::NEG_INFINITY);
+        for first in (0..end).step_by(PAGE_LEN) {
+            let bounds = head.cache.bounds(head.sequence, head.layer, first / PAGE_LEN, head.head);
+            self.scores.clear();
+            self.scores.resize(columns * PAGE_LEN, 0.0);
+            let all = self.parts.chunks(2 * head_dim * super::COLUMNS);
+            for (parts, scores) in all.zip(self.scores.chunks_mut(PAGE_LEN * super::COLUMNS)) {
+                let a: ArrayVec<&[f32], { super::COLUMNS }> = parts.chunks_exact(2 * head_dim).collect();
+                let mut y: ArrayVec<&mut [f32], { super::COLUMNS }> = scores.chunks_exact_mut(PAGE_LEN).collect();
+                kernels.matmul_t(bounds, &a, &mut y);
+            }
+            for (token, scores) in self.scores.chunks_exact(group * PAGE_LEN).enumerate() {
+                let bounds = &mut self.bounds[token * stride + first..][..PAGE_LEN];
+                for scores in scores.chunks_exact(PAGE_LEN) {
+                    bounds.iter_mut().zip(scores).for_each(|(b, s)| *b = s.max(*b));
+                }
+            }
+        }
+    }
+
+    /// The pages that a token recalls, in order: of those between sinks and window that `chosen`, increasing, has not.
+    pub(super) fn best(&mut self, select: &Selector<'_>, token: usize, page: usize, chosen: &[u32]) -> &[u32] {
+        let between = select.config.between(page);
+        let bounds = &self.bounds[token * between.end.next_multiple_of(PAGE_LEN)..];
+        let mut rest = chosen;
+        self.order.clear();
+        for page in between.start as u32..between.end as u32 {
+            while rest.first().is_some_and(|&c| c < page) {
+                rest = &rest[1..];
+            }
+            if rest.first() != Some(&page) {
+                self.order.push(page);
+            }
+        }
+        let count = select.config.recalled_pages();
+        if self.order.len() > count {
+            let order = |a: &u32, b: &u32| bounds[*b as usize].total_cmp(&bounds[*a as usize]).then(b.cmp(a));
+            self.order.select_nth_unstable_by(count - 1, order);
+            self.order.truncate(count);
+            self.order.sort_unstable();
+        }
+        &self.order
+    }
+
+    /// Where [`Self::score`] must reach to.
+    pub(super) fn reach(select: &Selector<'_>, page: usize) -> usize {
+        select.config.between(page).end
+    }
+}
+
+/// The pages of every layer and head for a lone token, kept while they stay the same.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// What it was made for: generation of the cache, position's page, pages stored, settings.
+    made_for: Option<(u64, usize, usize, AttentionConfig)>,
+    pages: Vec<u32>,
+    /// Where each head's list ends, `[layer, head]`; one for all where attention is dense.
+    ends: Vec<usize>,
+}
+
+impl Plan {
+    /// Chooses the pages for a token at `position`, unless that was done.
+    pub fn update(&mut self, select: &Selector<'_>, cache: &KvCache, [layers, heads]: [usize; 2], position: usize) {
+        let (page, end) = (position / PAGE_LEN, position.div_ceil(PAGE_LEN));
+        let wanted = Some((cache.generation(), page, end, select.config));
+        if self.made_for == wanted {
+            return;
+        }
+        self.made_for = wanted;
+        self.pages.clear();
+        self.ends.clear();
+        if select.config.mode == AttentionMode::Dense {
+            self.pages.extend(0..end as u32);
+            return;
+        }
+        for layer in 0..layers {
+            for head in 0..heads {
+                select.choose(cache, [0, layer, head], page, end, &mut self.pages);
+                self.ends.push(self.pages.len());
+            }
+        }
+    }
+
+    /// The pages of head `i` of all layers' heads.
+    pub(super) fn of(&self, i: usize) -> &[u32] {
+        let start = if i == 0 { Some(0) } else { self.ends.get(i - 1).copied() };
+        match (start, self.ends.get(i)) {
+            (Some(start), Some(&end)) => &self.pages[start..end],
+            _ => &self.pages,
+        }
+    }
+}

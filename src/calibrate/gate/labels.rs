@@ -1,0 +1,104 @@
+//! What later queries do with a token (KVzip+, as in KVzap 2026).
+
+use super::GateSettings;
+use crate::core::Config;
+use candle_core::{Device, Result, Tensor, bail};
+
+/// ‖`W_O`·v‖ of each query head's part of `W_O`.
+#[derive(Clone, Debug)]
+pub struct ValueNorms {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    /// Per query head `W_Oᵀ·W_O` `[head_dim, head_dim]`.
+    grams: Vec<Tensor>,
+}
+
+/// One block's queries, keys and values of a window.
+struct Seen {
+    /// `[heads, n, head_dim]`
+    q: Tensor,
+    /// `[kv_heads, head_dim, n]`
+    k: Tensor,
+    /// `[kv_heads, n, head_dim]`
+    v: Tensor,
+}
+
+impl ValueNorms {
+    /// For an output projection `o_proj` `[hidden_size, heads · head_dim]`.
+    ///
+    /// # Errors
+    /// Another shape.
+    pub fn new(o_proj: &Tensor, c: &Config) -> Result<Self> {
+        let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+        if o_proj.dims() != [c.hidden_size, c.q_dim()] {
+            bail!("calibrate: o_proj is {:?}, expected {:?}", o_proj.dims(), [c.hidden_size, c.q_dim()]);
+        }
+        let gram = |h: usize| {
+            let w = o_proj.narrow(1, h * head_dim, head_dim)?.contiguous()?;
+            w.t()?.contiguous()?.matmul(&w)
+        };
+        Ok(Self { heads, kv_heads, head_dim, grams: (0..heads).map(gram).collect::<Result<_>>()? })
+    }
+
+    /// Labels `[n, kv_heads]` of a window's tokens, from position 0 on:
+    /// `label[i] = ln max_{h, j ≥ i + window} a_ji·‖W_O·v_i‖` over the query heads h of a group and later queries j, with
+    /// `a_ji` the attention that j pays to i. NaN for tokens without enough later queries, and for sinks.
+    ///
+    /// `qkv` `[n, q_dim + 2 · kv_dim]`: rotated queries that are scaled by `1/√head_dim`, rotated keys, values. Cost: `n²/2`
+    /// products and exponentials per query head; memory: `[n, n]` f32.
+    ///
+    /// # Errors
+    /// `qkv` has another width.
+    pub fn labels(&self, qkv: &[f32], window: usize, s: &GateSettings) -> Result<Vec<f32>> {
+        let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        if !qkv.len().is_multiple_of(width) {
+            bail!("calibrate: {} numbers are no rows of {width} queries, keys and values", qkv.len());
+        }
+        let n = qkv.len() / width;
+        let labelled = n.saturating_sub(window.saturating_add(s.min_later.max(1)));
+        let mut labels = vec![f32::NAN; n * self.kv_heads];
+        if labelled <= s.sinks {
+            return Ok(labels);
+        }
+        let seen = self.seen(qkv, n)?;
+        let group = self.heads / self.kv_heads;
+        for head in 0..self.heads {
+            let found = self.of_head(&seen, head, n, window)?;
+            for i in s.sinks..labelled {
+                let label = &mut labels[i * self.kv_heads + head / group];
+                // `max` prefers a number to NaN.
+                *label = label.max(found[i]);
+            }
+        }
+        Ok(labels)
+    }
+
+    fn seen(&self, qkv: &[f32], n: usize) -> Result<Seen> {
+        let all = Tensor::from_slice(qkv, (n, self.heads + 2 * self.kv_heads, self.head_dim), &Device::Cpu)?;
+        let heads = |first, count| all.narrow(1, first, count)?.transpose(0, 1)?.contiguous();
+        Ok(Seen {
+            q: heads(0, self.heads)?,
+            k: heads(self.heads, self.kv_heads)?.transpose(1, 2)?.contiguous()?,
+            v: heads(self.heads + self.kv_heads, self.kv_heads)?,
+        })
+    }
+
+    /// `ln max_j a_ji·‖W_O·v_i‖` of one query head for each token i.
+    fn of_head(&self, seen: &Seen, head: usize, n: usize, window: usize) -> Result<Vec<f32>> {
+        let kv = head * self.kv_heads / self.heads;
+        let scores = seen.q.get(head)?.narrow(0, window, n - window)?.matmul(&seen.k.get(kv)?)?;
+        let scores = scores.flatten_all()?.to_vec1::<f32>()?;
+        let mut most = vec![f32::NEG_INFINITY; n];
+        for (j, row) in (window..n).zip(scores.chunks_exact(n)) {
+            let row = &row[..=j];
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum = max + row.iter().map(|s| (s - max).exp()).sum::<f32>().ln();
+            // A logarithm cannot underflow as the probability would.
+            most.iter_mut().zip(&row[..=j - window]).for_each(|(m, s)| *m = m.max(s - sum));
+        }
+        let v = seen.v.get(kv)?;
+        let squares = (v.matmul(&self.grams[head])? * &v)?.sum(1)?.to_vec1::<f32>()?;
+        Ok(most.iter().zip(squares).map(|(m, q)| m + 0.5 * q.max(f32::MIN_POSITIVE).ln()).collect())
+    }
+}
