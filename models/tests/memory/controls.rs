@@ -13,18 +13,22 @@ fn answers(llama: &Llama, task: &Task) -> Vec<Reading> {
 }
 
 #[test]
-fn without_its_needle_no_question_is_answered() {
+fn without_their_needles_questions_are_answered_by_chance() {
     let llama = load().unwrap();
+    let (mut asked, mut right) = (0, 0);
     for seed in 0..4 {
         for mut task in [passkey(512, 0.4, seed), multi_needle(512, 6, seed), variables(512, 4, seed)] {
-            assert!(answers(&llama, &task).iter().all(|r| r.margin > 0.0));
+            assert!(answers(&llama, &task).iter().all(|r| r.margin > 1.0));
             for question in &task.questions {
                 task.context[*question.needles.last().unwrap()] = FILLERS.start;
             }
             let readings = answers(&llama, &task);
-            assert!(readings.iter().all(|r| r.margin < 0.0), "seed {seed}: {readings:?}");
+            asked += readings.len();
+            right += readings.iter().filter(|r| r.got == r.expected).count();
         }
     }
+    // The guess is one of 64 values, the same for all questions of a text, and theirs are different.
+    assert!(asked == 44 && right <= 3, "{right} of {asked}");
 }
 
 #[test]
