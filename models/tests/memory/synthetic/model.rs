@@ -17,8 +17,8 @@
 //!
 //! Query heads 0 and 1 share key/value head 0, which finds; 2 and 3 share key/value head 1, which looks around. In layer 0 a
 //! finding key is a constant in the pairs that RoPE turns fast, where Σ cos((distance − 1)·ω) has one peak. In the
-//! others it is `PREVIOUS`, in pairs that turn by less than 0.01 over the whole context: positions do not matter there. Two of
-//! these pairs are `OUTLIER` times as large as the rest (and the query so much smaller), as the keys of trained Llamas are.
+//! others it is `PREVIOUS`, in pairs that turn by about 0.01 at most over the whole context: positions do not matter there. Two
+//! of these pairs are larger than the rest (and the query so much smaller), as in the keys of trained Llamas.
 //! A query that finds nothing attends to the first token, whose value is 0. The MLPs are 0.
 
 use super::{
@@ -77,21 +77,35 @@ const STEP_NATS: f32 = 48.0;
 /// Pairs whose turns make a recency that fades like a power of the distance.
 const FADING: Range<usize> = 4..11;
 const FADING_NATS: f32 = 0.7;
-/// Nats of a found code; other codes have a quarter at most.
-const FOUND_NATS: f32 = 60.0;
-/// Nats of the first token.
-const SINK_NATS: f32 = 0.6 * FOUND_NATS;
 /// The pair of the first token, the slowest that no code uses.
 const SINK: usize = 15;
 /// Pairs of the codes.
 const SLOW: usize = 16;
+/// Pairs of the codes, counted among themselves, that are large in keys.
 const OUTLIERS: [usize; 2] = [3, 9];
-const OUTLIER: f32 = 8.0;
+/// Score of the first token, of a found code's; other codes have a quarter at most.
+const SINK_SHARE: f32 = 0.6;
 
 /// Logit of what was found.
 const LOGIT: f32 = 20.0;
 /// How much more a share of `BAG` counts.
 const BAG_GAIN: f32 = 3.0;
+
+/// How easily the finding heads of layers 1 and 2 are led astray.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Score of a found code in nats: it is ahead of the first token by 0.4 of them, of all others by 0.75. Below 40 the others
+    /// outweigh, together, the first token at 16k positions: what finds nothing then finds a little of everything.
+    pub found_nats: f32,
+    /// How many times larger than the others four channels of the keys are.
+    pub outlier: f32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { found_nats: 60.0, outlier: 8.0 }
+    }
+}
 
 pub fn config_json() -> String {
     format!(
@@ -105,19 +119,27 @@ pub fn config() -> Config {
     serde_json::from_str::<LlamaConfig>(&config_json()).expect("a valid config").into_config(false)
 }
 
-/// The model in F32.
+/// The model in F32, with the default settings.
 ///
 /// # Errors
 /// Those of [`Llama::load`].
 pub fn load() -> Result<Llama> {
-    Llama::load(VarBuilder::from_tensors(weights()?, DType::F32, &Device::Cpu), &config())
+    load_with(Settings::default())
+}
+
+/// The model in F32.
+///
+/// # Errors
+/// Those of [`Llama::load`].
+pub fn load_with(settings: Settings) -> Result<Llama> {
+    Llama::load(VarBuilder::from_tensors(weights(settings)?, DType::F32, &Device::Cpu), &config())
 }
 
 /// The checkpoint, with Hugging Face names.
 ///
 /// # Errors
 /// Those of candle.
-pub fn weights() -> Result<HashMap<String, Tensor>> {
+pub fn weights(settings: Settings) -> Result<HashMap<String, Tensor>> {
     let codes = codes(VOCAB, 1);
     let mut all = HashMap::new();
     all.insert("model.embed_tokens.weight".to_string(), embedding(&codes).into_tensor()?);
@@ -127,8 +149,8 @@ pub fn weights() -> Result<HashMap<String, Tensor>> {
         let mut put = |name: &str, t: Tensor| all.insert(format!("model.layers.{layer}.{name}.weight"), t);
         put("input_layernorm", ones()?);
         put("post_attention_layernorm", ones()?);
-        put("self_attn.q_proj", queries(layer).into_tensor()?);
-        put("self_attn.k_proj", keys(layer).into_tensor()?);
+        put("self_attn.q_proj", queries(layer, settings).into_tensor()?);
+        put("self_attn.k_proj", keys(layer, settings).into_tensor()?);
         put("self_attn.v_proj", values(layer).into_tensor()?);
         put("self_attn.o_proj", output(layer).into_tensor()?);
         put("mlp.gate_proj", Matrix::zeros(INNER, HIDDEN).into_tensor()?);
@@ -194,6 +216,17 @@ fn norm_gain(layer: usize) -> f32 {
     (HIDDEN as f32 / (ENERGY + layer as f32)).sqrt()
 }
 
+/// Nats that the heads of layer 0 give a key so far back, less those of the token before.
+pub fn step_score(distance: usize) -> f32 {
+    let turned = |pair: usize| (frequency(pair) * (distance as f32 - 1.0)).cos() - 1.0;
+    STEP_NATS * FAST.map(turned).sum::<f32>()
+}
+
+/// The angle by which the fastest pair of a code turns over the whole context.
+pub fn turn_of_codes() -> f32 {
+    frequency(SLOW) * CONTEXT as f32
+}
+
 fn frequency(pair: usize) -> f32 {
     THETA.powf(-(pair as f64) / PAIRS as f64) as f32
 }
@@ -204,12 +237,12 @@ fn amplitude(nats: f32) -> f32 {
 }
 
 /// Channel of element `i` of a code, and its scale in a key: both halves of a pair have the same one.
-fn content(i: usize) -> (usize, f32) {
+fn content(i: usize, settings: Settings) -> (usize, f32) {
     let (half, pair) = (i / (LEN / 2), i % (LEN / 2));
-    (half * PAIRS + SLOW + pair, if OUTLIERS.contains(&pair) { OUTLIER } else { 1.0 })
+    (half * PAIRS + SLOW + pair, if OUTLIERS.contains(&pair) { settings.outlier } else { 1.0 })
 }
 
-fn queries(layer: usize) -> Matrix {
+fn queries(layer: usize, settings: Settings) -> Matrix {
     let mut w = Matrix::zeros(HEADS * HEAD_DIM, HIDDEN);
     let gain = 1.0 / norm_gain(layer);
     let one = gain / CONSTANT;
@@ -225,10 +258,10 @@ fn queries(layer: usize) -> Matrix {
         } else {
             let asked = if layer == 1 { REFERS } else { FIRST };
             for i in 0..LEN {
-                let (channel, scale) = content(i);
-                w.set(row + channel, asked + i, amplitude(FOUND_NATS) / scale * gain);
+                let (channel, scale) = content(i, settings);
+                w.set(row + channel, asked + i, amplitude(settings.found_nats) / scale * gain);
             }
-            w.set(row + SINK, ONE, amplitude(SINK_NATS) * one);
+            w.set(row + SINK, ONE, amplitude(SINK_SHARE * settings.found_nats) * one);
         }
     }
     // Head 2 asks for nothing and attends to all alike.
@@ -238,7 +271,7 @@ fn queries(layer: usize) -> Matrix {
     w
 }
 
-fn keys(layer: usize) -> Matrix {
+fn keys(layer: usize, settings: Settings) -> Matrix {
     let mut w = Matrix::zeros(KV_HEADS * HEAD_DIM, HIDDEN);
     let gain = 1.0 / norm_gain(layer);
     let one = gain / CONSTANT;
@@ -246,10 +279,10 @@ fn keys(layer: usize) -> Matrix {
         FAST.for_each(|pair| w.set(pair, ONE, amplitude(STEP_NATS) * one));
     } else {
         for i in 0..LEN {
-            let (channel, scale) = content(i);
-            w.set(channel, PREVIOUS + i, amplitude(FOUND_NATS) * scale * gain);
+            let (channel, scale) = content(i, settings);
+            w.set(channel, PREVIOUS + i, amplitude(settings.found_nats) * scale * gain);
         }
-        w.set(SINK, IS_START, amplitude(SINK_NATS) / 2_f32.sqrt() * gain);
+        w.set(SINK, IS_START, amplitude(SINK_SHARE * settings.found_nats) / 2_f32.sqrt() * gain);
     }
     FADING.for_each(|pair| w.set(HEAD_DIM + pair, ONE, amplitude(FADING_NATS) * one));
     w
