@@ -97,9 +97,8 @@ fn weaker_heads_find_what_they_seek_too() {
 fn one_prompt_says_what_decoding_says() {
     let llama = load().unwrap();
     for task in [passkey(700, 0.3, 1), variables(700, 2, 2), count(700, even(0.2, 0.1), 3)] {
-        let (one, other) = (cache(DType::F32), cache(DType::F32));
-        let decoded = ask(&llama, &mut { one }, &task).unwrap();
-        let at_once = ask_at_once(&llama, &mut { other }, &task).unwrap();
+        let decoded = ask(&llama, &mut cache(DType::F32), &task).unwrap();
+        let at_once = ask_at_once(&llama, &mut cache(DType::F32), &task).unwrap();
         for (a, b) in decoded.iter().zip(&at_once) {
             assert!(a.got == b.got && (a.margin - b.margin).abs() < 1e-2, "{a:?} {b:?}");
         }

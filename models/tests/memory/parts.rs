@@ -2,7 +2,7 @@
 
 use crate::synthetic::{
     codes::{COUNT, CROSS, codes, dot},
-    model::{CONTEXT, NAMES, VALUES, name_of, reference_to, step_score, turn_of_codes},
+    model::{CONTEXT, VALUES, name_of, reference_to, step_score, turn_of_codes},
     outliers::{TIMES, head},
     tasks::{Share, Task, count, multi_needle, passkey, variables},
 };
@@ -45,9 +45,11 @@ fn tasks_have_their_length_their_needles_and_come_back() {
     for task in [&passkey, &needles, &chains, &count] {
         (0..task.questions.len()).for_each(|i| assert_eq!(task.prompt(i).len(), 300));
     }
-    for q in passkey.questions.iter().chain(&needles.questions) {
-        let at = q.needles[0];
-        assert_eq!(needles_of(&[&passkey, &needles], q.tokens[0], at), Some(q.answer));
+    for task in [&passkey, &needles] {
+        for q in &task.questions {
+            let at = q.needles[0];
+            assert_eq!(task.context[at - 1..=at], [q.tokens[0], q.answer]);
+        }
     }
     for q in &chains.questions {
         let (link, value) = (q.needles[0], q.needles[1]);
@@ -59,12 +61,6 @@ fn tasks_have_their_length_their_needles_and_come_back() {
     let values: Vec<usize> = VALUES.map(of).filter(|n| *n > 0).collect();
     assert_eq!((values.len(), of(count.questions[0].answer)), (2, 60));
     assert_eq!(values.iter().sum::<usize>(), count.questions[0].needles.len());
-}
-
-/// The value at a position of the task that has `name` before it.
-fn needles_of(tasks: &[&Task], name: u32, at: usize) -> Option<u32> {
-    assert!(NAMES.contains(&name));
-    tasks.iter().find(|t| t.context[at - 1] == name).map(|t| t.context[at])
 }
 
 #[test]

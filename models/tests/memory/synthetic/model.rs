@@ -72,7 +72,7 @@ const ENERGY: f32 = 2.0 + CONSTANT * CONSTANT;
 
 /// Pairs whose turns tell a distance of 1 from all others.
 const FAST: Range<usize> = 0..8;
-/// Nats per pair and radian² that the token before is ahead by: 26 of its neighbours.
+/// Nats of the token before, per pair; its neighbours have 26 less over all pairs, other tokens still less.
 const STEP_NATS: f32 = 48.0;
 /// Pairs whose turns make a recency that fades like a power of the distance.
 const FADING: Range<usize> = 4..11;
@@ -94,8 +94,8 @@ const BAG_GAIN: f32 = 3.0;
 /// How easily the finding heads of layers 1 and 2 are led astray.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
-    /// Score of a found code in nats: it is ahead of the first token by 0.4 of them, of all others by 0.75. Below 40 the others
-    /// outweigh, together, the first token at 16k positions: what finds nothing then finds a little of everything.
+    /// Score of a found code in nats: it is ahead of the first token by 0.4 of them, of all others by 0.75. Below 28 the others
+    /// can outweigh, together, the first token at 16k positions: what finds nothing then finds a little of everything.
     pub found_nats: f32,
     /// How many times larger than the others four channels of the keys are.
     pub outlier: f32,
