@@ -103,6 +103,8 @@ fn a_calibrated_profile_keeps_the_quality_it_promises() {
     let cascade = &json["held_out"][2];
     assert!((cascade["active_fraction"].as_f64().unwrap() - 0.5).abs() < 0.05, "{json}");
     assert!(cascade["kld"].as_f64().unwrap() < 0.02, "{json}");
+    let gates = json["gates"].as_array().unwrap();
+    assert!(gates.len() == 4 && gates.iter().all(|g| g["r2_ridge"].as_f64().unwrap() > 0.1), "{json}");
     // The same when it decodes, and at another share.
     let decode = |extra: &[&str]| {
         let args = ["--profile", &out, "--text", &text, "--context", "256", "--tokens", "1500", "--json"];

@@ -1,7 +1,7 @@
 //! Fitting the gate of sparse attention: which tokens later queries will look back at.
 //!
 //! ```text
-//! attention of the dense model → a label per token and key/value head (labels)
+//! attention of the dense model → a label per token and key/value head (labels), without what its place in the window says
 //! ridge:  label from what attention reads of the token
 //! cell:   a fixed stable FastGRNN over the tokens so far, its state read by a ridge on what the first ridge misses
 //! held-out R² of both → the cell stays where it adds enough; thresholds that let the wanted share pass
@@ -16,7 +16,6 @@ use super::regression::{Linear, Regression, r2};
 use crate::gate::FastGrnnGate;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
-use reservoir::Reservoir;
 
 /// Penalties of the ridge that are tried, as shares of the inputs' mean variance.
 const PENALTIES: [f64; 4] = [1e-3, 1e-2, 1e-1, 1.0];
@@ -152,13 +151,14 @@ pub fn fit_gate(
         fit.iter().enumerate().filter(|(i, _)| here(*i)).map(|(_, w)| w).collect()
     };
     let parts = [split(false), split(true), tune.iter().collect()];
-    let parts = parts.map(|windows| Part::new(windows, hidden, kv_heads));
+    let mut parts = parts.map(|windows| Part::new(windows, hidden, kv_heads));
     let counts = parts.each_ref().map(|p| p.y.len() / kv_heads);
     if counts.iter().any(|&n| n < FEWEST) {
         bail!(
             "calibrate: {counts:?} tokens with labels are too few to fit, choose and report: give more text"
         );
     }
+    forget_places(&mut parts)?;
     let ridge = fit_ridge(&parts)?;
     let [fit, choose, tune] = &parts;
     let (cell, readout) = reservoir::best(fit, choose, &ridge, s)?;
@@ -209,14 +209,42 @@ struct Part<'a> {
     x: Vec<f32>,
     /// `[labelled, kv_heads]`
     y: Vec<f32>,
+    /// `[labelled, PLACE]`: see [`place`].
+    places: Vec<f32>,
+}
+
+/// Features of a place in a window.
+const PLACE: usize = 3;
+
+/// What a label owes to token `i` of `n` having its place: how many queries come later, and among how many tokens their
+/// attention is divided.
+fn place(i: usize, n: usize) -> [f32; PLACE] {
+    let (i, later) = ((i + 1) as f32, (n - i) as f32);
+    [i.ln(), later.ln(), i / n as f32]
+}
+
+/// Takes from all labels what the places of the tokens to fit explain linearly. A window begins anywhere in a text, so this is
+/// no salience; but the cell, which counts tokens if that helps, would learn it.
+fn forget_places(parts: &mut [Part<'_>; 3]) -> Result<()> {
+    let [fit, ..] = &*parts;
+    let mut moments = Regression::new(PLACE, fit.kv_heads);
+    moments.add(&fit.places, &fit.y)?;
+    let trend = moments.solve(1e-6)?;
+    for part in parts {
+        let owed = trend.apply(&part.places, PLACE)?;
+        part.y.iter_mut().zip(owed).for_each(|(y, o)| *y -= o);
+    }
+    Ok(())
 }
 
 impl<'a> Part<'a> {
     fn new(windows: Vec<&'a WatchedWindow>, hidden: usize, kv_heads: usize) -> Self {
-        let mut part = Self { windows, hidden, kv_heads, x: Vec::new(), y: Vec::new() };
+        let mut part = Self { windows, hidden, kv_heads, x: Vec::new(), y: Vec::new(), places: Vec::new() };
         for w in &part.windows {
-            for (x, y) in w.x.chunks_exact(hidden).zip(w.labels.chunks_exact(kv_heads)) {
+            let n = w.labels.len() / kv_heads;
+            for (i, (x, y)) in w.x.chunks_exact(hidden).zip(w.labels.chunks_exact(kv_heads)).enumerate() {
                 if y.iter().all(|y| !y.is_nan()) {
+                    part.places.extend(place(i, n));
                     part.x.extend_from_slice(x);
                     part.y.extend_from_slice(y);
                 }

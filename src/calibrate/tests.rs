@@ -1,9 +1,11 @@
 use super::{order::mean_run, *};
 use crate::{
-    core::Activation,
+    core::{Activation, kernel::fast_grnn::Cell},
+    gate::{CellWeight, FastGrnnGate},
     profile::{Profile, Rule},
 };
 use candle_core::Device;
+use std::collections::HashMap;
 
 const HIDDEN: usize = 16;
 const INNER: usize = 40;
@@ -187,4 +189,65 @@ fn broken_profiles_are_refused_by_name() {
     assert!(Profile::load(&path).is_err());
     let other = profile().belongs_to(&[2.0; 24]).unwrap_err().to_string();
     assert!(other.contains("another model") && profile().belongs_to(&[1.001; 24]).is_ok(), "{other}");
+}
+
+/// A gate of each kind: ridge alone, with a cell and its reading, an imported cell.
+fn gates() -> Vec<FastGrnnGate> {
+    let weight = |rows: usize, cols: usize, seed| CellWeight { rows, values: noise(rows * cols, seed) };
+    let ridge = || FastGrnnGate::new(HIDDEN, noise(2 * HIDDEN, 1), vec![0.5, -1.0], vec![0.1, 0.2]).unwrap();
+    let cell = Cell::FastGrnn {
+        w1: weight(5, 3, 2),
+        w2: weight(3, HIDDEN, 3),
+        u1: weight(5, 4, 4),
+        u2: weight(4, 5, 5),
+        b_z: noise(5, 6),
+        b_h: noise(5, 7),
+        zeta: 0.9,
+        nu: 0.1,
+    };
+    let separate = Cell::Separate {
+        w_g: weight(4, HIDDEN, 2),
+        u_g: weight(4, 4, 3),
+        w_u: weight(4, HIDDEN, 4),
+        u_u: weight(4, 4, 5),
+        b_g: noise(4, 6),
+        b_u: noise(4, 7),
+        zeta: 1.0,
+        nu: 0.0,
+    };
+    let imported = FastGrnnGate::from_state_norm(2, separate, 0.7).unwrap();
+    vec![ridge(), ridge().with_cell(cell, noise(10, 8)).unwrap(), imported]
+}
+
+#[test]
+fn gates_come_back_from_their_file_and_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse.safetensors");
+    let one = profile();
+    let with_gates = Profile { layers: vec![one.layers[0].clone(); 3], gates: gates(), ..one };
+    with_gates.save(&path).unwrap();
+    assert_eq!(Profile::load(&path).unwrap().gates, with_gates.gates);
+
+    type Spoil<'a> = &'a dyn Fn(&mut HashMap<String, Tensor>);
+    let at = |i: usize, name: &str| format!("model.layers.{i}.self_attn.gate.{name}");
+    let cut = |all: &mut HashMap<String, Tensor>, name: String| {
+        let short = all[&name].narrow(0, 0, 1).unwrap();
+        all.insert(name, short);
+    };
+    let cases: [(Spoil<'_>, &str); 6] = [
+        (&|t| drop(t.remove(&at(1, "ridge"))), "layers.1.self_attn.gate.ridge"),
+        (&|t| cut(t, at(0, "threshold")), "layers.0.self_attn.gate: gate.threshold"),
+        (&|t| cut(t, at(1, "w2")), "layers.1.self_attn.gate: gate.w2"),
+        (&|t| cut(t, at(1, "zeta_nu")), "layers.1.self_attn.gate.zeta_nu"),
+        (&|t| cut(t, at(2, "u_u")), "layers.2.self_attn.gate: gate.u_u"),
+        (&|t| drop(t.remove(&at(2, "b_g"))), "layers.2.self_attn.gate.b_g"),
+    ];
+    let whole = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    for (spoil, needle) in cases {
+        let mut tensors = whole.clone();
+        spoil(&mut tensors);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let err = Profile::load(&path).unwrap_err().to_string();
+        assert!(err.contains(needle), "{needle}: {err}");
+    }
 }

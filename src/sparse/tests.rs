@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     core::{Activation, Config, Rope, RopeScaling},
+    gate::FastGrnnGate,
     profile::{LayerProfile, LayerRule, Profile},
 };
 
@@ -61,7 +62,8 @@ fn what_does_not_fit_is_named() {
         change(&mut p);
         check(&p, &SHAPE).unwrap_err().to_string()
     };
-    let cases: [(Change<'_>, &str); 10] = [
+    let gate = |hidden: usize| FastGrnnGate::new(hidden, vec![0.0; hidden], vec![0.0], vec![0.0]).unwrap();
+    let cases: [(Change<'_>, &str); 13] = [
         (&|p| p.layers.clear(), "made for 0 blocks, the model has 1"),
         (&|p| p.shares.reverse(), "not increasing"),
         (&|p| p.fitted[1] = 2, "fitted point 2 of 2"),
@@ -72,6 +74,9 @@ fn what_does_not_fit_is_named() {
         (&|p| p.layers[0].importance[0] = -1.0, "layer 0: importance has values"),
         (&|p| p.layers[0].rules[2].bias.truncate(7), "cascade bias has 7 elements"),
         (&|p| p.layers[0].rules[0].hot[1] = 4, "gate hot [0, 4]"),
+        (&|p| p.gates = vec![gate(SHAPE.hidden_size); 2], "gates of 2 blocks, the model has 1"),
+        (&|p| p.gates = vec![gate(SHAPE.hidden_size + 1)], "layer 0: gate.ridge has shape [1, "),
+        (&|p| p.gates = vec![FastGrnnGate { bias: vec![], ..gate(SHAPE.hidden_size) }], "gate.bias"),
     ];
     for (change, expected) in cases {
         let got = error(change);

@@ -2,7 +2,7 @@
 
 use crate::cases::{CASES, Seen, Tap, builder, tokens, weights, worst};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse_models::llama::{Cache, Llama};
+use candle_sparse_models::llama::{Cache, LayerTap, Llama};
 
 #[test]
 fn a_tap_sees_activations_and_changes_what_it_says() {
@@ -61,4 +61,57 @@ fn a_lone_token_and_long_prompts_pass_the_tap() {
     assert_eq!(rows, [512, 88, 1]);
     let decoded = model.forward(&tokens(1, 1, 2), 600, &mut cache).unwrap();
     assert!(worst(&lone.squeeze(1).unwrap(), &decoded) <= 1e-4);
+}
+
+/// Inputs and queries, keys and values of one block.
+#[derive(Default)]
+struct Attention {
+    x: Vec<f32>,
+    qkv: Vec<f32>,
+    pieces: Vec<usize>,
+}
+
+impl LayerTap for Attention {
+    fn attention(&mut self, layer: usize, x: &[f32], qkv: &[f32]) {
+        self.pieces.push(layer);
+        if layer == 1 {
+            self.x.extend_from_slice(x);
+            self.qkv.extend_from_slice(qkv);
+        }
+    }
+
+    fn ffn(&mut self, _: usize, _: &[f32], _: &[f32], _: &mut [f32], _: &mut [f32]) {}
+}
+
+#[test]
+fn a_tap_sees_what_attention_reads_and_makes_of_it() {
+    let config = CASES[1].config();
+    let w = weights(&config, DType::F32);
+    let model = Llama::load(builder(&w, DType::F32), &config).unwrap();
+    let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
+    let mut seen = Attention::default();
+    let tapped = model.forward_tapped(&tokens(1, 600, 1), 0, &mut cache, &mut seen).unwrap();
+    assert_eq!(worst(&tapped, &model.forward_all(&tokens(1, 600, 1), 0, &mut cache).unwrap()), 0.0);
+    assert_eq!(seen.pieces, [0, 1, 2, 0, 1, 2]);
+    let (heads, kv_heads, dim) = (8, 4, 8);
+    let width = (heads + 2 * kv_heads) * dim;
+    assert_eq!((seen.x.len(), seen.qkv.len()), (600 * 64, 600 * width));
+    let x = Tensor::from_slice(&seen.x, (600, 64), &Device::Cpu).unwrap();
+    let product = |name: &str| {
+        let w = &w[&format!("model.layers.1.self_attn.{name}.weight")];
+        x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f32>().unwrap()
+    };
+    let (q, k, v) = (product("q_proj"), product("k_proj"), product("v_proj"));
+    let norm = |v: &[f32]| v.iter().map(|v| v * v).sum::<f32>().sqrt();
+    for (t, row) in seen.qkv.chunks_exact(width).enumerate() {
+        let (got_q, rest) = row.split_at(heads * dim);
+        let (got_k, got_v) = rest.split_at(kv_heads * dim);
+        assert!(got_v.iter().zip(&v[t]).all(|(a, b)| (a - b).abs() < 1e-4), "value of token {t}");
+        // Rotation keeps norms.
+        let heads = |v: &[f32]| v.chunks_exact(dim).map(norm).collect::<Vec<_>>();
+        let near =
+            |a: Vec<f32>, b: Vec<f32>, scale: f32| a.iter().zip(b).all(|(a, b)| (a - scale * b).abs() < 1e-4);
+        assert!(near(heads(got_k), heads(&k[t]), 1.0), "key of token {t}");
+        assert!(near(heads(got_q), heads(&q[t]), 1.0 / 8_f32.sqrt()), "query of token {t}");
+    }
 }

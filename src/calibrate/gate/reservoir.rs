@@ -17,13 +17,13 @@ use rayon::prelude::*;
 /// Penalty of the ridge that reads a state.
 const READ_PENALTY: f64 = 1e-3;
 /// Penalty of the ridge that finds directions.
-const FIND_PENALTY: f64 = 3e-2;
+const FIND_PENALTY: f64 = 1.0;
 /// What a unit keeps of its state per token, of units that read found directions.
 const DECAYS: [f64; 4] = [0.5, 0.8, 0.93, 0.98];
 /// Spectral norm of U.
-const U_NORM: f32 = 0.5;
+const U_NORM: f32 = 0.3;
 /// ζ and ν, and the standard deviation of W·x.
-const SHAPES: [(f32, f32, f32); 4] = [(1.0, 0.0, 0.1), (1.0, 0.0, 0.5), (0.9, 0.1, 0.5), (1.0, 0.0, 1.0)];
+const SHAPES: [(f32, f32, f32); 3] = [(1.0, 0.0, 0.1), (1.0, 0.0, 0.5), (0.9, 0.1, 0.5)];
 
 /// A cell and how its states are computed for whole windows.
 pub(super) struct Reservoir {
@@ -40,19 +40,14 @@ pub(super) fn best(
     let missed = fit.residual(ridge)?;
     let base = choose.predictions(ridge)?;
     let mut best: Option<(f32, Reservoir, Linear)> = None;
-    let found = Directions::found(fit, &missed, s)?;
-    let random = Directions::random(fit, s)?;
-    for (name, directions, norm) in
-        [("random", &random, U_NORM), ("found", &found, 0.0), ("found+U", &found, 0.3)]
-    {
+    for directions in [Directions::random(fit, s)?, Directions::found(fit, &missed, s)?] {
         for shape in SHAPES {
-            let reservoir = directions.cell(shape, norm, s);
+            let reservoir = directions.cell(shape, s);
             let mut moments = Regression::new(s.cell_hidden, fit.kv_heads);
             moments.add(&reservoir.states(fit)?, &missed)?;
             let readout = moments.solve(READ_PENALTY)?;
             let scores = sum(&base, &readout.apply(&reservoir.states(choose)?, s.cell_hidden)?);
             let r = mean(&r2(&scores, &choose.y, choose.kv_heads));
-            eprintln!("{name} {shape:?}: {r:.4} over {:.4}", mean(&r2(&base, &choose.y, choose.kv_heads)));
             if best.as_ref().is_none_or(|b| r > b.0) {
                 best = Some((r, reservoir, readout));
             }
@@ -133,9 +128,9 @@ impl Directions {
     /// Those that predict `missed` `[labelled, kv_heads]` best from moving means of each decay.
     fn found(fit: &Part<'_>, missed: &[f32], s: &GateSettings) -> Result<Self> {
         let rank = s.rank.min(s.cell_hidden);
-        let each = rank.div_ceil(DECAYS.len()).min(fit.kv_heads);
+        let each = (rank / DECAYS.len()).clamp(1, fit.kv_heads);
         let (mut w2, mut decays) = (Vec::new(), Vec::new());
-        for decay in DECAYS {
+        for decay in DECAYS.into_iter().take(rank) {
             let mut moments = Regression::new(fit.hidden, fit.kv_heads);
             moments.add(&fit.moving_means(decay as f32), missed)?;
             let weights = moments.solve(FIND_PENALTY)?.weights;
@@ -172,13 +167,13 @@ impl Directions {
         Ok(Self { w2, means, w1, decays })
     }
 
-    fn cell(&self, (zeta, nu, size): (f32, f32, f32), u_norm: f32, s: &GateSettings) -> Reservoir {
+    fn cell(&self, (zeta, nu, size): (f32, f32, f32), s: &GateSettings) -> Reservoir {
         let (n, rank) = (self.decays.len(), s.rank.min(self.decays.len()));
         let w1: Vec<f32> = self.w1.values.iter().map(|v| v * size).collect();
         let centre = |row: &[f32]| -row.iter().zip(&self.means).map(|(w, m)| w * m).sum::<f32>();
         let b_h: Vec<f32> = w1.chunks_exact(self.w2.rows).map(centre).collect();
         let b_z = b_h.iter().zip(&self.decays).map(|(b, d)| b + (d / (1.0 - d)).ln() as f32).collect();
-        let u1 = orthonormal(n, rank, s.seed + 2).iter().map(|v| v * u_norm).collect();
+        let u1 = orthonormal(n, rank, s.seed + 2).iter().map(|v| v * U_NORM).collect();
         let u2 = orthonormal(n, rank, s.seed + 3);
         let u2 = (0..rank * n).map(|i| u2[i % n * rank + i / n]).collect();
         let cell = Cell::FastGrnn {
