@@ -256,3 +256,6 @@ impl Head<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

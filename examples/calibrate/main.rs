@@ -8,6 +8,8 @@
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 mod gates;
+#[path = "../common/memory.rs"]
+mod memory;
 #[path = "../common/model.rs"]
 mod model;
 #[path = "../common/text.rs"]

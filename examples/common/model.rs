@@ -1,18 +1,17 @@
 //! Flags that say which model is used and how it is held.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
-use crate::cli::format;
+use crate::{cli::format, memory::MemoryArgs};
 use anyhow::{Result, bail};
-use candle_core::DType;
+use candle_core::Device;
 use candle_sparse::{
-    Threads,
+    AttentionConfig, Threads,
     core::Format,
-    kv_cache::KvDType,
     profile::Profile,
     sparse::{FfnMode, Selection, SparseConfig},
 };
 use candle_sparse_models::{
-    decoder::LoadOptions, files::ModelFiles, hub::HubSettings, pretrained::Pretrained,
+    decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama::Cache, pretrained::Pretrained,
 };
 use clap::{Args, ValueEnum};
 use std::{path::PathBuf, sync::Arc};
@@ -29,9 +28,8 @@ pub(crate) struct ModelArgs {
     /// Format of the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as stored where not given
     #[arg(long, value_parser = format)]
     pub(crate) dtype: Option<Format>,
-    /// How keys and values are stored: f32, f16, bf16; as exact as the stored weights where not given
-    #[arg(long, value_parser = kv)]
-    pub(crate) kv: Option<DType>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
     #[arg(long)]
     pub(crate) threads: Option<usize>,
@@ -70,12 +68,6 @@ impl From<Ffn> for FfnMode {
     }
 }
 
-fn kv(name: &str) -> Result<DType, String> {
-    let dtype = format(name).ok().and_then(candle_sparse::weight::dtype_of);
-    let dtype = dtype.filter(|d| KvDType::try_from(*d).is_ok());
-    dtype.ok_or_else(|| format!("'{name}' is none of f32, f16, bf16"))
-}
-
 impl ModelArgs {
     /// Finds the files, fetching them where the model is on the Hub.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
@@ -107,27 +99,33 @@ impl ModelArgs {
 
     /// Loads the model; says on standard error what was done otherwise than asked.
     pub(crate) fn load(&self) -> Result<Pretrained> {
-        self.load_as(self.dtype, self.sparse()?)
+        self.load_as(self.dtype, self.sparse()?, self.memory.attention())
     }
 
     /// The dense model in its stored dtype.
     pub(crate) fn as_stored(&self) -> Result<Pretrained> {
-        self.load_as(None, SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() })
+        self.load_as(None, SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() }, AttentionConfig::default())
     }
 
-    fn load_as(&self, format: Option<Format>, sparse: SparseConfig) -> Result<Pretrained> {
+    fn load_as(
+        &self,
+        format: Option<Format>,
+        sparse: SparseConfig,
+        attention: AttentionConfig,
+    ) -> Result<Pretrained> {
         let files = self.files()?;
         let threads = self.threads.map(Threads::new).transpose()?;
         let profile = self.profile(&files)?;
-        let loaded = Pretrained::load(&files, LoadOptions { format, threads, profile, sparse })?;
+        let loaded = Pretrained::load(&files, LoadOptions { format, threads, profile, sparse, attention })?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }
         Ok(loaded)
     }
 
-    /// The dtype of a cache for the model.
-    pub(crate) fn kv_dtype(&self, loaded: &Pretrained) -> DType {
-        self.kv.unwrap_or(loaded.default_kv_dtype())
+    /// An empty cache for the model.
+    pub(crate) fn cache(&self, loaded: &Pretrained) -> Result<Cache> {
+        let kv = self.memory.kv(loaded.default_kv_dtype())?;
+        Ok(Cache::with_config(true, kv, &loaded.config, &Device::Cpu)?)
     }
 }

@@ -7,7 +7,9 @@ use candle_core::{
     quantized::{GgmlDType, QTensor, gguf_file::Content},
 };
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use candle_sparse::{FfnMode, Selection, SparseConfig, Threads, core::Format};
+use candle_sparse::{
+    AttentionMode, FastGrnnGate, FfnMode, Selection, SparseConfig, Threads, core::Format, kernels::Kernels,
+};
 use candle_sparse_models::{
     decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama, pretrained::var_builder,
 };
@@ -125,9 +127,28 @@ impl SimpleBackend for Random {
     }
 }
 
+/// Positions that are filled together.
+const CHUNK: usize = 256;
+
+/// Numbers in −1 .. 1 without a pattern.
+fn noise(n: usize, seed: usize) -> Vec<f32> {
+    let mut state = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
 fn prompt(n: usize) -> Result<Tensor> {
     let ids: Vec<u32> = (0..n as u32).map(|i| i * 7919 % 256).collect();
     Ok(Tensor::from_vec(ids, (1, n), &Device::Cpu)?)
+}
+
+fn cache_dtype(format: Format) -> DType {
+    if format == Format::F32 { DType::F32 } else { DType::F16 }
 }
 
 /// Our model.
@@ -135,17 +156,19 @@ pub(crate) struct Ours {
     name: &'static str,
     model: llama::Llama,
     cache: llama::Cache,
+    config: llama::Config,
     logits: Vec<f32>,
 }
 
 impl Ours {
     pub(crate) fn load(
         source: &Source,
-        format: Format,
+        cli: &Cli,
         threads: Threads,
         drawn: Option<Drawn>,
     ) -> Result<Self> {
-        let config = source.config()?;
+        let (format, mut config) = (cli.dtype, source.config()?);
+        config.max_position_embeddings = config.max_position_embeddings.max(cli.positions());
         let vb = source.var_builder()?;
         let mut options =
             LoadOptions { format: Some(format), threads: Some(threads), ..LoadOptions::default() };
@@ -155,14 +178,33 @@ impl Ours {
             options.sparse.mode = drawn.ffn.into();
         }
         let model = llama::Llama::load_with(vb, &config, options)?;
-        let kv = if format == Format::F32 { DType::F32 } else { DType::F16 };
-        let cache = llama::Cache::new(true, kv, &config, &Device::Cpu)?;
-        let name = if drawn.is_some() { "candle-sparse" } else { "dense" };
-        let mut ours = Self { name, model, cache, logits: vec![0.0; config.vocab_size] };
+        let cache = llama::Cache::new(true, cache_dtype(format), &config, &Device::Cpu)?;
+        let mut ours = Self { name: "dense", model, cache, config, logits: Vec::new() };
+        ours.logits.resize(ours.config.vocab_size, 0.0);
         if let Some(drawn) = drawn {
             ours.tune(drawn)?;
         }
         Ok(ours)
+    }
+
+    /// With the memory of the flags; gates are drawn, since random weights teach nothing.
+    pub(crate) fn reading(mut self, cli: &Cli) -> Result<Self> {
+        let (kv, attention) = (cli.memory.kv(cache_dtype(cli.dtype))?, cli.memory.attention());
+        let c = &self.config;
+        self.cache = llama::Cache::with_config(true, kv, c, &Device::Cpu)?;
+        if attention.mode == AttentionMode::Gated {
+            let gate = |layer: usize| {
+                let ridge = noise(c.num_key_value_heads * c.hidden_size, layer);
+                let bias = vec![0.0; c.num_key_value_heads];
+                let threshold = vec![f32::MIN; c.num_key_value_heads];
+                FastGrnnGate::new(c.hidden_size, ridge, bias, threshold)
+            };
+            let gates = (0..c.num_hidden_layers).map(gate).collect::<candle_core::Result<_>>()?;
+            self.model = self.model.with_gates(gates)?;
+        }
+        self.model = self.model.with_attention(attention)?;
+        self.name = "candle-sparse";
+        Ok(self)
     }
 
     /// Scales the thresholds until the share is what was asked for: the drawn ones assume numbers that are quite normal.
@@ -201,10 +243,26 @@ impl Engine for Ours {
         Ok(())
     }
 
+    /// With random numbers: decode takes as long as after a prompt, which at this length would take minutes.
     fn fill(&mut self, depth: usize) -> Result<()> {
-        self.cache.clear();
-        if depth > 0 {
-            self.prefill(depth, 0)?;
+        let c = &self.config;
+        let kv_dim = c.hidden_size / c.num_attention_heads * c.num_key_value_heads;
+        let kv = self.cache.kv_mut();
+        kv.clear();
+        for start in (0..depth).step_by(CHUNK) {
+            let n = CHUNK.min(depth - start);
+            kv.begin(1, start, n)?;
+            for layer in 0..c.num_hidden_layers {
+                if self.model.decoder().attention_config().mode == AttentionMode::Gated {
+                    let (gate, x) = (&self.model.decoder().gates()[layer], noise(n * c.hidden_size, start));
+                    kv.observe(0, layer, gate, Kernels::get()?, start, &x);
+                }
+                for position in start..start + n {
+                    let [k, v] = [0, 1].map(|i| noise(kv_dim, 2 * position + i));
+                    kv.write(0, layer, position, &k, &v);
+                }
+            }
+            kv.advance(n);
         }
         Ok(())
     }

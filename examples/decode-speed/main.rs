@@ -9,6 +9,8 @@
 mod cli;
 mod engines;
 mod gguf;
+#[path = "../common/memory.rs"]
+mod memory;
 mod probe;
 mod report;
 mod shapes;
@@ -36,9 +38,11 @@ pub(crate) struct Cli {
     /// Format of the weights
     #[arg(long, default_value = "f16", value_parser = cli::format)]
     dtype: Format,
-    /// Tokens in the cache before the decode steps that are timed
+    /// Positions in the cache before the decode steps that are timed; ours are filled with random keys and values
     #[arg(long, default_value_t = 0)]
     depth: usize,
+    #[command(flatten)]
+    memory: memory::MemoryArgs,
     /// Tokens of the prompt for the prefill speed; 0 leaves it out
     #[arg(long, default_value_t = 512)]
     prefill: usize,
@@ -79,7 +83,7 @@ pub(crate) struct Cli {
 enum EngineName {
     /// Sparse with --active
     CandleSparse,
-    /// candle-sparse, dense
+    /// candle-sparse, dense FFN and attention, keys and values in F16 or as the weights
     Dense,
     Candle,
 }
@@ -103,6 +107,11 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 impl Cli {
+    /// The most positions that a cache must hold.
+    fn positions(&self) -> usize {
+        self.prefill.max(self.depth + 1 + self.steps)
+    }
+
     fn drawn(&self) -> Result<Option<sparse::Drawn>> {
         let Some(share) = self.active else { return Ok(None) };
         if !(share > 0.0 && share <= 1.0) {
@@ -115,11 +124,11 @@ impl Cli {
 fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let format = cli.dtype;
     let source = Source::new(cli, format)?;
-    let positions = cli.prefill.max(cli.depth + 1 + cli.steps);
+    let positions = cli.positions();
     let load = |name| -> Result<Box<dyn Engine>> {
         Ok(match name {
-            EngineName::CandleSparse => Box::new(Ours::load(&source, format, threads, cli.drawn()?)?),
-            EngineName::Dense => Box::new(Ours::load(&source, format, threads, None)?),
+            EngineName::CandleSparse => Box::new(Ours::load(&source, cli, threads, cli.drawn()?)?.reading(cli)?),
+            EngineName::Dense => Box::new(Ours::load(&source, cli, threads, None)?),
             EngineName::Candle if format.is_quantized() => {
                 Box::new(CandleQuantized::load(&source, format, threads, positions)?)
             }

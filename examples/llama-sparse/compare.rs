@@ -4,7 +4,7 @@
 //! tokens one by one, in turn with the others.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_sparse::sparse::{FfnMode, SparseConfig};
 use candle_sparse_models::{
     llama::{Cache, Llama},
@@ -30,7 +30,7 @@ struct Row {
 }
 
 /// Compares the modes and prints a table.
-pub(crate) fn compare(loaded: &Pretrained, kv: DType, json: bool) -> Result<()> {
+pub(crate) fn compare(loaded: &Pretrained, mut cache: Cache, json: bool) -> Result<()> {
     let config = loaded.model.decoder().sparse_config().unwrap_or_default();
     let row = |mode| -> Result<Row> {
         let model = loaded.model.with_sparse(SparseConfig { mode, ..config })?;
@@ -38,7 +38,6 @@ pub(crate) fn compare(loaded: &Pretrained, kv: DType, json: bool) -> Result<()> 
         Ok(Row { mode, model, quality, tokens_per_s, active: 0.0, bytes: 0.0 })
     };
     let mut rows = MODES.into_iter().map(row).collect::<Result<Vec<_>>>()?;
-    let mut cache = Cache::new(true, kv, &loaded.config, &Device::Cpu)?;
     let length = TOKENS.min(loaded.config.max_position_embeddings);
     for text in 0..TEXTS {
         let tokens = write(loaded, &rows[0].model, &mut cache, text as u64, length)?;

@@ -4,11 +4,13 @@
 #[path = "../common/cli.rs"]
 mod cli;
 mod compare;
+#[path = "../common/memory.rs"]
+mod memory;
 #[path = "../common/model.rs"]
 mod model;
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use candle_sparse_models::{decoder::Decoder, llama::Cache, pretrained::Pretrained};
 use candle_transformers::{
     generation::{LogitsProcessor, Sampling},
@@ -130,15 +132,14 @@ fn run(cli: &Cli) -> Result<()> {
     let start = Instant::now();
     let loaded = cli.model.load()?;
     let load_s = start.elapsed().as_secs_f64();
-    let kv = cli.model.kv_dtype(&loaded);
-    let mut cache = Cache::new(true, kv, &loaded.config, &Device::Cpu)?;
+    let mut cache = cli.model.cache(&loaded)?;
     let out = generate(cli, &loaded, &mut cache, &mut sampler)?;
-    report(cli, &loaded, &cache, &out, kv, load_s)?;
+    report(cli, &loaded, &cache, &out, load_s)?;
     if cli.compare || std::env::args_os().len() == 1 {
         if loaded.model.decoder().sparse_config().is_none() {
             bail!("--compare needs a profile: make one with `calibrate` and give it with --profile");
         }
-        compare::compare(&loaded, kv, cli.json)?;
+        compare::compare(&loaded, cli.model.cache(&loaded)?, cli.json)?;
     }
     Ok(())
 }
@@ -204,7 +205,6 @@ fn report(
     loaded: &Pretrained,
     cache: &Cache,
     out: &Generated,
-    kv: DType,
     load_s: f64,
 ) -> Result<()> {
     let generated = out.ids.len() - out.prompt_tokens;
@@ -236,7 +236,7 @@ fn report(
     }
     eprintln!(
         "\n{generated} tokens at {decode:.1} tokens/s after a prompt of {} at {prefill:.1} tokens/s; weights {:.1} MB, \
-         kv {:.2} MB {kv:?}, {} on {} threads, {}, {:.3} of the neurons active",
+         kv {:.2} MB, {} on {} threads, {}, {:.3} of the neurons active",
         out.prompt_tokens,
         decoder.weight_bytes() as f64 / 1e6,
         cache.kv_bytes() as f64 / 1e6,

@@ -6,6 +6,8 @@
 
 #[path = "../common/cli.rs"]
 mod cli;
+#[path = "../common/memory.rs"]
+mod memory;
 #[path = "../common/model.rs"]
 mod model;
 mod sweep;
@@ -14,7 +16,10 @@ mod text;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::sparse::{FfnMode, SparseConfig};
+use candle_sparse::{
+    AttentionMode,
+    sparse::{FfnMode, SparseConfig},
+};
 use candle_sparse_models::{
     llama::{Cache, Llama},
     pretrained::Pretrained,
@@ -78,8 +83,7 @@ fn run(cli: &Cli) -> Result<()> {
             ids.len()
         );
     }
-    let kv = cli.model.kv_dtype(&setting);
-    let mut cache = Cache::new(true, kv, &setting.config, &Device::Cpu)?;
+    let mut cache = cli.model.cache(&setting)?;
     let mut dense_cache = Cache::new(true, DType::F32, &dense.config, &Device::Cpu)?;
     let windows = 1 + (ids.len() - context) / stride;
     let bar = ProgressBar::new(windows as u64);
@@ -142,7 +146,9 @@ fn prefill(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
 /// The same as the setting decodes.
 fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
     let sparse = model.decoder().sparse_config().is_some_and(|c| c.mode != FfnMode::Dense);
-    if !sparse {
+    let attention = model.decoder().attention_config().mode != AttentionMode::Dense;
+    // A prompt's tokens see the pages of their own run before these cool.
+    if !(sparse || attention || cache.kv().config().is_tiered()) {
         return prefill(model, window, cache);
     }
     let vocab = model.decoder().config().vocab_size;

@@ -61,6 +61,17 @@ impl Cache {
         self.kv.bytes()
     }
 
+    /// The pages: bytes per tier, settings.
+    #[must_use]
+    pub fn kv(&self) -> &KvCache {
+        &self.kv
+    }
+
+    /// The pages, for code that fills them by itself.
+    pub fn kv_mut(&mut self) -> &mut KvCache {
+        &mut self.kv
+    }
+
     /// Forgets every position from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.kv.truncate(len);

@@ -44,6 +44,12 @@ impl KvConfig {
         Self { hot: PAGE_LEN, warm: 0, ..Self::exact(KvDType::F16) }
     }
 
+    /// Whether pages are quantised when they are old.
+    #[must_use]
+    pub const fn is_tiered(&self) -> bool {
+        self.hot != usize::MAX
+    }
+
     /// Pages at the front that are at least as cold as warm and as cold, of a sequence of `len` positions.
     pub(super) fn cooled(&self, len: usize) -> [usize; 2] {
         // The page being written is hot whatever the settings say.

@@ -4,7 +4,7 @@ use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
 use candle_core::{Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    FfnMode, Profile, SparseConfig, Threads, Weight,
+    AttentionConfig, FfnMode, Profile, SparseConfig, Threads, Weight,
     core::{Config, Format},
     kernels::Kernels,
     profile::{LayerProfile, fingerprint},
