@@ -110,6 +110,14 @@ fn the_default_window_suits_the_context() {
     let s = GateSettings::default();
     assert_eq!([64, 256, 1024, 4096].map(|n| s.window_of(n)), [16, 64, 256, 256]);
     assert_eq!((s.labelled(256), s.labelled(16)), (256 - 64 - 16 - 4, 0));
+    assert!(s.is_enough(256, 6, 1) && !s.is_enough(256, 1, 1) && !s.is_enough(16, 99, 99));
+    // What is said to be enough can be fitted.
+    for count in 2..30 {
+        if s.is_enough(TOKENS, count, 3) {
+            let fit: Vec<_> = windows(count, 1, linear);
+            fit_gate(&fit, &windows(3, 2, linear), HEADS, &s).unwrap();
+        }
+    }
 }
 
 #[test]
