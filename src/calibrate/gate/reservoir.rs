@@ -213,7 +213,7 @@ fn orthonormal(n: usize, rank: usize, seed: u64) -> Vec<f32> {
     (0..n * rank).map(|i| q[(i / rank, i % rank)] as f32).collect()
 }
 
-/// Numbers of standard deviation 1 (SplitMix64, uniform).
+/// Numbers of standard deviation 1 (`SplitMix64`, uniform).
 fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
