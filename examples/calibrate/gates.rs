@@ -19,24 +19,26 @@ pub(crate) struct GateArgs {
     gate_share: f32,
 }
 
-/// Labelled tokens of a window without which no gates are fitted, unless they were asked for.
-const FEWEST_LABELS: usize = 32;
-
 impl GateArgs {
-    /// What to fit gates with, from windows of `context` tokens; `None` where they are not wanted or too short.
-    pub(crate) fn settings(&self, context: usize) -> Result<Option<GateSettings>> {
+    /// What to fit gates with; `None` where they are not wanted or the windows say too little.
+    pub(crate) fn settings(&self, fit: &[Vec<u32>], tune: &[Vec<u32>]) -> Result<Option<GateSettings>> {
         let (window, share) = (self.gate_window, self.gate_share);
         if !(share > 0.0 && share < 1.0) {
             bail!("--gate-share {share} must be between 0 and 1");
         }
         let settings = GateSettings { window, share, ..GateSettings::default() };
-        if self.no_gate || settings.labelled(context) >= FEWEST_LABELS {
+        let context = fit.first().map_or(0, Vec::len);
+        if self.no_gate || settings.is_enough(context, fit.len(), tune.len()) {
             return Ok((!self.no_gate).then_some(settings));
         }
         if let Some(window) = window {
-            bail!("--gate-window {window} leaves too little of a --context of {context} tokens to fit gates");
+            bail!(
+                "--gate-window {window} leaves too little of the text: give more --text or a longer --context"
+            );
         }
-        eprintln!("windows of {context} tokens are too short for gates of sparse attention: none are fitted");
+        eprintln!(
+            "too little text, or too short a --context, for gates of sparse attention: none are fitted"
+        );
         Ok(None)
     }
 }

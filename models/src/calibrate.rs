@@ -95,7 +95,8 @@ impl Calibrator {
     /// Fits a profile for the checkpoint in `vb`; `fit` and `tune` are windows of tokens of different texts.
     ///
     /// Memory beyond the model: `hidden_size²` f32 per block, the samples, and the work of one block
-    /// ([`fit_layer`]), however long the texts.
+    /// ([`fit_layer`]), however long the texts; where gates are fitted, before that, [`GateSettings::memory`] or the inputs
+    /// of one block, and a copy of the latter.
     ///
     /// # Errors
     /// A checkpoint that cannot be run, too little text, a model with biases in its FFN, or one that is not finite.

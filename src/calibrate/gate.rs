@@ -16,13 +16,14 @@ use super::regression::{Linear, Regression, r2};
 use crate::gate::FastGrnnGate;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
+use reservoir::Reservoir;
 
 /// Penalties of the ridge that are tried, as shares of the inputs' mean variance.
 const PENALTIES: [f64; 4] = [1e-3, 1e-2, 1e-1, 1.0];
 /// Every so many windows of the fit text one is kept to choose by.
 const CHOOSE_EVERY: usize = 6;
-/// Labelled tokens that a fit and its report need.
-const FEWEST: usize = 128;
+/// Labelled tokens without which a part of the text tells nothing.
+const FEWEST: usize = 64;
 
 /// How the gates of sparse attention are fitted.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +81,14 @@ impl GateSettings {
     pub fn labelled(&self, context: usize) -> usize {
         let later = self.window_of(context).saturating_add(self.min_later.max(1));
         context.saturating_sub(later).saturating_sub(self.sinks)
+    }
+
+    /// Whether so many windows of `context` tokens to fit, and to report on, are enough for [`fit_gate`].
+    #[must_use]
+    pub fn is_enough(&self, context: usize, fit: usize, tune: usize) -> bool {
+        let labels = |windows: usize| windows.saturating_mul(self.labelled(context));
+        // The part to choose by is a sixth of the windows, rounded down.
+        fit >= 2 && labels(fit) >= 2 * CHOOSE_EVERY * FEWEST && labels(tune) >= FEWEST
     }
 
     fn check(&self) -> Result<()> {
@@ -147,7 +156,8 @@ pub fn fit_gate(
     s.check()?;
     let hidden = check(fit, tune, kv_heads)?;
     let split = |chosen: bool| -> Vec<&WatchedWindow> {
-        let here = |i: usize| (i % CHOOSE_EVERY == CHOOSE_EVERY - 1) == chosen;
+        let every = CHOOSE_EVERY.min(fit.len());
+        let here = |i: usize| (i % every == every - 1) == chosen;
         fit.iter().enumerate().filter(|(i, _)| here(*i)).map(|(_, w)| w).collect()
     };
     let parts = [split(false), split(true), tune.iter().collect()];
@@ -162,21 +172,33 @@ pub fn fit_gate(
     let ridge = fit_ridge(&parts)?;
     let [fit, choose, tune] = &parts;
     let (cell, readout) = reservoir::best(fit, choose, &ridge, s)?;
+    kept(tune, ridge, cell, &readout, s)
+}
+
+/// The gate with the cell if it adds enough on the windows to report on, and its thresholds there.
+fn kept(
+    tune: &Part<'_>,
+    ridge: Linear,
+    cell: Reservoir,
+    readout: &Linear,
+    s: &GateSettings,
+) -> Result<GateFit> {
+    let heads = tune.kv_heads;
     let ridge_scores = tune.predictions(&ridge)?;
     let cell_scores = sum(&ridge_scores, &readout.apply(&cell.states(tune)?, s.cell_hidden)?);
-    let (r2_ridge, r2_cell) = (r2(&ridge_scores, &tune.y, kv_heads), r2(&cell_scores, &tune.y, kv_heads));
+    let (r2_ridge, r2_cell) = (r2(&ridge_scores, &tune.y, heads), r2(&cell_scores, &tune.y, heads));
     let keep = mean(&r2_cell) - mean(&r2_ridge) >= s.least_gain;
     let scores = if keep { &cell_scores } else { &ridge_scores };
-    let threshold = thresholds(scores, kv_heads, s.share);
+    let threshold = thresholds(scores, heads, s.share);
     let passes = |t: usize| {
-        let scores = scores.iter().skip(t).step_by(kv_heads);
-        scores.filter(|s| **s >= threshold[t]).count() as f32 * kv_heads as f32 / tune.y.len() as f32
+        let scores = scores.iter().skip(t).step_by(heads);
+        scores.filter(|s| **s >= threshold[t]).count() as f32 * heads as f32 / tune.y.len() as f32
     };
-    let share = (0..kv_heads).map(passes).collect();
+    let share = (0..heads).map(passes).collect();
     let bias = if keep { sum(&ridge.bias, &readout.bias) } else { ridge.bias };
-    let mut gate = FastGrnnGate::new(hidden, ridge.weights, bias, threshold)?;
+    let mut gate = FastGrnnGate::new(tune.hidden, ridge.weights, bias, threshold)?;
     if keep {
-        gate = gate.with_cell(cell.cell, readout.weights)?;
+        gate = gate.with_cell(cell.cell, readout.weights.clone())?;
     }
     Ok(GateFit { gate, r2_ridge, r2_cell, share })
 }

@@ -7,9 +7,6 @@ use candle_nn::VarBuilder;
 use candle_sparse::calibrate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate};
 use std::ops::Range;
 
-/// Labelled tokens of a window without which it is not worth running.
-const FEWEST_LABELS: usize = 16;
-
 /// Fits a gate for every block; blocks whose inputs fit into the settings' memory together share a run of the texts.
 pub(super) fn gates(
     run: &mut Run,
@@ -20,14 +17,15 @@ pub(super) fn gates(
     progress: &mut impl FnMut(Progress),
 ) -> Result<Vec<GateFit>> {
     let context = fit.first().map_or(0, Vec::len);
-    if s.labelled(context) < FEWEST_LABELS {
+    let windows = [at_most(fit, s.tokens), at_most(tune, s.tokens)];
+    let counts = windows.each_ref().map(Vec::len);
+    if !s.is_enough(context, counts[0], counts[1]) {
         let window = s.window_of(context);
         bail!(
-            "calibrate: windows of {context} tokens tell nothing about attention beyond {window} tokens: give longer \
-             ones, or a shorter window for the gate"
+            "calibrate: {counts:?} windows of {context} tokens tell too little about attention beyond {window} tokens: \
+             give more or longer ones, a shorter window for the gate, or fit none"
         );
     }
-    let windows = [at_most(fit, s.tokens), at_most(tune, s.tokens)];
     let (layers, heads) = (config.num_hidden_layers, config.num_key_value_heads);
     let tokens: usize = windows.iter().flatten().map(|w| w.len()).sum();
     let together = s.memory / (tokens * config.hidden_size * size_of::<f32>());

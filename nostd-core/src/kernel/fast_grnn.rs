@@ -1,4 +1,4 @@
-//! FastGRNN (Kusupati et al., NeurIPS 2018), a recurrent cell of a few kilobytes, and what it says about a token.
+//! FastGRNN (Kusupati et al. 2018), a recurrent cell of a few kilobytes, and what it says about a token.
 //!
 //! A gate of sparse attention reads the input of a layer token by token and gives each key/value head a salience:
 //! `score[head] = ridge[head] · x_t + readout[head] · h_t + bias[head]`, where the cell's state `h_t` knows what came before.

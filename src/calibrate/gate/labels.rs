@@ -1,4 +1,4 @@
-//! What later queries do with a token (KVzip+, as in KVzap 2026).
+//! What later queries do with a token (the oracle `KVzip+` of `KVzap`, arXiv 2601.07891).
 
 use super::GateSettings;
 use crate::core::Config;

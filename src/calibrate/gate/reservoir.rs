@@ -116,7 +116,7 @@ struct Directions {
 impl Directions {
     fn random(fit: &Part<'_>, s: &GateSettings) -> Result<Self> {
         let w2 = noise(s.rank * fit.hidden, s.seed);
-        let mut w1 = noise(s.cell_hidden * s.rank, s.seed + 1);
+        let mut w1 = noise(s.cell_hidden * s.rank, s.seed.wrapping_add(1));
         for row in w1.chunks_exact_mut(s.rank) {
             let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
             row.iter_mut().for_each(|v| *v /= norm);
@@ -173,8 +173,8 @@ impl Directions {
         let centre = |row: &[f32]| -row.iter().zip(&self.means).map(|(w, m)| w * m).sum::<f32>();
         let b_h: Vec<f32> = w1.chunks_exact(self.w2.rows).map(centre).collect();
         let b_z = b_h.iter().zip(&self.decays).map(|(b, d)| b + (d / (1.0 - d)).ln() as f32).collect();
-        let u1 = orthonormal(n, rank, s.seed + 2).iter().map(|v| v * U_NORM).collect();
-        let u2 = orthonormal(n, rank, s.seed + 3);
+        let u1 = orthonormal(n, rank, s.seed.wrapping_add(2)).iter().map(|v| v * U_NORM).collect();
+        let u2 = orthonormal(n, rank, s.seed.wrapping_add(3));
         let u2 = (0..rank * n).map(|i| u2[i % n * rank + i / n]).collect();
         let cell = Cell::FastGrnn {
             w1: CellWeight { rows: n, values: w1 },
@@ -213,7 +213,7 @@ fn orthonormal(n: usize, rank: usize, seed: u64) -> Vec<f32> {
     (0..n * rank).map(|i| q[(i / rank, i % rank)] as f32).collect()
 }
 
-/// Numbers of standard deviation 1 (SplitMix64, uniform).
+/// Numbers of standard deviation 1 (`SplitMix64`, uniform).
 fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {

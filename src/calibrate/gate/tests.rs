@@ -93,7 +93,7 @@ fn labels_of_nothing_are_not_predicted() {
 fn bad_windows_are_named() {
     let few = |n| fit_gate(&windows(n, 1, linear), &windows(1, 2, linear), HEADS, &GateSettings::default());
     assert!(few(0).unwrap_err().to_string().contains("no windows"));
-    assert!(few(3).unwrap_err().to_string().contains("too few"));
+    assert!(few(1).unwrap_err().to_string().contains("too few"));
     let (mut spoilt, tune) = (windows(20, 1, linear), windows(9, 2, linear));
     let err = fit_gate(&spoilt, &tune, HEADS, &GateSettings { share: 0.0, ..GateSettings::default() });
     assert!(err.unwrap_err().to_string().contains("share of 0"));
@@ -110,6 +110,14 @@ fn the_default_window_suits_the_context() {
     let s = GateSettings::default();
     assert_eq!([64, 256, 1024, 4096].map(|n| s.window_of(n)), [16, 64, 256, 256]);
     assert_eq!((s.labelled(256), s.labelled(16)), (256 - 64 - 16 - 4, 0));
+    assert!(s.is_enough(256, 6, 1) && !s.is_enough(256, 1, 1) && !s.is_enough(16, 99, 99));
+    // What is said to be enough can be fitted.
+    for count in 2..30 {
+        if s.is_enough(TOKENS, count, 3) {
+            let fit: Vec<_> = windows(count, 1, linear);
+            fit_gate(&fit, &windows(3, 2, linear), HEADS, &s).unwrap();
+        }
+    }
 }
 
 #[test]
