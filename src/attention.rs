@@ -18,7 +18,7 @@ mod lone;
 mod plan;
 
 use crate::{
-    core::{Config, KernelSet},
+    core::{Config, KernelSet, Matrix},
     kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
     weight::{On, split_columns},
@@ -185,7 +185,7 @@ fn recalled(
     (0..tokens).map(|t| recall.best(select, t, page, chosen).to_vec()).collect()
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
     /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
     ///
     /// Column `c` sees the first `seen(c, i, page)` positions of the page at index `i`; every column sees a position of the
@@ -199,13 +199,15 @@ impl Head<'_> {
         sums: Sums<'_>,
     ) {
         let width = self.cache.width();
-        for (piece, pages) in pages.chunks(PIECE_PAGES).enumerate() {
+        let all = pages;
+        for (piece, pages) in all.chunks(PIECE_PAGES).enumerate() {
             for (c, queries) in queries.chunks(COLUMNS * self.head_dim).enumerate() {
                 let (first, n) = (c * COLUMNS, queries.len() / self.head_dim);
                 let scores = &mut sums.scores[first * PIECE..(first + n) * PIECE];
                 let values = &mut sums.values[first * width..(first + n) * width];
                 let stats = &mut sums.stats[first..first + n];
-                self.score(kernels, queries, pages, scores);
+                let next = all.get((piece + 1) * PIECE_PAGES).copied();
+                self.score(kernels, queries, pages, next, scores);
                 for (c, ((scores, values), stats)) in scores
                     .chunks_exact_mut(PIECE)
                     .zip(values.chunks_exact_mut(width))
@@ -230,15 +232,27 @@ impl Head<'_> {
     }
 
     /// `scores[c][p] = key_p · query_c` for the positions of some pages.
-    fn score(self, kernels: &Kernels, queries: &[f32], pages: &[u32], scores: &mut [f32]) {
+    fn score(
+        self,
+        kernels: &Kernels,
+        queries: &[f32],
+        pages: &[u32],
+        next: Option<u32>,
+        scores: &mut [f32],
+    ) {
+        let keys = |page: u32| self.cache.keys(self.sequence, self.layer, page as usize, self.head);
         let a: ArrayVec<&[f32], COLUMNS> = queries.chunks_exact(self.head_dim).collect();
         for (i, &page) in pages.iter().enumerate() {
             let at = i * PAGE_LEN..(i + 1) * PAGE_LEN;
             let mut y: ArrayVec<&mut [f32], COLUMNS> =
                 scores.chunks_exact_mut(PIECE).map(|s| &mut s[at.clone()]).collect();
             y.iter_mut().for_each(|y| y.fill(0.0));
-            let keys = self.cache.keys(self.sequence, self.layer, page as usize, self.head);
-            kernels.matmul_t(keys, &a, &mut y);
+            // Pages are too short for the hardware to see them coming.
+            if let Some(page) = pages.get(i + 1).copied().or(next) {
+                kernels.prefetch(keys(page));
+            }
+            kernels.prefetch(self.values(page));
+            kernels.matmul_t(keys(page), &a, &mut y);
         }
     }
 
@@ -246,14 +260,19 @@ impl Head<'_> {
     fn weigh(self, kernels: &Kernels, pages: &[u32], scores: &[f32], sums: &mut [f32]) {
         let width = self.cache.width();
         for (i, &page) in pages.iter().enumerate() {
-            let n = PAGE_LEN.min(self.stored - page as usize * PAGE_LEN);
-            let values = self.cache.values(self.sequence, self.layer, page as usize, self.head, n);
+            let (values, n) = (self.values(page), self.values(page).rows());
             let a: ArrayVec<&[f32], COLUMNS> =
                 scores.chunks_exact(PIECE).map(|s| &s[i * PAGE_LEN..i * PAGE_LEN + n]).collect();
             let mut y: ArrayVec<&mut [f32], COLUMNS> =
                 sums.chunks_exact_mut(width).map(|s| &mut s[..values.cols()]).collect();
             kernels.matmul_t(values, &a, &mut y);
         }
+    }
+
+    /// The values of a page, `[positions stored, head_dim]`.
+    fn values(self, page: u32) -> Matrix<'a> {
+        let n = PAGE_LEN.min(self.stored - page as usize * PAGE_LEN);
+        self.cache.values(self.sequence, self.layer, page as usize, self.head, n)
     }
 }
 

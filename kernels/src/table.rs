@@ -27,6 +27,7 @@ pub struct Kernels {
     exp_sum: unsafe fn(&mut [f32], f32) -> (f32, f32),
     gated: unsafe fn(Activation, f32, &[f32], &mut [f32]),
     quantize: unsafe fn(&[f32], &mut [ActivationGroup]),
+    prefetch: unsafe fn(Matrix<'_>),
 }
 
 macro_rules! table {
@@ -98,6 +99,11 @@ macro_rules! table {
             // SAFETY: as in `matmul`.
             kernel::quantize::quantize(unsafe { $token }, x, groups);
         }
+        #[target_feature(enable = $features)]
+        fn prefetch(w: Matrix<'_>) {
+            // SAFETY: as in `matmul`.
+            kernel::prefetch::prefetch(unsafe { $token }, w);
+        }
         Kernels {
             level: $level,
             matmul,
@@ -112,6 +118,7 @@ macro_rules! table {
             exp_sum,
             gated,
             quantize,
+            prefetch,
         }
     }};
 }
@@ -130,7 +137,18 @@ const SCALAR: Kernels = Kernels {
     exp_sum: |x, max_before| Scalar.exp_sum(x, max_before),
     gated: |act, gate_shift, gate, y| Scalar.gated(act, gate_shift, gate, y),
     quantize: |x, groups| Scalar.quantize(x, groups),
+    prefetch: |_| (),
 };
+
+macro_rules! call {
+    ($e:expr) => {{
+        // SAFETY: `for_level` hands a table out only after the CPU was found to have its level's instructions.
+        #[allow(clippy::macro_metavars_in_unsafe, reason = "the macro exists to say the reason once")]
+        unsafe {
+            $e
+        }
+    }};
+}
 
 impl Kernels {
     /// The kernels of the level that `CANDLE_SPARSE_LEVEL` names, else of the best one; chosen once per process.
@@ -181,21 +199,17 @@ impl Kernels {
         Level::ALL.into_iter().filter_map(Self::for_level)
     }
 
+    /// Asks for the memory of a matrix that is about to be read; changes nothing.
+    #[inline]
+    pub fn prefetch(&self, w: Matrix<'_>) {
+        call!((self.prefetch)(w));
+    }
+
     /// The level.
     #[must_use]
     pub fn level(&self) -> Level {
         self.level
     }
-}
-
-macro_rules! call {
-    ($e:expr) => {{
-        // SAFETY: `for_level` hands a table out only after the CPU was found to have its level's instructions.
-        #[allow(clippy::macro_metavars_in_unsafe, reason = "the macro exists to say the reason once")]
-        unsafe {
-            $e
-        }
-    }};
 }
 
 impl KernelSet for Kernels {

@@ -6,6 +6,7 @@ mod elements;
 mod exp;
 pub(crate) mod matmul;
 pub(crate) mod matmul_t;
+pub(crate) mod prefetch;
 pub(crate) mod quantize;
 pub(crate) mod rms_norm;
 pub(crate) mod softmax;
