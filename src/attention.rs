@@ -25,8 +25,8 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 pub use lone::{LoneScratch, Token, lone_token, room};
-pub use plan::{AttentionConfig, AttentionMode, Plan, Selector};
 use plan::Recall;
+pub use plan::{AttentionConfig, AttentionMode, Plan, Selector};
 
 /// Pages and positions scored at once.
 const PIECE_PAGES: usize = 8;
@@ -208,11 +208,8 @@ impl<'a> Head<'a> {
                 let stats = &mut sums.stats[first..first + n];
                 let next = all.get((piece + 1) * PIECE_PAGES).copied();
                 self.score(kernels, queries, pages, next, scores);
-                for (c, ((scores, values), stats)) in scores
-                    .chunks_exact_mut(PIECE)
-                    .zip(values.chunks_exact_mut(width))
-                    .zip(stats)
-                    .enumerate()
+                for (c, ((scores, values), stats)) in
+                    scores.chunks_exact_mut(PIECE).zip(values.chunks_exact_mut(width)).zip(stats).enumerate()
                 {
                     let scores = &mut scores[..pages.len() * PAGE_LEN];
                     for (i, scores) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().enumerate() {
@@ -232,14 +229,7 @@ impl<'a> Head<'a> {
     }
 
     /// `scores[c][p] = key_p · query_c` for the positions of some pages.
-    fn score(
-        self,
-        kernels: &Kernels,
-        queries: &[f32],
-        pages: &[u32],
-        next: Option<u32>,
-        scores: &mut [f32],
-    ) {
+    fn score(self, kernels: &Kernels, queries: &[f32], pages: &[u32], next: Option<u32>, scores: &mut [f32]) {
         let keys = |page: u32| self.cache.keys(self.sequence, self.layer, page as usize, self.head);
         let a: ArrayVec<&[f32], COLUMNS> = queries.chunks_exact(self.head_dim).collect();
         for (i, &page) in pages.iter().enumerate() {

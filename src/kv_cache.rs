@@ -4,9 +4,11 @@
 //! [`KvConfig`] says. Attention reads each tier in place.
 
 mod bounds;
+mod file;
 mod page;
 mod salience;
 mod tiers;
+mod undo;
 
 use crate::{
     core::{Config, Matrix},
@@ -21,6 +23,8 @@ use page::{Page, PageShape};
 use salience::Salience;
 use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
+pub use undo::Before;
+use undo::Cooled;
 
 /// Positions per page.
 pub const PAGE_LEN: usize = 32;
@@ -50,6 +54,16 @@ impl TryFrom<DType> for KvDType {
 }
 
 impl KvDType {
+    const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+
     fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -102,6 +116,8 @@ pub struct KvCache {
     notes: Vec<Vec<Notes>>,
     /// Grows whenever positions are cut off.
     generation: u64,
+    /// What became colder in a step that may be taken back.
+    undo: Option<Vec<Cooled>>,
 }
 
 /// What is known of the pages of a layer, for choosing among them.
@@ -125,16 +141,22 @@ impl KvCache {
     #[must_use]
     pub fn new(config: &Config, kv: KvConfig) -> Self {
         let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
+        let shape = Shape { layers: config.num_hidden_layers, page: PageShape { heads, head_dim } };
+        Self { config: kv, ..Self::empty(shape, config.max_position_embeddings) }
+    }
+
+    fn empty(shape: Shape, limit: usize) -> Self {
         Self {
-            shape: Shape { layers: config.num_hidden_layers, page: PageShape { heads, head_dim } },
-            config: kv,
+            shape,
+            config: KvConfig::exact(KvDType::F32),
             len: 0,
-            limit: config.max_position_embeddings,
+            limit,
             sequences: Vec::new(),
             cooled: [0; 2],
             spare: Spare::default(),
             notes: Vec::new(),
             generation: 0,
+            undo: None,
         }
     }
 
@@ -363,3 +385,5 @@ impl KvCache {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub mod sparse;
 #[cfg(feature = "calibrate")]
 pub mod calibrate;
 
+pub mod deadline;
+
 pub mod kv_cache;
 
 pub mod attention;
@@ -33,6 +35,7 @@ pub mod attention;
 pub mod ops;
 
 pub use attention::{AttentionConfig, AttentionMode};
+pub use deadline::DeadlineExceeded;
 pub use gate::FastGrnnGate;
 pub use kv_cache::{KvCache, KvConfig, KvDType};
 pub use profile::Profile;

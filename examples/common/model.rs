@@ -104,7 +104,11 @@ impl ModelArgs {
 
     /// The dense model in its stored dtype.
     pub(crate) fn as_stored(&self) -> Result<Pretrained> {
-        self.load_as(None, SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() }, AttentionConfig::default())
+        self.load_as(
+            None,
+            SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() },
+            AttentionConfig::default(),
+        )
     }
 
     fn load_as(

@@ -163,12 +163,13 @@ pub(crate) struct Ours {
 impl Ours {
     pub(crate) fn load(
         source: &Source,
-        cli: &Cli,
+        format: Format,
         threads: Threads,
         drawn: Option<Drawn>,
+        positions: usize,
     ) -> Result<Self> {
-        let (format, mut config) = (cli.dtype, source.config()?);
-        config.max_position_embeddings = config.max_position_embeddings.max(cli.positions());
+        let mut config = source.config()?;
+        config.max_position_embeddings = config.max_position_embeddings.max(positions);
         let vb = source.var_builder()?;
         let mut options =
             LoadOptions { format: Some(format), threads: Some(threads), ..LoadOptions::default() };

@@ -127,8 +127,10 @@ fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let positions = cli.positions();
     let load = |name| -> Result<Box<dyn Engine>> {
         Ok(match name {
-            EngineName::CandleSparse => Box::new(Ours::load(&source, cli, threads, cli.drawn()?)?.reading(cli)?),
-            EngineName::Dense => Box::new(Ours::load(&source, cli, threads, None)?),
+            EngineName::CandleSparse => {
+                Box::new(Ours::load(&source, format, threads, cli.drawn()?, positions)?.reading(cli)?)
+            }
+            EngineName::Dense => Box::new(Ours::load(&source, format, threads, None, positions)?),
             EngineName::Candle if format.is_quantized() => {
                 Box::new(CandleQuantized::load(&source, format, threads, positions)?)
             }

@@ -200,13 +200,7 @@ fn sample(cli: &Cli, sampler: &mut LogitsProcessor, logits: &Tensor, ids: &[u32]
     Ok(sampler.sample(&apply_repeat_penalty(logits, cli.repeat_penalty, recent)?)?)
 }
 
-fn report(
-    cli: &Cli,
-    loaded: &Pretrained,
-    cache: &Cache,
-    out: &Generated,
-    load_s: f64,
-) -> Result<()> {
+fn report(cli: &Cli, loaded: &Pretrained, cache: &Cache, out: &Generated, load_s: f64) -> Result<()> {
     let generated = out.ids.len() - out.prompt_tokens;
     // The first token comes out of the prefill.
     let decode = generated.saturating_sub(1) as f64 / out.decode_s;

@@ -19,6 +19,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
+    FfnMode, SparseConfig,
     calibrate::{
         FfnWeights, GRID, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer,
     },
@@ -158,6 +159,28 @@ impl Calibrator {
         let profile = Profile { layers, gates: profile_gates, shares: points, fitted, fingerprint, about };
         Ok(Fitted { profile, runs, sensitivities, tuned, gates })
     }
+}
+
+/// Fits the gates of sparse attention alone; `fit` and `tune` are windows of tokens of different texts.
+///
+/// Gates go into a [`Profile`], or to [`Llama::with_gates`].
+///
+/// # Errors
+/// A checkpoint that cannot be run, or too little text.
+pub fn fit_gates(
+    vb: &VarBuilder<'_>,
+    config: &Config,
+    [fit, tune]: [&[Vec<u32>]; 2],
+    settings: &GateSettings,
+    mut progress: impl FnMut(Progress),
+) -> Result<Vec<GateFit>> {
+    let options = LoadOptions {
+        sparse: SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() },
+        ..LoadOptions::default()
+    };
+    let model = Llama::load_with(vb.clone(), config, options)?;
+    let mut run = Run { model, cache: Cache::new(true, DType::F32, config, &Device::Cpu)? };
+    attention::gates(&mut run, vb, config, [fit, tune], settings, &mut progress)
 }
 
 /// The FFN of a block as the fit wants it.

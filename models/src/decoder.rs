@@ -21,15 +21,16 @@ use candle_sparse::{
         ActivationGroup, Config, KernelSet,
         kernel::{rms_norm::shifted_relu, rope},
     },
-    kernels::{Kernels, Level},
+    deadline::Deadline,
     gate::FastGrnnGate,
+    kernels::{Kernels, Level},
     kv_cache::KvCache,
     sparse::{Plans, Points, SparseFfn},
     weight::On,
 };
 pub use load::{Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 pub use tap::LayerTap;
 
 /// A projection and its bias.
@@ -113,6 +114,7 @@ pub struct Scratch {
     decode: decode::Scratch,
     state: state::State,
     plan: Plan,
+    time_limit: Option<Duration>,
 }
 
 impl Scratch {
@@ -120,6 +122,11 @@ impl Scratch {
     #[must_use]
     pub fn sparse_stats(&self) -> SparseStats {
         self.state.stats()
+    }
+
+    /// How long a step may take; `None`: as long as it takes.
+    pub fn set_time_limit(&mut self, limit: Option<Duration>) {
+        self.time_limit = limit;
     }
 
     /// Begins to count anew; what the guard has learned stays.
@@ -137,7 +144,7 @@ impl core::fmt::Debug for Scratch {
 impl Clone for Scratch {
     /// A clone starts without working memory; only the state of the sparse FFNs outlives a step.
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), ..Self::default() }
+        Self { state: self.state.clone(), time_limit: self.time_limit, ..Self::default() }
     }
 }
 
@@ -332,7 +339,8 @@ impl Decoder {
     /// # Errors
     /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context,
     /// another batch than the cached one, or a cache made for another shape; in a decode step of a model with a profile
-    /// also a number that is not finite. The cache is unchanged then.
+    /// also a number that is not finite; a [`DeadlineExceeded`](candle_sparse::DeadlineExceeded) where a time limit is set,
+    /// at most a layer too late. The cache is unchanged then.
     ///
     /// # Panics
     /// `input` or `logits` has not the length that `step` says.
@@ -346,10 +354,20 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         self.check_all(input, step, cache, wanted, logits)?;
+        let deadline = s.time_limit.map(Deadline::new);
         if step.batch * step.seq_len == 1 {
-            return self.decode(input, step.index_pos, cache, s, logits);
+            return self.decode(input, step.index_pos, cache, s, deadline, logits);
         }
-        self.prefill(input, step, cache, &mut s.prefill, wanted, logits, None)
+        let Some(deadline) = deadline else {
+            return self.prefill(input, step, cache, &mut s.prefill, wanted, logits, None, None);
+        };
+        let before = cache.remember(step.index_pos);
+        let done = self.prefill(input, step, cache, &mut s.prefill, wanted, logits, Some(deadline), None);
+        match done {
+            Ok(()) => cache.settled(),
+            Err(_) => cache.restore(before),
+        }
+        done
     }
 
     /// As [`Self::forward`] for the logits of all positions, with `tap` between the activations and the down projection
@@ -370,7 +388,7 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         self.check_all(input, step, cache, Logits::All, logits)?;
-        self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, Some(tap))
+        self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, None, Some(tap))
     }
 
     /// [`Self::check`], and panics unless the lengths are those that `step` says.

@@ -13,7 +13,7 @@ use candle_sparse::{
     kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
-use std::sync::Arc;
+use std::{path::Path, sync::Arc, time::Duration};
 
 /// Keys and values of the tokens seen so far, and the working memory of a step.
 #[derive(Clone, Debug)]
@@ -70,6 +70,30 @@ impl Cache {
     /// The pages, for code that fills them by itself.
     pub fn kv_mut(&mut self) -> &mut KvCache {
         &mut self.kv
+    }
+
+    /// How long a call may take, `None`: as long as it takes.
+    ///
+    /// A call that takes longer ends with [`DeadlineExceeded`](candle_sparse::DeadlineExceeded), at most a layer late, and
+    /// leaves the positions as they were. A prompt under a limit keeps a copy of the pages that it changes.
+    pub fn set_time_limit(&mut self, limit: Option<Duration>) {
+        self.scratch.set_time_limit(limit);
+    }
+
+    /// Writes keys and values to a file, see [`KvCache::save`].
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.kv.save(path)
+    }
+
+    /// Continues where a saved cache of the same model ended, see [`KvCache::load`].
+    ///
+    /// # Errors
+    /// The file is no such cache; this one is unchanged then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.kv.load(path)
     }
 
     /// Forgets every position from `len` on.

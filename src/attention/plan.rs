@@ -135,7 +135,9 @@ impl<'a> Selector<'a> {
     ) {
         let between = self.config.between(page);
         let budget = self.config.budget.div_ceil(PAGE_LEN);
-        if self.config.mode == AttentionMode::Dense || between.len() <= budget && self.config.mode != AttentionMode::Window {
+        if self.config.mode == AttentionMode::Dense
+            || between.len() <= budget && self.config.mode != AttentionMode::Window
+        {
             out.extend(0..end as u32);
             return;
         }
@@ -187,7 +189,14 @@ impl Recall {
     }
 
     /// Bounds of the pages below `end` for `queries` `[tokens · group, head_dim]`.
-    pub(super) fn score(&mut self, kernels: &Kernels, head: Head<'_>, queries: &[f32], group: usize, end: usize) {
+    pub(super) fn score(
+        &mut self,
+        kernels: &Kernels,
+        head: Head<'_>,
+        queries: &[f32],
+        group: usize,
+        end: usize,
+    ) {
         let (head_dim, columns) = (head.head_dim, queries.len() / head.head_dim);
         let (tokens, stride) = (columns / group, end.next_multiple_of(PAGE_LEN));
         self.parts.clear();
@@ -204,7 +213,8 @@ impl Recall {
             let all = self.parts.chunks(2 * head_dim * super::COLUMNS);
             for (parts, scores) in all.zip(self.scores.chunks_mut(PAGE_LEN * super::COLUMNS)) {
                 let a: ArrayVec<&[f32], { super::COLUMNS }> = parts.chunks_exact(2 * head_dim).collect();
-                let mut y: ArrayVec<&mut [f32], { super::COLUMNS }> = scores.chunks_exact_mut(PAGE_LEN).collect();
+                let mut y: ArrayVec<&mut [f32], { super::COLUMNS }> =
+                    scores.chunks_exact_mut(PAGE_LEN).collect();
                 kernels.matmul_t(bounds, &a, &mut y);
             }
             for (token, scores) in self.scores.chunks_exact(group * PAGE_LEN).enumerate() {
@@ -217,7 +227,13 @@ impl Recall {
     }
 
     /// The pages that a token recalls, in order: of those between sinks and window that `chosen`, increasing, has not.
-    pub(super) fn best(&mut self, select: &Selector<'_>, token: usize, page: usize, chosen: &[u32]) -> &[u32] {
+    pub(super) fn best(
+        &mut self,
+        select: &Selector<'_>,
+        token: usize,
+        page: usize,
+        chosen: &[u32],
+    ) -> &[u32] {
         let between = select.config.between(page);
         let bounds = &self.bounds[token * between.end.next_multiple_of(PAGE_LEN)..];
         let mut rest = chosen;
@@ -258,7 +274,13 @@ pub struct Plan {
 
 impl Plan {
     /// Chooses the pages for a token at `position`, unless that was done.
-    pub fn update(&mut self, select: &Selector<'_>, cache: &KvCache, [layers, heads]: [usize; 2], position: usize) {
+    pub fn update(
+        &mut self,
+        select: &Selector<'_>,
+        cache: &KvCache,
+        [layers, heads]: [usize; 2],
+        position: usize,
+    ) {
         let (page, end) = (position / PAGE_LEN, position.div_ceil(PAGE_LEN));
         let wanted = Some((cache.generation(), page, end, select.config));
         if self.made_for == wanted {

@@ -30,7 +30,14 @@ struct Case {
 }
 
 impl Case {
-    fn new(kv_heads: usize, group: usize, head_dim: usize, len: usize, select: AttentionConfig, kv: KvConfig) -> Self {
+    fn new(
+        kv_heads: usize,
+        group: usize,
+        head_dim: usize,
+        len: usize,
+        select: AttentionConfig,
+        kv: KvConfig,
+    ) -> Self {
         let hidden = 8;
         let config = Config {
             hidden_size: hidden,
@@ -48,12 +55,8 @@ impl Case {
             norm_shift: None,
         };
         let width = (group + 2) * kv_heads * head_dim;
-        let gate = FastGrnnGate::new(
-            hidden,
-            noise(kv_heads * hidden, 1),
-            vec![0.0; kv_heads],
-            vec![-0.5; kv_heads],
-        );
+        let gate =
+            FastGrnnGate::new(hidden, noise(kv_heads * hidden, 1), vec![0.0; kv_heads], vec![-0.5; kv_heads]);
         Self {
             len,
             select,
@@ -94,13 +97,21 @@ impl Case {
 
     fn observe(&self, cache: &mut KvCache, start: usize, n: usize) {
         if let Some(gate) = self.selector().gate(0) {
-            cache.observe(0, 0, gate, Kernels::get().unwrap(), start, &self.inputs[start..start + n].concat());
+            cache.observe(
+                0,
+                0,
+                gate,
+                Kernels::get().unwrap(),
+                start,
+                &self.inputs[start..start + n].concat(),
+            );
         }
     }
 
     /// Decodes the next position on `threads` threads.
     fn decode(&self, cache: &mut KvCache, threads: usize) -> Vec<f32> {
-        let (position, c, kernels, select) = (cache.len(), &self.config, Kernels::get().unwrap(), self.selector());
+        let (position, c, kernels, select) =
+            (cache.len(), &self.config, Kernels::get().unwrap(), self.selector());
         cache.update_bounds(0, position / PAGE_LEN);
         let mut plan = Plan::default();
         plan.update(&select, cache, [1, c.num_key_value_heads], position);
@@ -133,7 +144,8 @@ impl Case {
             if cache.len() == self.len {
                 break;
             }
-            out.extend(self.prefill(&mut cache, n.min(self.len - cache.len())));
+            let left = self.len - cache.len();
+            out.extend(self.prefill(&mut cache, n.min(left)));
         }
         out
     }
@@ -145,10 +157,12 @@ impl Case {
         let at = |p: usize, start: usize| &self.qkv[p][start..start + d];
         let head = |t: usize, h: usize| {
             let kv = q_dim + h / c.group_size() * d;
-            let dot = |p: usize| at(t, h * d).iter().zip(at(p, kv)).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let dot =
+                |p: usize| at(t, h * d).iter().zip(at(p, kv)).map(|(a, b)| f64::from(a * b)).sum::<f64>();
             let weights: Vec<f64> = (0..=t).map(|p| dot(p).exp()).collect();
             let total: f64 = weights.iter().sum();
-            let value = |i| (0..=t).map(|p| weights[p] * f64::from(at(p, kv + kv_dim)[i])).sum::<f64>() / total;
+            let value =
+                |i| (0..=t).map(|p| weights[p] * f64::from(at(p, kv + kv_dim)[i])).sum::<f64>() / total;
             (0..d).map(|i| value(i) as f32).collect::<Vec<_>>()
         };
         (0..self.len).map(|t| (0..c.num_attention_heads).flat_map(|h| head(t, h)).collect()).collect()
@@ -164,11 +178,7 @@ fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 const ROUNDING: f32 = 3e-5;
 
 fn mode() -> impl Strategy<Value = AttentionMode> {
-    prop_oneof![
-        Just(AttentionMode::Window),
-        Just(AttentionMode::Gated),
-        Just(AttentionMode::Recall)
-    ]
+    prop_oneof![Just(AttentionMode::Window), Just(AttentionMode::Gated), Just(AttentionMode::Recall)]
 }
 
 prop_compose! {

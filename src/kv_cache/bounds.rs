@@ -4,7 +4,10 @@
 //! extremes of its channels (Quest: Tang et al. 2024, <https://arxiv.org/abs/2406.10774>). The bounds of 32 pages lie
 //! side by side, `[head][min, max][head_dim][32 pages]`, so that a query scores all of them in one weighted sum of rows.
 
-use super::{PAGE_LEN, page::{Page, PageShape}};
+use super::{
+    PAGE_LEN,
+    page::{Page, PageShape},
+};
 use crate::core::{BLOCK_LEN, BlockQ8_0, Matrix, Rows};
 use half::f16;
 
@@ -52,7 +55,9 @@ impl Bounds {
             if at == 0 {
                 self.groups.push(Group::Open(vec![f16::ZERO; rows * GROUP].into()));
             }
-            let Some(Group::Open(group)) = self.groups.last_mut() else { unreachable!("the last group is open") };
+            let Some(Group::Open(group)) = self.groups.last_mut() else {
+                unreachable!("the last group is open")
+            };
             note(shape, &pages[self.pages], at, group);
             self.pages += 1;
             if self.pages.is_multiple_of(GROUP) {

@@ -151,7 +151,12 @@ impl Page {
     }
 
     /// Fills `to`, a quantised page, with this page's elements.
-    pub(super) fn quantize_into(&self, shape: PageShape, to: &mut Page, rounding: impl Fn(usize) -> Rounding) {
+    pub(super) fn quantize_into(
+        &self,
+        shape: PageShape,
+        to: &mut Page,
+        rounding: impl Fn(usize) -> Rounding,
+    ) {
         let mut row = vec![0.0; shape.width()];
         let mut at = 0;
         let mut put = |x: &[f32; BLOCK_LEN]| {

@@ -134,11 +134,15 @@ impl KvCache {
 
     fn cool(&mut self, page: usize, tier: Tier) {
         let (shape, config) = (self.shape.page, self.config);
-        for layers in &mut self.sequences {
+        for (sequence, layers) in self.sequences.iter_mut().enumerate() {
             for (layer, pages) in layers.iter_mut().enumerate() {
                 let mut to = self.spare.take(tier).unwrap_or_else(|| shape.new_page(tier, config.dtype));
                 pages[page].quantize_into(shape, &mut to, |at| Rounding::of(&config, layer, page, at));
-                self.spare.give(std::mem::replace(&mut pages[page], to));
+                let was = std::mem::replace(&mut pages[page], to);
+                match &mut self.undo {
+                    Some(undo) => undo.push(([sequence, layer, page], was)),
+                    None => self.spare.give(was),
+                }
             }
         }
     }
@@ -151,7 +155,8 @@ impl KvCache {
             let end = end.min(pages.len());
             for (i, page) in pages.get_mut(first..end).unwrap_or_default().iter_mut().enumerate() {
                 if page.tier() != Tier::Hot {
-                    let mut hot = self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype));
+                    let mut hot =
+                        self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype));
                     if (first + i) * PAGE_LEN < self.len {
                         page.thaw_into(shape, &mut hot);
                     }

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
-    BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0, Matrix, Rows, format::f16_to_f32, kernel::matmul::check_matmul_t,
+    BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0, Matrix, Rows, format::f16_to_f32,
+    kernel::matmul::check_matmul_t,
 };
 use half::{bf16, f16};
 

@@ -9,6 +9,7 @@ use candle_core::{Error, Result, bail};
 use candle_sparse::{
     attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
     core::{ActivationGroup, KernelSet, kernel::rope},
+    deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     team::{Board, Member, Outcome, Over, Room},
     weight::ROW_STEP,
@@ -68,13 +69,12 @@ impl Decoder {
         position: usize,
         cache: &mut KvCache,
         s: &mut AllScratch,
+        deadline: Option<Deadline>,
         logits: &mut [f32],
     ) -> Result<()> {
         let AllScratch { decode: s, state, plan, .. } = s;
         let select = self.selector();
         if select.config().recalled_pages() > 0 {
-            // Cut back first: a bound must not tell of a key that is about to be replaced.
-            cache.begin(1, position, 1)?;
             (0..self.layers.len()).for_each(|layer| cache.update_bounds(layer, position / PAGE_LEN));
         }
         plan.update(&select, cache, [self.layers.len(), self.config.num_key_value_heads], position);
@@ -91,6 +91,10 @@ impl Decoder {
         let program = |member: &mut Member<'_>, own: &mut Own| {
             self.enter_token(input, position, own);
             for (i, layer) in self.layers.iter().enumerate() {
+                // The caller's end is everyone's.
+                if member.is_caller() && deadline.is_some_and(|d| d.has_passed()) {
+                    return Err(Over);
+                }
                 self.attend_token(member, (i, layer), past, own)?;
                 match (&layer.ffn, plans) {
                     (Ffn::Sparse(ffn), Some(plans)) => {
@@ -111,6 +115,9 @@ impl Decoder {
                 "layer {i}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its \
                  dtype too narrow?"
             );
+        }
+        if let (Err(Over), Some(deadline)) = (outcome, deadline) {
+            deadline.check()?;
         }
         outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
         cache.begin(1, position, 1)?;
@@ -133,7 +140,11 @@ impl Decoder {
     /// What a step publishes at most.
     fn room(&self) -> Room {
         let c = &self.config;
-        let layer = 2 * c.hidden_size + c.q_dim() + 2 * c.kv_dim() + c.intermediate_size + attention::room(c, &self.selector());
+        let layer = 2 * c.hidden_size
+            + c.q_dim()
+            + 2 * c.kv_dim()
+            + c.intermediate_size
+            + attention::room(c, &self.selector());
         let sparse = self.sparse_room();
         Room {
             phases: self.layers.len() * PHASES + 1 + sparse.phases,

@@ -5,6 +5,7 @@ use candle_core::Result;
 use candle_sparse::{
     attention::{Queries, attention},
     core::{ActivationGroup, Columns, KernelSet, Matrix, kernel::rope},
+    deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     threads::ranges,
     weight::{On, ROW_STEP, split_columns},
@@ -47,6 +48,7 @@ impl Decoder {
         s: &mut Scratch,
         wanted: Logits,
         logits: &mut [f32],
+        deadline: Option<Deadline>,
         mut tap: Option<&mut dyn LayerTap>,
     ) -> Result<()> {
         let vocab = self.config.vocab_size;
@@ -56,7 +58,13 @@ impl Decoder {
         for start in (0..seq_len).step_by(chunk) {
             let n = chunk.min(seq_len - start);
             self.enter(input, step, start, n, &mut s.x)?;
-            self.layers(Step { batch, seq_len: n, index_pos: index_pos + start }, cache, s, &mut tap);
+            self.layers(
+                Step { batch, seq_len: n, index_pos: index_pos + start },
+                cache,
+                s,
+                deadline,
+                &mut tap,
+            )?;
             cache.advance(n);
             if wanted == Logits::All {
                 for (b, logits) in logits.chunks_exact_mut(seq_len * vocab).enumerate() {
@@ -83,7 +91,14 @@ impl Decoder {
         Ok(())
     }
 
-    fn layers(&self, step: Step, cache: &mut KvCache, s: &mut Scratch, tap: &mut Option<&mut dyn LayerTap>) {
+    fn layers(
+        &self,
+        step: Step,
+        cache: &mut KvCache,
+        s: &mut Scratch,
+        deadline: Option<Deadline>,
+        tap: &mut Option<&mut dyn LayerTap>,
+    ) -> Result<()> {
         let c = &self.config;
         let rows = step.batch * step.seq_len;
         let half = c.head_dim / 2;
@@ -99,9 +114,13 @@ impl Decoder {
         resize(&mut s.up, rows * c.intermediate_size);
         self.resize_groups(rows, &mut s.groups);
         for (i, layer) in self.layers.iter().enumerate() {
+            if let Some(deadline) = deadline {
+                deadline.check()?;
+            }
             self.attention(i, layer, step, cache, s, tap);
             self.mlp(i, layer, s, tap);
         }
+        Ok(())
     }
 
     /// `x += o(attention(norm(x)))`

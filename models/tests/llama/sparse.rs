@@ -265,7 +265,13 @@ fn hot_neurons_are_always_active_and_threads_change_no_bit() {
                 let run = |n: usize| {
                     let threads = Some(Threads::new(n).unwrap());
                     let sparse = SparseConfig { mode: ffn, selection, guard: None };
-                    let options = LoadOptions { format: Some(format), threads, profile: p.clone(), sparse, ..LoadOptions::default() };
+                    let options = LoadOptions {
+                        format: Some(format),
+                        threads,
+                        profile: p.clone(),
+                        sparse,
+                        ..LoadOptions::default()
+                    };
                     let (logits, cache) = decode(&m, &m.load(options), 12);
                     (logits, cache.sparse_stats())
                 };

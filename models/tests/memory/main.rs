@@ -4,4 +4,5 @@
 mod controls;
 mod dense;
 mod parts;
+mod sparse;
 mod synthetic;

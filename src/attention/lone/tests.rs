@@ -42,7 +42,13 @@ fn cache(dtype: KvDType, len: usize) -> KvCache {
     cache
 }
 
-fn decode(select: Selector<'_>, threads: Threads, cache: &KvCache, position: usize, queries: &[f32]) -> Vec<f32> {
+fn decode(
+    select: Selector<'_>,
+    threads: Threads,
+    cache: &KvCache,
+    position: usize,
+    queries: &[f32],
+) -> Vec<f32> {
     let [keys, values] = [0, 1].map(|kv| {
         let mut row = noise(CONFIG.kv_dim(), 2 * position + kv);
         cache.round(&mut row);
@@ -50,7 +56,8 @@ fn decode(select: Selector<'_>, threads: Threads, cache: &KvCache, position: usi
     });
     let mut plan = Plan::default();
     plan.update(&select, cache, [2, 2], position);
-    let token = Token { cache, select, plan: &plan, layer: 1, position, queries, keys: &keys, values: &values };
+    let token =
+        Token { cache, select, plan: &plan, layer: 1, position, queries, keys: &keys, values: &values };
     let own: Vec<_> = (0..threads.count())
         .map(|_| Mutex::new((LoneScratch::default(), vec![0.0; CONFIG.q_dim()])))
         .collect();
@@ -72,7 +79,15 @@ fn a_token_not_yet_in_the_cache_sees_what_one_in_it_sees() {
             let full = cache(dtype, len);
             let q = Queries { rows: &queries, width: CONFIG.q_dim(), seq_len: 1, index_pos: len - 1 };
             let mut want = vec![0.0; CONFIG.q_dim()];
-            attention(On { kernels: Kernels::get().unwrap(), threads: one }, &CONFIG, &full, 1, &Selector::DENSE, q, &mut want);
+            attention(
+                On { kernels: Kernels::get().unwrap(), threads: one },
+                &CONFIG,
+                &full,
+                1,
+                &Selector::DENSE,
+                q,
+                &mut want,
+            );
 
             let past = cache(dtype, len - 1);
             let got = decode(Selector::DENSE, one, &past, len - 1, &queries);

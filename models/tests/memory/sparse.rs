@@ -1,0 +1,225 @@
+//! What quantised pages and sparse attention still find.
+
+use crate::synthetic::{
+    ask::ask,
+    model::{CONTEXT, LAYERS, Settings, config, load, weights},
+    tasks::{Share, Task, count, multi_needle, passkey, variables},
+};
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use candle_sparse::{
+    AttentionConfig, AttentionMode, DeadlineExceeded, FastGrnnGate, KvConfig, calibrate::GateSettings,
+    kv_cache::KvDType,
+};
+use candle_sparse_models::{
+    calibrate::fit_gates,
+    llama::{Cache, Llama},
+};
+use std::time::Duration;
+
+const DEPTHS: [f64; 7] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
+
+/// Small, so that most of a text of 1024 tokens is out of sight, or cold.
+const SMALL: AttentionConfig =
+    AttentionConfig { mode: AttentionMode::Gated, sinks: 4, window: 64, budget: 128, recall: 64 };
+
+fn tiers() -> KvConfig {
+    KvConfig { hot: 64, warm: 128, ..KvConfig::tiered() }
+}
+
+fn cache(kv: KvConfig) -> Cache {
+    Cache::with_config(true, kv, &config(), &Device::Cpu).unwrap()
+}
+
+/// Right answers, and answers.
+fn right(llama: &Llama, kv: KvConfig, tasks: &[Task]) -> (usize, usize) {
+    let all: Vec<_> = tasks.iter().flat_map(|t| ask(llama, &mut cache(kv), t).unwrap()).collect();
+    (all.iter().filter(|r| r.got == r.expected).count(), all.len())
+}
+
+fn passkeys(length: usize) -> Vec<Task> {
+    (0..).zip(DEPTHS).map(|(seed, depth)| passkey(length, depth, seed)).collect()
+}
+
+fn with(mode: AttentionMode, recall: usize) -> AttentionConfig {
+    AttentionConfig { mode, recall, ..SMALL }
+}
+
+fn var_builder() -> VarBuilder<'static> {
+    VarBuilder::from_tensors(weights(Settings::default()).unwrap(), DType::F32, &Device::Cpu)
+}
+
+/// Gates fitted to texts with needles, as `calibrate` fits them.
+fn fitted(seed: u64) -> Vec<FastGrnnGate> {
+    let text = |i: u64| {
+        let task = multi_needle(900, 40, seed + i);
+        let mut tokens = task.context.clone();
+        tokens.extend(task.questions.iter().flat_map(|q| q.tokens.clone()));
+        tokens.truncate(900);
+        tokens
+    };
+    let [fit, tune] = [0..12, 12..16].map(|r| r.map(text).collect::<Vec<_>>());
+    let settings = GateSettings { window: Some(64), share: 0.1, ..GateSettings::default() };
+    let fits = fit_gates(&var_builder(), &config(), [&fit, &tune], &settings, |_| ()).unwrap();
+    for (layer, f) in fits.iter().enumerate() {
+        let [ridge, cell] = f.r2();
+        println!(
+            "layer {layer}: R² ridge {ridge:.3}, with a cell {cell:.3}, cell kept: {}",
+            f.gate.cell.is_some()
+        );
+    }
+    fits.into_iter().map(|f| f.gate).collect()
+}
+
+/// Gates that know nothing.
+fn random(seed: usize) -> Vec<FastGrnnGate> {
+    let hidden = config().hidden_size;
+    let weight = |i: usize| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 5_003.5 - 1.0;
+    let gate = |l: usize| {
+        let ridge = (0..2 * hidden).map(|i| weight(i + 977 * l)).collect();
+        FastGrnnGate::new(hidden, ridge, vec![0.0; 2], vec![f32::MIN; 2]).unwrap()
+    };
+    (0..LAYERS).map(gate).collect()
+}
+
+/// Gates that know the answers of one task: its values' embeddings.
+fn oracle(llama: &Llama, task: &Task) -> Vec<FastGrnnGate> {
+    let answers: Vec<u32> =
+        task.questions.iter().flat_map(|q| q.needles.iter().map(|&n| task.context[n])).collect();
+    let mut ridge = vec![0.0; config().hidden_size];
+    let mut row = ridge.clone();
+    for &answer in &answers {
+        llama.decoder().embed(&[answer], &mut row).unwrap();
+        // A token's own code alone, without what all have.
+        ridge[..32].iter_mut().zip(&row).for_each(|(r, v)| *r += v);
+    }
+    let gate = || FastGrnnGate::new(ridge.len(), ridge.repeat(2), vec![0.0; 2], vec![f32::MIN; 2]).unwrap();
+    (0..LAYERS).map(|_| gate()).collect()
+}
+
+#[test]
+fn tiers_forget_nothing() {
+    let llama = load().unwrap();
+    for kv in [tiers(), KvConfig::q8(), KvConfig::q4()] {
+        for tasks in [
+            passkeys(1024),
+            vec![multi_needle(1024, 8, 3), variables(1024, 6, 4)],
+            vec![count(1024, Share { most: 0.2, other: 0.15, misleading: 256 }, 5)],
+        ] {
+            let (found, all) = right(&llama, kv, &tasks);
+            assert_eq!(found, all, "{kv:?}");
+        }
+    }
+}
+
+#[test]
+fn recall_finds_what_a_window_has_lost() {
+    let tasks = passkeys(1024);
+    let window = load().unwrap().with_attention(with(AttentionMode::Window, 0)).unwrap();
+    let (lost, _) = right(&window, KvConfig::exact(KvDType::F16), &tasks);
+    assert!(lost <= 2, "the window holds 64 of 1024 tokens, yet {lost} keys were found");
+    for (select, gates) in [(with(AttentionMode::Recall, 0), None), (SMALL, Some(random(1)))] {
+        let mut llama = load().unwrap();
+        if let Some(gates) = gates {
+            llama = llama.with_gates(gates).unwrap();
+        }
+        let llama = llama.with_attention(select).unwrap();
+        for kv in [KvConfig::exact(KvDType::F16), tiers()] {
+            let (found, all) = right(&llama, kv, &tasks);
+            assert_eq!(found, all, "{select:?}, {kv:?}");
+        }
+    }
+}
+
+#[test]
+fn a_gate_that_knows_needs_no_recall() {
+    let llama = load().unwrap();
+    let select = with(AttentionMode::Gated, 0);
+    let (mut knows, mut guesses, tasks) = (0, 0, passkeys(1024));
+    for task in &tasks {
+        let task = std::slice::from_ref(task);
+        let oracle = llama.with_gates(oracle(&llama, &task[0])).unwrap().with_attention(select).unwrap();
+        knows += right(&oracle, tiers(), task).0;
+        let random = llama.with_gates(random(2)).unwrap().with_attention(select).unwrap();
+        guesses += right(&random, tiers(), task).0;
+    }
+    assert_eq!(knows, tasks.len());
+    assert!(guesses < tasks.len() - 1, "random pages found {guesses} of {}", tasks.len());
+}
+
+#[test]
+fn a_step_out_of_time_changes_nothing() {
+    let llama = load().unwrap().with_attention(with(AttentionMode::Recall, 0)).unwrap();
+    let task = passkey(700, 0.3, 1);
+    let mut cache = cache(tiers());
+    llama.forward(&crate::synthetic::ask::ids(&task.context).unwrap(), 0, &mut cache).unwrap();
+    let (mut other, len) = (cache.clone(), cache.len());
+    cache.set_time_limit(Some(Duration::ZERO));
+    let more: Vec<u32> = (0..900).map(|i| 224 + i % 200).collect();
+    for (tokens, at) in [(&more[..], len), (&more[..1], len), (&more[..], 100), (&more[..40], 0)] {
+        let error = llama.forward(&crate::synthetic::ask::ids(tokens).unwrap(), at, &mut cache).unwrap_err();
+        let exceeded = DeadlineExceeded::of(&error).expect("a deadline");
+        assert!(exceeded.elapsed > exceeded.limit && cache.len() == len);
+    }
+    cache.set_time_limit(Some(Duration::from_secs(3600)));
+    let question = &task.questions[0].tokens;
+    for (i, token) in question.iter().chain(&more[..40]).enumerate() {
+        let step = |cache: &mut Cache| {
+            let x = crate::synthetic::ask::ids(&[*token]).unwrap();
+            llama.forward(&x, len + i, cache).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(step(&mut cache), step(&mut other), "token {i}");
+    }
+}
+
+/// The table of the record: `cargo test --release -p candle-sparse-models --test memory -- --ignored --nocapture table`.
+#[test]
+#[ignore = "minutes"]
+fn table() {
+    let lengths: Vec<usize> = std::env::var("LENGTHS")
+        .map_or(vec![2048, 8192, 16_384], |l| l.split(',').map(|n| n.parse().unwrap()).collect());
+    let (dense, ridge) = (load().unwrap(), fitted(100));
+    let default = AttentionConfig::new(AttentionMode::Gated);
+    let with = |mode, recall, gates: Option<&Vec<FastGrnnGate>>| {
+        let llama = gates.map_or(dense.clone(), |g| dense.with_gates(g.clone()).unwrap());
+        llama.with_attention(AttentionConfig { mode, recall, budget: 512, ..default }).unwrap()
+    };
+    for length in lengths {
+        assert!(length < CONTEXT);
+        let tasks: [(&str, Vec<Task>); 4] = [
+            ("passkey", passkeys(length)),
+            ("8 needles", vec![multi_needle(length, 8, 7)]),
+            ("6 chains", vec![variables(length, 6, 8)]),
+            (
+                "counting",
+                (0..4)
+                    .map(|s| count(length, Share { most: 0.2, other: 0.15, misleading: length / 8 }, s))
+                    .collect(),
+            ),
+        ];
+        for (name, tasks) in &tasks {
+            let mut line = format!("{length:6} {name:10}");
+            let mut say =
+                |what: &str, (found, all): (usize, usize)| line += &format!(" | {what} {found}/{all}");
+            let mut try_all = |what: &str, llama: &Llama| say(what, right(llama, KvConfig::tiered(), tasks));
+            try_all("dense", &dense);
+            try_all("window", &with(AttentionMode::Window, 0, None));
+            try_all("random", &with(AttentionMode::Gated, 0, Some(&random(3))));
+            try_all("gate", &with(AttentionMode::Gated, 0, Some(&ridge)));
+            try_all("gate + recall", &with(AttentionMode::Gated, default.recall, Some(&ridge)));
+            try_all("recall", &with(AttentionMode::Recall, 0, None));
+            let mut knows = (0, 0);
+            for task in tasks {
+                let gates = oracle(&dense, task);
+                let (f, a) = right(
+                    &with(AttentionMode::Gated, 0, Some(&gates)),
+                    KvConfig::tiered(),
+                    std::slice::from_ref(task),
+                );
+                knows = (knows.0 + f, knows.1 + a);
+            }
+            say("oracle", knows);
+            println!("{line}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! A limit on how long a step may take.
+
+use candle_core::{Error, Result};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+/// A step took longer than it was allowed to; the cache is as it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadlineExceeded {
+    /// How long the step ran before it gave up.
+    pub elapsed: Duration,
+    /// How long it was allowed to.
+    pub limit: Duration,
+}
+
+impl fmt::Display for DeadlineExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "deadline exceeded: the step ran {:?} of {:?} allowed; the cache is as before it",
+            self.elapsed, self.limit
+        )
+    }
+}
+
+impl std::error::Error for DeadlineExceeded {}
+
+impl DeadlineExceeded {
+    /// The exceeded deadline that an error of a step tells of, if it does.
+    #[must_use]
+    pub fn of(error: &Error) -> Option<&Self> {
+        match error {
+            Error::WrappedContext { wrapped, .. } => wrapped.downcast_ref(),
+            Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => Self::of(inner),
+            _ => None,
+        }
+    }
+}
+
+/// When a step must have ended; checked between layers.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    start: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// A step that begins now.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self { start: Instant::now(), limit }
+    }
+
+    /// Whether there is no time left.
+    #[must_use]
+    pub fn has_passed(&self) -> bool {
+        self.start.elapsed() > self.limit
+    }
+
+    /// Whether the step may go on.
+    ///
+    /// # Errors
+    /// [`DeadlineExceeded`], which [`DeadlineExceeded::of`] finds in the error.
+    pub fn check(&self) -> Result<()> {
+        let exceeded = DeadlineExceeded { elapsed: self.start.elapsed(), limit: self.limit };
+        if exceeded.elapsed <= self.limit {
+            return Ok(());
+        }
+        Err(Error::WrappedContext { context: exceeded.to_string(), wrapped: Box::new(exceeded) })
+    }
+}

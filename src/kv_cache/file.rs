@@ -1,0 +1,144 @@
+//! A cache as a file: continue a conversation without reading it again.
+//!
+//! A `safetensors` file: per sequence and layer a tensor of bytes `sequences.S.layers.L`, page after page in the form they
+//! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata. What the gate said is not kept: after
+//! loading, pages that are already there count as wanted.
+
+use super::{KvCache, KvConfig, KvDType, PAGE_LEN, Tier, page::PageShape};
+use crate::loading;
+use candle_core::{Device, Error, Result, Tensor, bail};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use std::{collections::HashMap, path::Path};
+
+const ABOUT: &str = "candle_sparse_kv_cache";
+const FORMAT: u64 = 1;
+
+impl KvCache {
+    /// Writes the cache to a file; one that was there is replaced when the new one is whole.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut tensors = HashMap::new();
+        let pages = self.len.div_ceil(PAGE_LEN);
+        for (s, layers) in self.sequences.iter().enumerate() {
+            for (l, all) in layers.iter().enumerate() {
+                let bytes: Vec<u8> = all[..pages].iter().flat_map(|p| p.as_bytes()).copied().collect();
+                let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
+                let name = name(s, l);
+                let n = bytes.len();
+                tensors.insert(format!("{name}.tiers"), Tensor::from_vec(tiers, pages, &Device::Cpu)?);
+                tensors.insert(name, Tensor::from_vec(bytes, n, &Device::Cpu)?);
+            }
+        }
+        let about = HashMap::from([(ABOUT.to_string(), self.about().to_string())]);
+        let part = path.with_extension("part");
+        let failed = |e: &dyn std::fmt::Display| Error::msg(format!("cannot write {}: {e}", path.display()));
+        safetensors::serialize_to_file(&tensors, Some(about), &part).map_err(|e| failed(&e))?;
+        std::fs::rename(&part, path).map_err(|e| failed(&e))
+    }
+
+    /// Fills this cache, made for the same model, with what [`Self::save`] wrote; its settings become the file's.
+    ///
+    /// # Errors
+    /// The file is none of these, truncated, or of another shape. The cache is unchanged then.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let named = |e: Error| Error::msg(format!("kv cache {}: {e}", path.display()));
+        let metadata = loading::metadata(path).map_err(named)?;
+        let Some(about) = metadata.get(ABOUT) else {
+            return Err(named(Error::msg("is no saved cache")));
+        };
+        let about: Value = serde_json::from_str(about).map_err(|e| named(Error::wrap(e)))?;
+        let generation = self.generation + 1;
+        *self = Self { generation, ..self.read(path, &about).map_err(named)? };
+        Ok(())
+    }
+
+    fn about(&self) -> Value {
+        let KvConfig { dtype, hot, warm, stochastic, max_bytes } = self.config;
+        json!({
+            "format": FORMAT, "positions": self.len, "sequences": self.sequences.len(), "layers": self.shape.layers,
+            "heads": self.shape.page.heads, "head_dim": self.shape.page.head_dim, "dtype": dtype.name(), "hot": hot,
+            "warm": warm, "stochastic": stochastic, "max_bytes": max_bytes,
+        })
+    }
+
+    fn read(&self, path: &Path, about: &Value) -> Result<Self> {
+        let number = |key: &str| match about[key].as_u64() {
+            Some(n) => Ok(n as usize),
+            None => bail!("metadata has no number {key}"),
+        };
+        if number("format")? as u64 != FORMAT {
+            bail!("format {} is not known here, only {FORMAT}: update candle-sparse", about["format"]);
+        }
+        let (PageShape { heads, head_dim }, layers) = (self.shape.page, self.shape.layers);
+        let [got_layers, got_heads, got_dim] = [number("layers")?, number("heads")?, number("head_dim")?];
+        if [got_layers, got_heads, got_dim] != [layers, heads, head_dim] {
+            bail!(
+                "made for {got_layers} layers of {got_heads} heads of {got_dim}, the model has {layers} of {heads} of \
+                 {head_dim}"
+            );
+        }
+        let len = number("positions")?;
+        if len > self.limit {
+            bail!("{len} positions are past the model's context of {}", self.limit);
+        }
+        let Some(dtype) = KvDType::ALL.into_iter().find(|d| about["dtype"] == d.name()) else {
+            bail!("dtype {} is not known", about["dtype"]);
+        };
+        let config = KvConfig {
+            dtype,
+            hot: number("hot")?,
+            warm: number("warm")?,
+            stochastic: about["stochastic"].as_u64(),
+            max_bytes: about["max_bytes"].as_u64().map(|n| n as usize),
+        };
+        let mut cache = Self { config, ..Self::empty(self.shape, self.limit) };
+        cache.fill(path, number("sequences")?, len)?;
+        Ok(cache)
+    }
+
+    fn fill(&mut self, path: &Path, batch: usize, len: usize) -> Result<()> {
+        let file = std::fs::read(path)?;
+        let file = SafeTensors::deserialize(&file).map_err(Error::wrap)?;
+        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, len.div_ceil(PAGE_LEN));
+        for s in 0..batch {
+            let mut layers = Vec::new();
+            for l in 0..self.shape.layers {
+                let bytes = |name: &str| file.tensor(name).map(|t| t.data()).map_err(Error::wrap);
+                let name = name(s, l);
+                let (all, tiers) = (bytes(&name)?, bytes(&format!("{name}.tiers"))?);
+                let tiers: Option<Vec<Tier>> =
+                    tiers.iter().map(|t| Tier::ALL.get(*t as usize).copied()).collect();
+                let Some(tiers) = tiers.filter(|t| t.len() == pages) else {
+                    bail!("{name}.tiers does not name the tiers of {pages} pages");
+                };
+                let needed: usize = tiers.iter().map(|t| shape.bytes(*t, dtype)).sum();
+                if all.len() != needed {
+                    bail!("{name} has {} bytes, its pages take {needed}", all.len());
+                }
+                let mut rest = all;
+                layers.push(Vec::new());
+                for tier in tiers {
+                    let mut page = shape.new_page(tier, dtype);
+                    let (bytes, behind) = rest.split_at(shape.bytes(tier, dtype));
+                    page.as_bytes_mut().copy_from_slice(bytes);
+                    layers[l].push(page);
+                    rest = behind;
+                }
+            }
+            self.sequences.push(layers);
+        }
+        self.len = len;
+        self.notes = vec![vec![super::Notes::default(); self.shape.layers]; batch];
+        self.cooled = self.config.cooled(len);
+        Ok(())
+    }
+}
+
+fn name(sequence: usize, layer: usize) -> String {
+    format!("sequences.{sequence}.layers.{layer}")
+}

@@ -1,0 +1,57 @@
+//! The way back to what a cache was before a step.
+
+use super::{KvCache, Notes, PAGE_LEN, page::Page};
+
+/// What a step may change, as it was before.
+#[derive(Debug)]
+pub struct Before {
+    len: usize,
+    cooled: [usize; 2],
+    /// Pages from here on are written.
+    first: usize,
+    /// `[sequence][layer][page − first]`
+    pages: Vec<Vec<Vec<Page>>>,
+    notes: Vec<Vec<Notes>>,
+}
+
+/// A page that became colder: where it stood, and what it was.
+pub(super) type Cooled = ([usize; 3], Page);
+
+impl KvCache {
+    /// Keeps what a step from `index_pos` on may change, until [`Self::restore`] or [`Self::settled`].
+    ///
+    /// Cost: a copy of the pages from `index_pos` on and of what is known for choosing pages.
+    #[must_use]
+    pub fn remember(&mut self, index_pos: usize) -> Before {
+        self.undo = Some(Vec::new());
+        let first = index_pos / PAGE_LEN;
+        let tail = |pages: &Vec<Page>| pages.get(first..).unwrap_or_default().to_vec();
+        let pages = self.sequences.iter().map(|layers| layers.iter().map(tail).collect()).collect();
+        Before { len: self.len, cooled: self.cooled, first, pages, notes: self.notes.clone() }
+    }
+
+    /// Goes back to before the step.
+    pub fn restore(&mut self, before: Before) {
+        for ([sequence, layer, page], was) in self.undo.take().unwrap_or_default().into_iter().rev() {
+            // Pages of a batch that is gone come back with `before`.
+            if let Some(page) = self.sequences.get_mut(sequence).and_then(|s| s[layer].get_mut(page)) {
+                *page = was;
+            }
+        }
+        self.sequences.resize_with(before.pages.len(), || vec![Vec::new(); self.shape.layers]);
+        let tails = before.pages.into_iter().flatten();
+        for (pages, tail) in self.sequences.iter_mut().flatten().zip(tails) {
+            pages.truncate(before.first);
+            pages.extend(tail);
+        }
+        (self.len, self.cooled, self.notes) = (before.len, before.cooled, before.notes);
+        self.generation += 1;
+    }
+
+    /// The step is over: nothing is kept any more.
+    pub fn settled(&mut self) {
+        for (_, page) in self.undo.take().unwrap_or_default() {
+            self.spare.give(page);
+        }
+    }
+}
