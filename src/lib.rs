@@ -34,10 +34,13 @@ pub mod attention;
 
 pub mod ops;
 
+pub mod preset;
+
 pub use attention::{AttentionConfig, AttentionMode};
 pub use deadline::DeadlineExceeded;
 pub use gate::FastGrnnGate;
 pub use kv_cache::{KvCache, KvConfig, KvDType};
+pub use preset::Preset;
 pub use profile::Profile;
 pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
 pub use threads::Threads;

@@ -370,6 +370,23 @@ impl Decoder {
         done
     }
 
+    /// Touches what the first real decode step would: weights, threads, working memory; cache and statistics are as before.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn warm_up(&self, cache: &mut KvCache, s: &mut Scratch) -> Result<()> {
+        let (position, mut logits) = (cache.len(), vec![0.0; self.config.vocab_size]);
+        if position >= self.config.max_position_embeddings || cache.batch_size() > 1 {
+            return Ok(());
+        }
+        let (before, state, limit) = (cache.remember(position), s.state.clone(), s.time_limit.take());
+        let step = Step { batch: 1, seq_len: 1, index_pos: position };
+        let done = self.forward(Input::Ids(&[0]), step, cache, s, Logits::Last, &mut logits);
+        cache.restore(before);
+        (s.state, s.time_limit) = (state, limit);
+        done
+    }
+
     /// As [`Self::forward`] for the logits of all positions, with `tap` between the activations and the down projection
     /// of every block; a lone token takes this path too.
     ///

@@ -275,6 +275,14 @@ impl Llama {
         self.decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)
     }
 
+    /// Touches what the first real decode step would: weights, threads, working memory; the cache is as before.
+    ///
+    /// # Errors
+    /// See [`Decoder::forward`].
+    pub fn warm_up(&self, cache: &mut Cache) -> Result<()> {
+        self.decoder.warm_up(&mut cache.kv, &mut cache.scratch)
+    }
+
     /// The decoder underneath: shape, level, threads, bytes, notices.
     #[must_use]
     pub fn decoder(&self) -> &Decoder {

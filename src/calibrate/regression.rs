@@ -11,7 +11,9 @@ pub(super) struct Regression {
     inputs: usize,
     targets: usize,
     rows: f64,
-    /// Of `[x, y, 1]`, row-major.
+    /// A first row, taken from all: an input that hardly varies would lose its variance in the squares of its mean.
+    origin: Vec<f32>,
+    /// Of `[x, y, 1]` less the origin, row-major.
     products: Vec<f64>,
 }
 
@@ -27,7 +29,7 @@ pub(super) struct Linear {
 impl Regression {
     pub(super) fn new(inputs: usize, targets: usize) -> Self {
         let width = inputs + targets + 1;
-        Self { inputs, targets, rows: 0.0, products: vec![0.0; width * width] }
+        Self { inputs, targets, rows: 0.0, origin: Vec::new(), products: vec![0.0; width * width] }
     }
 
     /// Adds `x` `[n, inputs]` and `y` `[n, targets]`. Cost: `n · (inputs + targets)²` multiply-adds.
@@ -35,7 +37,14 @@ impl Regression {
         let width = self.inputs + self.targets + 1;
         for (x, y) in x.chunks(ROWS * self.inputs).zip(y.chunks(ROWS * self.targets)) {
             let rows = x.chunks_exact(self.inputs).zip(y.chunks_exact(self.targets));
-            let all: Vec<f32> = rows.flat_map(|(x, y)| x.iter().chain(y).copied().chain([1.0])).collect();
+            if self.origin.is_empty() {
+                self.origin = x[..self.inputs].iter().chain(&y[..self.targets]).copied().collect();
+            }
+            let less = |(v, o): (&f32, &f32)| v - o;
+            let row = |(x, y): (&[f32], &[f32])| -> Vec<f32> {
+                x.iter().chain(y).zip(&self.origin).map(less).chain([1.0]).collect()
+            };
+            let all: Vec<f32> = rows.flat_map(row).collect();
             let n = all.len() / width;
             let all = Tensor::from_vec(all, (n, width), &Device::Cpu)?;
             let products = all.t()?.contiguous()?.matmul(&all)?.flatten_all()?.to_dtype(DType::F64)?;
@@ -73,7 +82,7 @@ impl Regression {
 
     fn linear(&self, w: MatRef<'_, f64>) -> Linear {
         let (d, width) = (self.inputs, self.inputs + self.targets + 1);
-        let mean = |i: usize| self.products[i * width + width - 1] / self.rows;
+        let mean = |i: usize| self.products[i * width + width - 1] / self.rows + f64::from(self.origin[i]);
         let weights = (0..self.targets).flat_map(|t| (0..d).map(move |i| w[(i, t)] as f32)).collect();
         let bias = |t: usize| mean(d + t) - (0..d).map(|i| w[(i, t)] * mean(i)).sum::<f64>();
         Linear { weights, bias: (0..self.targets).map(|t| bias(t) as f32).collect() }

@@ -12,6 +12,8 @@
 //! | `BAG` | mean of all `NAME`s so far | every layer |
 //! | `RECENT` | mean of the latest `NAME`s, fading with the distance | every layer |
 //! | `ONE`, `START` | a constant; whether the token is the first | embedding |
+//! | `IS_NAME` | a little, if the token is a name | embedding |
+//! | `AFTER_NAME` | the same of the token before: what follows a name is worth keeping, and a linear gate can see it | layer 0 |
 //!
 //! The head reads values from `FIRST` and `SECOND`, and all tokens, faintly, from `BAG` and `RECENT`.
 //!
@@ -64,7 +66,14 @@ const BAG: usize = 160;
 const RECENT: usize = 192;
 const ONE: usize = 224;
 const IS_START: usize = 225;
+const IS_NAME: usize = 226;
+/// The channel of what a gate should see.
+pub const AFTER_NAME: usize = 227;
 
+/// Value of `IS_NAME`; small, so that the norm stays.
+const NAMED: f32 = 0.4;
+/// The channel of layer 0's values that carries it.
+const NAMED_CHANNEL: usize = LEN;
 /// Value of `ONE`; the larger, the less the norm of a token depends on what it has found.
 const CONSTANT: f32 = 2.0;
 /// Norm² of an embedding: two codes and the constant.
@@ -172,6 +181,9 @@ fn embedding(codes: &[[f32; LEN]]) -> Matrix {
         if token == START {
             w.set(row, IS_START, 2_f32.sqrt());
             continue;
+        }
+        if NAMES.contains(&token) {
+            w.set(row, IS_NAME, NAMED);
         }
         let refers = if REFERENCES.contains(&token) { name_of(token) } else { token };
         w.set_row(row, NAME, &codes[row]);
@@ -293,6 +305,9 @@ fn values(layer: usize) -> Matrix {
     let gain = 1.0 / norm_gain(layer);
     w.copy(0, if layer == 0 { NAME } else { REFERS }, LEN, gain);
     w.copy(HEAD_DIM, NAME, LEN, gain);
+    if layer == 0 {
+        w.set(NAMED_CHANNEL, IS_NAME, gain);
+    }
     w
 }
 
@@ -302,6 +317,9 @@ fn output(layer: usize) -> Matrix {
     // Two heads that find the same.
     w.copy(found, 0, LEN, 0.5);
     w.copy(found, HEAD_DIM, LEN, 0.5);
+    if layer == 0 {
+        (0..2).for_each(|head| w.set(AFTER_NAME, head * HEAD_DIM + NAMED_CHANNEL, 0.5));
+    }
     w.copy(BAG, 2 * HEAD_DIM, LEN, 1.0 / LAYERS as f32);
     w.copy(RECENT, 3 * HEAD_DIM, LEN, 1.0 / LAYERS as f32);
     w
