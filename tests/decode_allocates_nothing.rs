@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
-    FfnMode, Guard, Profile, Selection, SparseConfig,
+    AttentionConfig, AttentionMode, FastGrnnGate, FfnMode, Guard, KvConfig, Profile, Selection, SparseConfig,
     core::Format,
     profile::{LayerProfile, LayerRule, fingerprint},
 };
@@ -111,6 +111,36 @@ fn sparse_decode_allocates_nothing() {
 fn decode_allocates_nothing_after_warm_up() {
     sparse_decode_allocates_nothing();
     dense_decode_allocates_nothing();
+    long_memory_allocates_nothing();
+}
+
+fn long_memory_allocates_nothing() {
+    let loaded = Pretrained::load(&ModelFiles::from_embedded(&EMBEDDED[0]), LoadOptions::default()).unwrap();
+    let (hidden, heads) = (loaded.config.hidden_size, loaded.config.num_key_value_heads);
+    let gate =
+        |_| FastGrnnGate::new(hidden, vec![0.1; heads * hidden], vec![0.0; heads], vec![0.0; heads]).unwrap();
+    let model = loaded.model.with_gates((0..loaded.config.num_hidden_layers).map(gate).collect()).unwrap();
+    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
+        let select = AttentionConfig { mode, window: 64, budget: 128, recall: 64, sinks: 4 };
+        let model = model.with_attention(select).unwrap();
+        let kv = KvConfig { hot: 64, warm: 128, ..KvConfig::tiered() };
+        let mut cache = Cache::with_config(true, kv, &loaded.config, &Device::Cpu).unwrap();
+        let mut logits = vec![0.0; loaded.config.vocab_size];
+        cache.reserve(1, 700).unwrap();
+        (0..300).for_each(|p| model.decode(5, p, &mut cache, &mut logits).unwrap());
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let mut steps = 0;
+        for position in 300..700 {
+            model.decode(7, position, &mut cache, &mut logits).unwrap();
+            steps += usize::from(ALLOCATIONS.load(Ordering::Relaxed) == before);
+        }
+        // What is known of pages grows with each of them; nothing else does.
+        let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        let pages = 400 / 32 + 1;
+        let per_page = loaded.config.num_hidden_layers * 12;
+        assert!(allocated <= pages * per_page, "{mode:?}: {allocated} allocations for {pages} pages");
+        assert!(steps > 0, "{mode:?}: the first steps end no page");
+    }
 }
 
 fn dense_decode_allocates_nothing() {

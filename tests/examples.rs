@@ -139,6 +139,36 @@ fn without_flags_all_modes_are_compared() {
 }
 
 #[test]
+fn a_long_memory_costs_what_perplexity_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("t.txt");
+    std::fs::write(&text, tales(1)).unwrap();
+    let base = [
+        "--text",
+        text.to_str().unwrap(),
+        "--context",
+        "512",
+        "--stride",
+        "256",
+        "--tokens",
+        "700",
+        "--json",
+    ];
+    let run = |more: &[&str]| ok("perplexity", &[&base[..], &["--ffn", "dense"], more].concat()).json();
+    let change = |json: &serde_json::Value| {
+        (json["ppl"].as_f64().unwrap() / json["dense_ppl"].as_f64().unwrap() - 1.0).abs()
+    };
+    let tiered = run(&["--kv", "tiered", "--hot", "32", "--warm", "64"]);
+    let exact = run(&["--kv", "f16"]);
+    assert!(change(&tiered) < 0.01, "{tiered}");
+    assert!(tiered["kv_bytes"].as_f64() < exact["kv_bytes"].as_f64().map(|b| 0.6 * b), "{tiered} {exact}");
+    let window = run(&["--kv", "f16", "--attention", "window", "--window", "32"]);
+    let recall = run(&["--kv", "f16", "--attention", "recall", "--window", "32", "--budget", "192"]);
+    assert!(window["kld"].as_f64() > recall["kld"].as_f64(), "{window} {recall}");
+    assert!(recall["kld"].as_f64() > exact["kld"].as_f64(), "{recall} {exact}");
+}
+
+#[test]
 fn decode_speed_counts_bytes_and_labels_random_weights() {
     let args = ["--model", "tales-silu", "--steps", "3", "--prefill", "16", "--json", "--against", "candle"];
     let json = ok("decode-speed", &args).json();

@@ -29,7 +29,7 @@ pub enum AttentionMode {
     /// Everything.
     #[default]
     Dense,
-    /// The first and the last tokens (StreamingLLM: Xiao et al. 2024).
+    /// The first and the last tokens (`StreamingLLM`: Xiao et al. 2024).
     Window,
     /// And the pages that the gate found salient.
     Gated,

@@ -71,6 +71,13 @@ pub fn sparse_attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &SparseAttentio
     q.apply_op3_no_bwd(&k, &v, how)
 }
 
+fn slice<'a>(name: &str, x: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (x, layout.contiguous_offsets()) {
+        (CpuStorage::F32(x), Some((start, end))) => Ok(&x[start..end]),
+        _ => bail!("{OP}: {name} must be F32 and contiguous"),
+    }
+}
+
 /// Sizes of a call.
 struct Sizes {
     batch: usize,
@@ -167,10 +174,6 @@ impl CustomOp3 for SparseAttention {
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let s = self.sizes(q_layout, k_layout, v_layout)?;
-        let slice = |name: &str, x, layout: &Layout| match (x, layout.contiguous_offsets()) {
-            (&CpuStorage::F32(ref x), Some((start, end))) => Ok(&x[start..end]),
-            _ => bail!("{OP}: {name} must be F32 and contiguous"),
-        };
         let (q, k, v) = (slice("q", q, q_layout)?, slice("k", k, k_layout)?, slice("v", v, v_layout)?);
         let gates: Vec<FastGrnnGate> = self.gate.iter().map(|(gate, _)| (**gate).clone()).collect();
         let select = Selector::new(self.select, &gates, 1)?;
