@@ -179,6 +179,12 @@ impl KvCache {
         self.len
     }
 
+    /// Positions that a sequence can have.
+    #[must_use]
+    pub fn max_positions(&self) -> usize {
+        self.limit
+    }
+
     /// Whether no position is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {

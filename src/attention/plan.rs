@@ -76,6 +76,16 @@ impl AttentionConfig {
         }
     }
 
+    /// Pages that a token reads at most, recalled ones not among them.
+    fn most_pages(&self) -> usize {
+        let pages = |positions: usize| positions.div_ceil(PAGE_LEN);
+        match self.mode {
+            AttentionMode::Dense => usize::MAX,
+            // The page that is being written, and one that the window reaches into.
+            _ => pages(self.sinks) + pages(self.budget) + pages(self.window).max(1) + 2,
+        }
+    }
+
     /// Pages between sinks and window that a token of page `page` does not see anyway.
     fn between(&self, page: usize) -> std::ops::Range<usize> {
         let end = page.saturating_sub(self.window.div_ceil(PAGE_LEN).max(1));
@@ -285,6 +295,12 @@ impl Plan {
         let wanted = Some((cache.generation(), page, end, select.config));
         if self.made_for == wanted {
             return;
+        }
+        if self.made_for.map(|m| m.3) != Some(select.config) {
+            let most = cache.max_positions().div_ceil(PAGE_LEN);
+            let lists = if select.config.mode == AttentionMode::Dense { 1 } else { layers * heads };
+            self.pages.reserve(lists * most.min(select.config.most_pages()));
+            self.ends.reserve(layers * heads);
         }
         self.made_for = wanted;
         self.pages.clear();
