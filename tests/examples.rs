@@ -161,7 +161,8 @@ fn a_long_memory_costs_what_perplexity_says() {
     let tiered = run(&["--kv", "tiered", "--hot", "32", "--warm", "64"]);
     let exact = run(&["--kv", "f16"]);
     assert!(change(&tiered) < 0.01, "{tiered}");
-    assert!(tiered["kv_bytes"].as_f64() < exact["kv_bytes"].as_f64().map(|b| 0.6 * b), "{tiered} {exact}");
+    // Pages that wait for their next use are counted too.
+    assert!(tiered["kv_bytes"].as_f64() < exact["kv_bytes"].as_f64().map(|b| 0.65 * b), "{tiered} {exact}");
     let window = run(&["--kv", "f16", "--attention", "window", "--window", "32"]);
     let recall = run(&["--kv", "f16", "--attention", "recall", "--window", "32", "--budget", "192"]);
     assert!(window["kld"].as_f64() > recall["kld"].as_f64(), "{window} {recall}");
