@@ -168,7 +168,8 @@ fn a_long_memory_costs_what_perplexity_says() {
     assert!(window["kld"].as_f64() > recall["kld"].as_f64(), "{window} {recall}");
     assert!(recall["kld"].as_f64() > exact["kld"].as_f64(), "{recall} {exact}");
     // With the gates of the built-in profile.
-    let gated = run(&["--kv", "f16", "--attention", "gated", "--window", "32", "--budget", "192", "--recall", "0"]);
+    let gated =
+        run(&["--kv", "f16", "--attention", "gated", "--window", "32", "--budget", "192", "--recall", "0"]);
     assert!(window["kld"].as_f64() > gated["kld"].as_f64(), "{window} {gated}");
 }
 

@@ -3,13 +3,16 @@
 use crate::synthetic::{
     ask::ask,
     model::{AFTER_NAME, CONTEXT, LAYERS, Settings, config, load, weights},
+    outliers,
     tasks::{Share, Task, count, multi_needle, passkey, variables},
 };
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    AttentionConfig, AttentionMode, DeadlineExceeded, FastGrnnGate, KvConfig, calibrate::GateSettings,
+    AttentionConfig, AttentionMode, DeadlineExceeded, FastGrnnGate, KvConfig,
+    calibrate::GateSettings,
     kv_cache::KvDType,
+    ops::{SparseAttention, sparse_attention},
 };
 use candle_sparse_models::{
     calibrate::fit_gates,
@@ -136,6 +139,36 @@ fn a_fitted_gate_finds_what_one_that_knows_finds() {
     let (knows, fits, guesses) = (found(oracle()), found(fitted(1)), found(random(2)));
     assert_eq!((knows, fits), (DEPTHS.len(), DEPTHS.len()));
     assert!(guesses < DEPTHS.len() - 1, "random pages found {guesses}");
+}
+
+#[test]
+fn large_channels_of_keys_cost_little() {
+    let (positions, head_dim) = (1024, 64);
+    let (mut say, mut errors) = (String::new(), Vec::new());
+    for outliers in [0, 4] {
+        let head = outliers::head(positions, 32, head_dim, outliers, 5);
+        let tensor =
+            |v: &[f32]| Tensor::from_slice(v, (1, 1, v.len() / head_dim, head_dim), &Device::Cpu).unwrap();
+        let (q, k, v) = (tensor(&head.queries), tensor(&head.keys), tensor(&head.values));
+        let attend = |kv| {
+            // Scores of about a nat: attention over many positions, where errors of keys count.
+            let scale = if outliers == 0 { 0.125 } else { 0.0125 };
+            let how = SparseAttention::new(scale, AttentionConfig::default()).with_kv(kv);
+            sparse_attention(&q, &k, &v, &how).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let exact = attend(KvConfig::exact(KvDType::F32));
+        for (name, kv) in [("q8", KvConfig::q8()), ("tiered", tiers()), ("q4", KvConfig::q4())] {
+            let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
+            let error = norm(&mut attend(kv).iter().zip(&exact).map(|(a, b)| a - b));
+            errors.push(error / norm(&mut exact.iter().copied()));
+            say += &format!("{outliers} large channels, {name}: {:.4}; ", errors[errors.len() - 1]);
+        }
+    }
+    say_line(&say);
+    let [q8, _, q4, large_q8, _, large_q4] = errors[..] else { unreachable!("two times three") };
+    // Each channel has a scale of its own: large ones take nothing from the others.
+    assert!(q8 < 0.01 && large_q8 < 0.01, "{say}");
+    assert!(q4 < 0.12 && large_q4 < 1.5 * q4, "{say}");
 }
 
 #[test]
