@@ -147,17 +147,22 @@ fn tokens(
     let (page, end) = (first / PAGE_LEN, visible(columns - 1).div_ceil(PAGE_LEN));
     let mut pages = Vec::new();
     select.choose(head.cache, [head.sequence, head.layer, head.head], page, end, &mut pages);
-    let recalled = recalled(kernels, head, select, &queries, group, page, &pages);
-    let chosen = pages.len();
-    pages.extend(recalled.iter().flatten());
-    pages[chosen..].sort_unstable();
-    pages.dedup();
-    let seen = |column: usize, i: usize, page: u32| match recalled.get(column / group) {
-        Some(recalled) if i >= chosen && recalled.binary_search(&page).is_err() => 0,
-        _ => visible(column).saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN),
-    };
+    let seen =
+        |column: usize, page: u32| visible(column).saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN);
     let sums = Sums { scores: &mut scores, values: &mut values, stats: &mut stats };
     head.attend(kernels, &queries, seen, &pages, sums);
+    let recalled = recalled(kernels, head, select, &queries, group, page, &pages);
+    // Each token for itself: how another one's pages are cut into pieces must not change a bit.
+    for (t, pages) in recalled.iter().enumerate() {
+        let columns = t * group..(t + 1) * group;
+        let sums = Sums {
+            scores: &mut scores,
+            values: &mut values[columns.start * width..columns.end * width],
+            stats: &mut stats[columns.clone()],
+        };
+        let queries = &queries[columns.start * head_dim..columns.end * head_dim];
+        head.attend(kernels, queries, |_, _| PAGE_LEN, pages, sums);
+    }
     for (t, out) in out.iter_mut().enumerate() {
         for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
             let c = t * group + g;
@@ -188,13 +193,13 @@ fn recalled(
 impl<'a> Head<'a> {
     /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
     ///
-    /// Column `c` sees the first `seen(c, i, page)` positions of the page at index `i`; every column sees a position of the
-    /// first page, or has seen one.
+    /// Column `c` sees the first `seen(c, page)` positions of a page; every column sees a position of the first page, or has
+    /// seen one.
     fn attend(
         self,
         kernels: &Kernels,
         queries: &[f32],
-        seen: impl Fn(usize, usize, u32) -> usize,
+        seen: impl Fn(usize, u32) -> usize,
         pages: &[u32],
         sums: Sums<'_>,
     ) {
@@ -213,7 +218,7 @@ impl<'a> Head<'a> {
                 {
                     let scores = &mut scores[..pages.len() * PAGE_LEN];
                     for (i, scores) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().enumerate() {
-                        let seen = seen(first + c, piece * PIECE_PAGES + i, pages[i]);
+                        let seen = seen(first + c, pages[i]);
                         scores[seen..].fill(f32::NEG_INFINITY);
                     }
                     let (max, sum) = kernels.exp_sum(scores, stats.max);

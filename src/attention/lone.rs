@@ -144,7 +144,7 @@ pub fn lone_token(
             }
             let pages = pages_of(h).chunks(cut.share).nth(share).unwrap_or_default();
             let sums = Sums { scores: &mut *scores, values, stats: &mut *stats };
-            let seen = |_, _, page: u32| (token.position - page as usize * PAGE_LEN).min(PAGE_LEN);
+            let seen = |_, page: u32| (token.position - page as usize * PAGE_LEN).min(PAGE_LEN);
             token.head(h, head_dim).attend(kernels, queries, seen, pages, sums);
             for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
                 *end = [stats.max, stats.denominator];

@@ -8,7 +8,7 @@ use super::{
     PAGE_LEN,
     page::{Page, PageShape},
 };
-use crate::core::{BLOCK_LEN, BlockQ8_0, Matrix, Rows};
+use crate::core::{Matrix, Rows};
 use half::f16;
 
 /// Pages of a group.
@@ -21,22 +21,13 @@ pub(super) struct Bounds {
     pages: usize,
 }
 
-#[derive(Clone, Debug)]
-enum Group {
-    /// Not all pages are known.
-    Open(Box<[f16]>),
-    /// Rounded outwards.
-    Full(Box<[BlockQ8_0]>),
-}
+/// In F16: a scale over several pages would make the bounds of one depend on later ones.
+type Group = Box<[f16]>;
 
 impl Bounds {
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        let bytes = |g: &Group| match g {
-            Group::Open(g) => size_of_val(&**g),
-            Group::Full(g) => size_of_val(&**g),
-        };
-        self.groups.iter().map(bytes).sum()
+        self.groups.iter().map(|g| size_of_val(&**g)).sum()
     }
 
     /// Forgets the pages from `pages` on.
@@ -53,28 +44,19 @@ impl Bounds {
         while self.pages < full {
             let at = self.pages % GROUP;
             if at == 0 {
-                self.groups.push(Group::Open(vec![f16::ZERO; rows * GROUP].into()));
+                self.groups.push(vec![f16::ZERO; rows * GROUP].into());
             }
-            let Some(Group::Open(group)) = self.groups.last_mut() else {
-                unreachable!("the last group is open")
-            };
-            note(shape, &pages[self.pages], at, group);
+            if let Some(group) = self.groups.last_mut() {
+                note(shape, &pages[self.pages], at, group);
+            }
             self.pages += 1;
-            if self.pages.is_multiple_of(GROUP) {
-                let full = Group::Full(close(shape, group));
-                self.groups.pop();
-                self.groups.push(full);
-            }
         }
     }
 
     /// The bounds of pages `32 · group ..` for a head, `[2 · head_dim, 32]`: minima, then maxima.
     pub(super) fn group(&self, shape: PageShape, group: usize, head: usize) -> Matrix<'_> {
         let rows = 2 * shape.head_dim;
-        let data = match &self.groups[group] {
-            Group::Open(g) => Rows::F16(&g[head * rows * GROUP..(head + 1) * rows * GROUP]),
-            Group::Full(g) => Rows::Q8_0(&g[head * rows..(head + 1) * rows]),
-        };
+        let data = Rows::F16(&self.groups[group][head * rows * GROUP..(head + 1) * rows * GROUP]);
         Matrix::new(rows, GROUP, data).expect("rows of a group were sliced")
     }
 }
@@ -93,19 +75,4 @@ fn note(shape: PageShape, page: &Page, at: usize, group: &mut [f16]) {
             group[first + shape.head_dim * GROUP] = f16::from_f32(max);
         }
     }
-}
-
-/// Rounds minima down and maxima up.
-fn close(shape: PageShape, group: &[f16]) -> Box<[BlockQ8_0]> {
-    let round = |(i, row): (usize, &[f16; GROUP])| {
-        let x = row.map(f16::to_f32);
-        let mut block = BlockQ8_0::quantize(&x);
-        let (d, up) = (block.d.to_f32(), i / shape.head_dim % 2 == 1);
-        for (q, v) in block.qs.iter_mut().zip(x) {
-            let exact = if d == 0.0 { 0.0 } else { v / d };
-            *q = if up { exact.ceil() } else { exact.floor() }.clamp(-127.0, 127.0) as i8;
-        }
-        block
-    };
-    group.as_chunks::<BLOCK_LEN>().0.iter().enumerate().map(round).collect()
 }
