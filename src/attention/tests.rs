@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use std::sync::Mutex;
 
 /// Numbers in −1 .. 1 without a pattern.
-fn noise(n: usize, seed: usize) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 + seed * 104_729) % 10_007).map(|v| v as f32 / 5_003.5 - 1.0).collect()
 }
 

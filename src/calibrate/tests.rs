@@ -11,7 +11,7 @@ const HIDDEN: usize = 16;
 const INNER: usize = 40;
 
 /// Numbers of standard deviation 1 from a fixed hash.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: u64) -> Vec<f32> {
     let value = |i: usize| {
         let mut h = (seed << 32 | i as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         h = (h ^ (h >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -71,6 +71,7 @@ impl Decoder {
     }
 
     pub(super) fn selector(&self) -> Selector<'_> {
-        Selector::new(self.attention, &self.gates, self.layers.len()).unwrap_or(Selector::DENSE)
+        let checked = Selector::new(self.attention, &self.gates, self.layers.len());
+        checked.expect("settings are checked where they are set, gates where they are given")
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     KvConfig, Threads,
-    attention::{Queries, attention},
+    attention::{Queries, attention, tests::noise},
     core::{Activation, Rope, RopeScaling},
     kv_cache::KvDType,
     team::{Board, Room},
@@ -24,11 +24,6 @@ const CONFIG: Config = Config {
     gate_shift: 0.0,
     norm_shift: None,
 };
-
-/// Numbers in −1 .. 1 without a pattern.
-fn noise(n: usize, seed: usize) -> Vec<f32> {
-    (0..n).map(|i| (i * 7919 + seed * 104_729) % 10_007).map(|v| v as f32 / 5_003.5 - 1.0).collect()
-}
 
 /// A cache of `len` positions in layer 1.
 fn cache(dtype: KvDType, len: usize) -> KvCache {

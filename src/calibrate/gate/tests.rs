@@ -1,19 +1,12 @@
 use super::*;
-use crate::core::{Activation, Config, Rope, RopeScaling};
+use crate::{
+    calibrate::tests::noise,
+    core::{Activation, Config, Rope, RopeScaling},
+};
 
 const HIDDEN: usize = 24;
 const HEADS: usize = 2;
 const TOKENS: usize = 96;
-
-/// Numbers of standard deviation 1 from a fixed hash.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let value = |i: usize| {
-        let mut h = (seed << 32 | i as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        h = (h ^ (h >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        ((h >> 40) as f32 / (1 << 24) as f32 - 0.5) * 12_f32.sqrt()
-    };
-    (0..n).map(value).collect()
-}
 
 /// Windows whose labels are what `label` makes of the inputs so far; the last 20 tokens have none.
 fn windows(count: usize, seed: u64, label: impl Fn(&[f32], usize) -> f32) -> Vec<WatchedWindow> {
