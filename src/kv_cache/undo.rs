@@ -41,7 +41,8 @@ impl KvCache {
         self.sequences.resize_with(before.pages.len(), || vec![Vec::new(); self.shape.layers]);
         let tails = before.pages.into_iter().flatten();
         for (pages, tail) in self.sequences.iter_mut().flatten().zip(tails) {
-            pages.truncate(before.first);
+            // Pages that were put aside for the sequence stay its own.
+            pages.drain(before.first.min(pages.len())..).for_each(|page| self.spare.give(page));
             pages.extend(tail);
         }
         (self.len, self.cooled, self.notes) = (before.len, before.cooled, before.notes);
