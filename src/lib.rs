@@ -15,6 +15,8 @@ pub mod buffer;
 
 pub mod weight;
 
+pub mod mapped_file;
+
 pub mod loading;
 
 pub mod gate;

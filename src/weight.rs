@@ -1,18 +1,17 @@
 //! A weight matrix held once, in its own format, shared by every clone of a model.
 
+mod stack;
+
 use crate::{
     buffer::Buffer,
-    core::{ActivationGroup, Columns, Format, KernelSet, Matrix, SUPER_BLOCK_LEN},
-    kernels::Kernels,
-    threads::{Threads, ranges},
+    core::{Format, Matrix, SUPER_BLOCK_LEN},
+    mapped_file::MappedFile,
 };
-use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor, bail, quantized::QTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use std::sync::Arc;
-
-/// Tasks get whole tiles of the kernels, which are four rows high.
-pub const ROW_STEP: usize = 4;
+pub use stack::{Input, On, ROW_STEP, Stack, split_columns};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.
 #[derive(Clone, Debug)]
@@ -20,7 +19,78 @@ pub struct Weight {
     rows: usize,
     cols: usize,
     format: Format,
-    data: Arc<Buffer>,
+    data: Arc<Memory>,
+}
+
+/// What holds the bytes of a weight.
+#[derive(Debug)]
+pub enum Memory {
+    /// Memory of our own, in huge pages.
+    Buffer(Buffer),
+    /// A part of a file.
+    File(Arc<MappedFile>, Range<usize>),
+    /// A tensor that candle loaded.
+    Tensor(Arc<QTensor>),
+}
+
+impl Memory {
+    fn bytes(&self) -> Result<&[u8]> {
+        match self {
+            Self::Buffer(buffer) => Ok(buffer.bytes()),
+            Self::File(file, range) => match file.bytes().get(range.clone()) {
+                Some(bytes) => Ok(bytes),
+                None => bail!("weight: bytes {range:?} are past the end of {}", file.path().display()),
+            },
+            Self::Tensor(tensor) => match tensor.data()? {
+                Cow::Borrowed(bytes) => Ok(bytes),
+                Cow::Owned(_) => bail!("weight: a tensor on the CPU is needed"),
+            },
+        }
+    }
+}
+
+/// Rows to be made part of a weight.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// In F32, F16 or BF16.
+    Tensor(Tensor),
+    /// In a format already.
+    Weight(Weight),
+}
+
+impl From<Tensor> for Part {
+    fn from(tensor: Tensor) -> Self {
+        Self::Tensor(tensor)
+    }
+}
+
+impl From<Weight> for Part {
+    fn from(weight: Weight) -> Self {
+        Self::Weight(weight)
+    }
+}
+
+impl Part {
+    fn check(&self, shape: [usize; 2]) -> Result<()> {
+        match self {
+            Self::Tensor(t) if t.dims() != shape => {
+                bail!("weight: shape {:?}, expected {shape:?}", t.dims())
+            }
+            Self::Weight(w) if [w.rows, w.cols] != shape => {
+                bail!("weight: shape {:?}, expected {shape:?}", [w.rows, w.cols])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The format of rows that cannot be quantised.
+    fn plain_format(&self) -> Format {
+        match self {
+            Self::Tensor(t) => format_of(t.dtype()).unwrap_or(Format::F16),
+            Self::Weight(w) if w.format.is_quantized() => Format::F16,
+            Self::Weight(w) => w.format,
+        }
+    }
 }
 
 /// The format that keeps a candle dtype as it is.
@@ -46,42 +116,37 @@ pub fn dtype_of(format: Format) -> Option<DType> {
 }
 
 impl Weight {
-    /// A matrix whose rows are those of several tensors `[rows_i, cols]`, one below the other.
+    /// A matrix whose rows are those of several parts `[rows_i, cols]`, one below the other.
     ///
-    /// Tensors are asked for one at a time and dropped before the next, so peak memory is the matrix and one tensor.
+    /// Parts are asked for one at a time and dropped before the next, so peak memory is the matrix and one part.
     /// Rows that are no whole number of blocks cannot be quantised and keep their dtype.
     ///
     /// # Errors
-    /// A tensor fails to load, has another shape or a dtype other than F32, F16, BF16, or lies on another device.
-    pub fn stacked(
+    /// A part fails to load, has another shape or a dtype other than F32, F16, BF16, or lies on another device.
+    pub fn stacked<P: Into<Part>>(
         format: Format,
         cols: usize,
         parts: &[usize],
-        mut tensor: impl FnMut(usize) -> Result<Tensor>,
+        mut part: impl FnMut(usize) -> Result<P>,
     ) -> Result<Self> {
         let rows: usize = parts.iter().sum();
         let mut start = 0;
-        let (mut format, mut data) = (format, None);
+        let mut made: Option<(Format, Buffer)> = None;
         for (i, &n) in parts.iter().enumerate() {
             // Read before anything is allocated for it: a shape that the file does not have costs no memory.
-            let t = tensor(i)?;
-            if t.dims() != [n, cols] {
-                bail!("weight: shape {:?}, expected {:?}", t.dims(), [n, cols]);
-            }
-            if data.is_none() && !cols.is_multiple_of(format.block_len()) {
-                format = format_of(t.dtype()).unwrap_or(Format::F16);
-            }
-            let row_bytes = format.row_bytes(cols);
-            let len = rows.checked_mul(row_bytes).ok_or_else(|| Error::msg("weight: size overflows"))?;
-            let buffer = match &mut data {
-                Some(buffer) => buffer,
-                None => data.insert(Buffer::zeroed(len)?),
+            let part = part(i)?.into();
+            part.check([n, cols])?;
+            let (format, buffer) = match &mut made {
+                Some(made) => made,
+                None => made.insert(room(format, rows, cols, &part)?),
             };
-            write_rows(&t, format, &mut buffer.bytes_mut()[start * row_bytes..(start + n) * row_bytes])?;
+            let row_bytes = format.row_bytes(cols);
+            let place = &mut buffer.bytes_mut()[start * row_bytes..(start + n) * row_bytes];
+            write_rows(&part, *format, place)?;
             start += n;
         }
-        let data = data.map_or_else(|| Buffer::zeroed(0), Ok)?;
-        Ok(Self { rows, cols, format, data: Arc::new(data) })
+        let (format, buffer) = made.map_or_else(|| Ok((format, Buffer::zeroed(0)?)), Ok::<_, Error>)?;
+        Ok(Self { rows, cols, format, data: Arc::new(Memory::Buffer(buffer)) })
     }
 
     /// A matrix from one tensor `[rows, cols]`, in the given format.
@@ -93,42 +158,57 @@ impl Weight {
         Self::stacked(format, cols, &[rows], |_| Ok(t.clone()))
     }
 
-    /// A matrix whose row `i · parts + j` is row `order[i]` of tensor `j`: rows that are read together lie together.
+    /// A matrix whose row `i · parts + j` is row `order[i]` of part `j`: rows that are read together lie together.
     ///
-    /// Tensors `[order.len(), cols]` are asked for one at a time, as in [`Self::stacked`].
+    /// Parts `[order.len(), cols]` are asked for one at a time, as in [`Self::stacked`].
     ///
     /// # Errors
     /// As [`Self::stacked`]; also an `order` past the last row.
-    pub fn interleaved(
+    pub fn interleaved<P: Into<Part>>(
         format: Format,
         cols: usize,
         parts: usize,
         order: &[u32],
-        mut tensor: impl FnMut(usize) -> Result<Tensor>,
+        mut part: impl FnMut(usize) -> Result<P>,
     ) -> Result<Self> {
         let n = order.len();
         if let Some(row) = order.iter().find(|&&row| row as usize >= n) {
             bail!("weight: row {row} asked for, there are {n}");
         }
-        let (mut format, mut data) = (format, None);
-        for part in 0..parts {
-            let t = tensor(part)?;
-            if t.dims() != [n, cols] {
-                bail!("weight: shape {:?}, expected {:?}", t.dims(), [n, cols]);
-            }
-            if data.is_none() && !cols.is_multiple_of(format.block_len()) {
-                format = format_of(t.dtype()).unwrap_or(Format::F16);
-            }
-            let len = (n * parts).checked_mul(format.row_bytes(cols));
-            let len = len.ok_or_else(|| Error::msg("weight: size overflows"))?;
-            let buffer = match &mut data {
-                Some(buffer) => buffer,
-                None => data.insert(Buffer::zeroed(len)?),
+        let mut made: Option<(Format, Buffer)> = None;
+        for i in 0..parts {
+            let part = part(i)?.into();
+            part.check([n, cols])?;
+            let (format, buffer) = match &mut made {
+                Some(made) => made,
+                None => made.insert(room(format, n * parts, cols, &part)?),
             };
-            gather_rows(&t, format, Gather { order, parts, part }, &mut buffer.bytes_mut()[..len])?;
+            let len = n * parts * format.row_bytes(cols);
+            gather_rows(&part, *format, Gather { order, parts, part: i }, &mut buffer.bytes_mut()[..len])?;
         }
-        let data = data.map_or_else(|| Buffer::zeroed(0), Ok)?;
-        Ok(Self { rows: n * parts, cols, format, data: Arc::new(data) })
+        let (format, buffer) = made.map_or_else(|| Ok((format, Buffer::zeroed(0)?)), Ok::<_, Error>)?;
+        Ok(Self { rows: n * parts, cols, format, data: Arc::new(Memory::Buffer(buffer)) })
+    }
+
+    /// A matrix over bytes that are there already, in ggml's layout; copied where they are not aligned for the format.
+    ///
+    /// # Errors
+    /// Another number of bytes than `rows · cols` elements take, or rows that are no whole number of blocks.
+    pub fn from_memory(rows: usize, cols: usize, format: Format, memory: Memory) -> Result<Self> {
+        let bytes = memory.bytes()?;
+        let expected = rows.checked_mul(format.row_bytes(cols));
+        if !cols.is_multiple_of(format.block_len()) || expected.is_none_or(|n| n > bytes.len()) {
+            bail!("weight: {} bytes are no {rows} rows of {cols} in {}", bytes.len(), format.name());
+        }
+        let bytes = &bytes[..rows * format.row_bytes(cols)];
+        let data = if Matrix::from_bytes(rows, cols, format, bytes).is_ok() {
+            memory
+        } else {
+            let mut copy = Buffer::zeroed(bytes.len())?;
+            copy.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+            Memory::Buffer(copy)
+        };
+        Ok(Self { rows, cols, format, data: Arc::new(data) })
     }
 
     /// A matrix `[values.len() / cols, cols]` from its elements; rows must be whole blocks of `format`.
@@ -142,7 +222,7 @@ impl Weight {
         let rows = values.len() / cols;
         let mut data = Buffer::zeroed(rows * format.row_bytes(cols))?;
         convert(values, cols, format, &mut data.bytes_mut()[..rows * format.row_bytes(cols)])?;
-        Ok(Self { rows, cols, format, data: Arc::new(data) })
+        Ok(Self { rows, cols, format, data: Arc::new(Memory::Buffer(data)) })
     }
 
     /// Rows.
@@ -178,101 +258,32 @@ impl Weight {
     /// The matrix, borrowed.
     ///
     /// # Panics
-    /// Never: the shape was checked when the weight was made, and its buffer is page-aligned.
+    /// Never: shape and alignment were checked when the weight was made, and what holds the bytes never changes.
     #[must_use]
     pub fn matrix(&self) -> Matrix<'_> {
-        Matrix::from_bytes(self.rows, self.cols, self.format, &self.data.bytes()[..self.bytes()])
-            .expect("shape checked when made, buffer page-aligned")
+        let bytes = self.data.bytes().expect("the bytes were there when the weight was made");
+        Matrix::from_bytes(self.rows, self.cols, self.format, &bytes[..self.bytes()])
+            .expect("shape and alignment were checked when the weight was made")
     }
 
-    /// `y[c][r] = Σ_k w[r, k] · x[c, k]` for the rows of `x` `[n, cols]`, into `y` `[n, rows]`, over all threads.
+    /// The elements as a tensor `[rows, cols]` in F32.
     ///
-    /// For one column nothing is allocated. `groups` is working memory of `n` times [`ActivationGroup::count`], used by
-    /// quantised formats. Cost: `n · rows · cols` multiply-adds; the weights are read once per call.
-    ///
-    /// # Panics
-    /// Shapes do not fit.
-    pub fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
-        let x = on.columns(self.format, self.cols, x, groups);
-        let w = self.matrix();
-        let n = x.count(self.cols);
-        assert_eq!(y.len(), n * self.rows, "matmul: y is not [n, rows]");
-        let tasks = on.threads.tasks(self.rows.div_ceil(ROW_STEP), n * self.bytes());
-        if n == 1 {
-            let mut rest = y;
-            let tasks = ranges(self.rows, tasks, ROW_STEP).map(|r| {
-                let (part, tail) = core::mem::take(&mut rest).split_at_mut(r.len());
-                rest = tail;
-                (w.slice_rows(r), part)
-            });
-            on.threads.for_each(tasks, |(w, y)| on.kernels.matmul(w, x, &mut [y]));
-        } else {
-            let ranges: Vec<_> = ranges(self.rows, tasks, ROW_STEP).collect();
-            let parts = split_columns(y, self.rows, ranges.iter().map(ExactSizeIterator::len));
-            on.threads.for_each(ranges.into_iter().zip(parts), |(r, mut y)| {
-                on.kernels.matmul(w.slice_rows(r), x, &mut y);
-            });
+    /// # Errors
+    /// There is no memory for it.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let (matrix, mut values) = (self.matrix(), vec![0.0; self.rows * self.cols]);
+        if self.cols > 0 {
+            let rows = values.par_chunks_exact_mut(self.cols).enumerate();
+            rows.for_each(|(i, row)| matrix.dequantize_row(i, row));
         }
+        Tensor::from_vec(values, (self.rows, self.cols), &Device::Cpu)
     }
-}
 
-/// `y` `[n, width]` cut along its rows: item `i` holds, for each of the `n` rows, the next `widths[i]` elements.
-pub fn split_columns(
-    y: &mut [f32],
-    width: usize,
-    widths: impl Iterator<Item = usize> + Clone,
-) -> Vec<Vec<&mut [f32]>> {
-    let n = y.len() / width.max(1);
-    let mut parts: Vec<Vec<&mut [f32]>> = widths.clone().map(|_| Vec::with_capacity(n)).collect();
-    for mut row in y.chunks_exact_mut(width.max(1)) {
-        for (part, w) in parts.iter_mut().zip(widths.clone()) {
-            let (head, tail) = row.split_at_mut(w);
-            part.push(head);
-            row = tail;
+    /// Gives pages of a mapped file back, where the weight lies in one and will not be read soon.
+    pub fn release(&self) {
+        if let Memory::File(file, range) = &*self.data {
+            file.release(range.clone());
         }
-    }
-    parts
-}
-
-/// What an operation runs on.
-#[derive(Clone, Copy, Debug)]
-pub struct On<'a> {
-    /// The kernels of the level in use.
-    pub kernels: &'a Kernels,
-    /// The threads it may use.
-    pub threads: Threads,
-}
-
-impl On<'_> {
-    /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
-    ///
-    /// # Panics
-    /// `groups` is too short for a quantised format.
-    #[must_use]
-    pub fn columns<'b>(
-        self,
-        format: Format,
-        cols: usize,
-        x: &'b [f32],
-        groups: &'b mut [ActivationGroup],
-    ) -> Columns<'b> {
-        if !format.is_quantized() {
-            return Columns::F32(x);
-        }
-        if x.is_empty() {
-            return Columns::Quantized(&[]);
-        }
-        let per_row = ActivationGroup::count(cols);
-        let groups = &mut groups[..x.len() / cols * per_row];
-        let tasks = self.threads.tasks(x.len() / cols, size_of_val(x) / 4);
-        let rows = (x.len() / cols).div_ceil(tasks);
-        let parts = x.chunks(rows * cols).zip(groups.chunks_mut(rows * per_row));
-        self.threads.for_each(parts, |(x, groups)| {
-            for (x, groups) in x.chunks_exact(cols).zip(groups.chunks_exact_mut(per_row)) {
-                self.kernels.quantize(x, groups);
-            }
-        });
-        Columns::Quantized(groups)
     }
 }
 
@@ -292,15 +303,32 @@ pub(crate) fn with_cpu_storage<R>(t: &Tensor, f: impl FnOnce(&CpuStorage, usize)
     }
 }
 
-/// Writes a tensor's rows in `format`.
-fn write_rows(t: &Tensor, format: Format, out: &mut [u8]) -> Result<()> {
-    let (n, cols) = (t.elem_count(), t.dim(1)?);
-    with_cpu_storage(t, |storage, start| match storage {
-        CpuStorage::F32(v) => convert(&v[start..start + n], cols, format, out),
-        CpuStorage::F16(v) => convert(&v[start..start + n], cols, format, out),
-        CpuStorage::BF16(v) => convert(&v[start..start + n], cols, format, out),
-        _ => bail!("weight: dtype {:?} is not supported, use F32, F16 or BF16", t.dtype()),
-    })
+/// Memory for a matrix in `format`, or, where its rows cannot be quantised, as plain as `part`.
+fn room(format: Format, rows: usize, cols: usize, part: &Part) -> Result<(Format, Buffer)> {
+    let fits = cols.is_multiple_of(format.block_len());
+    let format = if fits { format } else { part.plain_format() };
+    let len = rows.checked_mul(format.row_bytes(cols)).ok_or_else(|| Error::msg("weight: size overflows"))?;
+    Ok((format, Buffer::zeroed(len)?))
+}
+
+/// Writes a part's rows in `format`.
+fn write_rows(part: &Part, format: Format, out: &mut [u8]) -> Result<()> {
+    match part {
+        Part::Tensor(t) => {
+            let (n, cols) = (t.elem_count(), t.dim(1)?);
+            with_cpu_storage(t, |storage, start| match storage {
+                CpuStorage::F32(v) => convert(&v[start..start + n], cols, format, out),
+                CpuStorage::F16(v) => convert(&v[start..start + n], cols, format, out),
+                CpuStorage::BF16(v) => convert(&v[start..start + n], cols, format, out),
+                _ => bail!("weight: dtype {:?} is not supported, use F32, F16 or BF16", t.dtype()),
+            })
+        }
+        Part::Weight(w) if w.format == format => {
+            out.copy_from_slice(&w.data.bytes()?[..w.bytes()]);
+            Ok(())
+        }
+        Part::Weight(w) => write_rows(&Part::Tensor(w.dequantize()?), format, out),
+    }
 }
 
 /// An element type that weights are loaded from.
@@ -366,9 +394,22 @@ struct Gather<'a> {
     part: usize,
 }
 
-fn gather_rows(t: &Tensor, format: Format, to: Gather<'_>, out: &mut [u8]) -> Result<()> {
+fn gather_rows(part: &Part, format: Format, to: Gather<'_>, out: &mut [u8]) -> Result<()> {
+    let t = match part {
+        Part::Tensor(t) => t.clone(),
+        Part::Weight(w) if w.format == format => {
+            let (row_bytes, bytes) = (format.row_bytes(w.cols), w.data.bytes()?);
+            let groups = out.par_chunks_exact_mut((to.parts * row_bytes).max(1)).zip(to.order);
+            groups.for_each(|(out, &row)| {
+                out[to.part * row_bytes..][..row_bytes]
+                    .copy_from_slice(&bytes[row as usize * row_bytes..][..row_bytes]);
+            });
+            return Ok(());
+        }
+        Part::Weight(w) => w.dequantize()?,
+    };
     let (n, cols) = (t.elem_count(), t.dim(1)?);
-    with_cpu_storage(t, |storage, start| {
+    with_cpu_storage(&t, |storage, start| {
         match storage {
             CpuStorage::F32(v) => gather(&v[start..start + n], cols, format, to, out),
             CpuStorage::F16(v) => gather(&v[start..start + n], cols, format, to, out),

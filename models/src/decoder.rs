@@ -12,6 +12,7 @@ mod load;
 mod prefill;
 mod settings;
 mod state;
+mod stored;
 mod tap;
 
 use candle_core::{Result, bail};
@@ -27,17 +28,18 @@ use candle_sparse::{
     kernels::{Kernels, Level},
     kv_cache::KvCache,
     sparse::{Plans, Points, SparseFfn},
-    weight::On,
+    weight::{On, Stack},
 };
-pub use load::{Extras, LoadOptions};
+pub use load::{Checkpoint, Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
 use std::{sync::Arc, time::Duration};
+pub use stored::Stored;
 pub use tap::LayerTap;
 
 /// A projection and its bias.
 #[derive(Debug)]
-struct Projection {
-    weight: Weight,
+struct Projection<W = Stack> {
+    weight: W,
     bias: Option<Vec<f32>>,
 }
 
@@ -61,8 +63,8 @@ enum Ffn {
 
 #[derive(Debug)]
 struct DenseFfn {
-    gate_proj: Projection,
-    up_proj: Projection,
+    gate_proj: Projection<Weight>,
+    up_proj: Projection<Weight>,
     down_proj: Projection,
 }
 
@@ -77,7 +79,9 @@ impl Ffn {
     /// Bytes that all neurons read.
     fn dense_bytes(&self) -> usize {
         match self {
-            Self::Dense(f) => [&f.gate_proj, &f.up_proj, &f.down_proj].map(|p| p.weight.bytes()).iter().sum(),
+            Self::Dense(f) => {
+                f.gate_proj.weight.bytes() + f.up_proj.weight.bytes() + f.down_proj.weight.bytes()
+            }
             Self::Sparse(f) => f.dense_bytes(),
         }
     }
@@ -94,6 +98,8 @@ struct Sparse {
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: Config,
+    /// Angle per position of each pair of a head.
+    inv_freq: Arc<[f32]>,
     kernels: &'static Kernels,
     threads: Threads,
     embed_tokens: Weight,

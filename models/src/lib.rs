@@ -5,12 +5,14 @@
 
 pub mod decoder;
 pub mod files;
+pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod llama;
 
 pub mod pretrained;
 pub mod quality;
+pub mod quantized_llama;
 pub mod simulate;
 
 #[cfg(feature = "calibrate")]

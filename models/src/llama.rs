@@ -4,12 +4,15 @@
 
 mod config;
 
-use crate::decoder::{Decoder, Extras, Input, Logits, Scratch, Step};
 pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
+use crate::{
+    decoder::{Checkpoint, Decoder, Extras, Input, Logits, Scratch, Step},
+    gguf::{GgufFile, Model},
+};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    AttentionConfig, FastGrnnGate, SparseConfig,
+    AttentionConfig, FastGrnnGate, SparseConfig, core,
     kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
@@ -41,6 +44,13 @@ impl Cache {
         on_cpu("llama::Cache", device)?;
         let kv = KvCache::new(&config.to_core()?, kv);
         Ok(Self { use_kv_cache, kv, scratch: Scratch::default() })
+    }
+
+    /// An empty cache for a loaded model.
+    #[must_use]
+    pub fn of(model: &Llama, kv: KvConfig) -> Self {
+        let kv = KvCache::new(model.decoder.config(), kv);
+        Self { use_kv_cache: true, kv, scratch: Scratch::default() }
     }
 
     /// Positions held.
@@ -153,8 +163,31 @@ impl Llama {
             mlp_bias: cfg.mlp_bias,
             tie_word_embeddings: cfg.tie_word_embeddings,
         };
-        let decoder = Decoder::load(&vb, cfg.to_core()?, extras, options)?;
-        Ok(Self { decoder: Arc::new(decoder), dtype: vb.dtype() })
+        Self::from_checkpoint(&vb.into(), cfg.to_core()?, extras, options)
+    }
+
+    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
+    ///
+    /// A profile in the file is used where `options` bring none.
+    ///
+    /// # Errors
+    /// See [`Decoder::load`].
+    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
+        if options.profile.is_none() {
+            options.profile = file.profile()?.map(Arc::new);
+        }
+        let Model { checkpoint, config, extras } = file.model()?;
+        Self::from_checkpoint(&checkpoint, config, extras, options)
+    }
+
+    pub(crate) fn from_checkpoint(
+        from: &Checkpoint<'_>,
+        config: core::Config,
+        extras: Extras,
+        options: LoadOptions,
+    ) -> Result<Self> {
+        let decoder = Decoder::load(from, config, extras, options)?;
+        Ok(Self { decoder: Arc::new(decoder), dtype: from.vb.dtype() })
     }
 
     /// This model with other settings of the sparse FFN; the weights are shared.

@@ -185,7 +185,7 @@ pub fn forward<K: KernelSet>(
     }
     cache.truncate(position);
     weights.embed_tokens.dequantize_row(token, s.x);
-    rope::angles(&c.rope, position, s.cos, s.sin);
+    rope::angles(|i| c.rope.inv_freq(i, c.head_dim), position, s.cos, s.sin);
     for (i, layer) in weights.layers.iter().enumerate() {
         norm(kernels, c, s.x, layer.input_layernorm, s.normed);
         matvec(kernels, layer.q_proj, s.normed, s.groups, s.q);

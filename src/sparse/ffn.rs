@@ -3,9 +3,9 @@
 use crate::{
     core::Format,
     profile::{LayerProfile, LayerRule},
-    weight::Weight,
+    weight::{Part, Weight},
 };
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use std::sync::Arc;
 
 /// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile.
@@ -59,16 +59,17 @@ impl SparseFfn {
     ///
     /// # Errors
     /// A tensor fails to load or has another shape or dtype.
-    pub fn load(
+    pub fn load<P: Into<Part>>(
         format: Format,
         hidden_size: usize,
         profile: &LayerProfile,
-        mut tensor: impl FnMut(&str) -> Result<Tensor>,
+        mut tensor: impl FnMut(&str) -> Result<P>,
     ) -> Result<Self> {
         let order = &profile.order;
+        let mut tensor = |name: &str| tensor(name).map(Into::into);
         let up_down = Weight::interleaved(format, hidden_size, 2, order, |part| match part {
             0 => tensor("up_proj"),
-            _ => tensor("down_proj")?.t(),
+            _ => transposed(tensor("down_proj")?),
         })?;
         let gate = Weight::interleaved(format, hidden_size, 1, order, |_| tensor("gate_proj"))?;
         let learned = Learned {
@@ -111,6 +112,19 @@ impl SparseFfn {
     pub fn row_bytes(&self) -> usize {
         self.gate.format().row_bytes(self.gate.cols())
     }
+}
+
+/// Columns of blocks are no blocks: what is quantised goes back to floats.
+fn transposed(part: Part) -> Result<Part> {
+    Ok(match part {
+        Part::Tensor(t) => t.t()?,
+        Part::Weight(w) => {
+            let t = w.dequantize()?.t()?;
+            w.release();
+            t
+        }
+    }
+    .into())
 }
 
 impl Predictor {

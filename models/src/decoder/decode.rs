@@ -177,7 +177,7 @@ impl Decoder {
             Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut own.x),
             Input::Embeddings(e) => own.x.copy_from_slice(e),
         }
-        rope::angles(&self.config.rope, position, &mut own.cos, &mut own.sin);
+        rope::angles(|i| self.inv_freq[i], position, &mut own.cos, &mut own.sin);
     }
 
     /// `x += o(attention(norm(x)))`
@@ -215,13 +215,14 @@ impl Decoder {
         self.norm_row(&own.x, &layer.post_attention_layernorm, &mut own.normed);
         let DenseFfn { gate_proj, up_proj, down_proj } = ffn;
         let (gate_w, up_w) = (gate_proj.weight.matrix(), up_proj.weight.matrix());
-        let x = on.columns(gate_proj.weight.format(), c.hidden_size, &own.normed, &mut own.groups);
-        let piece = member.piece(c.intermediate_size, 2 * gate_w.bytes(), ROW_STEP);
+        let formats = [gate_proj.weight.format(), up_proj.weight.format()];
+        let x = on.input(formats.into_iter(), c.hidden_size, &own.normed, &mut own.groups);
+        let piece = member.piece(c.intermediate_size, gate_w.bytes() + up_w.bytes(), ROW_STEP);
         member.phase(&mut own.up, piece, |i, up| {
             let r = i * piece..i * piece + up.len();
             let gate = &mut own.gate[..up.len()];
-            on.kernels.matmul(gate_w.slice_rows(r.clone()), x, &mut [gate]);
-            on.kernels.matmul(up_w.slice_rows(r.clone()), x, &mut [up]);
+            on.kernels.matmul(gate_w.slice_rows(r.clone()), x.columns(formats[0]), &mut [gate]);
+            on.kernels.matmul(up_w.slice_rows(r.clone()), x.columns(formats[1]), &mut [up]);
             add_bias(gate, gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
             add_bias(up, up_proj.bias.as_deref().map(|b| &b[r]));
             on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
@@ -240,11 +241,12 @@ impl Decoder {
         groups: &mut [ActivationGroup],
         y: &mut [f32],
     ) -> Outcome {
-        let (w, x) = (p.weight.matrix(), self.on().columns(p.weight.format(), p.weight.cols(), x, groups));
+        let w = &p.weight;
+        let x = self.on().input(w.formats(), w.cols(), x, groups);
         let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
         member.phase(y, piece, |i, y| {
             let r = i * piece..i * piece + y.len();
-            self.kernels.matmul(w.slice_rows(r.clone()), x, &mut [y]);
+            w.multiply(self.kernels, r.clone(), x, &mut [y]);
             add_bias(y, p.bias.as_deref().map(|b| &b[r]));
         })
     }

@@ -1,6 +1,6 @@
 //! Loading a checkpoint with Hugging Face tensor names.
 
-use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
+use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored};
 use candle_core::{Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
@@ -9,7 +9,7 @@ use candle_sparse::{
     kernels::Kernels,
     profile::{LayerProfile, fingerprint},
     sparse::{self, Plans, Points, SparseFfn},
-    weight::format_of,
+    weight::{Part, Stack, format_of},
 };
 use std::sync::Arc;
 
@@ -40,12 +40,70 @@ pub struct Extras {
     pub tie_word_embeddings: bool,
 }
 
+/// A checkpoint with Hugging Face tensor names.
+#[derive(Clone)]
+pub struct Checkpoint<'a> {
+    /// Gives tensors as floats.
+    pub vb: VarBuilder<'a>,
+    /// The tensors in the form in which they are stored, where that is not what `vb` gives.
+    pub stored: Option<Arc<Stored>>,
+    /// Factors of the rotary frequencies, `[head_dim / 2]`: pair i turns by `inv_freq(i) / rope_freqs[i]` per position.
+    pub rope_freqs: Option<Vec<f32>>,
+}
+
+impl<'a> From<VarBuilder<'a>> for Checkpoint<'a> {
+    fn from(vb: VarBuilder<'a>) -> Self {
+        Self { vb, stored: None, rope_freqs: None }
+    }
+}
+
+impl core::fmt::Debug for Checkpoint<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Checkpoint").field("stored", &self.stored).finish_non_exhaustive()
+    }
+}
+
 struct Loader<'a> {
-    format: Format,
+    /// What the matrices become; `None`: what they are.
+    format: Option<Format>,
+    stored: Option<&'a Stored>,
     notices: &'a mut Vec<String>,
 }
 
 impl Loader<'_> {
+    /// Rows that stand under a name, as they are stored.
+    fn part(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Part> {
+        Ok(match self.stored {
+            Some(stored) => stored.weight(&format!("{}.weight", vb.prefix()), &shape)?.clone().into(),
+            None => vb.get((shape[0], shape[1]), "weight")?.into(),
+        })
+    }
+
+    /// What parts become that are to be one weight.
+    fn format_of(&self, part: &Part) -> Format {
+        match (self.format, part) {
+            (Some(format), _) => format,
+            (None, Part::Weight(w)) => w.format(),
+            (None, Part::Tensor(t)) => format_of(t.dtype()).unwrap_or(Format::F32),
+        }
+    }
+
+    fn matrix(&mut self, vb: &VarBuilder<'_>, rows: usize, cols: usize) -> Result<Weight> {
+        let part = self.part(vb, [rows, cols])?;
+        let format = self.format_of(&part);
+        if let Part::Weight(w) = &part
+            && w.format() == format
+        {
+            return Ok(w.clone());
+        }
+        let weight = Weight::stacked(format, cols, &[rows], |_| Ok(part.clone()))?;
+        if let Part::Weight(w) = part {
+            w.release();
+        }
+        self.note_format(&vb.prefix(), cols, weight.format());
+        Ok(weight)
+    }
+
     fn projection(
         &mut self,
         vb: &VarBuilder<'_>,
@@ -53,20 +111,25 @@ impl Loader<'_> {
         parts: &[(&str, usize)],
         bias: bool,
     ) -> Result<Projection> {
-        let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
-        let weight =
-            Weight::stacked(self.format, cols, &rows, |i| vb.pp(parts[i].0).get((rows[i], cols), "weight"))?;
-        self.note_format(&vb.pp(parts[0].0).prefix(), cols, weight.format());
-        let bias = if bias {
-            let mut all = Vec::new();
-            for (name, n) in parts {
-                all.extend(vector(&vb.pp(name), *n, "bias")?);
+        let bias = bias.then(|| -> Result<Vec<f32>> {
+            let all = parts.iter().map(|(name, n)| vector(&vb.pp(name), *n, "bias"));
+            Ok(all.collect::<Result<Vec<_>>>()?.concat())
+        });
+        let weight = match (self.stored, self.format) {
+            (Some(_), None) => {
+                let parts = parts.iter().map(|(name, rows)| self.matrix(&vb.pp(name), *rows, cols));
+                Stack::new(parts.collect::<Result<_>>()?)?
             }
-            Some(all)
-        } else {
-            None
+            _ => {
+                let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
+                let format = self.format.unwrap_or(Format::F32);
+                let part = |i: usize| self.part(&vb.pp(parts[i].0), [rows[i], cols]);
+                let weight = Weight::stacked(format, cols, &rows, part)?;
+                self.note_format(&vb.pp(parts[0].0).prefix(), cols, weight.format());
+                weight.into()
+            }
         };
-        Ok(Projection { weight, bias })
+        Ok(Projection { weight, bias: bias.transpose()? })
     }
 
     fn layer(
@@ -93,27 +156,37 @@ impl Loader<'_> {
 
     fn dense_ffn(&mut self, c: &Config, bias: bool, vb: &VarBuilder<'_>) -> Result<DenseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let mut half = |name: &str| -> Result<Projection<Weight>> {
+            let bias = if bias { Some(vector(&vb.pp(name), inner, "bias")?) } else { None };
+            Ok(Projection { weight: self.matrix(&vb.pp(name), inner, hidden)?, bias })
+        };
         Ok(DenseFfn {
-            gate_proj: self.projection(vb, hidden, &[("gate_proj", inner)], bias)?,
-            up_proj: self.projection(vb, hidden, &[("up_proj", inner)], bias)?,
+            gate_proj: half("gate_proj")?,
+            up_proj: half("up_proj")?,
             down_proj: self.projection(vb, inner, &[("down_proj", hidden)], bias)?,
         })
     }
 
     fn sparse_ffn(&mut self, c: &Config, profile: &LayerProfile, vb: &VarBuilder<'_>) -> Result<SparseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let ffn = SparseFfn::load(self.format, hidden, profile, |name| {
-            let shape = if name == "down_proj" { (hidden, inner) } else { (inner, hidden) };
-            vb.pp(name).get(shape, "weight")
+        let format = self.format_of(&self.part(&vb.pp("gate_proj"), [inner, hidden])?);
+        let ffn = SparseFfn::load(format, hidden, profile, |name| {
+            let shape = if name == "down_proj" { [hidden, inner] } else { [inner, hidden] };
+            self.part(&vb.pp(name), shape)
         })?;
+        if let Some(stored) = self.stored {
+            for name in ["gate_proj", "up_proj"] {
+                stored.weight(&format!("{}.{name}.weight", vb.prefix()), &[inner, hidden])?.release();
+            }
+        }
         self.note_format(&vb.prefix(), hidden, ffn.gate.format());
         Ok(ffn)
     }
 
     /// A notice where rows could not be quantised.
     fn note_format(&mut self, name: &str, cols: usize, got: Format) {
-        if got != self.format {
-            let (wanted, got, block) = (self.format.name(), got.name(), self.format.block_len());
+        if let Some(wanted) = self.format.filter(|wanted| *wanted != got) {
+            let (wanted, got, block) = (wanted.name(), got.name(), wanted.block_len());
             self.notices.push(format!(
                 "{name}: {cols} columns are no multiple of {block}, kept in {got} instead of {wanted}"
             ));
@@ -129,26 +202,32 @@ impl Decoder {
     /// Loads a checkpoint with Hugging Face tensor names.
     ///
     /// Each tensor is dropped before the next is read, the largest come first: peak memory stays near the model's size.
+    /// Matrices that are stored in the format they are wanted in are not copied.
     ///
     /// # Errors
     /// A bad `config`, a missing or wrong-shaped tensor (named), a dtype or device that is not supported, a profile that
     /// does not fit or settings without one, or a `CANDLE_SPARSE_LEVEL` that this CPU lacks.
-    pub fn load(vb: &VarBuilder<'_>, config: Config, extras: Extras, options: LoadOptions) -> Result<Self> {
+    pub fn load(from: &Checkpoint<'_>, config: Config, extras: Extras, options: LoadOptions) -> Result<Self> {
         config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
         let kernels = Kernels::get().map_err(|e| Error::msg(e.to_string()))?;
-        let Some(format) = options.format.or(format_of(vb.dtype())) else {
-            bail!("dtype {:?} is not supported, use F32, F16 or BF16", vb.dtype());
+        let Checkpoint { vb, stored, rope_freqs } = from;
+        let format = match (options.format, stored, format_of(vb.dtype())) {
+            (None, None, None) => {
+                bail!("dtype {:?} is not supported, use F32, F16 or BF16", vb.dtype())
+            }
+            (None, None, of_dtype) => of_dtype,
+            (wanted, _, _) => wanted,
         };
         let mut notices = Vec::new();
         let profile = profile(vb, &options, &config, extras, &mut notices)?;
-        let mut loader = Loader { format, notices: &mut notices };
+        let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
+        let mut loader = Loader { format, stored: stored.as_deref(), notices: &mut notices };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embed_tokens =
-            loader.projection(&vb.pp("model"), hidden, &[("embed_tokens", vocab)], false)?.weight;
+        let embed_tokens = loader.matrix(&vb.pp("model.embed_tokens"), vocab, hidden)?;
         let lm_head = if extras.tie_word_embeddings {
             embed_tokens.clone()
         } else {
-            loader.projection(vb, hidden, &[("lm_head", vocab)], false)?.weight
+            loader.matrix(&vb.pp("lm_head"), vocab, hidden)?
         };
         let layers: Arc<[Layer]> = (0..config.num_hidden_layers)
             .map(|i| {
@@ -169,6 +248,7 @@ impl Decoder {
         let (attention, gates) = (AttentionConfig::default(), Arc::default());
         let decoder = Self {
             config,
+            inv_freq,
             kernels,
             threads,
             embed_tokens,
@@ -185,6 +265,18 @@ impl Decoder {
             None => decoder.with_attention(options.attention),
         }
     }
+}
+
+/// Angle per position of each pair of a head.
+fn inv_freq(c: &Config, factors: Option<&[f32]>) -> Result<Arc<[f32]>> {
+    let half = c.head_dim / 2;
+    if let Some(factors) = factors
+        && (factors.len() != half || !factors.iter().all(|f| f.is_finite() && *f > 0.0))
+    {
+        bail!("rope_freqs: {} factors, {half} positive numbers are needed", factors.len());
+    }
+    let factor = |i: usize| factors.map_or(1.0, |f| f[i]);
+    Ok((0..half).map(|i| c.rope.inv_freq(i, c.head_dim) / factor(i)).collect())
 }
 
 /// The profile to load with, checked; `None` also where the environment says so.

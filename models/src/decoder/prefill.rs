@@ -1,14 +1,14 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
-use super::{Decoder, Ffn, Input, Layer, LayerTap, Logits, Projection, Step, add_bias, resize};
+use super::{Decoder, Ffn, Input as Tokens, Layer, LayerTap, Logits, Projection, Step, add_bias, resize};
 use candle_core::Result;
 use candle_sparse::{
     attention::{Queries, attention},
-    core::{ActivationGroup, Columns, KernelSet, Matrix, kernel::rope},
+    core::{ActivationGroup, KernelSet, Matrix, kernel::rope},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     threads::ranges,
-    weight::{On, ROW_STEP, split_columns},
+    weight::{Input, On, ROW_STEP, split_columns},
 };
 
 /// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
@@ -42,7 +42,7 @@ impl Decoder {
     /// Runs a checked `step`.
     pub(super) fn prefill(
         &self,
-        input: Input<'_>,
+        input: Tokens<'_>,
         step: Step,
         cache: &mut KvCache,
         s: &mut Scratch,
@@ -78,14 +78,14 @@ impl Decoder {
     }
 
     /// Fills `x` with tokens `start..start + n` of every sequence.
-    fn enter(&self, input: Input<'_>, step: Step, start: usize, n: usize, x: &mut Vec<f32>) -> Result<()> {
+    fn enter(&self, input: Tokens<'_>, step: Step, start: usize, n: usize, x: &mut Vec<f32>) -> Result<()> {
         let hidden = self.config.hidden_size;
         resize(x, step.batch * n * hidden);
         for (b, x) in x.chunks_exact_mut(n * hidden).enumerate() {
             let at = b * step.seq_len + start;
             match input {
-                Input::Ids(ids) => self.embed(&ids[at..at + n], x)?,
-                Input::Embeddings(e) => x.copy_from_slice(&e[at * hidden..(at + n) * hidden]),
+                Tokens::Ids(ids) => self.embed(&ids[at..at + n], x)?,
+                Tokens::Embeddings(e) => x.copy_from_slice(&e[at * hidden..(at + n) * hidden]),
             }
         }
         Ok(())
@@ -105,7 +105,7 @@ impl Decoder {
         resize(&mut s.cos, step.seq_len * half);
         resize(&mut s.sin, step.seq_len * half);
         for (t, (cos, sin)) in s.cos.chunks_exact_mut(half).zip(s.sin.chunks_exact_mut(half)).enumerate() {
-            rope::angles(&c.rope, step.index_pos + t, cos, sin);
+            rope::angles(|i| self.inv_freq[i], step.index_pos + t, cos, sin);
         }
         resize(&mut s.normed, rows * c.hidden_size);
         resize(&mut s.qkv, rows * (c.q_dim() + 2 * c.kv_dim()));
@@ -179,8 +179,9 @@ impl Decoder {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let gate_up = GateUp::of(&layer.ffn);
-        let columns = on.columns(gate_up.gate.format(), c.hidden_size, &s.normed, &mut s.groups);
-        self.gate_up(gate_up, columns, &mut s.gate, &mut s.up);
+        let formats = [gate_up.gate.format(), gate_up.up.format()];
+        let x = on.input(formats.into_iter(), c.hidden_size, &s.normed, &mut s.groups);
+        self.gate_up(gate_up, x, &mut s.gate, &mut s.up);
         if let Some(tap) = tap {
             s.added.clear();
             resize(&mut s.added, s.x.len());
@@ -197,13 +198,14 @@ impl Decoder {
     }
 
     /// `up = act(gate_proj · x − gate_shift) · (up_proj · x)` in one region: each task keeps its neurons to itself.
-    fn gate_up(&self, w: GateUp<'_>, x: Columns<'_>, gate: &mut [f32], up: &mut [f32]) {
+    fn gate_up(&self, w: GateUp<'_>, x: Input<'_>, gate: &mut [f32], up: &mut [f32]) {
         let (c, on) = (&self.config, self.on());
-        let n = x.count(c.hidden_size);
-        let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), 2 * n * w.gate.bytes());
+        let n = gate.len() / c.intermediate_size;
+        let bytes = n * (w.gate.bytes() + w.up.bytes());
+        let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), bytes);
         let work = |r: std::ops::Range<usize>, gate: &mut [&mut [f32]], up: &mut [&mut [f32]]| {
-            on.kernels.matmul(w.gate.slice_rows(r.clone()), x, gate);
-            on.kernels.matmul(w.up.slice_rows(r.clone()), x, up);
+            on.kernels.matmul(w.gate.slice_rows(r.clone()), x.columns(w.gate.format()), gate);
+            on.kernels.matmul(w.up.slice_rows(r.clone()), x.columns(w.up.format()), up);
             for (gate, up) in gate.iter_mut().zip(up) {
                 add_bias(gate, w.gate_bias.map(|b| &b[r.clone()]));
                 add_bias(up, w.up_bias.map(|b| &b[r.clone()]));

@@ -1,17 +1,16 @@
 //! Rotary position embedding of one head (Su et al. 2021).
 
-use crate::config::Rope;
-
 /// Cosine and sine of `position · inv_freq(i)` for every pair `i` of a head.
+///
+/// `inv_freq` is that of the configuration ([`Rope::inv_freq`](crate::config::Rope::inv_freq)), or what a checkpoint makes of
+/// it. Cost: a sine and a cosine per pair.
 ///
 /// # Panics
 /// `cos` and `sin` differ in length.
-pub fn angles(rope: &Rope, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+pub fn angles(inv_freq: impl Fn(usize) -> f32, position: usize, cos: &mut [f32], sin: &mut [f32]) {
     assert_eq!(cos.len(), sin.len(), "angles: lengths differ");
-    let head_dim = 2 * cos.len();
-    for i in 0..cos.len() {
-        let angle = position as f32 * rope.inv_freq(i, head_dim);
-        (sin[i], cos[i]) = libm::sincosf(angle);
+    for (i, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
+        (*sin, *cos) = libm::sincosf(position as f32 * inv_freq(i));
     }
 }
 
@@ -38,7 +37,7 @@ pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32], interleaved: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RopeScaling;
+    use crate::config::{Rope, RopeScaling};
 
     #[test]
     fn both_layouts_rotate_the_same_pairs() {
@@ -58,7 +57,7 @@ mod tests {
             let (mut a, mut b) = ([0.3, -0.2, 0.9, 0.1], [0.5, 0.4, -0.7, 0.2]);
             for (v, pos) in [(&mut a, p), (&mut b, q)] {
                 let (mut cos, mut sin) = ([0.0; 2], [0.0; 2]);
-                angles(&r, pos, &mut cos, &mut sin);
+                angles(|i| r.inv_freq(i, 4), pos, &mut cos, &mut sin);
                 rope(v, &cos, &sin, false);
             }
             crate::kernel::vector::dot(&a, &b)

@@ -1,0 +1,159 @@
+//! GGUF files: weights in place, shape and tokenizer from the metadata.
+//!
+//! | GGUF | here |
+//! |---|---|
+//! | `token_embd`, `output_norm`, `output` | `model.embed_tokens`, `model.norm`, `lm_head` (the embedding where there is none) |
+//! | `blk.N.attn_norm`, `blk.N.ffn_norm` | `model.layers.N.input_layernorm`, `….post_attention_layernorm` |
+//! | `blk.N.attn_q`, `attn_k`, `attn_v`, `attn_output` | `….self_attn.q_proj`, `k_proj`, `v_proj`, `o_proj` |
+//! | `blk.N.ffn_gate`, `ffn_up`, `ffn_down` | `….mlp.gate_proj`, `up_proj`, `down_proj` |
+//! | `rope_freqs` | [`Checkpoint::rope_freqs`](crate::decoder::Checkpoint) |
+//!
+//! Rows of `attn_q` and `attn_k` are ordered for rotary pairs of neighbours, not of halves as on the Hub.
+
+mod header;
+mod shape;
+
+use crate::decoder::{Checkpoint, Extras, Stored};
+use candle_core::{Error, Result, bail, quantized::gguf_file};
+use candle_sparse::{
+    Weight,
+    core::{Config, Format},
+    mapped_file::MappedFile,
+    profile::Profile,
+    weight::Memory,
+};
+pub use shape::config;
+use std::{io::Cursor, path::Path, sync::Arc};
+
+/// Where the profile begins in a file that holds one behind its tensors, and its length in bytes.
+pub(crate) const PROFILE: [&str; 2] = ["candle_sparse.profile.offset", "candle_sparse.profile.length"];
+
+/// A GGUF file, mapped: its weights are read where they lie.
+#[derive(Debug)]
+pub struct GgufFile {
+    file: Arc<MappedFile>,
+    content: gguf_file::Content,
+}
+
+/// What [`crate::decoder::Decoder::load`] needs.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) checkpoint: Checkpoint<'static>,
+    pub(crate) config: Config,
+    pub(crate) extras: Extras,
+}
+
+impl GgufFile {
+    /// Maps a file and reads its header; weights are not touched.
+    ///
+    /// # Errors
+    /// The file cannot be read, is truncated or corrupt, or holds a tensor of a type that is not supported, which is named.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = MappedFile::open(path)?;
+        header::check(file.bytes()).map_err(|e| Error::Msg(format!("{}: {e}", path.display())))?;
+        let content = gguf_file::Content::read(&mut Cursor::new(file.bytes()))?;
+        Ok(Self { file: Arc::new(file), content })
+    }
+
+    /// The header as candle reads it.
+    #[must_use]
+    pub fn content(&self) -> &gguf_file::Content {
+        &self.content
+    }
+
+    /// The sparse profile in the file; `None`: it holds none.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn profile(&self) -> Result<Option<Profile>> {
+        let Some((start, len)) = profile_place(&self.content)? else { return Ok(None) };
+        let place = start.checked_add(len).and_then(|end| self.file.bytes().get(start..end));
+        let Some(bytes) = place else {
+            bail!("{}: the profile ends past the end of the file", self.file.path().display())
+        };
+        Profile::from_bytes(bytes).map(Some)
+    }
+
+    pub(crate) fn model(&self) -> Result<Model> {
+        let origin = self.file.path().display().to_string();
+        model(&self.content, &origin, |start, len| {
+            Ok(Memory::File(Arc::clone(&self.file), start..start.saturating_add(len)))
+        })
+    }
+}
+
+/// Offset and bytes of the profile in a file.
+pub(crate) fn profile_place(content: &gguf_file::Content) -> Result<Option<(usize, usize)>> {
+    let number = |key| match content.metadata.get(key) {
+        Some(value) => value.to_u64().map(|n| Some(n as usize)),
+        None => Ok(None),
+    };
+    Ok(number(PROFILE[0])?.zip(number(PROFILE[1])?))
+}
+
+/// The model in a file; `memory` gives bytes by their place in it and their number.
+pub(crate) fn model(
+    content: &gguf_file::Content,
+    origin: &str,
+    mut memory: impl FnMut(usize, usize) -> Result<Memory>,
+) -> Result<Model> {
+    let named = |e: Error| Error::Msg(format!("{origin}: {}", crate::pretrained::first_line(&e)));
+    let config = shape::config(content).map_err(named)?;
+    let mut stored = Stored::new(origin);
+    let mut rope_freqs = None;
+    for (name, info) in &content.tensor_infos {
+        let dims = info.shape.dims();
+        let Some(format) = format(info.ggml_dtype) else {
+            bail!("{origin}: tensor {name} has type {:?}, which is not supported", info.ggml_dtype);
+        };
+        let (rows, cols) = match *dims {
+            [n] => (1, n),
+            [rows, cols] => (rows, cols),
+            _ => bail!("{origin}: tensor {name} has shape {dims:?}, a llama has vectors and matrices"),
+        };
+        let start = content.tensor_data_offset.saturating_add(info.offset);
+        let len = rows.saturating_mul(format.row_bytes(cols));
+        let weight = Weight::from_memory(rows, cols, format, memory(start as usize, len)?)?;
+        match shape::hugging_face_name(name, config.num_hidden_layers) {
+            Some(name) => stored.insert(name, weight, dims),
+            None if name == "rope_freqs.weight" => {
+                rope_freqs = Some(weight.dequantize()?.flatten_all()?.to_vec1()?);
+            }
+            None => {
+                bail!("{origin}: tensor {name} is not part of a llama: this model would run wrongly here")
+            }
+        }
+    }
+    let extras = Extras {
+        attention_bias: stored.contains("model.layers.0.self_attn.q_proj.bias"),
+        mlp_bias: stored.contains("model.layers.0.mlp.gate_proj.bias"),
+        tie_word_embeddings: !stored.contains("lm_head.weight"),
+    };
+    let stored = Arc::new(stored);
+    let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs };
+    let mut config = config.to_core().map_err(named)?;
+    config.rope.interleaved = true;
+    Ok(Model { checkpoint, config, extras })
+}
+
+/// Our name of candle's name of a ggml type.
+pub(crate) fn format(dtype: candle_core::quantized::GgmlDType) -> Option<Format> {
+    use candle_core::quantized::GgmlDType as D;
+    Some(match dtype {
+        D::F32 => Format::F32,
+        D::F16 => Format::F16,
+        D::BF16 => Format::BF16,
+        D::Q4_0 => Format::Q4_0,
+        D::Q4_1 => Format::Q4_1,
+        D::Q5_0 => Format::Q5_0,
+        D::Q5_1 => Format::Q5_1,
+        D::Q8_0 => Format::Q8_0,
+        D::Q2K => Format::Q2K,
+        D::Q3K => Format::Q3K,
+        D::Q4K => Format::Q4K,
+        D::Q5K => Format::Q5K,
+        D::Q6K => Format::Q6K,
+        D::Q8_1 | D::Q8K => return None,
+    })
+}

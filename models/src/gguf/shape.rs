@@ -1,0 +1,186 @@
+//! What the metadata of a GGUF file says about the model.
+
+use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks};
+use candle_core::{
+    Result, bail,
+    quantized::gguf_file::{Content, Value},
+};
+use candle_sparse::core::Activation;
+
+/// `general.architecture` of the files that are read; the second is what `convert` writes where others must not guess.
+pub(crate) const ARCHITECTURES: [&str; 2] = ["llama", "candle_sparse_llama"];
+
+/// The context of files that do not say, as in candle.
+const DEFAULT_CONTEXT: usize = 4096;
+
+struct Metadata<'a> {
+    content: &'a Content,
+    architecture: &'a str,
+}
+
+impl Metadata<'_> {
+    fn get(&self, key: &str) -> Option<(String, &Value)> {
+        let key = format!("{}.{key}", self.architecture);
+        self.content.metadata.get(&key).map(|v| (key, v))
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>> {
+        let Some((key, value)) = self.get(key) else { return Ok(None) };
+        let n = match value {
+            Value::I8(_) | Value::I16(_) | Value::I32(_) | Value::I64(_) => signed(value),
+            _ => value.to_u64().ok(),
+        };
+        match n.and_then(|n| usize::try_from(n).ok()) {
+            Some(n) => Ok(Some(n)),
+            None => bail!("{key} is no size, or differs from layer to layer"),
+        }
+    }
+
+    fn needed(&self, key: &str) -> Result<usize> {
+        match self.size(key)? {
+            Some(n) => Ok(n),
+            None => bail!("metadata {}.{key} is missing", self.architecture),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some((_, Value::F32(x))) => Ok(Some(f64::from(*x))),
+            Some((_, Value::F64(x))) => Ok(Some(*x)),
+            Some((key, _)) => bail!("{key} is no number"),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some((_, Value::String(s))) => Ok(Some(s)),
+            Some((key, _)) => bail!("{key} is no text"),
+        }
+    }
+
+    fn rope_scaling(&self) -> Result<Option<Llama3RopeConfig>> {
+        let factor = self.number("rope.scaling.factor")?.or(self.number("rope.scale_linear")?);
+        match (self.text("rope.scaling.type")?, factor) {
+            (None | Some("none"), None) | (Some("none"), _) => Ok(None),
+            (None | Some("linear"), Some(factor)) => Ok(Some(Llama3RopeConfig {
+                factor: factor as f32,
+                rope_type: Llama3RopeType::Linear,
+                ..Default::default()
+            })),
+            (Some("linear"), None) => {
+                bail!("rope scaling is linear, but {} is missing", "rope.scaling.factor")
+            }
+            (Some(other), _) => bail!("rope scaling '{other}' is not supported: none and linear are"),
+        }
+    }
+}
+
+fn signed(value: &Value) -> Option<u64> {
+    match value {
+        Value::I8(n) => u64::try_from(*n).ok(),
+        Value::I16(n) => u64::try_from(*n).ok(),
+        Value::I32(n) => u64::try_from(*n).ok(),
+        Value::I64(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+fn architecture(content: &Content) -> Result<&str> {
+    match content.metadata.get("general.architecture") {
+        Some(Value::String(name)) if ARCHITECTURES.contains(&name.as_str()) => Ok(name),
+        Some(Value::String(name)) => bail!(
+            "general.architecture '{name}' is not supported: {} is (Llama, Mistral, and what has their shape)",
+            ARCHITECTURES[0]
+        ),
+        _ => bail!("metadata general.architecture is missing: is this a language model?"),
+    }
+}
+
+/// The configuration of the model in a GGUF file.
+///
+/// The context is the file's, where candle stops at 4096 positions.
+///
+/// # Errors
+/// An architecture that is not supported, a mixture of experts, or metadata that are missing or make no sense; named.
+pub fn config(content: &Content) -> Result<Config> {
+    let m = Metadata { content, architecture: architecture(content)? };
+    if let Some(n) = m.size("expert_count")?.filter(|n| *n > 0) {
+        bail!("the model is a mixture of {n} experts, which is not supported");
+    }
+    let hidden_size = m.needed("embedding_length")?;
+    let heads = m.needed("attention.head_count")?;
+    let Some(eps) = m.number("attention.layer_norm_rms_epsilon")? else {
+        bail!("metadata {}.attention.layer_norm_rms_epsilon is missing", m.architecture)
+    };
+    let vocab = content.tensor_infos.get("token_embd.weight").map(|t| t.shape.dims().to_vec());
+    let Some(&[vocab_size, _]) = vocab.as_deref() else {
+        bail!("tensor token_embd.weight is missing, or no matrix")
+    };
+    let head_dim = match m.size("attention.key_length")? {
+        Some(n) => n,
+        None => hidden_size.checked_div(heads).unwrap_or(0),
+    };
+    if let Some(n) = m.size("attention.value_length")?.filter(|n| *n != head_dim) {
+        bail!("keys have {head_dim} channels, values {n}: that is not supported");
+    }
+    if let Some(n) = m.size("rope.dimension_count")?.filter(|n| *n != head_dim) {
+        bail!("RoPE turns {n} of {head_dim} channels: that is not supported");
+    }
+    let token = |key: &str| content.metadata.get(key).and_then(|v| v.to_u32().ok());
+    Ok(Config {
+        hidden_size,
+        intermediate_size: m.needed("feed_forward_length")?,
+        vocab_size,
+        num_hidden_layers: m.needed("block_count")?,
+        num_attention_heads: heads,
+        num_key_value_heads: m.size("attention.head_count_kv")?.unwrap_or(heads),
+        head_dim: Some(head_dim),
+        use_flash_attn: false,
+        rms_norm_eps: eps,
+        rope_theta: m.number("rope.freq_base")?.unwrap_or(10_000.0) as f32,
+        bos_token_id: token("tokenizer.ggml.bos_token_id"),
+        eos_token_id: token("tokenizer.ggml.eos_token_id").map(LlamaEosToks::Single),
+        rope_scaling: m.rope_scaling()?,
+        max_position_embeddings: m.size("context_length")?.unwrap_or(DEFAULT_CONTEXT),
+        tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
+        hidden_act: Activation::Silu,
+        attention_bias: content.tensor_infos.contains_key("blk.0.attn_q.bias"),
+        mlp_bias: content.tensor_infos.contains_key("blk.0.ffn_gate.bias"),
+        gate_shift: 0.0,
+        norm_shift: None,
+    })
+}
+
+/// Parts of a layer, in GGUF's words and ours.
+pub(crate) const LAYER_NAMES: [(&str, &str); 9] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// The Hugging Face name of a tensor of a llama with so many layers; `None`: it is none.
+pub(super) fn hugging_face_name(gguf: &str, layers: usize) -> Option<String> {
+    Some(match gguf {
+        "token_embd.weight" => "model.embed_tokens.weight".to_string(),
+        "output_norm.weight" => "model.norm.weight".to_string(),
+        "output.weight" => "lm_head.weight".to_string(),
+        _ => {
+            let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
+            let (part, kind) = rest.split_once('.')?;
+            let (_, name) = LAYER_NAMES.iter().find(|(gguf, _)| *gguf == part)?;
+            let n: usize = layer.parse().ok().filter(|n| *n < layers)?;
+            if kind != "weight" && !(kind == "bias" && name.ends_with("_proj")) {
+                return None;
+            }
+            format!("model.layers.{n}.{name}.{kind}")
+        }
+    })
+}

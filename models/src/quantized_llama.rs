@@ -1,0 +1,217 @@
+//! Llama from GGUF and GGML files, drop-in for `candle_transformers::models::quantized_llama`.
+//!
+//! The context and the factors of rotary frequencies (`rope_freqs`, Llama 3.1) are the file's; candle stops at 4096
+//! positions and knows no factors.
+
+use crate::{
+    decoder::{Checkpoint, Extras, LoadOptions, Stored},
+    gguf::{self, GgufFile, Model},
+    llama::{Cache, Config, Llama},
+};
+use candle_core::{
+    Device, Error, Result, Tensor, bail,
+    quantized::{QTensor, ggml_file, gguf_file},
+};
+use candle_sparse::{
+    Weight,
+    buffer::Buffer,
+    core::{self, Activation},
+    kv_cache::{KvConfig, KvDType},
+    profile::Profile,
+    weight::Memory,
+};
+use std::{
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+    sync::Arc,
+};
+
+/// The context of files that do not say one.
+pub const MAX_SEQ_LEN: usize = 4096;
+
+/// A quantised Llama with its cache. `Clone` shares the weights and takes a snapshot of the cache.
+#[derive(Clone, Debug)]
+pub struct ModelWeights {
+    llama: Llama,
+    cache: Cache,
+}
+
+impl ModelWeights {
+    /// Loads a file that candle's reader has opened. Each tensor is read once, straight into its place.
+    ///
+    /// [`Self::from_gguf_file`] maps the file instead and copies nothing.
+    ///
+    /// # Errors
+    /// A model that cannot be run, a tensor that is missing or lies past the end, or a device other than the CPU.
+    pub fn from_gguf<R: Seek + Read>(
+        ct: gguf_file::Content,
+        reader: &mut R,
+        device: &Device,
+    ) -> Result<Self> {
+        on_cpu(device)?;
+        let end = reader.seek(SeekFrom::End(0))?;
+        let mut read = |start: usize, len: usize| -> Result<Buffer> {
+            if (start as u64).checked_add(len as u64).is_none_or(|e| e > end) {
+                bail!("{len} bytes from {start} are past the end of the file (truncated download?)");
+            }
+            let mut buffer = Buffer::zeroed(len)?;
+            reader.seek(SeekFrom::Start(start as u64))?;
+            reader.read_exact(&mut buffer.bytes_mut()[..len])?;
+            Ok(buffer)
+        };
+        let mut options = LoadOptions::default();
+        if let Some((start, len)) = gguf::profile_place(&ct)? {
+            options.profile = Some(Arc::new(Profile::from_bytes(&read(start, len)?.bytes()[..len])?));
+        }
+        let model = gguf::model(&ct, "GGUF", |start, len| Ok(Memory::Buffer(read(start, len)?)))?;
+        Self::new(model, options)
+    }
+
+    /// Loads a mapped file: its pages are read when they are first used and never copied.
+    ///
+    /// # Errors
+    /// See [`crate::decoder::Decoder::load`].
+    pub fn from_gguf_file(file: &GgufFile, options: LoadOptions) -> Result<Self> {
+        let llama = Llama::from_gguf(file, options)?;
+        Self::with_llama(llama)
+    }
+
+    /// Opens and loads a file, mapped.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`] and [`Self::from_gguf_file`].
+    pub fn from_path(path: impl AsRef<Path>) -> Result<Self> {
+        Self::from_gguf_file(&GgufFile::open(path)?, LoadOptions::default())
+    }
+
+    /// Loads a file of the format before GGUF; `gqa` query heads share a key/value head. The tensors stay where they are.
+    ///
+    /// # Errors
+    /// As [`Self::from_gguf`].
+    pub fn from_ggml(ct: ggml_file::Content, gqa: usize) -> Result<Self> {
+        on_cpu(&ct.device)?;
+        Self::new(ggml_model(ct, gqa)?, LoadOptions::default())
+    }
+
+    fn new(model: Model, options: LoadOptions) -> Result<Self> {
+        Self::with_llama(Llama::from_checkpoint(&model.checkpoint, model.config, model.extras, options)?)
+    }
+
+    fn with_llama(llama: Llama) -> Result<Self> {
+        let cache = Cache::of(&llama, KvConfig::exact(KvDType::F32));
+        Ok(Self { llama, cache })
+    }
+
+    /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids), which begins at
+    /// `index_pos`.
+    ///
+    /// # Errors
+    /// See [`crate::decoder::Decoder::forward`].
+    pub fn forward(&mut self, x: &Tensor, index_pos: usize) -> Result<Tensor> {
+        self.llama.forward(x, index_pos, &mut self.cache)
+    }
+
+    /// Forgets every position.
+    pub fn clear_kv_cache(&mut self) {
+        self.cache.clear();
+    }
+
+    /// The model without its cache, to decode many sequences from one set of weights.
+    #[must_use]
+    pub fn llama(&self) -> &Llama {
+        &self.llama
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The cache, to change or replace it.
+    pub fn cache_mut(&mut self) -> &mut Cache {
+        &mut self.cache
+    }
+}
+
+fn on_cpu(device: &Device) -> Result<()> {
+    if !device.is_cpu() {
+        bail!("quantized_llama runs on the CPU, not on {device:?}: candle_transformers' own serves there");
+    }
+    Ok(())
+}
+
+/// What candle assumes of files before GGUF.
+const GGML_EPS: f32 = 1e-5;
+
+fn ggml_model(mut ct: ggml_file::Content, gqa: usize) -> Result<Model> {
+    let h = ct.hparams.clone();
+    let (hidden, heads, layers) = (h.n_embd as usize, h.n_head as usize, h.n_layer as usize);
+    let Some(kv_heads) = heads.checked_div(gqa) else { bail!("ggml: gqa is 0, give 1 or more") };
+    let mut stored = Stored::new("GGML");
+    let mut move_tensor = |from: &str, to: &str| -> Result<usize> {
+        let (weight, dims) = held(ct.remove(from)?)?;
+        stored.insert(to, weight, &dims);
+        Ok(dims[0])
+    };
+    let vocab = move_tensor("tok_embeddings.weight", "model.embed_tokens.weight")?;
+    move_tensor("norm.weight", "model.norm.weight")?;
+    move_tensor("output.weight", "lm_head.weight")?;
+    let mut inner = 0;
+    for i in 0..layers {
+        for (ggml, name) in GGML_NAMES {
+            let rows = move_tensor(
+                &format!("layers.{i}.{ggml}.weight"),
+                &format!("model.layers.{i}.{name}.weight"),
+            )?;
+            if ggml == "feed_forward.w1" {
+                inner = rows;
+            }
+        }
+    }
+    let config = Config {
+        hidden_size: hidden,
+        intermediate_size: inner,
+        vocab_size: vocab,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        rms_norm_eps: f64::from(GGML_EPS),
+        max_position_embeddings: MAX_SEQ_LEN,
+        hidden_act: Activation::Silu,
+        ..Config::config_7b_v2(false)
+    };
+    let mut config: core::Config = config.to_core()?;
+    config.rope.interleaved = true;
+    let stored = Arc::new(stored);
+    let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs: None };
+    Ok(Model { checkpoint, config, extras: Extras::default() })
+}
+
+/// Parts of a layer in files before GGUF, and ours.
+const GGML_NAMES: [(&str, &str); 9] = [
+    ("attention_norm", "input_layernorm"),
+    ("attention.wq", "self_attn.q_proj"),
+    ("attention.wk", "self_attn.k_proj"),
+    ("attention.wv", "self_attn.v_proj"),
+    ("attention.wo", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("feed_forward.w1", "mlp.gate_proj"),
+    ("feed_forward.w2", "mlp.down_proj"),
+    ("feed_forward.w3", "mlp.up_proj"),
+];
+
+/// A tensor of candle's as a weight that shares its memory.
+pub(crate) fn held(tensor: impl Into<Arc<QTensor>>) -> Result<(Weight, Vec<usize>)> {
+    let tensor = tensor.into();
+    let dims = tensor.shape().dims().to_vec();
+    let (rows, cols) = match *dims {
+        [n] => (1, n),
+        [rows, cols] => (rows, cols),
+        _ => bail!("a tensor of shape {dims:?}: a llama has vectors and matrices"),
+    };
+    let Some(format) = gguf::format(tensor.dtype()) else {
+        return Err(Error::Msg(format!("a tensor of type {:?} is not supported", tensor.dtype())));
+    };
+    Ok((Weight::from_memory(rows, cols, format, Memory::Tensor(tensor))?, dims))
+}

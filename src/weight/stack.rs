@@ -1,0 +1,230 @@
+//! Products with matrices that lie one below the other, each in its own format.
+
+use super::Weight;
+use crate::{
+    core::{ActivationGroup, Columns, Format, KernelSet},
+    kernels::Kernels,
+    threads::{Threads, ranges},
+};
+use candle_core::{Result, bail};
+use std::ops::Range;
+
+/// Tasks get whole tiles of the kernels, which are four rows high.
+pub const ROW_STEP: usize = 4;
+
+/// A matrix `[rows, cols]` whose rows are those of one or more weights, so that one hand-over serves all of them.
+///
+/// A checkpoint in one float dtype makes one weight of q, k and v; a GGUF keeps its own three, which may differ in format.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    weights: Vec<Weight>,
+    rows: usize,
+    cols: usize,
+}
+
+impl From<Weight> for Stack {
+    fn from(weight: Weight) -> Self {
+        Self { rows: weight.rows(), cols: weight.cols(), weights: vec![weight] }
+    }
+}
+
+impl Stack {
+    /// The rows of `weights`, one below the other.
+    ///
+    /// # Errors
+    /// They differ in columns, or there is none.
+    pub fn new(weights: Vec<Weight>) -> Result<Self> {
+        let Some(first) = weights.first() else { bail!("stack: no matrix is given") };
+        let cols = first.cols();
+        if let Some(other) = weights.iter().find(|w| w.cols() != cols) {
+            bail!("stack: matrices of {cols} and of {} columns", other.cols());
+        }
+        Ok(Self { rows: weights.iter().map(Weight::rows).sum(), cols, weights })
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weights.iter().map(Weight::bytes).sum()
+    }
+
+    /// How the elements are stored.
+    pub fn formats(&self) -> impl Iterator<Item = Format> + Clone {
+        self.weights.iter().map(Weight::format)
+    }
+
+    /// `y[c][r − rows.start] = Σ_k w[r, k] · x[c, k]` for some rows, on the calling thread.
+    ///
+    /// # Panics
+    /// Rows past the end, or shapes that do not fit.
+    pub fn multiply(&self, kernels: &Kernels, rows: Range<usize>, x: Input<'_>, y: &mut [&mut [f32]]) {
+        multiply(&self.weights, kernels, rows, x, y);
+    }
+
+    /// `y[c][r] = Σ_k w[r, k] · x[c, k]` for the rows of `x` `[n, cols]`, into `y` `[n, rows]`, over all threads.
+    ///
+    /// For one column nothing is allocated. `groups` is working memory of `n` times [`ActivationGroup::count`], used by
+    /// quantised formats. Cost: `n · rows · cols` multiply-adds; the weights are read once per call.
+    ///
+    /// # Panics
+    /// Shapes do not fit.
+    pub fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+        matmul(&self.weights, on, x, groups, y);
+    }
+}
+
+impl Weight {
+    /// As [`Stack::matmul`], for one matrix.
+    ///
+    /// # Panics
+    /// Shapes do not fit.
+    pub fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+        matmul(std::slice::from_ref(self), on, x, groups, y);
+    }
+}
+
+fn multiply(weights: &[Weight], kernels: &Kernels, rows: Range<usize>, x: Input<'_>, y: &mut [&mut [f32]]) {
+    let (mut start, mut done) = (0, 0);
+    for w in weights {
+        let r = rows.start.max(start)..rows.end.min(start + w.rows());
+        if r.start < r.end {
+            let (matrix, x) = (w.matrix().slice_rows(r.start - start..r.end - start), x.columns(w.format()));
+            let part = done..done + r.len();
+            match y {
+                _ if r.len() == rows.len() => return kernels.matmul(matrix, x, y),
+                // A lone column, as in decode, must not allocate.
+                [y] => kernels.matmul(matrix, x, &mut [&mut y[part]]),
+                _ => {
+                    let mut y: Vec<_> = y.iter_mut().map(|y| &mut y[part.clone()]).collect();
+                    kernels.matmul(matrix, x, &mut y);
+                }
+            }
+            done += r.len();
+        }
+        start += w.rows();
+    }
+}
+
+fn matmul(weights: &[Weight], on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    let cols = weights[0].cols();
+    let rows: usize = weights.iter().map(Weight::rows).sum();
+    let n = x.len() / cols.max(1);
+    let x = on.input(weights.iter().map(Weight::format), cols, x, groups);
+    assert_eq!(y.len(), n * rows, "matmul: y is not [n, rows]");
+    let bytes: usize = weights.iter().map(Weight::bytes).sum();
+    let tasks = on.threads.tasks(rows.div_ceil(ROW_STEP), n * bytes);
+    if n == 1 {
+        let mut rest = y;
+        let tasks = ranges(rows, tasks, ROW_STEP).map(|r| {
+            let (part, tail) = core::mem::take(&mut rest).split_at_mut(r.len());
+            rest = tail;
+            (r, part)
+        });
+        on.threads.for_each(tasks, |(r, y)| multiply(weights, on.kernels, r, x, &mut [y]));
+    } else {
+        let ranges: Vec<_> = ranges(rows, tasks, ROW_STEP).collect();
+        let parts = split_columns(y, rows, ranges.iter().map(ExactSizeIterator::len));
+        on.threads.for_each(ranges.into_iter().zip(parts), |(r, mut y)| {
+            multiply(weights, on.kernels, r, x, &mut y);
+        });
+    }
+}
+
+/// `y` `[n, width]` cut along its rows: item `i` holds, for each of the `n` rows, the next `widths[i]` elements.
+pub fn split_columns(
+    y: &mut [f32],
+    width: usize,
+    widths: impl Iterator<Item = usize> + Clone,
+) -> Vec<Vec<&mut [f32]>> {
+    let n = y.len() / width.max(1);
+    let mut parts: Vec<Vec<&mut [f32]>> = widths.clone().map(|_| Vec::with_capacity(n)).collect();
+    for mut row in y.chunks_exact_mut(width.max(1)) {
+        for (part, w) in parts.iter_mut().zip(widths.clone()) {
+            let (head, tail) = row.split_at_mut(w);
+            part.push(head);
+            row = tail;
+        }
+    }
+    parts
+}
+
+/// Activations in the forms that matrices of different formats are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    plain: &'a [f32],
+    quantized: &'a [ActivationGroup],
+}
+
+impl<'a> Input<'a> {
+    /// In the form for `format`.
+    #[must_use]
+    pub fn columns(self, format: Format) -> Columns<'a> {
+        if format.is_quantized() { Columns::Quantized(self.quantized) } else { Columns::F32(self.plain) }
+    }
+}
+
+/// What an operation runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct On<'a> {
+    /// The kernels of the level in use.
+    pub kernels: &'a Kernels,
+    /// The threads it may use.
+    pub threads: Threads,
+}
+
+impl On<'_> {
+    /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
+    ///
+    /// # Panics
+    /// `groups` is too short for a quantised format.
+    #[must_use]
+    pub fn columns<'b>(
+        self,
+        format: Format,
+        cols: usize,
+        x: &'b [f32],
+        groups: &'b mut [ActivationGroup],
+    ) -> Columns<'b> {
+        self.input(core::iter::once(format), cols, x, groups).columns(format)
+    }
+
+    /// Rows `[n, cols]` of activations in the forms that weights of `formats` are multiplied with.
+    ///
+    /// # Panics
+    /// `groups` is too short, where a format is quantised.
+    #[must_use]
+    pub fn input<'b>(
+        self,
+        mut formats: impl Iterator<Item = Format>,
+        cols: usize,
+        x: &'b [f32],
+        groups: &'b mut [ActivationGroup],
+    ) -> Input<'b> {
+        if x.is_empty() || !formats.any(Format::is_quantized) {
+            return Input { plain: x, quantized: &[] };
+        }
+        let per_row = ActivationGroup::count(cols);
+        let groups = &mut groups[..x.len() / cols * per_row];
+        let tasks = self.threads.tasks(x.len() / cols, size_of_val(x) / 4);
+        let rows = (x.len() / cols).div_ceil(tasks);
+        let parts = x.chunks(rows * cols).zip(groups.chunks_mut(rows * per_row));
+        self.threads.for_each(parts, |(x, groups)| {
+            for (x, groups) in x.chunks_exact(cols).zip(groups.chunks_exact_mut(per_row)) {
+                self.kernels.quantize(x, groups);
+            }
+        });
+        Input { plain: x, quantized: groups }
+    }
+}
