@@ -279,6 +279,12 @@ impl Weight {
         Tensor::from_vec(values, (self.rows, self.cols), &Device::Cpu)
     }
 
+    /// Whether the elements lie in a mapped file.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        matches!(&*self.data, Memory::File(..))
+    }
+
     /// Gives pages of a mapped file back, where the weight lies in one and will not be read soon.
     pub fn release(&self) {
         if let Memory::File(file, range) = &*self.data {

@@ -99,7 +99,7 @@ fn run(cli: &Cli) -> Result<()> {
     let rank = calibrator.settings.rank.min(loaded.config.hidden_size / 2);
     let mut calibrator = with_rank(calibrator, cli.rank.unwrap_or(rank));
     calibrator.gate = cli.gate.settings(&fit, &tune)?;
-    let mut fitted = calibrator.calibrate(&vb, &loaded.config, &fit, &tune, show)?;
+    let mut fitted = calibrator.calibrate(&loaded.model, &vb, &loaded.config, &fit, &tune, show)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     drop(loaded);

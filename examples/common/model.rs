@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "not every program uses all of it")]
 
 use crate::{cli::format, memory::MemoryArgs};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use candle_sparse::{
     AttentionConfig, Threads,
@@ -19,15 +19,22 @@ use std::{path::PathBuf, sync::Arc};
 /// Which model, and how to hold it.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ModelArgs {
-    /// Hub id (org/name), folder, .safetensors file, or name of an embedded model (tales-silu, tales-relu)
+    /// Hub id (org/name), folder, .safetensors or .gguf file (also org/name/file.gguf), or name of an embedded model
+    /// (tales-silu, tales-relu)
     #[arg(long, default_value = "tales-silu")]
     pub(crate) model: String,
     /// Branch, tag or commit of a Hub model
     #[arg(long)]
     pub(crate) revision: Option<String>,
+    /// A tokenizer.json, instead of the model's own
+    #[arg(long)]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Format of the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as stored where not given
     #[arg(long, value_parser = format)]
     pub(crate) dtype: Option<Format>,
+    /// Copy the weights of a GGUF file into huge pages instead of mapping it: slower to load, decode may be faster
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
@@ -71,7 +78,12 @@ impl From<Ffn> for FfnMode {
 impl ModelArgs {
     /// Finds the files, fetching them where the model is on the Hub.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
-        Ok(ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?)
+        let mut files = ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?;
+        if let Some(path) = &self.tokenizer {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            files.tokenizer = Some(bytes.into());
+        }
+        Ok(files)
     }
 
     /// The profile of the flag, else the one beside the model.
@@ -120,7 +132,9 @@ impl ModelArgs {
         let files = self.files()?;
         let threads = self.threads.map(Threads::new).transpose()?;
         let profile = self.profile(&files)?;
-        let loaded = Pretrained::load(&files, LoadOptions { format, threads, profile, sparse, attention })?;
+        let copy_mapped = self.no_mmap;
+        let options = LoadOptions { format, copy_mapped, threads, profile, sparse, attention };
+        let loaded = Pretrained::load(&files, options)?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }

@@ -52,7 +52,10 @@ impl Source {
             return Ok(Self::random(cli.shape.config(), format));
         };
         let files = ModelFiles::resolve(spec, None, &HubSettings::from_env())?;
-        Ok(Self { config: files.config.to_vec(), files: Some(files), dtype: load_dtype(format) })
+        let Some(config) = files.config.as_ref().map(|c| c.to_vec()) else {
+            bail!("--model {spec}: give the safetensors model; for a GGUF file see --gguf")
+        };
+        Ok(Self { config, files: Some(files), dtype: load_dtype(format) })
     }
 
     /// Random weights for a `config.json`.

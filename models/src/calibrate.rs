@@ -11,7 +11,7 @@
 mod attention;
 
 use crate::{
-    decoder::{LayerTap, LoadOptions},
+    decoder::LayerTap,
     llama::{Cache, Config, Llama},
     quality::Quality,
     simulate::{Choice, Simulation},
@@ -19,7 +19,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    FfnMode, SparseConfig,
+    KvConfig, KvDType,
     calibrate::{
         FfnWeights, GRID, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer,
     },
@@ -93,7 +93,8 @@ const PROBE_SHARE: f32 = 0.4;
 const HALVINGS: usize = 7;
 
 impl Calibrator {
-    /// Fits a profile for the checkpoint in `vb`; `fit` and `tune` are windows of tokens of different texts.
+    /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit` and `tune` are windows of tokens of
+    /// different texts.
     ///
     /// Memory beyond the model: `hidden_size²` f32 per block, the samples, and the work of one block
     /// ([`fit_layer`]), however long the texts; where gates are fitted, before that, [`GateSettings::memory`] or the inputs
@@ -103,6 +104,7 @@ impl Calibrator {
     /// A checkpoint that cannot be run, too little text, a model with biases in its FFN, or one that is not finite.
     pub fn calibrate(
         &self,
+        model: &Llama,
         vb: &VarBuilder<'_>,
         config: &Config,
         fit: &[Vec<u32>],
@@ -112,13 +114,12 @@ impl Calibrator {
         if config.mlp_bias {
             bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
         }
-        let model = Llama::load_with(vb.clone(), config, LoadOptions::default())?;
         if model.decoder().sparse_config().is_some() {
             bail!(
-                "calibrate: the checkpoint holds a profile already: leave out that shard, or set CANDLE_SPARSE=off"
+                "calibrate: the checkpoint holds a profile already: leave it out, or set CANDLE_SPARSE=off"
             );
         }
-        let mut run = Run { model, cache: Cache::new(true, DType::F32, config, &Device::Cpu)? };
+        let mut run = Run::new(model);
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
         let gates = match &self.gate {
             Some(s) => attention::gates(&mut run, vb, config, [fit, tune], s, &mut progress)?,
@@ -168,18 +169,14 @@ impl Calibrator {
 /// # Errors
 /// A checkpoint that cannot be run, or too little text.
 pub fn fit_gates(
+    model: &Llama,
     vb: &VarBuilder<'_>,
     config: &Config,
     [fit, tune]: [&[Vec<u32>]; 2],
     settings: &GateSettings,
     mut progress: impl FnMut(Progress),
 ) -> Result<Vec<GateFit>> {
-    let options = LoadOptions {
-        sparse: SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() },
-        ..LoadOptions::default()
-    };
-    let model = Llama::load_with(vb.clone(), config, options)?;
-    let mut run = Run { model, cache: Cache::new(true, DType::F32, config, &Device::Cpu)? };
+    let mut run = Run::new(model);
     attention::gates(&mut run, vb, config, [fit, tune], settings, &mut progress)
 }
 
@@ -223,6 +220,10 @@ struct Run {
 }
 
 impl Run {
+    fn new(model: &Llama) -> Self {
+        Self { model: model.clone(), cache: Cache::of(model, KvConfig::exact(KvDType::F32)) }
+    }
+
     /// Logits `[window, vocab_size]`.
     fn logits(&mut self, window: &[u32], tap: Option<&mut dyn LayerTap>) -> Result<Tensor> {
         let x = Tensor::new(window, &Device::Cpu)?.unsqueeze(0)?;

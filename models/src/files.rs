@@ -1,18 +1,20 @@
 //! The files of a model, wherever they are: built into the program, in a folder, or on the Hub.
 
-use core::fmt;
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+mod source;
 
-use candle_core::{Error, Result};
-use candle_sparse::profile::Profile;
-use serde::Deserialize;
-use tokenizers::Tokenizer;
-
+use crate::gguf::GgufFile;
 #[cfg(feature = "hub")]
 use crate::hub::{HubRepo, HubSettings};
+use candle_core::{Error, Result};
+use candle_sparse::profile::Profile;
+use core::fmt;
+use source::{Folder, Source, weight_files};
+use std::{
+    borrow::Cow,
+    fs,
+    path::{Path, PathBuf},
+};
+use tokenizers::Tokenizer;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -61,13 +63,15 @@ pub const EMBEDDED: &[EmbeddedModel] = &[embedded!("tales-silu"), embedded!("tal
 #[cfg(not(feature = "embedded"))]
 pub const EMBEDDED: &[EmbeddedModel] = &[];
 
-/// The weights of a model, in `safetensors` form.
+/// The weights of a model.
 #[derive(Clone)]
 pub enum Weights {
-    /// One file, or the shards in the order of their names.
+    /// One `safetensors` file, or the shards in the order of their names.
     Files(Vec<PathBuf>),
-    /// The content of one file.
+    /// The content of one `safetensors` file.
     Embedded(&'static [u8]),
+    /// A GGUF file, which may hold configuration, tokenizer and profile too.
+    Gguf(PathBuf),
 }
 
 /// Where a sparse profile is.
@@ -106,6 +110,7 @@ impl fmt::Debug for Weights {
         match self {
             Self::Files(paths) => f.debug_tuple("Files").field(paths).finish(),
             Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
+            Self::Gguf(path) => f.debug_tuple("Gguf").field(path).finish(),
         }
     }
 }
@@ -117,10 +122,10 @@ pub struct ModelFiles {
     pub name: String,
     /// The folder that holds the files; `None` for a built-in model.
     pub folder: Option<PathBuf>,
-    /// Content of `config.json`.
-    pub config: Cow<'static, [u8]>,
-    /// Content of `tokenizer.json`.
-    pub tokenizer: Cow<'static, [u8]>,
+    /// Content of `config.json`; `None`: a GGUF file's own.
+    pub config: Option<Cow<'static, [u8]>>,
+    /// Content of `tokenizer.json`; `None`: a GGUF file's own.
+    pub tokenizer: Option<Cow<'static, [u8]>>,
     /// The weights.
     pub weights: Weights,
     /// Content of `generation_config.json`, if there is one.
@@ -144,8 +149,9 @@ impl fmt::Debug for ModelFiles {
 
 impl ModelFiles {
     /// Finds a model by what a user writes for it. The first that fits is taken: a built-in name,
-    /// a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a Hub
-    /// id. `revision` is for the Hub only.
+    /// a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a `.gguf`
+    /// file, a Hub id, a `.gguf` file in a Hub repository (`org/name/file.gguf`). `revision` is for
+    /// the Hub only.
     ///
     /// # Errors
     /// If nothing fits, a file is missing or damaged, or the Hub does not deliver; see
@@ -160,7 +166,12 @@ impl ModelFiles {
                 }
             };
         }
-        let files = HubRepo::new(settings, spec, revision).and_then(|repo| Self::from_hub(&repo));
+        let files = match gguf_on_hub(spec) {
+            Some((id, file)) => {
+                HubRepo::new(settings, id, revision)?.get(file).and_then(|path| Self::from_gguf(&path))
+            }
+            None => HubRepo::new(settings, spec, revision).and_then(|repo| Self::from_hub(&repo)),
+        };
         match files {
             // Without a slash it may be a misspelt built-in name rather than a Hub id.
             Err(error) if !spec.contains('/') => fail(format!("{error} ({})", known_names())),
@@ -180,12 +191,6 @@ impl ModelFiles {
         if path.is_dir() {
             return Self::from_folder(path).map(Some);
         }
-        if has_extension(path, "gguf") {
-            return fail(format!(
-                "{spec}: GGUF files are not supported here yet; give a folder or a Hub id with \
-                 {WEIGHTS}"
-            ));
-        }
         if path.is_file() {
             return Self::from_file(path).map(Some);
         }
@@ -198,8 +203,8 @@ impl ModelFiles {
         Self {
             name: model.name.to_string(),
             folder: None,
-            config: Cow::Borrowed(model.config),
-            tokenizer: Cow::Borrowed(model.tokenizer),
+            config: Some(Cow::Borrowed(model.config)),
+            tokenizer: Some(Cow::Borrowed(model.tokenizer)),
             weights: Weights::Embedded(model.weights),
             generation_config: None,
             tokenizer_config: None,
@@ -215,14 +220,35 @@ impl ModelFiles {
         Self::collect(last_name(folder), &Folder(folder), weight_files)
     }
 
+    /// The model in a GGUF file; a profile beside it is named `FILE.sparse.safetensors`.
+    ///
+    /// # Errors
+    /// None yet: the file is read when it is loaded.
+    pub fn from_gguf(path: &Path) -> Result<Self> {
+        let profile = path.with_extension("").with_extension(SPARSE_PROFILE);
+        Ok(Self {
+            name: last_name(path),
+            folder: path.parent().map(Path::to_path_buf),
+            config: None,
+            tokenizer: None,
+            weights: Weights::Gguf(path.to_path_buf()),
+            generation_config: None,
+            tokenizer_config: None,
+            sparse_profile: profile.is_file().then_some(SparseProfile::File(profile)),
+        })
+    }
+
     /// The files of a model whose weights are the one file `weights`.
     ///
     /// # Errors
-    /// If it is not a `.safetensors` file, or the files beside it are missing or cannot be read.
+    /// If it is neither a `.gguf` nor a `.safetensors` file, or the files beside the latter are missing or cannot be read.
     pub fn from_file(weights: &Path) -> Result<Self> {
+        if has_extension(weights, "gguf") {
+            return Self::from_gguf(weights);
+        }
         if !has_extension(weights, "safetensors") {
             let weights = weights.display();
-            return fail(format!("{weights}: not a model: a .safetensors file is expected"));
+            return fail(format!("{weights}: not a model: a .safetensors or .gguf file is expected"));
         }
         let folder = match weights.parent() {
             Some(parent) if parent != Path::new("") => parent,
@@ -259,8 +285,8 @@ impl ModelFiles {
         Ok(Self {
             name,
             folder: config.parent().map(Path::to_path_buf),
-            config: Cow::Owned(read(&config)?),
-            tokenizer: Cow::Owned(read(&source.get(TOKENIZER)?)?),
+            config: Some(Cow::Owned(read(&config)?)),
+            tokenizer: Some(Cow::Owned(read(&source.get(TOKENIZER)?)?)),
             generation_config: optional("generation_config.json")?,
             tokenizer_config: optional("tokenizer_config.json")?,
             sparse_profile: source.get_optional(SPARSE_PROFILE)?.map(SparseProfile::File),
@@ -271,9 +297,13 @@ impl ModelFiles {
     /// The tokenizer of the model.
     ///
     /// # Errors
-    /// If `tokenizer.json` is damaged or of an unknown kind.
+    /// If `tokenizer.json` is damaged or of an unknown kind, or a GGUF file holds none that can be read.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::from_bytes(&self.tokenizer).map_err(|error| {
+        if let (None, Weights::Gguf(path)) = (&self.tokenizer, &self.weights) {
+            return crate::gguf::tokenizer::tokenizer(GgufFile::open(path)?.content());
+        }
+        let bytes = self.tokenizer.as_deref().unwrap_or_default();
+        Tokenizer::from_bytes(bytes).map_err(|error| {
             let place = self.folder.as_ref().map_or_else(
                 || format!("{TOKENIZER} of the built-in model `{}`", self.name),
                 |folder| folder.join(TOKENIZER).display().to_string(),
@@ -283,73 +313,12 @@ impl ModelFiles {
     }
 }
 
-/// A place that holds the files of a model under the names they have on the Hub.
-trait Source: fmt::Display {
-    fn get(&self, file: &str) -> Result<PathBuf>;
-    fn get_optional(&self, file: &str) -> Result<Option<PathBuf>>;
-}
-
-struct Folder<'a>(&'a Path);
-
-impl fmt::Display for Folder<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "folder `{}`", self.0.display())
-    }
-}
-
-impl Source for Folder<'_> {
-    fn get(&self, file: &str) -> Result<PathBuf> {
-        let missing = || Error::Msg(format!("`{file}` is missing in {self}"));
-        self.get_optional(file)?.ok_or_else(missing)
-    }
-
-    fn get_optional(&self, file: &str) -> Result<Option<PathBuf>> {
-        let path = self.0.join(file);
-        Ok(path.is_file().then_some(path))
-    }
-}
-
+/// Repository and file of `org/name/file.gguf`.
 #[cfg(feature = "hub")]
-impl Source for HubRepo {
-    fn get(&self, file: &str) -> Result<PathBuf> {
-        Self::get(self, file)
-    }
-
-    fn get_optional(&self, file: &str) -> Result<Option<PathBuf>> {
-        Self::get_optional(self, file)
-    }
-}
-
-fn weight_files<S: Source>(source: &S) -> Result<Vec<PathBuf>> {
-    if let Some(single) = source.get_optional(WEIGHTS)? {
-        return Ok(vec![single]);
-    }
-    let Some(index) = source.get_optional(WEIGHTS_INDEX)? else {
-        return fail(format!("no weights in {source}: looked for `{WEIGHTS}` and `{WEIGHTS_INDEX}`"));
-    };
-    let shards = shard_names(&index)?;
-    shards.iter().map(|shard| source.get(shard)).collect()
-}
-
-#[derive(Deserialize)]
-struct WeightsIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
-fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
-    let place = index.display();
-    let parsed: WeightsIndex = serde_json::from_slice(&read(index)?)
-        .map_err(|error| Error::Msg(format!("{place}: not an index of shards: {error}")))?;
-    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    if shards.is_empty() {
-        return fail(format!("{place}: the weight_map is empty"));
-    }
-    // The names come from outside: none may lead out of the model's folder.
-    let outside = |name: &&String| name.contains(['/', '\\', ':']) || name.contains("..");
-    match shards.iter().find(|name| outside(name) || !name.ends_with(".safetensors")) {
-        Some(bad) => fail(format!("{place}: `{bad}` is not the name of a .safetensors shard")),
-        None => Ok(shards),
-    }
+fn gguf_on_hub(spec: &str) -> Option<(&str, &str)> {
+    let second = spec.match_indices('/').nth(1)?.0;
+    let (id, file) = (&spec[..second], &spec[second + 1..]);
+    has_extension(Path::new(file), "gguf").then_some((id, file))
 }
 
 /// Refuses what can only be meant as a path, so that a misspelt one is not asked of the Hub.
@@ -359,7 +328,8 @@ fn refuse_path(spec: &str) -> Result<()> {
         || spec.contains('\\')
         || spec.ends_with('/')
         || path.is_absolute()
-        || has_extension(path, "safetensors");
+        || has_extension(path, "safetensors")
+        || has_extension(path, "gguf") && spec.split('/').count() < 3;
     if marked {
         let hint = if spec.starts_with('~') { " (`~` is not expanded)" } else { "" };
         return fail(format!("there is no file or folder `{spec}`{hint}"));

@@ -12,6 +12,7 @@
 
 mod header;
 mod shape;
+pub mod tokenizer;
 
 use crate::decoder::{Checkpoint, Extras, Stored};
 use candle_core::{Error, Result, bail, quantized::gguf_file};
@@ -99,7 +100,7 @@ pub(crate) fn model(
     mut memory: impl FnMut(usize, usize) -> Result<Memory>,
 ) -> Result<Model> {
     let named = |e: Error| Error::Msg(format!("{origin}: {}", crate::pretrained::first_line(&e)));
-    let config = shape::config(content).map_err(named)?;
+    let config = config(content).map_err(named)?;
     let mut stored = Stored::new(origin);
     let mut rope_freqs = None;
     for (name, info) in &content.tensor_infos {

@@ -3,9 +3,10 @@
 use crate::{
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
+    gguf::{self, GgufFile},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
 };
-use candle_core::{DType, Device, Error, Result};
+use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::loading;
 use std::sync::Arc;
@@ -36,9 +37,8 @@ impl Pretrained {
         if let (None, Some(profile)) = (&options.profile, &files.sparse_profile) {
             options.profile = Some(Arc::new(profile.load()?));
         }
-        let config: LlamaConfig = serde_json::from_slice(&files.config)
-            .map_err(|e| Error::msg(format!("{name}: config.json: {e}")))?;
-        let mut config = config.into_config(false);
+        let opened = Opened::new(files)?;
+        let mut config = opened.config(files)?;
         config.eos_token_id = eos(&config, files)?;
         let tokenizer = files.load_tokenizer()?;
         // Added tokens, such as padding, may lie past the embedding; using one is an error of its own.
@@ -49,10 +49,8 @@ impl Pretrained {
                 "{name}: the tokenizer has {tokens} tokens, the model only {vocab}: they do not belong together"
             )));
         }
-        let vb = var_builder(files, None)?;
-        let stored_dtype = vb.dtype();
-        let model = Llama::load_with(vb, &config, options)
-            .map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
+        let (model, stored_dtype) =
+            opened.load(&config, options).map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
         Ok(Self { model, config, tokenizer, stored_dtype })
     }
 
@@ -76,13 +74,14 @@ impl Pretrained {
     }
 }
 
-/// The weights of a model, read tensor by tensor, in `dtype` or as they are stored.
+/// The weights of a model as floats, read tensor by tensor, in `dtype` or as they are stored.
 ///
 /// # Errors
 /// A file that is missing, truncated or corrupt.
 pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilder<'static>> {
     let bytes = match &files.weights {
         Weights::Files(paths) => return loading::var_builder(paths, dtype, &Device::Cpu),
+        Weights::Gguf(path) => return Ok(GgufFile::open(path)?.model()?.checkpoint.vb),
         Weights::Embedded(bytes) => bytes,
     };
     let dtype = match dtype {
@@ -93,6 +92,47 @@ pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilde
         }
     };
     VarBuilder::from_slice_safetensors(bytes, dtype, &Device::Cpu)
+}
+
+/// Weights whose headers are read.
+enum Opened {
+    Floats(VarBuilder<'static>),
+    Gguf(GgufFile),
+}
+
+impl Opened {
+    fn new(files: &ModelFiles) -> Result<Self> {
+        Ok(match &files.weights {
+            Weights::Gguf(path) => Self::Gguf(GgufFile::open(path)?),
+            _ => Self::Floats(var_builder(files, None)?),
+        })
+    }
+
+    fn config(&self, files: &ModelFiles) -> Result<Config> {
+        let name = &files.name;
+        match (&files.config, self) {
+            (Some(json), _) => {
+                let config: LlamaConfig = serde_json::from_slice(json)
+                    .map_err(|e| Error::msg(format!("{name}: config.json: {e}")))?;
+                Ok(config.into_config(false))
+            }
+            (None, Self::Gguf(file)) => {
+                gguf::config(file.content()).map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))
+            }
+            (None, Self::Floats(_)) => bail!("{name}: config.json is missing"),
+        }
+    }
+
+    fn load(self, config: &Config, options: LoadOptions) -> Result<(Llama, DType)> {
+        match self {
+            Self::Floats(vb) => {
+                let dtype = vb.dtype();
+                Ok((Llama::load_with(vb, config, options)?, dtype))
+            }
+            // The cache of a quantised model: what its activations are worth.
+            Self::Gguf(file) => Ok((Llama::from_gguf(&file, options)?, DType::F16)),
+        }
+    }
 }
 
 /// The end tokens of `config.json` and `generation_config.json`; chat models name some only in the latter.

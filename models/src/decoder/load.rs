@@ -18,6 +18,9 @@ use std::sync::Arc;
 pub struct LoadOptions {
     /// Format of the projections and the embedding; `None` keeps the dtype of the `VarBuilder`.
     pub format: Option<Format>,
+    /// Copies the weights of a mapped file into memory of our own, in huge pages where the system has them: loading reads the
+    /// whole file, decode may be faster. The memory in use is the same, but no longer shared with other processes.
+    pub copy_mapped: bool,
     /// Threads to use; `None` uses all of candle's pool.
     pub threads: Option<Threads>,
     /// What calibration learned: FFNs are held so that neurons can be left out. `None` takes the profile among the tensors
@@ -67,6 +70,7 @@ struct Loader<'a> {
     /// What the matrices become; `None`: what they are.
     format: Option<Format>,
     stored: Option<&'a Stored>,
+    copy_mapped: bool,
     notices: &'a mut Vec<String>,
 }
 
@@ -93,6 +97,7 @@ impl Loader<'_> {
         let format = self.format_of(&part);
         if let Part::Weight(w) = &part
             && w.format() == format
+            && !(self.copy_mapped && w.is_mapped())
         {
             return Ok(w.clone());
         }
@@ -115,18 +120,17 @@ impl Loader<'_> {
             let all = parts.iter().map(|(name, n)| vector(&vb.pp(name), *n, "bias"));
             Ok(all.collect::<Result<Vec<_>>>()?.concat())
         });
-        let weight = match (self.stored, self.format) {
-            (Some(_), None) => {
-                let parts = parts.iter().map(|(name, rows)| self.matrix(&vb.pp(name), *rows, cols));
-                Stack::new(parts.collect::<Result<_>>()?)?
-            }
-            _ => {
+        let weight = match self.format {
+            Some(format) if self.stored.is_none() => {
                 let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
-                let format = self.format.unwrap_or(Format::F32);
                 let part = |i: usize| self.part(&vb.pp(parts[i].0), [rows[i], cols]);
                 let weight = Weight::stacked(format, cols, &rows, part)?;
                 self.note_format(&vb.pp(parts[0].0).prefix(), cols, weight.format());
                 weight.into()
+            }
+            _ => {
+                let parts = parts.iter().map(|(name, rows)| self.matrix(&vb.pp(name), *rows, cols));
+                Stack::new(parts.collect::<Result<_>>()?)?
             }
         };
         Ok(Projection { weight, bias: bias.transpose()? })
@@ -221,7 +225,12 @@ impl Decoder {
         let mut notices = Vec::new();
         let profile = profile(vb, &options, &config, extras, &mut notices)?;
         let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
-        let mut loader = Loader { format, stored: stored.as_deref(), notices: &mut notices };
+        let mut loader = Loader {
+            format,
+            stored: stored.as_deref(),
+            copy_mapped: options.copy_mapped,
+            notices: &mut notices,
+        };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embed_tokens = loader.matrix(&vb.pp("model.embed_tokens"), vocab, hidden)?;
         let lm_head = if extras.tie_word_embeddings {
