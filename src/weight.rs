@@ -261,8 +261,7 @@ impl Weight {
     /// Never: shape and alignment were checked when the weight was made, and what holds the bytes never changes.
     #[must_use]
     pub fn matrix(&self) -> Matrix<'_> {
-        let bytes = self.data.bytes().expect("the bytes were there when the weight was made");
-        Matrix::from_bytes(self.rows, self.cols, self.format, &bytes[..self.bytes()])
+        Matrix::from_bytes(self.rows, self.cols, self.format, self.as_bytes())
             .expect("shape and alignment were checked when the weight was made")
     }
 
@@ -277,6 +276,15 @@ impl Weight {
             rows.for_each(|(i, row)| matrix.dequantize_row(i, row));
         }
         Tensor::from_vec(values, (self.rows, self.cols), &Device::Cpu)
+    }
+
+    /// The elements in ggml's layout, row after row.
+    ///
+    /// # Panics
+    /// Never, see [`Self::matrix`].
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.data.bytes().expect("the bytes were there when the weight was made")[..self.bytes()]
     }
 
     /// Whether the elements lie in a mapped file.
@@ -330,7 +338,7 @@ fn write_rows(part: &Part, format: Format, out: &mut [u8]) -> Result<()> {
             })
         }
         Part::Weight(w) if w.format == format => {
-            out.copy_from_slice(&w.data.bytes()?[..w.bytes()]);
+            out.copy_from_slice(w.as_bytes());
             Ok(())
         }
         Part::Weight(w) => write_rows(&Part::Tensor(w.dequantize()?), format, out),
@@ -404,7 +412,7 @@ fn gather_rows(part: &Part, format: Format, to: Gather<'_>, out: &mut [u8]) -> R
     let t = match part {
         Part::Tensor(t) => t.clone(),
         Part::Weight(w) if w.format == format => {
-            let (row_bytes, bytes) = (format.row_bytes(w.cols), w.data.bytes()?);
+            let (row_bytes, bytes) = (format.row_bytes(w.cols), w.as_bytes());
             let groups = out.par_chunks_exact_mut((to.parts * row_bytes).max(1)).zip(to.order);
             groups.for_each(|(out, &row)| {
                 out[to.part * row_bytes..][..row_bytes]

@@ -1,6 +1,6 @@
 //! The engines that are measured, behind one trait.
 
-use super::{Cli, gguf::Gguf, sparse::Drawn};
+use super::{Cli, gguf::gguf, sparse::Drawn};
 use anyhow::{Context, Result, bail};
 use candle_core::{
     DType, Device, Shape, Tensor,
@@ -375,7 +375,7 @@ impl CandleQuantized {
                 "candle's quantised llama has {limit} positions: {positions} of --prefill, --depth and --steps do not fit"
             );
         }
-        let gguf = Gguf::new(source, format, "for candle")?;
+        let gguf = gguf(source, format, "for candle")?;
         let c = source.config()?;
         let read = gguf.matrices().filter(|(name, _)| c.tie_word_embeddings || *name != "token_embd.weight");
         let weight_bytes_per_token: usize = read.map(|(_, t)| held_bytes(t)).sum();

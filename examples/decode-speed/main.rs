@@ -21,7 +21,7 @@ use candle_sparse::{Threads, core::Format};
 use clap::{Parser, ValueEnum};
 use cli::process_bytes;
 use engines::{Candle, CandleQuantized, Engine, Ours, Source};
-use gguf::Gguf;
+use gguf::gguf;
 use report::{Row, Run, Times, median};
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
@@ -95,7 +95,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     if let Some(path) = &cli.write_gguf {
         let name = format!("{} with random weights", cli.shape.name());
-        return Gguf::new(&Source::new(cli, cli.dtype)?, cli.dtype, &name)?.save(path);
+        return Ok(gguf(&Source::new(cli, cli.dtype)?, cli.dtype, &name)?.save(path)?);
     }
     if cli.steps == 0 {
         bail!("--steps 0: give at least one step to time");

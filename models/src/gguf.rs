@@ -13,6 +13,7 @@
 mod header;
 mod shape;
 pub mod tokenizer;
+pub mod write;
 
 use crate::decoder::{Checkpoint, Extras, Stored};
 use candle_core::{Error, Result, bail, quantized::gguf_file};
@@ -26,8 +27,8 @@ use candle_sparse::{
 pub use shape::config;
 use std::{io::Cursor, path::Path, sync::Arc};
 
-/// Where the profile begins in a file that holds one behind its tensors, and its length in bytes.
-pub(crate) const PROFILE: [&str; 2] = ["candle_sparse.profile.offset", "candle_sparse.profile.length"];
+/// So many last bytes of a file, behind its tensors, are a profile.
+pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
 
 /// A GGUF file, mapped: its weights are read where they lie.
 #[derive(Debug)]
@@ -68,12 +69,13 @@ impl GgufFile {
     /// # Errors
     /// It is damaged.
     pub fn profile(&self) -> Result<Option<Profile>> {
-        let Some((start, len)) = profile_place(&self.content)? else { return Ok(None) };
-        let place = start.checked_add(len).and_then(|end| self.file.bytes().get(start..end));
-        let Some(bytes) = place else {
-            bail!("{}: the profile ends past the end of the file", self.file.path().display())
+        let Some(len) = profile_len(&self.content)? else { return Ok(None) };
+        let (bytes, name) = (self.file.bytes(), self.file.path().display());
+        let Some(start) = bytes.len().checked_sub(len) else {
+            bail!("{name}: the profile is said to be longer than the file")
         };
-        Profile::from_bytes(bytes).map(Some)
+        let profile = Profile::from_bytes(&bytes[start..]);
+        profile.map(Some).map_err(|e| Error::Msg(format!("{name}: profile: {e} (truncated download?)")))
     }
 
     pub(crate) fn model(&self) -> Result<Model> {
@@ -84,13 +86,9 @@ impl GgufFile {
     }
 }
 
-/// Offset and bytes of the profile in a file.
-pub(crate) fn profile_place(content: &gguf_file::Content) -> Result<Option<(usize, usize)>> {
-    let number = |key| match content.metadata.get(key) {
-        Some(value) => value.to_u64().map(|n| Some(n as usize)),
-        None => Ok(None),
-    };
-    Ok(number(PROFILE[0])?.zip(number(PROFILE[1])?))
+/// Bytes of the profile in a file.
+pub(crate) fn profile_len(content: &gguf_file::Content) -> Result<Option<usize>> {
+    content.metadata.get(PROFILE).map(|n| n.to_u64().map(|n| n as usize)).transpose()
 }
 
 /// The model in a file; `memory` gives bytes by their place in it and their number.

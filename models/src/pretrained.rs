@@ -94,6 +94,16 @@ pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilde
     VarBuilder::from_slice_safetensors(bytes, dtype, &Device::Cpu)
 }
 
+/// The configuration of a model: `config.json` or a GGUF file's, with the end tokens of `generation_config.json`.
+///
+/// # Errors
+/// A file that is missing or corrupt, or a model that cannot be run.
+pub fn config(files: &ModelFiles) -> Result<Config> {
+    let mut config = Opened::new(files)?.config(files)?;
+    config.eos_token_id = eos(&config, files)?;
+    Ok(config)
+}
+
 /// Weights whose headers are read.
 enum Opened {
     Floats(VarBuilder<'static>),

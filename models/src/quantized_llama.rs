@@ -60,7 +60,8 @@ impl ModelWeights {
             Ok(buffer)
         };
         let mut options = LoadOptions::default();
-        if let Some((start, len)) = gguf::profile_place(&ct)? {
+        if let Some(len) = gguf::profile_len(&ct)? {
+            let start = (end as usize).saturating_sub(len);
             options.profile = Some(Arc::new(Profile::from_bytes(&read(start, len)?.bytes()[..len])?));
         }
         let model = gguf::model(&ct, "GGUF", |start, len| Ok(Memory::Buffer(read(start, len)?)))?;

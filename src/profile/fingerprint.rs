@@ -34,6 +34,13 @@ pub fn fingerprint(
 }
 
 impl Profile {
+    /// Makes `row` the first row of the first block's gate: that of a checkpoint whose neurons were put in another order.
+    pub fn set_first_gate(&mut self, row: &[f32]) {
+        for (i, number) in self.fingerprint.iter_mut().take(LEN).enumerate() {
+            *number = row.get(i).copied().unwrap_or(0.0);
+        }
+    }
+
     /// Refuses a model that the profile was not made for; rounding is forgiven: norms to BF16, the row of a gate to any of
     /// ggml's formats.
     ///

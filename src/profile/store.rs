@@ -115,14 +115,21 @@ impl Profile {
     /// # Errors
     /// The folder cannot be written to.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        let (path, bytes) = (path.as_ref(), self.to_bytes()?);
+        let part = path.with_extension("part");
+        let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
+        written.map_err(|e| Error::msg(format!("cannot write {}: {e}", path.display())))
+    }
+
+    /// The content of a profile file.
+    ///
+    /// # Errors
+    /// Its parts have not the sizes that they should have.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut tensors = HashMap::new();
         self.write(&mut tensors)?;
         let about = HashMap::from([(ABOUT.to_string(), self.about.to_string())]);
-        let part = path.with_extension("part");
-        let failed = |e: &dyn std::fmt::Display| Error::msg(format!("cannot write {}: {e}", path.display()));
-        safetensors::serialize_to_file(&tensors, Some(about), &part).map_err(|e| failed(&e))?;
-        std::fs::rename(&part, path).map_err(|e| failed(&e))
+        safetensors::serialize(&tensors, Some(about)).map_err(Error::wrap)
     }
 
     fn set_about(&mut self, text: &str) -> Result<()> {

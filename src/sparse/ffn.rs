@@ -5,7 +5,7 @@ use crate::{
     profile::{LayerProfile, LayerRule},
     weight::{Part, Weight},
 };
-use candle_core::Result;
+use candle_core::{Result, bail};
 use std::sync::Arc;
 
 /// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile.
@@ -72,6 +72,26 @@ impl SparseFfn {
             _ => transposed(tensor("down_proj")?),
         })?;
         let gate = Weight::interleaved(format, hidden_size, 1, order, |_| tensor("gate_proj"))?;
+        Self::new(gate, up_down, profile)
+    }
+
+    /// The FFN of weights that stand in the order of a checked `profile` already: `gate` `[intermediate_size, hidden_size]` and
+    /// `up_down` `[2 · intermediate_size, hidden_size]`, as [`Self::gate`] and [`Self::up_down`] are.
+    ///
+    /// # Errors
+    /// Their shapes are others, or their formats differ.
+    pub fn new(gate: Weight, up_down: Weight, profile: &LayerProfile) -> Result<Self> {
+        let (inner, hidden, format) = (profile.order.len(), gate.cols(), gate.format());
+        let shapes = [[gate.rows(), hidden], [up_down.rows(), up_down.cols()]];
+        if shapes != [[inner, hidden], [2 * inner, hidden]] || up_down.format() != format {
+            bail!(
+                "sparse FFN: gate {:?} in {} and up with down {:?} in {} do not belong together",
+                shapes[0],
+                format.name(),
+                shapes[1],
+                up_down.format().name()
+            );
+        }
         let learned = Learned {
             gate_deviation: profile.gate_variance.iter().map(|v| v.sqrt()).collect(),
             up_variance: profile.up_variance.clone(),
@@ -79,7 +99,7 @@ impl SparseFfn {
             importance: profile.importance.iter().map(|n| n * n).collect(),
             rules: profile.rules.clone(),
         };
-        let predictor = Predictor::new(format, hidden_size, profile)?;
+        let predictor = Predictor::new(format, hidden, profile)?;
         Ok(Self { gate, up_down, predictor, learned: Arc::new(learned) })
     }
 

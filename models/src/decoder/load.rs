@@ -160,6 +160,13 @@ impl Loader<'_> {
 
     fn dense_ffn(&mut self, c: &Config, bias: bool, vb: &VarBuilder<'_>) -> Result<DenseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        if vb.contains_tensor("up_down_proj.weight") {
+            bail!(
+                "{}: up_proj and down_proj are stored neuron by neuron, for sparse use alone: load the model with the \
+                 profile of its file (CANDLE_SPARSE=off is not possible here; FfnMode::Dense is)",
+                vb.prefix()
+            );
+        }
         let mut half = |name: &str| -> Result<Projection<Weight>> {
             let bias = if bias { Some(vector(&vb.pp(name), inner, "bias")?) } else { None };
             Ok(Projection { weight: self.matrix(&vb.pp(name), inner, hidden)?, bias })
@@ -173,6 +180,17 @@ impl Loader<'_> {
 
     fn sparse_ffn(&mut self, c: &Config, profile: &LayerProfile, vb: &VarBuilder<'_>) -> Result<SparseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        if vb.contains_tensor("up_down_proj.weight") {
+            if !profile.order.iter().enumerate().all(|(i, n)| i == *n as usize) {
+                bail!(
+                    "{}: the neurons of this file stand in the order of its own profile: give no other",
+                    vb.prefix()
+                );
+            }
+            let gate = self.matrix(&vb.pp("gate_proj"), inner, hidden)?;
+            let up_down = self.matrix(&vb.pp("up_down_proj"), 2 * inner, hidden)?;
+            return SparseFfn::new(gate, up_down, profile);
+        }
         let format = self.format_of(&self.part(&vb.pp("gate_proj"), [inner, hidden])?);
         let ffn = SparseFfn::load(format, hidden, profile, |name| {
             let shape = if name == "down_proj" { [hidden, inner] } else { [inner, hidden] };

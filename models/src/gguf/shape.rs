@@ -1,8 +1,8 @@
 //! What the metadata of a GGUF file says about the model.
 
-use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks};
+use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks, activation};
 use candle_core::{
-    Result, bail,
+    Error, Result, bail,
     quantized::gguf_file::{Content, Value},
 };
 use candle_sparse::core::Activation;
@@ -58,6 +58,12 @@ impl Metadata<'_> {
             Some((_, Value::String(s))) => Ok(Some(s)),
             Some((key, _)) => bail!("{key} is no text"),
         }
+    }
+
+    /// That of files which `convert` writes; all others are `silu`.
+    fn hidden_act(&self) -> Result<Activation> {
+        let Some(name) = self.text("hidden_act")? else { return Ok(Activation::Silu) };
+        activation(name, self.number("hidden_act_param")?.map(|x| x as f32)).map_err(Error::Msg)
     }
 
     fn rope_scaling(&self) -> Result<Option<Llama3RopeConfig>> {
@@ -145,16 +151,16 @@ pub fn config(content: &Content) -> Result<Config> {
         rope_scaling: m.rope_scaling()?,
         max_position_embeddings: m.size("context_length")?.unwrap_or(DEFAULT_CONTEXT),
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
-        hidden_act: Activation::Silu,
+        hidden_act: m.hidden_act()?,
         attention_bias: content.tensor_infos.contains_key("blk.0.attn_q.bias"),
         mlp_bias: content.tensor_infos.contains_key("blk.0.ffn_gate.bias"),
-        gate_shift: 0.0,
-        norm_shift: None,
+        gate_shift: m.number("gate_shift")?.unwrap_or(0.0) as f32,
+        norm_shift: m.number("norm_shift")?.map(|x| x as f32),
     })
 }
 
 /// Parts of a layer, in GGUF's words and ours.
-pub(crate) const LAYER_NAMES: [(&str, &str); 9] = [
+pub(crate) const LAYER_NAMES: [(&str, &str); 10] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -164,6 +170,7 @@ pub(crate) const LAYER_NAMES: [(&str, &str); 9] = [
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
+    ("ffn_up_down", "mlp.up_down_proj"),
 ];
 
 /// The Hugging Face name of a tensor of a llama with so many layers; `None`: it is none.

@@ -286,8 +286,21 @@ impl TryFrom<RawRope> for Llama3RopeConfig {
     }
 }
 
+/// The `hidden_act` of an activation, and its parameter.
+pub(crate) fn activation_name(activation: Activation) -> (&'static str, Option<f32>) {
+    match activation {
+        Activation::Silu => ("silu", None),
+        Activation::Gelu => ("gelu", None),
+        Activation::GeluPytorchTanh => ("gelu_pytorch_tanh", None),
+        Activation::Relu => ("relu", None),
+        Activation::Relu2 => ("relu2", None),
+        Activation::FatRelu { threshold } => ("fatrelu", Some(threshold)),
+        Activation::DRelu => ("drelu", None),
+    }
+}
+
 /// The activation a `hidden_act` names.
-fn activation(name: &str, param: Option<f32>) -> std::result::Result<Activation, String> {
+pub(crate) fn activation(name: &str, param: Option<f32>) -> std::result::Result<Activation, String> {
     match name {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu" => Ok(Activation::Gelu),

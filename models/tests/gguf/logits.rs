@@ -82,7 +82,8 @@ fn every_type_gives_candles_logits() {
 #[test]
 fn mixed_files_and_tied_heads_give_candles_logits() {
     let dir = tempfile::tempdir().unwrap();
-    let mixes: [(&str, fn(&str) -> GgmlDType); 3] = [
+    type Mix = (&'static str, fn(&str) -> GgmlDType);
+    let mixes: [Mix; 3] = [
         ("as llama.cpp's Q4_K_M", |name| match name {
             "attn_v" | "ffn_down" | "output" => GgmlDType::Q6K,
             _ => GgmlDType::Q4K,

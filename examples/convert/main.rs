@@ -1,0 +1,111 @@
+//! Writes a model as a GGUF file: quantised, with its sparse profile inside, neuron-major if asked for.
+#![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
+
+#[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
+mod cli;
+
+use anyhow::{Context, Result, bail};
+use candle_core::quantized::gguf_file::Value;
+use candle_sparse::{Profile, core::Format};
+use candle_sparse_models::{
+    files::{ModelFiles, Weights},
+    gguf::{
+        GgufFile,
+        write::{GgufModel, Layout},
+    },
+    hub::HubSettings,
+    pretrained,
+};
+use clap::Parser;
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+/// Write a model as a GGUF file.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Cli {
+    /// Hub id (org/name), folder, .safetensors or .gguf file, or name of an embedded model (tales-silu, tales-relu)
+    #[arg(long)]
+    model: String,
+    /// Branch, tag or commit of a Hub model
+    #[arg(long)]
+    revision: Option<String>,
+    /// Format of the matrices: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as they are where not given
+    #[arg(long, value_parser = cli::format)]
+    dtype: Option<Format>,
+    /// Sparse profile to put into the file, instead of the model's own
+    #[arg(long)]
+    profile: Option<PathBuf>,
+    /// Put no profile into the file
+    #[arg(long, conflicts_with_all = ["profile", "neuron_major"])]
+    no_profile: bool,
+    /// Hold up and down rows of a neuron side by side, in the profile's order: sparse decode uses the file in place, llama.cpp
+    /// and candle cannot open it
+    #[arg(long)]
+    neuron_major: bool,
+    /// The file to write
+    #[arg(long)]
+    out: PathBuf,
+    /// Print one JSON object as the last line of standard output
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    cli::exit(run(&Cli::parse()))
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let files = ModelFiles::resolve(&cli.model, cli.revision.as_deref(), &HubSettings::from_env())?;
+    let profile = profile(cli, &files)?;
+    if cli.neuron_major && profile.is_none() {
+        bail!(
+            "--neuron-major needs the order of a profile: make one with `calibrate` and give it with --profile"
+        );
+    }
+    let layout = Layout { format: cli.dtype, neuron_major: profile.as_ref().filter(|_| cli.neuron_major) };
+    let mut model = match &files.weights {
+        Weights::Gguf(path) => GgufModel::from_gguf(&GgufFile::open(path)?, layout)?,
+        _ => from_checkpoint(&files, layout)?,
+    };
+    if let Some(profile) = &profile {
+        model = model.with_profile(profile)?;
+    }
+    model.save(&cli.out)?;
+    let bytes = std::fs::metadata(&cli.out)?.len();
+    if cli.json {
+        let json = serde_json::json!({
+            "out": cli.out, "bytes": bytes, "profile": profile.is_some(), "neuron_major": cli.neuron_major,
+            "opens_elsewhere": model.is_ordinary(),
+        });
+        writeln!(std::io::stdout(), "{json}")?;
+    }
+    let opens = if model.is_ordinary() { "opens in llama.cpp and candle too" } else { "opens here alone" };
+    let inside = if profile.is_some() { "with its profile, " } else { "" };
+    eprintln!("{}: {:.1} MB, {inside}{opens}", cli.out.display(), bytes as f64 / 1e6);
+    Ok(())
+}
+
+/// The profile of the flag, else the one in or beside the model.
+fn profile(cli: &Cli, files: &ModelFiles) -> Result<Option<Profile>> {
+    Ok(match (&cli.profile, &files.sparse_profile, &files.weights) {
+        _ if cli.no_profile => None,
+        (Some(path), ..) => Some(Profile::load(path)?),
+        (None, Some(profile), _) => Some(profile.load()?),
+        (None, None, Weights::Gguf(path)) => GgufFile::open(path)?.profile()?,
+        (None, None, _) => None,
+    })
+}
+
+fn from_checkpoint(files: &ModelFiles, layout: Layout<'_>) -> Result<GgufModel> {
+    let config = pretrained::config(files)?;
+    let vb = pretrained::var_builder(files, None)?;
+    let tokenizer = files.load_tokenizer()?;
+    let model = GgufModel::new(&vb, &config, layout, &files.name)?.with_tokenizer(&tokenizer, &config)?;
+    let Some(bytes) = &files.tokenizer_config else { return Ok(model) };
+    let json: serde_json::Value = serde_json::from_slice(bytes).context("tokenizer_config.json")?;
+    Ok(match json["chat_template"].as_str() {
+        Some(template) => model.with_value("tokenizer.chat_template", Value::String(template.to_string())),
+        None => model,
+    })
+}
