@@ -1,0 +1,3 @@
+//! Models as GGUF files.
+
+pub mod tokenizer;
