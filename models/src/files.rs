@@ -127,6 +127,8 @@ pub struct ModelFiles {
     pub generation_config: Option<Vec<u8>>,
     /// Content of `tokenizer_config.json`, if there is one.
     pub tokenizer_config: Option<Vec<u8>>,
+    /// Content of `chat_template.jinja`, if there is one.
+    pub chat_template: Option<Vec<u8>>,
     /// The sparse profile `sparse.safetensors`, if there is one.
     pub sparse_profile: Option<SparseProfile>,
 }
@@ -203,6 +205,7 @@ impl ModelFiles {
             weights: Weights::Embedded(model.weights),
             generation_config: None,
             tokenizer_config: None,
+            chat_template: None,
             sparse_profile: Some(SparseProfile::Embedded(model.sparse_profile)),
         }
     }
@@ -263,6 +266,7 @@ impl ModelFiles {
             tokenizer: Cow::Owned(read(&source.get(TOKENIZER)?)?),
             generation_config: optional("generation_config.json")?,
             tokenizer_config: optional("tokenizer_config.json")?,
+            chat_template: optional("chat_template.jinja")?,
             sparse_profile: source.get_optional(SPARSE_PROFILE)?.map(SparseProfile::File),
             weights: Weights::Files(weights(source)?),
         })

@@ -1,6 +1,7 @@
 //! A model ready to generate: files found, tokenizer and config read, weights loaded.
 
 use crate::{
+    chat::ChatTemplate,
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
@@ -22,6 +23,8 @@ pub struct Pretrained {
     pub tokenizer: Tokenizer,
     /// The dtype its checkpoint is stored in.
     pub stored_dtype: DType,
+    /// A broken template is an error for those alone who chat.
+    pub(crate) chat_template: Result<Option<ChatTemplate>>,
 }
 
 impl Pretrained {
@@ -53,7 +56,16 @@ impl Pretrained {
         let stored_dtype = vb.dtype();
         let model = Llama::load_with(vb, &config, options)
             .map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
-        Ok(Self { model, config, tokenizer, stored_dtype })
+        let chat_template = chat_template(files, &config, &tokenizer);
+        Ok(Self { model, config, tokenizer, stored_dtype, chat_template })
+    }
+
+    /// How the model reads conversations; `None` where its files do not say.
+    ///
+    /// # Errors
+    /// The template, or the file it should be in, is broken.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
+        self.chat_template.as_ref().map(Option::as_ref).map_err(|e| Error::Msg(first_line(e)))
     }
 
     /// Whether a token ends the text: `eos_token_id`, or `</s>` where the configuration has none.
@@ -93,6 +105,26 @@ pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilde
         }
     };
     VarBuilder::from_slice_safetensors(bytes, dtype, &Device::Cpu)
+}
+
+/// The chat template in the files of a model. Where a template comes without `tokenizer_config.json`, its tokens are those
+/// of `config.json`.
+fn chat_template(files: &ModelFiles, config: &Config, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+    let named = |e| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
+    match (&files.tokenizer_config, &files.chat_template) {
+        (Some(json), jinja) => ChatTemplate::from_tokenizer_config(json, jinja.as_deref()).map_err(named),
+        (None, None) => Ok(None),
+        (None, Some(jinja)) => {
+            let eos = match &config.eos_token_id {
+                Some(LlamaEosToks::Single(id)) => Some(*id),
+                Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
+                None => None,
+            };
+            let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
+            let source = String::from_utf8_lossy(jinja);
+            ChatTemplate::new(&source, &text(config.bos_token_id), &text(eos)).map(Some).map_err(named)
+        }
+    }
 }
 
 /// The end tokens of `config.json` and `generation_config.json`; chat models name some only in the latter.
