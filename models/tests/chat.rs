@@ -73,6 +73,10 @@ fn the_environment_is_that_of_transformers() {
         rendered("{% if true %}\n  {% generation %}\n{{ 'x' }}\n{%- endgeneration -%}  y{% endif %}\n"),
         "xy"
     );
+    assert_eq!(
+        rendered("{{ tools is iterable and tools | length > 0 }} {{ [] is iterable }} {{ 'a' is iterable }}"),
+        "False True True"
+    );
     let year: u32 = rendered("{{ strftime_now('%Y') }}").parse().unwrap();
     assert!(year >= 2026);
     let error = |source: &str| jinja(source).render(&[], true).unwrap_err().to_string();

@@ -19,6 +19,8 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(unknown_method_callback);
     env.add_filter("tojson", to_json);
+    // Templates ask this of `tools`, which are none: minijinja would call none an empty sequence.
+    env.add_test("iterable", |value: &Value| !value.is_none() && minijinja::tests::is_iterable(value));
     env.add_function("raise_exception", |message: String| Err::<Value, _>(Refusal::error(message)));
     env.add_function("strftime_now", strftime_now);
     Ok(env)
