@@ -66,13 +66,16 @@ impl Turn {
         if self.context.is_empty() {
             return encode_start(tokenizer, &self.text);
         }
-        let context = encode(tokenizer, &self.context, false)?;
-        let both = encode(tokenizer, &format!("{}{}", self.context, self.text), false)?;
-        match both.strip_prefix(context.as_slice()) {
-            Some(ids) => Ok(ids.to_vec()),
-            // A token would span what was read and what is new.
-            None => encode(tokenizer, &self.text, false),
+        // Where a token would span what was read and what is new, a line's end stands for the former: what matters is that
+        // tokenizers which put a blank before a text do not do so here.
+        for before in [self.context.as_str(), "\n"] {
+            let read = encode(tokenizer, before, false)?;
+            let both = encode(tokenizer, &format!("{before}{}", self.text), false)?;
+            if let Some(new) = both.strip_prefix(read.as_slice()) {
+                return Ok(new.to_vec());
+            }
         }
+        encode(tokenizer, &self.text, false)
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use candle_core::quantized::gguf_file::{Content, Value, VersionedMagic};
+use candle_sparse_models::chat::{Chat, ChatTemplate};
 use candle_sparse_models::gguf::tokenizer::{eos_tokens, tokenizer};
 use std::{
     collections::{HashMap, HashSet},
@@ -124,6 +125,22 @@ fn texts_come_back() {
     for text in TEXTS.iter().filter(|text| !text.contains("s>") && !text.contains('\u{2581}')) {
         assert_eq!(tokenizer.decode(&ids(&tokenizer, text), true).unwrap(), *text);
     }
+}
+
+#[test]
+fn a_turn_begins_without_the_blank_of_a_text() {
+    let tokenizer = tokenizer(&sentencepiece(&PIECES)).unwrap();
+    let source = "{% for m in messages %}{{ m.content }}lo{% endfor %}";
+    let mut chat = Chat::new(ChatTemplate::new(source, "<s>", "</s>").unwrap(), None);
+    let mut turn = |user: &str, answer: &str| {
+        let ids = chat.say(user).unwrap().encode(&tokenizer).unwrap();
+        chat.answered(answer, None);
+        ids
+    };
+    assert_eq!(turn("o", "e"), [1, 259, 263, 265]);
+    assert_eq!(turn("e", "l"), [265, 261, 265]);
+    // As one text "l" and "lo" would be "llo".
+    assert_eq!(turn("e", ""), [265, 261, 265]);
 }
 
 #[test]

@@ -12,6 +12,9 @@ use std::collections::HashMap;
 const NAME: &str = "chat_template";
 
 /// A template that renders conversations as a model was trained to read them.
+///
+/// It is a program by the model's author: how long it runs is bounded, how much memory it takes is not. What users write
+/// is not escaped: the text of a special token is that token.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
