@@ -53,7 +53,7 @@ pub(crate) fn chat(
     sampler: &mut LogitsProcessor,
 ) -> Result<()> {
     let Some(template) = loaded.chat_template()? else {
-        bail!("the model has no chat template: give one with --chat-template FILE");
+        bail!("'{}' has no chat template: give one with --chat-template FILE", cli.model.model);
     };
     let stops = stop_tokens(&loaded.tokenizer, template);
     let chat = Chat::new(template.clone(), cli.system.as_deref());

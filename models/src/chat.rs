@@ -179,8 +179,8 @@ impl Chat {
 /// What a template writes behind the content of one message, whatever that is: it is found by a mark in its place.
 fn after_content(template: &ChatTemplate, messages: &[Message], index: usize) -> Option<String> {
     // Private characters, so that no template has a reason to change them.
-    let mark = (0..).map(|n| format!("\u{e000}{n}\u{e001}"));
-    let mark = mark.into_iter().find(|mark| messages.iter().all(|m| !m.content.contains(mark)))?;
+    let mut marks = (0..).map(|n| format!("\u{e000}{n}\u{e001}"));
+    let mark = marks.find(|mark| messages.iter().all(|m| !m.content.contains(mark)))?;
     let mut marked = messages.to_vec();
     marked[index].content.clone_from(&mark);
     // A template that fails on the mark shows nothing here; on the messages themselves its error was reported.
