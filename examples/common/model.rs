@@ -111,12 +111,18 @@ impl ModelArgs {
 
     /// Loads the model; says on standard error what was done otherwise than asked.
     pub(crate) fn load(&self) -> Result<Pretrained> {
-        self.load_as(self.dtype, self.sparse()?, self.memory.attention())
+        self.load_files(&self.files()?)
+    }
+
+    /// As [`Self::load`] for files that were found already.
+    pub(crate) fn load_files(&self, files: &ModelFiles) -> Result<Pretrained> {
+        self.load_as(files, self.dtype, self.sparse()?, self.memory.attention())
     }
 
     /// The dense model in its stored dtype.
     pub(crate) fn as_stored(&self) -> Result<Pretrained> {
         self.load_as(
+            &self.files()?,
             None,
             SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() },
             AttentionConfig::default(),
@@ -125,16 +131,16 @@ impl ModelArgs {
 
     fn load_as(
         &self,
+        files: &ModelFiles,
         format: Option<Format>,
         sparse: SparseConfig,
         attention: AttentionConfig,
     ) -> Result<Pretrained> {
-        let files = self.files()?;
         let threads = self.threads.map(Threads::new).transpose()?;
-        let profile = self.profile(&files)?;
+        let profile = self.profile(files)?;
         let copy_mapped = self.no_mmap;
         let options = LoadOptions { format, copy_mapped, threads, profile, sparse, attention };
-        let loaded = Pretrained::load(&files, options)?;
+        let loaded = Pretrained::load(files, options)?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }

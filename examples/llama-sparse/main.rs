@@ -1,6 +1,7 @@
 //! Generates text with a Llama on the CPU; without flags with a tiny model built into the program.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
+mod chat;
 #[path = "../common/cli.rs"]
 mod cli;
 mod compare;
@@ -9,7 +10,7 @@ mod memory;
 #[path = "../common/model.rs"]
 mod model;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use candle_sparse_models::{decoder::Decoder, llama::Cache, pretrained::Pretrained};
 use candle_transformers::{
@@ -19,7 +20,7 @@ use candle_transformers::{
 use clap::Parser;
 use cli::process_bytes;
 use model::ModelArgs;
-use std::{io::Write, process::ExitCode, time::Instant};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Instant};
 
 /// Generate text with a Llama on the CPU.
 #[derive(Parser, Debug)]
@@ -33,6 +34,15 @@ struct Cli {
     /// Token ids to continue, instead of a text
     #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
     prompt_ids: Option<Vec<u32>>,
+    /// Talk: each line of standard input is a turn
+    #[arg(long, conflicts_with_all = ["prompt", "prompt_ids", "compare", "logits"])]
+    chat: bool,
+    /// With --chat: instructions that come before the conversation
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// With --chat: a file with the template of the conversation, instead of the model's own
+    #[arg(long, requires = "chat")]
+    chat_template: Option<PathBuf>,
     /// Tokens to generate at most
     #[arg(long, short = 'n', default_value_t = 200)]
     sample_len: usize,
@@ -94,6 +104,15 @@ impl Cli {
         Ok(LogitsProcessor::from_sampling(self.seed, sampling))
     }
 
+    fn load(&self) -> Result<Pretrained> {
+        let mut files = self.model.files()?;
+        if let Some(path) = &self.chat_template {
+            let template = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            files.chat_template = Some(template);
+        }
+        self.model.load_files(&files)
+    }
+
     fn prompt_ids(&self, loaded: &Pretrained) -> Result<Vec<u32>> {
         if let Some(ids) = &self.prompt_ids {
             return Ok(ids.clone());
@@ -130,9 +149,12 @@ struct Generated {
 fn run(cli: &Cli) -> Result<()> {
     let mut sampler = cli.sampler()?;
     let start = Instant::now();
-    let loaded = cli.model.load()?;
+    let loaded = cli.load()?;
     let load_s = start.elapsed().as_secs_f64();
     let mut cache = cli.model.cache(&loaded)?;
+    if cli.chat {
+        return chat::chat(cli, &loaded, &mut cache, &mut sampler);
+    }
     let out = generate(cli, &loaded, &mut cache, &mut sampler)?;
     report(cli, &loaded, &cache, &out, load_s)?;
     if cli.compare || std::env::args_os().len() == 1 {

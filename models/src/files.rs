@@ -132,6 +132,8 @@ pub struct ModelFiles {
     pub generation_config: Option<Vec<u8>>,
     /// Content of `tokenizer_config.json`, if there is one.
     pub tokenizer_config: Option<Vec<u8>>,
+    /// Content of `chat_template.jinja`, if there is one.
+    pub chat_template: Option<Vec<u8>>,
     /// The sparse profile `sparse.safetensors`, if there is one.
     pub sparse_profile: Option<SparseProfile>,
 }
@@ -208,6 +210,7 @@ impl ModelFiles {
             weights: Weights::Embedded(model.weights),
             generation_config: None,
             tokenizer_config: None,
+            chat_template: None,
             sparse_profile: Some(SparseProfile::Embedded(model.sparse_profile)),
         }
     }
@@ -234,6 +237,7 @@ impl ModelFiles {
             weights: Weights::Gguf(path.to_path_buf()),
             generation_config: None,
             tokenizer_config: None,
+            chat_template: None,
             sparse_profile: profile.is_file().then_some(SparseProfile::File(profile)),
         })
     }
@@ -289,6 +293,7 @@ impl ModelFiles {
             tokenizer: Some(Cow::Owned(read(&source.get(TOKENIZER)?)?)),
             generation_config: optional("generation_config.json")?,
             tokenizer_config: optional("tokenizer_config.json")?,
+            chat_template: optional("chat_template.jinja")?,
             sparse_profile: source.get_optional(SPARSE_PROFILE)?.map(SparseProfile::File),
             weights: Weights::Files(weights(source)?),
         })

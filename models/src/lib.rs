@@ -3,6 +3,7 @@
 //! `use candle_transformers::models::llama` becomes `use candle_sparse_models::llama`. Without a profile the logits are
 //! the dense model's; weights are held once, the past is never copied, and decode uses all threads.
 
+pub mod chat;
 pub mod decoder;
 pub mod files;
 pub mod gguf;

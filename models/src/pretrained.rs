@@ -1,6 +1,7 @@
 //! A model ready to generate: files found, tokenizer and config read, weights loaded.
 
 use crate::{
+    chat::ChatTemplate,
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
     gguf::{self, GgufFile},
@@ -23,6 +24,8 @@ pub struct Pretrained {
     pub tokenizer: Tokenizer,
     /// The dtype its checkpoint is stored in.
     pub stored_dtype: DType,
+    /// A broken template is an error for those alone who chat.
+    pub(crate) chat_template: Result<Option<ChatTemplate>>,
 }
 
 impl Pretrained {
@@ -51,7 +54,16 @@ impl Pretrained {
         }
         let (model, stored_dtype) =
             opened.load(&config, options).map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
-        Ok(Self { model, config, tokenizer, stored_dtype })
+        let chat_template = opened.chat_template(files, &config, &tokenizer);
+        Ok(Self { model, config, tokenizer, stored_dtype, chat_template })
+    }
+
+    /// How the model reads conversations; `None` where its files do not say.
+    ///
+    /// # Errors
+    /// The template, or the file it should be in, is broken.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
+        self.chat_template.as_ref().map(Option::as_ref).map_err(|e| Error::Msg(first_line(e)))
     }
 
     /// Whether a token ends the text: `eos_token_id`, or `</s>` where the configuration has none.
@@ -133,14 +145,48 @@ impl Opened {
         }
     }
 
-    fn load(self, config: &Config, options: LoadOptions) -> Result<(Llama, DType)> {
+    fn load(&self, config: &Config, options: LoadOptions) -> Result<(Llama, DType)> {
         match self {
             Self::Floats(vb) => {
                 let dtype = vb.dtype();
-                Ok((Llama::load_with(vb, config, options)?, dtype))
+                Ok((Llama::load_with(vb.clone(), config, options)?, dtype))
             }
             // The cache of a quantised model: what its activations are worth.
-            Self::Gguf(file) => Ok((Llama::from_gguf(&file, options)?, DType::F16)),
+            Self::Gguf(file) => Ok((Llama::from_gguf(file, options)?, DType::F16)),
+        }
+    }
+
+    /// How the model reads conversations.
+    fn chat_template(
+        &self,
+        files: &ModelFiles,
+        config: &Config,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<ChatTemplate>> {
+        match self {
+            Self::Gguf(file) => ChatTemplate::from_gguf(&file.content().metadata)
+                .map_err(|e| Error::Msg(format!("{}: {}", files.name, first_line(&e)))),
+            Self::Floats(_) => chat_template(files, config, tokenizer),
+        }
+    }
+}
+
+/// The chat template in the files of a model. Where a template comes without `tokenizer_config.json`, its tokens are those
+/// of `config.json`.
+fn chat_template(files: &ModelFiles, config: &Config, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+    let named = |e| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
+    match (&files.tokenizer_config, &files.chat_template) {
+        (Some(json), jinja) => ChatTemplate::from_tokenizer_config(json, jinja.as_deref()).map_err(named),
+        (None, None) => Ok(None),
+        (None, Some(jinja)) => {
+            let eos = match &config.eos_token_id {
+                Some(LlamaEosToks::Single(id)) => Some(*id),
+                Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
+                None => None,
+            };
+            let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
+            let source = String::from_utf8_lossy(jinja);
+            ChatTemplate::new(&source, &text(config.bos_token_id), &text(eos)).map(Some).map_err(named)
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Runs the example programs that `cargo test` builds beside the tests.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 /// What a program did.
 #[derive(Debug)]
@@ -22,19 +26,30 @@ impl Outcome {
 
 /// Runs an example without network and without the caller's settings.
 pub(crate) fn example(name: &str, args: &[&str]) -> Outcome {
+    example_reading(name, args, "")
+}
+
+/// As [`example`], with `input` on its standard input.
+pub(crate) fn example_reading(name: &str, args: &[&str], input: &str) -> Outcome {
     let mut path: PathBuf = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
     path.extend(["examples", name]);
     path.set_extension(std::env::consts::EXE_EXTENSION);
     assert!(path.exists(), "{} is not built: `cargo test` without a target filter builds it", path.display());
-    let out = Command::new(path)
+    let mut child = Command::new(path)
         .args(args)
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env_remove("HF_HUB_OFFLINE")
         .env_remove("CANDLE_SPARSE_LEVEL")
-        .output()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
+    // A program that fails early, or reads nothing, closes the pipe.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let out = child.wait_with_output().unwrap();
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Outcome { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
 }

@@ -1,5 +1,6 @@
 //! What the metadata of a GGUF file says about the model.
 
+use super::tokenizer::{self, metadata::integer};
 use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks, activation};
 use candle_core::{
     Error, Result, bail,
@@ -26,11 +27,7 @@ impl Metadata<'_> {
 
     fn size(&self, key: &str) -> Result<Option<usize>> {
         let Some((key, value)) = self.get(key) else { return Ok(None) };
-        let n = match value {
-            Value::I8(_) | Value::I16(_) | Value::I32(_) | Value::I64(_) => signed(value),
-            _ => value.to_u64().ok(),
-        };
-        match n.and_then(|n| usize::try_from(n).ok()) {
+        match integer(value).and_then(|n| usize::try_from(n).ok()) {
             Some(n) => Ok(Some(n)),
             None => bail!("{key} is no size, or differs from layer to layer"),
         }
@@ -80,16 +77,6 @@ impl Metadata<'_> {
             }
             (Some(other), _) => bail!("rope scaling '{other}' is not supported: none and linear are"),
         }
-    }
-}
-
-fn signed(value: &Value) -> Option<u64> {
-    match value {
-        Value::I8(n) => u64::try_from(*n).ok(),
-        Value::I16(n) => u64::try_from(*n).ok(),
-        Value::I32(n) => u64::try_from(*n).ok(),
-        Value::I64(n) => u64::try_from(*n).ok(),
-        _ => None,
     }
 }
 
@@ -147,7 +134,9 @@ pub fn config(content: &Content) -> Result<Config> {
         rms_norm_eps: eps,
         rope_theta: m.number("rope.freq_base")?.unwrap_or(10_000.0) as f32,
         bos_token_id: token("tokenizer.ggml.bos_token_id"),
-        eos_token_id: token("tokenizer.ggml.eos_token_id").map(LlamaEosToks::Single),
+        eos_token_id: Some(tokenizer::eos_tokens(content))
+            .filter(|e| !e.is_empty())
+            .map(LlamaEosToks::Multiple),
         rope_scaling: m.rope_scaling()?,
         max_position_embeddings: m.size("context_length")?.unwrap_or(DEFAULT_CONTEXT),
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
