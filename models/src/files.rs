@@ -228,7 +228,8 @@ impl ModelFiles {
     /// # Errors
     /// None yet: the file is read when it is loaded.
     pub fn from_gguf(path: &Path) -> Result<Self> {
-        let profile = path.with_extension("").with_extension(SPARSE_PROFILE);
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let profile = path.with_file_name(format!("{stem}.{SPARSE_PROFILE}"));
         Ok(Self {
             name: last_name(path),
             folder: path.parent().map(Path::to_path_buf),

@@ -111,7 +111,7 @@ fn one_file_with_its_neighbours() {
     let files = local(&folder.path().join("other.safetensors")).unwrap();
     assert_eq!(weight_names(&files), ["other.safetensors"]);
     assert_eq!(files.name, "other.safetensors");
-    assert_says(local(&folder.path().join("config.json")), &["a .safetensors file is expected"]);
+    assert_says(local(&folder.path().join("config.json")), &["a .safetensors or .gguf file is expected"]);
 
     let lone = TempDir::new().unwrap();
     fs::write(lone.path().join("x.safetensors"), "w").unwrap();
@@ -119,10 +119,19 @@ fn one_file_with_its_neighbours() {
 }
 
 #[test]
-fn gguf_is_refused_by_name() {
-    let folder = folder(&[("x.GGUF", "GGUF")]);
-    assert_says(local(&folder.path().join("x.GGUF")), &["x.GGUF", "GGUF files are not supported"]);
-    assert_says(ModelFiles::local("absent.gguf"), &["absent.gguf", "not supported"]);
+fn a_gguf_file_brings_its_own_and_may_have_a_profile_beside_it() {
+    let folder = folder(&[("x-1.1b.GGUF", "GGUF"), ("y.gguf", ""), ("x-1.1b.sparse.safetensors", "")]);
+    let path = folder.path().join("x-1.1b.GGUF");
+    let files = local(&path).unwrap();
+    assert!(matches!(&files.weights, Weights::Gguf(p) if *p == path));
+    assert_eq!((files.config.clone(), files.tokenizer.clone()), (None, None));
+    assert_eq!(files.name, "x-1.1b.GGUF");
+    let profile = SparseProfile::File(folder.path().join("x-1.1b.sparse.safetensors"));
+    assert_eq!(files.sparse_profile, Some(profile));
+    assert_says(files.load_tokenizer(), &["x-1.1b.GGUF", "truncated"]);
+    assert_eq!(local(&folder.path().join("y.gguf")).unwrap().sparse_profile, None);
+    assert_says(ModelFiles::local("absent.gguf"), &["there is no file or folder `absent.gguf`"]);
+    assert_says(ModelFiles::local("./a/b/absent.gguf"), &["there is no file"]);
 }
 
 #[test]

@@ -265,3 +265,18 @@ fn a_branch_that_moved_does_not_mix_two_commits() {
         assert_eq!(new.downloads("model.safetensors"), 1);
     });
 }
+
+#[test]
+fn one_gguf_file_of_a_repository() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = Hub::default().with("main/model.Q4_0.gguf", b"GGUF").serve();
+        let settings = settings(&server, &cache);
+        let files = ModelFiles::resolve(&format!("{ID}/model.Q4_0.gguf"), None, &settings).unwrap();
+        assert_eq!(files.name, "model.Q4_0.gguf");
+        let Weights::Gguf(path) = &files.weights else { panic!("no GGUF file") };
+        assert_eq!(fs::read(path).unwrap(), b"GGUF");
+        let missing = ModelFiles::resolve(&format!("{ID}/other.gguf"), None, &settings);
+        assert_says(&missing.unwrap_err(), &["other.gguf", ID]);
+    });
+}
