@@ -1,0 +1,214 @@
+//! The same prompt through candle's model and ours: speed, memory, the first differing token, divergence.
+#![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
+
+#[path = "../common/cli.rs"]
+mod cli;
+#[path = "../common/memory.rs"]
+mod memory;
+#[path = "../common/model.rs"]
+mod model;
+mod theirs;
+
+use anyhow::{Result, bail};
+use candle_core::{Device, Tensor};
+use candle_sparse_models::{
+    causal_lm::{CausalLm, LlamaSession},
+    quality::Quality,
+};
+use clap::Parser;
+use cli::process_bytes;
+use model::ModelArgs;
+use std::{io::Write, process::ExitCode, time::Instant};
+use tokenizers::Tokenizer;
+
+/// Run the same prompt through candle's model and ours.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue
+    #[arg(long, default_value = "Once upon a time there was a king who had ")]
+    prompt: String,
+    /// Tokens to decode in each round; both models are given those that candle finds most likely
+    #[arg(long, short = 'n', default_value_t = 64)]
+    sample_len: usize,
+    /// How often all is measured; medians are shown
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// dtype of candle's weights: f32, f16 or bf16; as stored where not given
+    #[arg(long, value_parser = cli::format)]
+    candle_dtype: Option<candle_sparse::core::Format>,
+    /// Print one JSON object as the last line of standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model and what it cost.
+struct Side {
+    name: String,
+    model: Box<dyn CausalLm>,
+    load_s: f64,
+    bytes: u64,
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+}
+
+impl Side {
+    fn load(load: impl FnOnce() -> Result<(String, Box<dyn CausalLm>)>) -> Result<Self> {
+        let (before, start) = (resident()?, Instant::now());
+        let (name, model) = load()?;
+        let load_s = start.elapsed().as_secs_f64();
+        let bytes = resident()?.saturating_sub(before);
+        Ok(Self { name, model, load_s, bytes, prefill: Vec::new(), decode: Vec::new() })
+    }
+
+    /// Logits after `ids`, and seconds.
+    fn forward(&mut self, ids: &[u32], index_pos: usize) -> Result<(Vec<f32>, f64)> {
+        let x = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+        let start = Instant::now();
+        let logits = self.model.forward(&x, index_pos)?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok((logits.flatten_all()?.to_vec1()?, seconds))
+    }
+}
+
+/// Memory of the process; 0 where the system does not say.
+fn resident() -> Result<u64> {
+    process_bytes("VmRSS")
+}
+
+fn main() -> ExitCode {
+    cli::exit(run(&Cli::parse()))
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    if cli.rounds == 0 || cli.sample_len == 0 {
+        bail!("--rounds and --sample-len must be 1 or more");
+    }
+    let mut tokenizer = None;
+    let mut ours = Side::load(|| {
+        let loaded = cli.model.load()?;
+        let cache = cli.model.cache(&loaded)?;
+        let decoder = loaded.model.decoder();
+        let ffn = decoder.sparse_config().map_or("dense".to_string(), |c| format!("{:?}", c.mode).to_lowercase());
+        let name = format!("candle-sparse, {ffn}, {} on {} threads", decoder.level(), decoder.threads().count());
+        tokenizer = Some(loaded.tokenizer);
+        Ok((name, Box::new(LlamaSession { model: loaded.model, cache })))
+    })?;
+    let Some(tokenizer) = tokenizer else { bail!("the model has no tokenizer") };
+    let files = cli.model.files()?;
+    let mut candle = Side::load(|| theirs::load(&files, cli.candle_dtype))?;
+    let prompt = tokenizer.encode(cli.prompt.as_str(), true).map_err(anyhow::Error::msg)?.get_ids().to_vec();
+    if prompt.is_empty() {
+        bail!("the prompt is empty: give at least one character with --prompt");
+    }
+    let mut said = Said::default();
+    for _ in 0..cli.rounds {
+        said = round(cli, &mut candle, &mut ours, &prompt)?;
+    }
+    report(cli, &candle, &ours, &tokenizer, prompt.len(), &said)
+}
+
+/// What the models said in a round.
+#[derive(Default)]
+struct Said {
+    candle: Vec<u32>,
+    ours: Vec<u32>,
+    quality: Quality,
+}
+
+/// One prompt and its continuation, token by token in turns.
+fn round(cli: &Cli, candle: &mut Side, ours: &mut Side, prompt: &[u32]) -> Result<Said> {
+    let mut said = Said::default();
+    let mut seconds = [0.0; 2];
+    let mut ids = prompt.to_vec();
+    let mut start = 0;
+    for step in 0..=cli.sample_len {
+        let mut logits = Vec::new();
+        for (side, sum) in [&mut *candle, &mut *ours].into_iter().zip(&mut seconds) {
+            if step == 0 {
+                side.model.clear()?;
+            }
+            let (l, s) = side.forward(&ids[start..], start)?;
+            match step {
+                0 => side.prefill.push(prompt.len() as f64 / s),
+                _ => *sum += s,
+            }
+            logits.push(l);
+        }
+        start = ids.len();
+        let best = [best(&logits[0])?, best(&logits[1])?];
+        said.quality.add(&logits[0], &logits[1], best[0]);
+        said.candle.push(best[0]);
+        said.ours.push(best[1]);
+        ids.push(best[0]);
+    }
+    candle.decode.push(cli.sample_len as f64 / seconds[0]);
+    ours.decode.push(cli.sample_len as f64 / seconds[1]);
+    Ok(said)
+}
+
+fn best(logits: &[f32]) -> Result<u32> {
+    match logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) {
+        Some((i, v)) if v.is_finite() => Ok(i as u32),
+        _ => bail!("the logits are not numbers"),
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn report(
+    cli: &Cli,
+    candle: &Side,
+    ours: &Side,
+    tokenizer: &Tokenizer,
+    prompt_tokens: usize,
+    said: &Said,
+) -> Result<()> {
+    let ratio = |of: fn(&Side) -> &Vec<f64>| {
+        let all: Vec<f64> = of(ours).iter().zip(of(candle)).map(|(a, b)| a / b).collect();
+        median(&all)
+    };
+    let (prefill, decode) = (ratio(|s| &s.prefill), ratio(|s| &s.decode));
+    let first = said.candle.iter().zip(&said.ours).position(|(a, b)| a != b);
+    let q = &said.quality;
+    if cli.json {
+        let side = |s: &Side| {
+            serde_json::json!({
+                "name": s.name, "load_s": s.load_s, "resident_bytes": s.bytes,
+                "prefill_tokens_per_s": median(&s.prefill), "decode_tokens_per_s": median(&s.decode),
+            })
+        };
+        let json = serde_json::json!({
+            "candle": side(candle), "ours": side(ours), "prefill_ratio": prefill, "decode_ratio": decode,
+            "prompt_tokens": prompt_tokens, "tokens": said.candle.len(), "first_difference": first,
+            "kld": q.kld(), "top1_agreement": q.top1_agreement(), "rounds": cli.rounds,
+        });
+        writeln!(std::io::stdout(), "{json}")?;
+        return Ok(());
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "| model | load s | resident MB | prefill tokens/s | decode tokens/s |\n|---|---|---|---|---|")?;
+    for s in [candle, ours] {
+        let (name, mb) = (&s.name, s.bytes as f64 / 1e6);
+        let (p, d) = (median(&s.prefill), median(&s.decode));
+        writeln!(out, "| {name} | {:.2} | {mb:.1} | {p:.1} | {d:.1} |", s.load_s)?;
+    }
+    writeln!(out, "\nours over candle's, median of {} rounds in turns: prefill {prefill:.2}, decode {decode:.2}", cli.rounds)?;
+    let (tokens, kld, top1) = (said.candle.len(), q.kld(), q.top1_agreement());
+    writeln!(out, "{tokens} tokens: KL divergence {kld:.6}, the same first choice for {top1:.4} of them")?;
+    match first {
+        None => writeln!(out, "no token differs")?,
+        Some(i) => {
+            let text = |id: u32| tokenizer.decode(&[id], false).unwrap_or_default();
+            let (a, b) = (text(said.candle[i]), text(said.ours[i]));
+            writeln!(out, "first difference at token {i} after the prompt: candle {a:?}, ours {b:?}")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! One interface for our models and candle's, for apps that hold either.
+
+use crate::{
+    llama::{Cache, Llama},
+    mistral,
+    quantized_llama::ModelWeights,
+};
+#[cfg(feature = "transformers")]
+pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
+use candle_core::{DType, Result, Tensor, bail};
+
+#[cfg(feature = "transformers")]
+mod candle_models;
+
+/// A language model and the tokens it has seen.
+pub trait CausalLm {
+    /// Logits `[batch, vocab_size]` F32 after the tokens `ids` `[batch, seq_len]` at `index_pos`, which must not leave a gap.
+    ///
+    /// # Errors
+    /// Those of the model.
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor>;
+
+    /// Tokens it has seen.
+    fn cached_len(&self) -> usize;
+
+    /// Forgets the tokens from `len` on.
+    ///
+    /// # Errors
+    /// A model that cannot go back there: candle's go back to 0 only.
+    fn truncate(&mut self, len: usize) -> Result<()>;
+
+    /// Forgets everything.
+    ///
+    /// # Errors
+    /// A new cache cannot be made.
+    fn clear(&mut self) -> Result<()> {
+        self.truncate(0)
+    }
+}
+
+/// Our Llama with a cache of its own.
+#[derive(Clone, Debug)]
+pub struct LlamaSession {
+    /// The model.
+    pub model: Llama,
+    /// What it has seen.
+    pub cache: Cache,
+}
+
+impl CausalLm for LlamaSession {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        self.model.forward(ids, index_pos, &mut self.cache)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        cut(&mut self.cache, len)
+    }
+}
+
+impl CausalLm for ModelWeights {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        Self::forward(self, ids, index_pos)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.cache().len()
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        cut(self.cache_mut(), len)
+    }
+}
+
+impl CausalLm for mistral::Model {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        Self::forward(self, ids, index_pos)?.squeeze(1)?.to_dtype(DType::F32)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.cache().len()
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        cut(self.cache_mut(), len)
+    }
+}
+
+#[cfg(feature = "transformers")]
+impl CausalLm for crate::quantized_mistral::Model {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        Self::forward(self, ids, index_pos)?.squeeze(1)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.cache().len()
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        cut(self.cache_mut(), len)
+    }
+}
+
+fn cut(cache: &mut Cache, len: usize) -> Result<()> {
+    cache.truncate(len);
+    if cache.len() > len {
+        bail!("the sliding window has dropped what position {len} needs: clear the cache and read the text again");
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! candle's models behind [`CausalLm`]. They do not say how much they have seen, so it is counted here.
+
+use super::CausalLm;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_transformers::models::{llama, mistral, quantized_llama};
+
+/// Counts what a model has seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen(usize);
+
+impl Seen {
+    /// candle appends wherever it is told to be: a gap, or a step back, would go unnoticed.
+    fn check(self, index_pos: usize) -> Result<()> {
+        if index_pos != self.0 && index_pos != 0 {
+            bail!("candle's model has seen {} tokens and cannot go to {index_pos}: continue there, or at 0", self.0);
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, ids: &Tensor, index_pos: usize) -> Result<()> {
+        self.0 = index_pos + ids.dim(1)?;
+        Ok(())
+    }
+
+    /// Whether everything is to be forgotten.
+    fn cut(&mut self, len: usize) -> Result<bool> {
+        match len {
+            0 => {
+                self.0 = 0;
+                Ok(true)
+            }
+            _ if len >= self.0 => Ok(false),
+            _ => bail!("candle's cache goes back to 0 only, not to {len}"),
+        }
+    }
+}
+
+/// candle's Llama with its cache.
+#[derive(Clone, Debug)]
+pub struct CandleLlama {
+    model: llama::Llama,
+    cache: llama::Cache,
+    config: llama::Config,
+    dtype: DType,
+    seen: Seen,
+}
+
+impl CandleLlama {
+    /// A model that was loaded with `config` in `dtype`.
+    ///
+    /// # Errors
+    /// The cache cannot be made.
+    pub fn new(model: llama::Llama, config: llama::Config, dtype: DType) -> Result<Self> {
+        let cache = llama::Cache::new(true, dtype, &config, &Device::Cpu)?;
+        Ok(Self { model, cache, config, dtype, seen: Seen::default() })
+    }
+}
+
+impl CausalLm for CandleLlama {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        self.seen.check(index_pos)?;
+        if index_pos == 0 && self.seen.0 > 0 {
+            self.clear()?;
+        }
+        let logits = self.model.forward(ids, index_pos, &mut self.cache)?;
+        self.seen.grow(ids, index_pos)?;
+        Ok(logits)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.seen.0
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        if self.seen.cut(len)? {
+            self.cache = llama::Cache::new(true, self.dtype, &self.config, &Device::Cpu)?;
+        }
+        Ok(())
+    }
+}
+
+/// candle's quantised Llama.
+#[derive(Clone, Debug)]
+pub struct CandleQuantizedLlama {
+    model: quantized_llama::ModelWeights,
+    seen: Seen,
+}
+
+impl CandleQuantizedLlama {
+    /// A loaded model that has seen nothing.
+    #[must_use]
+    pub fn new(model: quantized_llama::ModelWeights) -> Self {
+        Self { model, seen: Seen::default() }
+    }
+}
+
+impl CausalLm for CandleQuantizedLlama {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        self.seen.check(index_pos)?;
+        let logits = self.model.forward(ids, index_pos)?;
+        self.seen.grow(ids, index_pos)?;
+        Ok(logits)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.seen.0
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        if self.seen.cut(len)? {
+            self.model.clear_kv_cache();
+        }
+        Ok(())
+    }
+}
+
+/// candle's Mistral.
+#[derive(Clone, Debug)]
+pub struct CandleMistral {
+    model: mistral::Model,
+    seen: Seen,
+}
+
+impl CandleMistral {
+    /// A loaded model that has seen nothing.
+    #[must_use]
+    pub fn new(model: mistral::Model) -> Self {
+        Self { model, seen: Seen::default() }
+    }
+}
+
+impl CausalLm for CandleMistral {
+    fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
+        self.seen.check(index_pos)?;
+        if index_pos == 0 {
+            self.model.clear_kv_cache();
+        }
+        let logits = self.model.forward(ids, index_pos)?.squeeze(1)?.to_dtype(DType::F32)?;
+        self.seen.grow(ids, index_pos)?;
+        Ok(logits)
+    }
+
+    fn cached_len(&self) -> usize {
+        self.seen.0
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        if self.seen.cut(len)? {
+            self.model.clear_kv_cache();
+        }
+        Ok(())
+    }
+}
