@@ -53,6 +53,7 @@ impl Case {
             hidden_act: Activation::Silu,
             gate_shift: 0.0,
             norm_shift: None,
+            sliding_window: None,
         };
         let width = (group + 2) * kv_heads * head_dim;
         let gate =

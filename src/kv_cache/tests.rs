@@ -16,6 +16,7 @@ fn config(heads: usize, head_dim: usize) -> Config {
         hidden_act: Activation::Silu,
         gate_shift: 0.0,
         norm_shift: None,
+        sliding_window: None,
     }
 }
 

@@ -205,6 +205,7 @@ impl Config {
             hidden_act: self.hidden_act,
             gate_shift: self.gate_shift,
             norm_shift: self.norm_shift,
+            sliding_window: None,
         };
         config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
         Ok(config)

@@ -163,6 +163,7 @@ fn config() -> Config {
         hidden_act: Activation::Silu,
         gate_shift: 0.0,
         norm_shift: None,
+        sliding_window: None,
         rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
     }
 }
