@@ -4,6 +4,7 @@
 //! [`KvConfig`] says. Attention reads each tier in place. Pages that a model's sliding window has passed are given back.
 
 mod bounds;
+mod dtype;
 mod file;
 mod page;
 mod salience;
@@ -17,7 +18,8 @@ use crate::{
     kernels::Kernels,
 };
 use bounds::Bounds;
-use candle_core::{DType, Result, bail};
+use candle_core::{Result, bail};
+pub use dtype::KvDType;
 use half::{bf16, f16};
 pub use page::Tier;
 use page::{Page, PageShape};
@@ -30,49 +32,6 @@ pub(crate) use window::most_pages;
 
 /// Positions per page.
 pub const PAGE_LEN: usize = 32;
-
-/// How hot keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvDType {
-    /// 4 bytes per element, exact.
-    F32,
-    /// 2 bytes per element.
-    F16,
-    /// 2 bytes per element.
-    BF16,
-}
-
-impl TryFrom<DType> for KvDType {
-    type Error = candle_core::Error;
-
-    fn try_from(dtype: DType) -> Result<Self> {
-        match dtype {
-            DType::F32 => Ok(Self::F32),
-            DType::F16 => Ok(Self::F16),
-            DType::BF16 => Ok(Self::BF16),
-            other => bail!("kv cache: dtype {other:?} is not supported, use F32, F16 or BF16"),
-        }
-    }
-}
-
-impl KvDType {
-    const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-        }
-    }
-
-    fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {

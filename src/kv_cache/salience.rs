@@ -107,6 +107,12 @@ impl Salience {
         self.seen = position;
     }
 
+    /// Bytes of what grows with the pages.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        (self.pages.capacity() + self.states.capacity() + self.pending.capacity()) * size_of::<f32>()
+    }
+
     /// Of a page for a head; ∞ where the gate knows nothing.
     pub(super) fn of(&self, heads: usize, page: usize, head: usize) -> f32 {
         let known = (page + 1) * PAGE_LEN <= self.valid;

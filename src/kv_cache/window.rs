@@ -80,3 +80,6 @@ impl KvCache {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;
