@@ -119,13 +119,16 @@ impl Model {
         self.cache.clear();
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
+    /// limit.
     ///
     /// # Errors
     /// See [`Cache::with_config`].
     pub fn with_kv(&self, kv: KvConfig) -> Result<Self> {
         let cache = Cache::with_config(true, kv, &self.config, &Device::Cpu)?;
-        Ok(Self { cache, ..self.clone() })
+        let Self { llama, config, embed_tokens, dtype, .. } = self;
+        let (llama, config) = (llama.clone(), config.clone());
+        Ok(Self { llama, cache, config, embed_tokens: Arc::clone(embed_tokens), dtype: *dtype })
     }
 
     /// This model with other settings of the sparse FFN; it has seen what this one has.
