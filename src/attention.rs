@@ -13,6 +13,7 @@
 //! 2. A lone token splits its past over threads as well as heads; each share keeps maximum and sum, and shares merge
 //!    exactly (Milakov and Gimelshein 2018; "flash-decoding").
 //! 3. A lone token's own key and value need not be in the cache yet.
+//! 4. A model's sliding window masks the beginning of the first page that the tokens of a page are given, by position.
 
 mod lone;
 mod plan;
@@ -27,10 +28,13 @@ use arrayvec::ArrayVec;
 pub use lone::{LoneScratch, Token, lone_token, room};
 use plan::Recall;
 pub use plan::{AttentionConfig, AttentionMode, Plan, Selector};
+use std::ops::Range;
 
 /// Pages and positions scored at once.
 const PIECE_PAGES: usize = 8;
 const PIECE: usize = PIECE_PAGES * PAGE_LEN;
+// Of a list's first two pages every token sees a position.
+const _: () = assert!(PIECE_PAGES >= 2);
 /// Columns (query heads × tokens) that read a page together.
 const COLUMNS: usize = 64;
 
@@ -80,7 +84,7 @@ pub struct Queries<'a> {
 }
 
 /// `out[t] = softmax(q_t · Kᵀ) · V` over the positions up to each token's own, which must be written already, in the pages
-/// that `select` chooses.
+/// that `select` chooses, and in the sliding window of the model that the cache was made for.
 ///
 /// `out` is `[batch · seq_len, q_dim]`. Cost: `2 · q_dim` multiply-adds and `2 · kv_dim` elements read per token and
 /// chosen position, the reads shared by the query heads of a group.
@@ -143,15 +147,14 @@ fn tokens(
     let (mut scores, mut values) = (vec![0.0; columns * PIECE], vec![0.0; columns * width]);
     let mut stats = vec![Stats::EMPTY; columns];
     let first = q.index_pos + start;
-    let visible = |column: usize| first + column / group + 1;
-    let (page, end) = (first / PAGE_LEN, visible(columns - 1).div_ceil(PAGE_LEN));
+    // Tokens of one page: none lies behind it.
+    let page = first / PAGE_LEN;
     let mut pages = Vec::new();
-    select.choose(head.cache, [head.sequence, head.layer, head.head], page, end, &mut pages);
-    let seen =
-        |column: usize, page: u32| visible(column).saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN);
+    select.choose(head.cache, [head.sequence, head.layer, head.head], page, page + 1, &mut pages);
+    let seen = |column: usize, page: u32| head.seen(first + column / group, page);
     let sums = Sums { scores: &mut scores, values: &mut values, stats: &mut stats };
     head.attend(kernels, &queries, seen, &pages, sums);
-    let recalled = recalled(kernels, head, select, &queries, group, page, &pages);
+    let recalled = recalled(kernels, head, select, &queries, group, first, &pages);
     // Each token for itself: how another one's pages are cut into pieces must not change a bit.
     for (t, pages) in recalled.iter().enumerate() {
         let columns = t * group..(t + 1) * group;
@@ -161,7 +164,7 @@ fn tokens(
             stats: &mut stats[columns.clone()],
         };
         let queries = &queries[columns.start * head_dim..columns.end * head_dim];
-        head.attend(kernels, queries, |_, _| PAGE_LEN, pages, sums);
+        head.attend(kernels, queries, |_, page| head.seen(first + t, page), pages, sums);
     }
     for (t, out) in out.iter_mut().enumerate() {
         for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
@@ -171,35 +174,47 @@ fn tokens(
     }
 }
 
-/// What each token of a tile recalls; empty where none does.
+/// What each token of a tile that begins at `first` recalls; empty where none does.
 fn recalled(
     kernels: &Kernels,
     head: Head<'_>,
     select: &Selector<'_>,
     queries: &[f32],
     group: usize,
-    page: usize,
+    first: usize,
     chosen: &[u32],
 ) -> Vec<Vec<u32>> {
-    if !select.recalls(page) {
+    let pages = select.recalls(head.cache, first / PAGE_LEN);
+    if pages.is_empty() {
         return Vec::new();
     }
     let mut recall = Recall::default();
-    recall.score(kernels, head, queries, group, Recall::reach(select, page));
+    recall.score(kernels, head, queries, group, pages.clone());
     let tokens = queries.len() / head.head_dim / group;
-    (0..tokens).map(|t| recall.best(select, t, page, chosen).to_vec()).collect()
+    (0..tokens).map(|t| recall.best(select, t, head.visible(first + t, &pages), chosen).to_vec()).collect()
 }
 
 impl<'a> Head<'a> {
+    /// Which positions of a page the token at `position` sees.
+    fn seen(self, position: usize, page: u32) -> Range<usize> {
+        let within = |p: usize| p.saturating_sub(page as usize * PAGE_LEN).min(PAGE_LEN);
+        within(self.cache.first_visible(position))..within(position + 1)
+    }
+
+    /// Those of some pages of which the token at `position` sees anything.
+    fn visible(self, position: usize, pages: &Range<usize>) -> Range<usize> {
+        pages.start.max(self.cache.first_visible(position) / PAGE_LEN)..pages.end
+    }
+
     /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
     ///
-    /// Column `c` sees the first `seen(c, page)` positions of a page; every column sees a position of the first page, or has
-    /// seen one.
+    /// Column `c` sees the positions `seen(c, page)` of a page; every column sees one of the first or the second page, or has
+    /// seen one, since a softmax over nothing is not a number.
     fn attend(
         self,
         kernels: &Kernels,
         queries: &[f32],
-        seen: impl Fn(usize, u32) -> usize,
+        seen: impl Fn(usize, u32) -> Range<usize>,
         pages: &[u32],
         sums: Sums<'_>,
     ) {
@@ -219,7 +234,8 @@ impl<'a> Head<'a> {
                     let scores = &mut scores[..pages.len() * PAGE_LEN];
                     for (i, scores) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().enumerate() {
                         let seen = seen(first + c, pages[i]);
-                        scores[seen..].fill(f32::NEG_INFINITY);
+                        scores[..seen.start].fill(f32::NEG_INFINITY);
+                        scores[seen.end..].fill(f32::NEG_INFINITY);
                     }
                     let (max, sum) = kernels.exp_sum(scores, stats.max);
                     let rescale = if stats.max == max { 1.0 } else { (stats.max - max).exp() };

@@ -1,14 +1,16 @@
 //! Keys and values of a batch of sequences in fixed pages: appending copies the new token and nothing else.
 //!
 //! Pages age: as positions move away from the end, whole pages go from the cache's dtype to `Q8_0` and on to `Q4_1`, as
-//! [`KvConfig`] says. Attention reads each tier in place.
+//! [`KvConfig`] says. Attention reads each tier in place. Pages that a model's sliding window has passed are given back.
 
 mod bounds;
+mod dtype;
 mod file;
 mod page;
 mod salience;
 mod tiers;
 mod undo;
+mod window;
 
 use crate::{
     core::{Config, Matrix},
@@ -16,7 +18,8 @@ use crate::{
     kernels::Kernels,
 };
 use bounds::Bounds;
-use candle_core::{DType, Result, bail};
+use candle_core::{Result, bail};
+pub use dtype::KvDType;
 use half::{bf16, f16};
 pub use page::Tier;
 use page::{Page, PageShape};
@@ -25,52 +28,10 @@ use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 pub use undo::Before;
 use undo::Cooled;
+pub(crate) use window::most_pages;
 
 /// Positions per page.
 pub const PAGE_LEN: usize = 32;
-
-/// How hot keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvDType {
-    /// 4 bytes per element, exact.
-    F32,
-    /// 2 bytes per element.
-    F16,
-    /// 2 bytes per element.
-    BF16,
-}
-
-impl TryFrom<DType> for KvDType {
-    type Error = candle_core::Error;
-
-    fn try_from(dtype: DType) -> Result<Self> {
-        match dtype {
-            DType::F32 => Ok(Self::F32),
-            DType::F16 => Ok(Self::F16),
-            DType::BF16 => Ok(Self::BF16),
-            other => bail!("kv cache: dtype {other:?} is not supported, use F32, F16 or BF16"),
-        }
-    }
-}
-
-impl KvDType {
-    const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-        }
-    }
-
-    fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
@@ -107,7 +68,11 @@ pub struct KvCache {
     config: KvConfig,
     len: usize,
     limit: usize,
-    /// `[sequence][layer][page]`
+    /// Positions that a token sees; `None`: all.
+    window: Option<usize>,
+    /// Pages before it were given back.
+    first: usize,
+    /// `[sequence][layer][page − first]`
     sequences: Vec<Vec<Vec<Page>>>,
     /// Pages at the front that have been made warm and cold.
     cooled: [usize; 2],
@@ -142,15 +107,17 @@ impl KvCache {
     pub fn new(config: &Config, kv: KvConfig) -> Self {
         let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
         let shape = Shape { layers: config.num_hidden_layers, page: PageShape { heads, head_dim } };
-        Self { config: kv, ..Self::empty(shape, config.max_position_embeddings) }
+        Self { config: kv, ..Self::empty(shape, config.max_position_embeddings, window::of(config)) }
     }
 
-    fn empty(shape: Shape, limit: usize) -> Self {
+    fn empty(shape: Shape, limit: usize, window: Option<usize>) -> Self {
         Self {
             shape,
             config: KvConfig::exact(KvDType::F32),
             len: 0,
             limit,
+            window,
+            first: 0,
             sequences: Vec::new(),
             cooled: [0; 2],
             spare: Spare::default(),
@@ -166,14 +133,15 @@ impl KvCache {
         &self.config
     }
 
-    /// Whether the cache was made for a model of this shape.
+    /// Whether the cache was made for a model of this shape and sliding window.
     #[must_use]
     pub fn fits(&self, config: &Config) -> bool {
         let model = Self::new(config, self.config);
-        self.shape == model.shape && self.limit <= model.limit
+        let window = config.sliding_window.filter(|w| *w < self.limit);
+        self.shape == model.shape && self.limit <= model.limit && self.window == window
     }
 
-    /// Positions held by each sequence.
+    /// Positions of each sequence; of a model with a sliding window only the last of them are held.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
@@ -205,11 +173,17 @@ impl KvCache {
 
     /// Forgets every position from `len` on. A page that is then written again in the middle becomes hot again, with the
     /// values to which its tier had rounded it.
+    ///
+    /// The last 32 positions can always be forgotten, and all. Where a sliding window has dropped what a token at `len` would
+    /// see, nothing can follow but position 0: [`Self::check`] and every step say so.
     pub fn truncate(&mut self, len: usize) {
         if len >= self.len {
             return;
         }
         self.len = len;
+        if len == 0 {
+            self.first = 0;
+        }
         self.generation += 1;
         for notes in self.notes.iter_mut().flatten() {
             notes.bounds.cut(len / PAGE_LEN);
@@ -229,7 +203,8 @@ impl KvCache {
     pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
         self.check(batch, self.len, positions.saturating_sub(self.len))?;
         self.grow(batch, self.len);
-        let pages = positions.div_ceil(PAGE_LEN);
+        // And the one that is kept to step back.
+        let pages = positions.div_ceil(PAGE_LEN).min(self.most_pages() + 1);
         for layer in self.sequences.iter_mut().flatten() {
             layer.reserve(pages.saturating_sub(layer.len()));
         }
@@ -257,19 +232,27 @@ impl KvCache {
                 self.sequences.len()
             );
         }
+        self.check_window(index_pos)?;
         self.check_bytes(batch, index_pos + seq_len)
     }
 
     /// Cuts the cache back to `index_pos` and makes room for `seq_len` more positions of `batch` sequences.
     ///
     /// # Errors
-    /// `index_pos` leaves a gap behind the cached positions, the end is past the model's context or needs more bytes than
-    /// the budget, or the batch is not the cached one. The cache is unchanged then.
+    /// `index_pos` leaves a gap behind the cached positions or lies before what a sliding window has left, the end is past
+    /// the model's context or needs more bytes than the budget, or the batch is not the cached one. The cache is unchanged
+    /// then.
     pub fn begin(&mut self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
         self.check(batch, index_pos, seq_len)?;
         self.truncate(index_pos);
         self.grow(batch, index_pos + seq_len);
         Ok(())
+    }
+
+    /// Makes room for `seq_len` more positions: a part of a longer step that was [checked](Self::check) as a whole and is
+    /// cut into parts so that a sliding window can pass between them.
+    pub fn extend(&mut self, batch: usize, seq_len: usize) {
+        self.grow(batch, self.len + seq_len);
     }
 
     fn grow(&mut self, batch: usize, positions: usize) {
@@ -281,15 +264,18 @@ impl KvCache {
         self.notes.resize_with(batch, || vec![Notes::default(); self.shape.layers]);
         let (shape, pages, dtype) = (self.shape.page, positions.div_ceil(PAGE_LEN), self.config.dtype);
         for layer in self.sequences.iter_mut().flatten() {
-            while layer.len() < pages {
+            while self.first + layer.len() < pages {
                 layer.push(self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype)));
             }
         }
     }
 
-    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers.
+    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers, those that no later
+    /// token sees are given back.
     pub fn advance(&mut self, seq_len: usize) {
         self.len += seq_len;
+        // First, so that their memory serves those that become colder.
+        self.release();
         self.settle();
     }
 
@@ -309,7 +295,7 @@ impl KvCache {
     pub fn write(&mut self, sequence: usize, layer: usize, position: usize, k: &[f32], v: &[f32]) {
         let PageShape { heads, head_dim } = self.shape.page;
         assert!(k.len() == heads * head_dim && v.len() == k.len(), "kv cache: wrong length");
-        let page = &mut self.sequences[sequence][layer][position / PAGE_LEN];
+        let page = &mut self.sequences[sequence][layer][position / PAGE_LEN - self.first];
         page.write(self.shape.page, position % PAGE_LEN, k, v);
     }
 
@@ -319,7 +305,7 @@ impl KvCache {
     /// There is no such page.
     #[must_use]
     pub fn keys(&self, sequence: usize, layer: usize, page: usize, head: usize) -> Matrix<'_> {
-        self.sequences[sequence][layer][page].keys(self.shape.page, head)
+        self.sequences[sequence][layer][page - self.first].keys(self.shape.page, head)
     }
 
     /// The values of the first `n` positions of a page for one head, `[n, head_dim]`; `[n, width]` with
@@ -329,7 +315,7 @@ impl KvCache {
     /// There is no such page.
     #[must_use]
     pub fn values(&self, sequence: usize, layer: usize, page: usize, head: usize, n: usize) -> Matrix<'_> {
-        self.sequences[sequence][layer][page].values(self.shape.page, head, n)
+        self.sequences[sequence][layer][page - self.first].values(self.shape.page, head, n)
     }
 
     /// Shows the gate of a layer its inputs `x` `[n, hidden_size]` of the positions from `position` on.
@@ -344,7 +330,9 @@ impl KvCache {
         position: usize,
         x: &[f32],
     ) {
-        self.notes[sequence][layer].salience.observe(gate, kernels, position, x);
+        let salience = &mut self.notes[sequence][layer].salience;
+        salience.observe(gate, kernels, position, x);
+        salience.forget(gate, self.first);
     }
 
     /// The largest score that the gate gave to a token of a page; ∞ where it has not seen all.
@@ -353,13 +341,14 @@ impl KvCache {
         self.notes[sequence][layer].salience.of(self.shape.page.heads, page, head)
     }
 
-    /// Makes the bounds of a layer's first `full` pages, which must be written whole; those that are known stay.
+    /// Makes the bounds of those of a layer's first `full` pages that are held, which must be written whole; bounds that are
+    /// known stay.
     ///
     /// `q · k ≤ q⁻ · min + q⁺ · max` for every key k of a page, with the least and the largest of each channel (Quest:
     /// Tang et al. 2024).
     pub fn update_bounds(&mut self, layer: usize, full: usize) {
         for (pages, notes) in self.sequences.iter().zip(&mut self.notes) {
-            notes[layer].bounds.update(self.shape.page, &pages[layer], full);
+            notes[layer].bounds.update(self.shape.page, &pages[layer], self.first, full);
         }
     }
 

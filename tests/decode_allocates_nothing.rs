@@ -112,6 +112,35 @@ fn decode_allocates_nothing_after_warm_up() {
     sparse_decode_allocates_nothing();
     dense_decode_allocates_nothing();
     long_memory_allocates_nothing();
+    sliding_windows_allocate_nothing();
+}
+
+/// The built-in model with a sliding window.
+fn windowed(window: usize) -> Pretrained {
+    let mut files = ModelFiles::from_embedded(&EMBEDDED[0]);
+    let json = String::from_utf8(files.config.take().unwrap().to_vec()).unwrap();
+    let with = json.replace("\"hidden_act\"", &format!("\"sliding_window\": {window}, \"hidden_act\""));
+    assert_ne!(json, with);
+    files.config = Some(with.into_bytes().into());
+    Pretrained::load(&files, LoadOptions::default()).unwrap()
+}
+
+/// Without any reserve: what the window has passed is used again.
+fn sliding_windows_allocate_nothing() {
+    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall] {
+        let loaded = windowed(100);
+        let select = AttentionConfig { mode, window: 32, budget: 32, recall: 32, sinks: 4 };
+        let model = loaded.model.with_attention(select).unwrap();
+        let mut cache = Cache::new(true, DType::F16, &loaded.config, &Device::Cpu).unwrap();
+        let mut logits = vec![0.0; loaded.config.vocab_size];
+        let (warm, end) = (320, 700);
+        (0..warm).for_each(|p| model.decode(5, p, &mut cache, &mut logits).unwrap());
+        let (before, bytes) = (ALLOCATIONS.load(Ordering::Relaxed), cache.kv_bytes());
+        (warm..end).for_each(|p| model.decode(7, p, &mut cache, &mut logits).unwrap());
+        let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        assert_eq!((allocated, cache.kv_bytes()), (0, bytes), "{mode:?}");
+        assert!(logits.iter().all(|l| l.is_finite()));
+    }
 }
 
 fn long_memory_allocates_nothing() {

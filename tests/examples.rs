@@ -24,6 +24,16 @@ fn llama_sparse_speaks_without_any_flag() {
 }
 
 #[test]
+fn mistral_sparse_speaks_without_any_flag() {
+    let out = ok("mistral-sparse", &[]);
+    assert!(out.stdout.split_whitespace().count() > 50, "{out:?}");
+    assert!(out.stderr.contains("sliding window of 256") && out.stderr.contains("tokens/s"), "{out:?}");
+    one_line(&example("mistral-sparse", &["--model", "tales-relu"]), "no Mistral");
+    one_line(&example("mistral-sparse", &["--temperature=-1"]), "--temperature -1");
+    one_line(&example("mistral-sparse", &["--model", &testdata("tales-silu")]), "model_type 'llama'");
+}
+
+#[test]
 fn llama_sparse_json_holds_what_it_promises() {
     let args = ["--model", "tales-relu", "--prompt", "The wolf", "-n", "20", "--temperature", "0", "--json"];
     let out = ok("llama-sparse", &args);

@@ -37,6 +37,7 @@ impl Shape {
             hidden_act: Activation::Silu,
             gate_shift: 0.0,
             norm_shift: None,
+            sliding_window: None,
         }
     }
 }

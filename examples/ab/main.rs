@@ -63,13 +63,13 @@ impl Side {
         Ok(Self { name, model, load_s, bytes, prefill: Vec::new(), decode: Vec::new() })
     }
 
-    /// Logits after `ids`, and seconds.
-    fn forward(&mut self, ids: &[u32], index_pos: usize) -> Result<(Vec<f32>, f64)> {
+    /// Logits `[1, vocab_size]` after `ids`, and seconds.
+    fn forward(&mut self, ids: &[u32], index_pos: usize) -> Result<(Tensor, f64)> {
         let x = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
         let start = Instant::now();
         let logits = self.model.forward(&x, index_pos)?;
         let seconds = start.elapsed().as_secs_f64();
-        Ok((logits.flatten_all()?.to_vec1()?, seconds))
+        Ok((logits, seconds))
     }
 }
 
@@ -91,8 +91,10 @@ fn run(cli: &Cli) -> Result<()> {
         let loaded = cli.model.load()?;
         let cache = cli.model.cache(&loaded)?;
         let decoder = loaded.model.decoder();
-        let ffn = decoder.sparse_config().map_or("dense".to_string(), |c| format!("{:?}", c.mode).to_lowercase());
-        let name = format!("candle-sparse, {ffn}, {} on {} threads", decoder.level(), decoder.threads().count());
+        let ffn =
+            decoder.sparse_config().map_or("dense".to_string(), |c| format!("{:?}", c.mode).to_lowercase());
+        let name =
+            format!("candle-sparse, {ffn}, {} on {} threads", decoder.level(), decoder.threads().count());
         tokenizer = Some(loaded.tokenizer);
         Ok((name, Box::new(LlamaSession { model: loaded.model, cache })))
     })?;
@@ -139,7 +141,7 @@ fn round(cli: &Cli, candle: &mut Side, ours: &mut Side, prompt: &[u32]) -> Resul
         }
         start = ids.len();
         let best = [best(&logits[0])?, best(&logits[1])?];
-        said.quality.add(&logits[0], &logits[1], best[0]);
+        said.quality.add(&[0, best[0]], 1, &logits[1], &logits[0])?;
         said.candle.push(best[0]);
         said.ours.push(best[1]);
         ids.push(best[0]);
@@ -149,11 +151,8 @@ fn round(cli: &Cli, candle: &mut Side, ours: &mut Side, prompt: &[u32]) -> Resul
     Ok(said)
 }
 
-fn best(logits: &[f32]) -> Result<u32> {
-    match logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)) {
-        Some((i, v)) if v.is_finite() => Ok(i as u32),
-        _ => bail!("the logits are not numbers"),
-    }
+fn best(logits: &Tensor) -> Result<u32> {
+    Ok(logits.squeeze(0)?.argmax(0)?.to_scalar()?)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -193,13 +192,20 @@ fn report(
         return Ok(());
     }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "| model | load s | resident MB | prefill tokens/s | decode tokens/s |\n|---|---|---|---|---|")?;
+    writeln!(
+        out,
+        "| model | load s | resident MB | prefill tokens/s | decode tokens/s |\n|---|---|---|---|---|"
+    )?;
     for s in [candle, ours] {
         let (name, mb) = (&s.name, s.bytes as f64 / 1e6);
         let (p, d) = (median(&s.prefill), median(&s.decode));
         writeln!(out, "| {name} | {:.2} | {mb:.1} | {p:.1} | {d:.1} |", s.load_s)?;
     }
-    writeln!(out, "\nours over candle's, median of {} rounds in turns: prefill {prefill:.2}, decode {decode:.2}", cli.rounds)?;
+    writeln!(
+        out,
+        "\nours over candle's, median of {} rounds in turns: prefill {prefill:.2}, decode {decode:.2}",
+        cli.rounds
+    )?;
     let (tokens, kld, top1) = (said.candle.len(), q.kld(), q.top1_agreement());
     writeln!(out, "{tokens} tokens: KL divergence {kld:.6}, the same first choice for {top1:.4} of them")?;
     match first {

@@ -129,6 +129,19 @@ impl ModelArgs {
         )
     }
 
+    /// How to hold and run the model.
+    pub(crate) fn options(
+        &self,
+        files: &ModelFiles,
+        format: Option<Format>,
+        sparse: SparseConfig,
+        attention: AttentionConfig,
+    ) -> Result<LoadOptions> {
+        let threads = self.threads.map(Threads::new).transpose()?;
+        let (profile, copy_mapped) = (self.profile(files)?, self.no_mmap);
+        Ok(LoadOptions { format, copy_mapped, threads, profile, sparse, attention })
+    }
+
     fn load_as(
         &self,
         files: &ModelFiles,
@@ -136,11 +149,7 @@ impl ModelArgs {
         sparse: SparseConfig,
         attention: AttentionConfig,
     ) -> Result<Pretrained> {
-        let threads = self.threads.map(Threads::new).transpose()?;
-        let profile = self.profile(files)?;
-        let copy_mapped = self.no_mmap;
-        let options = LoadOptions { format, copy_mapped, threads, profile, sparse, attention };
-        let loaded = Pretrained::load(files, options)?;
+        let loaded = Pretrained::load(files, self.options(files, format, sparse, attention)?)?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }

@@ -5,9 +5,9 @@ use crate::{
     mistral,
     quantized_llama::ModelWeights,
 };
+use candle_core::{DType, Result, Tensor, bail};
 #[cfg(feature = "transformers")]
 pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
-use candle_core::{DType, Result, Tensor, bail};
 
 #[cfg(feature = "transformers")]
 mod candle_models;
@@ -107,7 +107,9 @@ impl CausalLm for crate::quantized_mistral::Model {
 fn cut(cache: &mut Cache, len: usize) -> Result<()> {
     cache.truncate(len);
     if cache.len() > len {
-        bail!("the sliding window has dropped what position {len} needs: clear the cache and read the text again");
+        bail!(
+            "the sliding window has dropped what position {len} needs: clear the cache and read the text again"
+        );
     }
     Ok(())
 }

@@ -269,7 +269,7 @@ impl Decoder {
             bail!("the input is empty: give at least one token");
         }
         if !cache.fits(&self.config) {
-            bail!("the cache was made for a model of another shape");
+            bail!("the cache was made for a model of another shape or sliding window");
         }
         if let Input::Ids(ids) = input {
             self.check_ids(ids)?;

@@ -94,7 +94,7 @@ impl Cache {
     /// Writes keys and values to a file, see [`KvCache::save`].
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// See [`KvCache::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.kv.save(path)
     }
@@ -107,7 +107,7 @@ impl Cache {
         self.kv.load(path)
     }
 
-    /// Forgets every position from `len` on.
+    /// Forgets every position from `len` on; with a sliding window see [`KvCache::truncate`].
     pub fn truncate(&mut self, len: usize) {
         self.kv.truncate(len);
     }

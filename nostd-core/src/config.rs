@@ -142,9 +142,22 @@ pub struct Config {
     pub gate_shift: f32,
     /// With `Some(s)` attention and FFN read `max(norm(x) − s, 0)` instead of `norm(x)`.
     pub norm_shift: Option<f32>,
+    /// With `Some(w)` the token at position p sees positions j with `p − w < j ≤ p`: `w` keys, its own among them.
+    ///
+    /// As transformers' [`sliding_window_overlay`][1]; candle's Mistral masks one position less (`j < p − w`), and
+    /// nothing of what came before the prompt it is given.
+    ///
+    /// [1]: https://github.com/huggingface/transformers/blob/2ccc6cae21faaf11631efa5fb9054687ae5dc931/src/transformers/masking_utils.py#L80-L89
+    pub sliding_window: Option<usize>,
 }
 
 impl Config {
+    /// The first position that the token at `position` sees: `position + 1 − sliding_window`, or 0.
+    #[must_use]
+    pub fn first_visible(&self, position: usize) -> usize {
+        self.sliding_window.map_or(0, |w| (position + 1).saturating_sub(w))
+    }
+
     /// Width of all query heads, `num_attention_heads · head_dim`.
     #[must_use]
     pub fn q_dim(&self) -> usize {
@@ -181,6 +194,9 @@ impl Config {
             if size == 0 {
                 return Err(Error::Zero(name));
             }
+        }
+        if self.sliding_window == Some(0) {
+            return Err(Error::Zero("sliding_window"));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(Error::HeadGroups {
@@ -246,6 +262,7 @@ mod tests {
             hidden_act: Activation::Silu,
             gate_shift: 0.0,
             norm_shift: None,
+            sliding_window: None,
         }
     }
 
@@ -266,8 +283,19 @@ mod tests {
             Config { vocab_size: usize::MAX / 2, ..tiny() }.validate(),
             Err(Error::TooLarge("vocab_size x hidden_size"))
         );
+        assert_eq!(
+            Config { sliding_window: Some(0), ..tiny() }.validate(),
+            Err(Error::Zero("sliding_window"))
+        );
         let rope = Rope { theta: -1.0, ..tiny().rope };
         assert_eq!(Config { rope, ..tiny() }.validate(), Err(Error::OutOfRange("rope_theta")));
+    }
+
+    #[test]
+    fn a_window_counts_the_token_itself() {
+        let first = |w, p| Config { sliding_window: w, ..tiny() }.first_visible(p);
+        assert_eq!([0, 2, 3, 7].map(|p| first(Some(3), p)), [0, 0, 1, 5]);
+        assert_eq!((first(Some(1), 5), first(None, 5), first(Some(usize::MAX), 5)), (5, 0, 0));
     }
 
     #[test]

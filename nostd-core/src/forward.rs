@@ -232,7 +232,8 @@ fn matvec<K: KernelSet>(
     }
 }
 
-/// Causal attention of one token: `softmax(q·Kᵀ / √head_dim) · V` for every query head.
+/// Causal attention of one token: `softmax(q·Kᵀ / √head_dim) · V` for every query head, over the positions that the
+/// sliding window leaves.
 fn attention<K: KernelSet>(
     kernels: &K,
     c: &Config,
@@ -246,9 +247,9 @@ fn attention<K: KernelSet>(
     }
     cache.write(layer, 0, position, s.k);
     cache.write(layer, 1, position, s.v);
-    let len = position + 1;
+    let seen = c.first_visible(position)..position + 1;
     let scale = 1.0 / libm::sqrtf(c.head_dim as f32);
-    let scores = &mut s.scores[..len];
+    let scores = &mut s.scores[..seen.len()];
     s.attended.fill(0.0);
     for (head, (q, y)) in
         s.q.chunks_exact_mut(c.head_dim).zip(s.attended.chunks_exact_mut(c.head_dim)).enumerate()
@@ -256,8 +257,8 @@ fn attention<K: KernelSet>(
         let kv_head = head / c.group_size();
         q.iter_mut().for_each(|v| *v *= scale);
         let past = |kv| {
-            let rows = Rows::F32(cache.head(layer, kv, kv_head, len));
-            Matrix::new(len, c.head_dim, rows).expect("the cache holds len rows of head_dim")
+            let rows = Rows::F32(cache.head(layer, kv, kv_head, seen.clone()));
+            Matrix::new(seen.len(), c.head_dim, rows).expect("the cache holds these rows of head_dim")
         };
         kernels.matmul(past(0), Columns::F32(q), &mut [&mut *scores]);
         kernels.softmax(scores);
@@ -285,6 +286,7 @@ mod tests {
         hidden_act: Activation::Silu,
         gate_shift: 0.0,
         norm_shift: None,
+        sliding_window: None,
     };
 
     fn with_weights(f: impl Fn(&Weights<'_>)) {
@@ -329,6 +331,71 @@ mod tests {
             assert_eq!(step(2, 2, &mut cache).unwrap(), first);
             assert_ne!(step(3, 2, &mut cache).unwrap(), first);
         });
+    }
+
+    /// Attention of the token at `position` by hand: a mask over all positions, in f64.
+    fn masked(
+        c: &Config,
+        q: &[f32],
+        kv: [&[f32]; 2],
+        position: usize,
+        seen: impl Fn(usize) -> bool,
+    ) -> vec::Vec<f64> {
+        let d = c.head_dim;
+        let row = |x: &[f32], p: usize| {
+            x[p * d..(p + 1) * d].iter().map(|v| f64::from(*v)).collect::<vec::Vec<_>>()
+        };
+        let mut out = vec::Vec::new();
+        for q in q.chunks_exact(d) {
+            let dot = |p: usize| row(kv[0], p).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>();
+            let weight = |p: usize| if seen(p) { libm::exp(dot(p) / libm::sqrt(d as f64)) } else { 0.0 };
+            let total: f64 = (0..=position).map(weight).sum();
+            out.extend(
+                (0..d).map(|i| (0..=position).map(|p| weight(p) * row(kv[1], p)[i]).sum::<f64>() / total),
+            );
+        }
+        out
+    }
+
+    #[test]
+    fn a_sliding_window_is_the_hand_made_mask() {
+        let noise =
+            |n: usize, seed: f32| (0..n).map(|i| libm::sinf(i as f32 * 1.7 + seed)).collect::<vec::Vec<_>>();
+        let (kv_dim, q_dim, positions) = (C.kv_dim(), C.q_dim(), 6);
+        // Which of 6 positions the last one sees, and the fourth.
+        let masks = [
+            (None, [true; 6], [true; 4]),
+            (Some(1), [false, false, false, false, false, true], [false, false, false, true]),
+            (Some(2), [false, false, false, false, true, true], [false, false, true, true]),
+            (Some(5), [false, true, true, true, true, true], [true; 4]),
+            (Some(6), [true; 6], [true; 4]),
+        ];
+        for (sliding_window, last, fourth) in masks {
+            let c = Config { sliding_window, ..C };
+            let mut kv = vec![0.0; KvCache::elements(&c, positions)];
+            let mut cache = KvCache::new(&c, positions, &mut kv).unwrap();
+            let mut data = vec![0.0; Scratch::elements(&c, positions)];
+            let mut s = Scratch::new(&c, positions, &mut data, &mut []).unwrap();
+            // No rotation, so that the rows are what was given.
+            s.cos.fill(1.0);
+            s.sin.fill(0.0);
+            let (mut keys, mut values) = (vec![], vec![]);
+            for position in 0..positions {
+                let q = noise(q_dim, position as f32);
+                s.q.copy_from_slice(&q);
+                s.k.copy_from_slice(&noise(kv_dim, 10.0 + position as f32));
+                s.v.copy_from_slice(&noise(kv_dim, 20.0 + position as f32));
+                keys.extend_from_slice(s.k);
+                values.extend_from_slice(s.v);
+                attention(&Scalar, &c, 0, position, &mut cache, &mut s);
+                let mask: &[bool] = if position == 5 { &last } else { &fourth };
+                if position == 5 || position == 3 {
+                    let want = masked(&c, &q, [&keys, &values], position, |p| mask[p]);
+                    let off = s.attended.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs());
+                    assert!(off.fold(0.0, f64::max) < 1e-6, "{sliding_window:?} at {position}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Keys and values of one sequence in memory that the caller gives.
 
 use crate::{config::Config, error::Error};
+use core::ops::Range;
 
 /// Keys and values of every layer, f32, laid out `[layer][key, value][head][position][head_dim]`, so that the past of a
 /// head is one matrix `[len, head_dim]`.
@@ -74,10 +75,10 @@ impl<'a> KvCache<'a> {
         }
     }
 
-    /// The first `len` positions of a head, `[len, head_dim]`.
-    pub(crate) fn head(&self, layer: usize, kv: usize, head: usize, len: usize) -> &[f32] {
+    /// Some positions of a head, `[positions, head_dim]`.
+    pub(crate) fn head(&self, layer: usize, kv: usize, head: usize, positions: Range<usize>) -> &[f32] {
         let start = self.offset(layer, kv, head);
-        &self.data[start..start + len * self.head_dim]
+        &self.data[start + positions.start * self.head_dim..start + positions.end * self.head_dim]
     }
 
     fn offset(&self, layer: usize, kv: usize, head: usize) -> usize {

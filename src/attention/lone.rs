@@ -7,9 +7,10 @@ use super::{
 use crate::{
     core::{Config, KernelSet},
     kernels::Kernels,
-    kv_cache::{KvCache, PAGE_LEN},
+    kv_cache::{KvCache, PAGE_LEN, most_pages},
     team::{Member, Outcome},
 };
+use std::ops::Range;
 
 /// Shares that a head's pages are cut into at most, and the pages of the smallest.
 const MOST_SHARES: usize = 16;
@@ -36,7 +37,7 @@ impl LoneScratch {
         self.parts.resize(shares_room(config), 0.0);
         self.scores.resize(group * PIECE, 0.0);
         self.stats.resize(group, Stats::EMPTY);
-        let pages = config.max_position_embeddings.div_ceil(PAGE_LEN);
+        let pages = most_pages(config);
         self.recall.reserve(group, config.head_dim, pages);
         self.pages.reserve(config.num_key_value_heads * pages);
         self.ends.reserve(config.num_key_value_heads);
@@ -90,11 +91,12 @@ pub fn room(config: &Config, select: &Selector<'_>) -> usize {
 }
 
 fn shares_room(config: &Config) -> usize {
-    let pages = config.max_position_embeddings.div_ceil(PAGE_LEN);
+    let pages = most_pages(config);
     config.num_key_value_heads * pages.div_ceil(MIN_SHARE).min(MOST_SHARES) * Cut::new(config, 1).part
 }
 
-/// `out = softmax(q · Kᵀ) · V` over the chosen pages of the positions before a token and the token itself.
+/// `out = softmax(q · Kᵀ) · V` over the chosen pages of the positions before a token and the token itself, in the sliding
+/// window of the model that the cache was made for.
 ///
 /// `out` is `[q_dim]`. Cost: `2 · q_dim` multiply-adds and `2 · kv_dim` elements read per position, shared by the
 /// threads of the team. Allocates nothing after [`LoneScratch::resize`].
@@ -115,9 +117,10 @@ pub fn lone_token(
     let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
     let width = token.cache.width();
     scratch.resize(config);
-    let recalls = token.select.recalls(token.position / PAGE_LEN);
+    let candidates = token.select.recalls(token.cache, token.position / PAGE_LEN);
+    let recalls = !candidates.is_empty();
     if recalls {
-        token.recall(member, kernels, config, scratch)?;
+        token.recall(member, kernels, config, candidates, scratch)?;
     }
     let LoneScratch { scores, parts, stats, pages, ends, .. } = scratch;
     let pages_of = |head: usize| match head.checked_sub(1) {
@@ -144,8 +147,13 @@ pub fn lone_token(
             }
             let pages = pages_of(h).chunks(cut.share).nth(share).unwrap_or_default();
             let sums = Sums { scores: &mut *scores, values, stats: &mut *stats };
-            let seen = |_, page: u32| (token.position - page as usize * PAGE_LEN).min(PAGE_LEN);
-            token.head(h, head_dim).attend(kernels, queries, seen, pages, sums);
+            let head = token.head(h, head_dim);
+            // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
+            let seen = |_, page: u32| {
+                let seen = head.seen(token.position, page);
+                seen.start..seen.end.min(head.stored - page as usize * PAGE_LEN)
+            };
+            head.attend(kernels, queries, seen, pages, sums);
             for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
                 *end = [stats.max, stats.denominator];
             }
@@ -167,21 +175,23 @@ impl<'a> Token<'a> {
         member: &mut Member<'_>,
         kernels: &Kernels,
         config: &Config,
+        candidates: Range<usize>,
         scratch: &mut LoneScratch,
     ) -> Outcome {
         let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
-        let (count, page) = (self.select.config().recalled_pages(), self.position / PAGE_LEN);
-        let end = Recall::reach(&self.select, page);
+        let count = self.select.config().recalled_pages();
         let LoneScratch { recall, recalled, pages, ends, .. } = scratch;
         recalled.resize(kv_heads * count, 0.0);
         let chosen = |head: usize| self.plan.of(self.layer * kv_heads + head);
-        let piece = member.piece(kv_heads, kv_heads * end * 2 * head_dim * 4, 1);
+        let piece = member.piece(kv_heads, kv_heads * candidates.len() * 2 * head_dim * 4, 1);
         member.phase(recalled, piece * count, |i, out| {
             for (j, out) in out.chunks_exact_mut(count).enumerate() {
                 let head = i * piece + j;
                 let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
-                recall.score(kernels, self.head(head, head_dim), queries, group, end);
-                let best = recall.best(&self.select, 0, page, chosen(head));
+                let cached = self.head(head, head_dim);
+                recall.score(kernels, cached, queries, group, candidates.clone());
+                let visible = cached.visible(self.position, &candidates);
+                let best = recall.best(&self.select, 0, visible, chosen(head));
                 out.fill(-1.0);
                 out.iter_mut().zip(best).for_each(|(o, &page)| *o = page as f32);
             }

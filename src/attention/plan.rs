@@ -12,6 +12,8 @@
 //!    began and never what a later token says: prefill in any chunks and decode choose alike.
 //! 2. Where all pages between sinks and window fit the budget, attention is dense.
 //! 3. Recall is for each token: the pages whose [bound](KvCache::update_bounds) is highest for it.
+//! 4. Behind a model's own sliding window there is nothing: no sinks, nothing to choose or recall. Lists begin with the
+//!    first page that any token of a page sees; positions are masked.
 
 use super::Head;
 use crate::{
@@ -22,6 +24,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use candle_core::{Result, bail};
+use std::ops::Range;
 
 /// What a token reads of its past.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,10 +89,10 @@ impl AttentionConfig {
         }
     }
 
-    /// Pages between sinks and window that a token of page `page` does not see anyway.
-    fn between(&self, page: usize) -> std::ops::Range<usize> {
-        let end = page.saturating_sub(self.window.div_ceil(PAGE_LEN).max(1));
-        self.sinks.div_ceil(PAGE_LEN).min(end)..end
+    /// Pages between sinks and window that a token of page `page` does not see anyway, of those from `first` on.
+    fn between(&self, first: usize, page: usize) -> Range<usize> {
+        let end = page.saturating_sub(self.window.div_ceil(PAGE_LEN).max(1)).max(first);
+        self.sinks.div_ceil(PAGE_LEN).clamp(first, end)..end
     }
 }
 
@@ -143,15 +146,15 @@ impl<'a> Selector<'a> {
         end: usize,
         out: &mut Vec<u32>,
     ) {
-        let between = self.config.between(page);
+        let (first_page, between) = (cache.first_page(page), self.between(cache, page));
         let budget = self.config.budget.div_ceil(PAGE_LEN);
         if self.config.mode == AttentionMode::Dense
             || between.len() <= budget && self.config.mode != AttentionMode::Window
         {
-            out.extend(0..end as u32);
+            out.extend(first_page as u32..end as u32);
             return;
         }
-        out.extend(0..between.start as u32);
+        out.extend(first_page as u32..between.start as u32);
         let first = out.len();
         if let Some(gate) = self.gate(layer) {
             let salience = |page: u32| cache.salience(sequence, layer, page as usize, head);
@@ -170,10 +173,16 @@ impl<'a> Selector<'a> {
         out.extend(between.end as u32..end as u32);
     }
 
-    /// Whether a token of page `page` recalls anything.
-    pub(super) fn recalls(&self, page: usize) -> bool {
-        let count = self.config.recalled_pages();
-        count > 0 && self.config.between(page).len() > self.config.budget.div_ceil(PAGE_LEN)
+    /// Pages between sinks and window that tokens of page `page` do not see anyway.
+    fn between(&self, cache: &KvCache, page: usize) -> Range<usize> {
+        self.config.between(cache.first_page(page), page)
+    }
+
+    /// The pages among which a token of page `page` recalls; empty where it recalls nothing.
+    pub(super) fn recalls(&self, cache: &KvCache, page: usize) -> Range<usize> {
+        let between = self.between(cache, page);
+        let all_read = between.len() <= self.config.budget.div_ceil(PAGE_LEN);
+        if self.config.recalled_pages() == 0 || all_read { 0..0 } else { between }
     }
 }
 
@@ -186,6 +195,9 @@ pub(super) struct Recall {
     scores: Vec<f32>,
     /// `[tokens, pages]`
     bounds: Vec<f32>,
+    /// Page of the first of a token's bounds, and how many it has.
+    start: usize,
+    stride: usize,
     order: Vec<u32>,
 }
 
@@ -194,29 +206,32 @@ impl Recall {
     pub(super) fn reserve(&mut self, group: usize, head_dim: usize, pages: usize) {
         self.parts.reserve(2 * group * head_dim);
         self.scores.reserve(group * PAGE_LEN);
-        self.bounds.reserve(pages.next_multiple_of(PAGE_LEN));
+        // They begin and end with whole groups.
+        self.bounds.reserve(pages.next_multiple_of(PAGE_LEN) + PAGE_LEN);
         self.order.reserve(pages);
     }
 
-    /// Bounds of the pages below `end` for `queries` `[tokens · group, head_dim]`.
+    /// Bounds of some pages for `queries` `[tokens · group, head_dim]`.
     pub(super) fn score(
         &mut self,
         kernels: &Kernels,
         head: Head<'_>,
         queries: &[f32],
         group: usize,
-        end: usize,
+        pages: Range<usize>,
     ) {
         let (head_dim, columns) = (head.head_dim, queries.len() / head.head_dim);
-        let (tokens, stride) = (columns / group, end.next_multiple_of(PAGE_LEN));
+        let tokens = columns / group;
+        self.start = pages.start / PAGE_LEN * PAGE_LEN;
+        self.stride = (pages.end - self.start).next_multiple_of(PAGE_LEN);
         self.parts.clear();
         for query in queries.chunks_exact(head_dim) {
             self.parts.extend(query.iter().map(|q| q.min(0.0)));
             self.parts.extend(query.iter().map(|q| q.max(0.0)));
         }
         self.bounds.clear();
-        self.bounds.resize(tokens * stride, f32::NEG_INFINITY);
-        for first in (0..end).step_by(PAGE_LEN) {
+        self.bounds.resize(tokens * self.stride, f32::NEG_INFINITY);
+        for first in (self.start..pages.end).step_by(PAGE_LEN) {
             let bounds = head.cache.bounds(head.sequence, head.layer, first / PAGE_LEN, head.head);
             self.scores.clear();
             self.scores.resize(columns * PAGE_LEN, 0.0);
@@ -228,7 +243,8 @@ impl Recall {
                 kernels.matmul_t(bounds, &a, &mut y);
             }
             for (token, scores) in self.scores.chunks_exact(group * PAGE_LEN).enumerate() {
-                let bounds = &mut self.bounds[token * stride + first..][..PAGE_LEN];
+                let at = token * self.stride + first - self.start;
+                let bounds = &mut self.bounds[at..at + PAGE_LEN];
                 for scores in scores.chunks_exact(PAGE_LEN) {
                     bounds.iter_mut().zip(scores).for_each(|(b, s)| *b = s.max(*b));
                 }
@@ -236,19 +252,19 @@ impl Recall {
         }
     }
 
-    /// The pages that a token recalls, in order: of those between sinks and window that `chosen`, increasing, has not.
+    /// The pages that the `token`th token recalls, in order: of `pages`, some of those that were scored, those that
+    /// `chosen`, increasing, has not.
     pub(super) fn best(
         &mut self,
         select: &Selector<'_>,
         token: usize,
-        page: usize,
+        pages: Range<usize>,
         chosen: &[u32],
     ) -> &[u32] {
-        let between = select.config.between(page);
-        let bounds = &self.bounds[token * between.end.next_multiple_of(PAGE_LEN)..];
+        let bound = |page: u32| self.bounds[token * self.stride + page as usize - self.start];
         let mut rest = chosen;
         self.order.clear();
-        for page in between.start as u32..between.end as u32 {
+        for page in pages.start as u32..pages.end as u32 {
             while rest.first().is_some_and(|&c| c < page) {
                 rest = &rest[1..];
             }
@@ -258,17 +274,12 @@ impl Recall {
         }
         let count = select.config.recalled_pages();
         if self.order.len() > count {
-            let order = |a: &u32, b: &u32| bounds[*b as usize].total_cmp(&bounds[*a as usize]).then(b.cmp(a));
+            let order = |a: &u32, b: &u32| bound(*b).total_cmp(&bound(*a)).then(b.cmp(a));
             self.order.select_nth_unstable_by(count - 1, order);
             self.order.truncate(count);
             self.order.sort_unstable();
         }
         &self.order
-    }
-
-    /// Where [`Self::score`] must reach to.
-    pub(super) fn reach(select: &Selector<'_>, page: usize) -> usize {
-        select.config.between(page).end
     }
 }
 
@@ -297,7 +308,7 @@ impl Plan {
             return;
         }
         if self.made_for.map(|m| m.3) != Some(select.config) {
-            let most = cache.max_positions().div_ceil(PAGE_LEN);
+            let most = cache.most_pages();
             let lists = if select.config.mode == AttentionMode::Dense { 1 } else { layers * heads };
             self.pages.reserve(lists * most.min(select.config.most_pages()));
             self.ends.reserve(layers * heads);
@@ -306,7 +317,7 @@ impl Plan {
         self.pages.clear();
         self.ends.clear();
         if select.config.mode == AttentionMode::Dense {
-            self.pages.extend(0..end as u32);
+            self.pages.extend(cache.first_page(page) as u32..end as u32);
             return;
         }
         for layer in 0..layers {

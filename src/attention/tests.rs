@@ -36,7 +36,7 @@ impl Case {
         head_dim: usize,
         len: usize,
         select: AttentionConfig,
-        kv: KvConfig,
+        sliding_window: Option<usize>,
     ) -> Self {
         let hidden = 8;
         let config = Config {
@@ -53,6 +53,7 @@ impl Case {
             hidden_act: Activation::Silu,
             gate_shift: 0.0,
             norm_shift: None,
+            sliding_window,
         };
         let width = (group + 2) * kv_heads * head_dim;
         let gate =
@@ -60,7 +61,7 @@ impl Case {
         Self {
             len,
             select,
-            kv,
+            kv: KvConfig::exact(KvDType::F32),
             gates: vec![gate.unwrap()],
             qkv: (0..len).map(|p| noise(width, p + 2)).collect(),
             inputs: (0..len).map(|p| noise(hidden, 3 * p + 1)).collect(),
@@ -150,8 +151,14 @@ impl Case {
         out
     }
 
-    /// The definition, in f64, over all positions up to each.
+    /// The definition, in f64, over all positions up to each that the model's sliding window leaves.
     fn reference(&self) -> Vec<Vec<f32>> {
+        let window = self.config.sliding_window.unwrap_or(usize::MAX);
+        self.masked(|t, p| t - p < window)
+    }
+
+    /// The definition, in f64, where token `t` sees the earlier positions `p` that `seen(t, p)` says.
+    fn masked(&self, seen: impl Fn(usize, usize) -> bool) -> Vec<Vec<f32>> {
         let c = &self.config;
         let [q_dim, kv_dim, d] = [c.q_dim(), c.kv_dim(), c.head_dim];
         let at = |p: usize, start: usize| &self.qkv[p][start..start + d];
@@ -159,7 +166,7 @@ impl Case {
             let kv = q_dim + h / c.group_size() * d;
             let dot =
                 |p: usize| at(t, h * d).iter().zip(at(p, kv)).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-            let weights: Vec<f64> = (0..=t).map(|p| dot(p).exp()).collect();
+            let weights: Vec<f64> = (0..=t).map(|p| if seen(t, p) { dot(p).exp() } else { 0.0 }).collect();
             let total: f64 = weights.iter().sum();
             let value =
                 |i| (0..=t).map(|p| weights[p] * f64::from(at(p, kv + kv_dim)[i])).sum::<f64>() / total;
@@ -192,9 +199,10 @@ prop_compose! {
         window in 0_usize..100,
         budget in 0_usize..160,
         recall in 0_usize..70,
+        sliding_window in prop_oneof![Just(None), (1_usize..300).prop_map(Some)],
     ) -> Case {
         let select = AttentionConfig { mode, sinks, window, budget, recall };
-        Case::new(kv_heads, group, head_dim, len, select, KvConfig::exact(KvDType::F32))
+        Case::new(kv_heads, group, head_dim, len, select, sliding_window)
     }
 }
 
@@ -268,12 +276,33 @@ proptest! {
         };
         let (all, fewer) = (pages(case.select.budget), pages(smaller.min(case.select.budget)));
         prop_assert!(all.is_sorted_by(|a, b| a < b) && fewer.iter().all(|p| all.contains(p)));
-        for position in (0..case.len).filter(|p| *p < case.select.sinks || p + case.select.window >= case.len) {
+        let first = cache.first_visible(page * PAGE_LEN);
+        prop_assert!(all.iter().all(|p| *p as usize >= first / PAGE_LEN), "{:?} before position {}", all, first);
+        let wanted = |p: &usize| *p < case.select.sinks || p + case.select.window >= case.len;
+        for position in (first..case.len).filter(wanted) {
             prop_assert!(fewer.contains(&((position / PAGE_LEN) as u32)), "position {} of {}", position, case.len);
         }
         let window = case.select.window.div_ceil(PAGE_LEN).max(1) + 1;
         let most = case.select.sinks.div_ceil(PAGE_LEN) + case.select.budget.div_ceil(PAGE_LEN) + window;
         prop_assert!(all.len() <= most, "{} pages, at most {}", all.len(), most);
+    }
+
+    #[test]
+    fn chunks_and_threads_change_no_bit_of_what_a_sliding_window_leaves(case in case(), a in 1_usize..200, b in 1_usize..90) {
+        prop_assert_eq!(case.in_parts(&[a, b]), case.in_parts(&[case.len]));
+    }
+
+    #[test]
+    fn a_window_mode_is_its_mask(mut case in case()) {
+        case.select.mode = AttentionMode::Window;
+        let (s, model) = (case.select, case.config.sliding_window.unwrap_or(usize::MAX));
+        let pages = |n: usize| n.div_ceil(PAGE_LEN);
+        let want = case.masked(|t, p| {
+            let (token, page) = (t / PAGE_LEN, p / PAGE_LEN);
+            let kept = page < pages(s.sinks) || page + pages(s.window).max(1) >= token;
+            t - p < model && kept
+        });
+        prop_assert!(distance(&case.in_parts(&[70]), &want) <= ROUNDING);
     }
 
     #[test]
@@ -287,6 +316,12 @@ proptest! {
         if first > keep {
             other.prefill(&mut cache, first);
             cache.truncate(keep);
+            if cache.check(1, keep, 1).is_err() {
+                // What the sliding window dropped is gone: only the beginning can follow.
+                prop_assert!(case.config.sliding_window.is_some() && first - keep > PAGE_LEN);
+                cache.clear();
+                case.prefill(&mut cache, keep);
+            }
         } else if keep > 0 {
             case.prefill(&mut cache, keep);
         }

@@ -18,7 +18,12 @@ pub(super) const GROUP: usize = 32;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Bounds {
     groups: Vec<Group>,
+    /// Groups before it were forgotten.
+    first: usize,
+    /// Pages whose bounds are known, those that were forgotten included.
     pages: usize,
+    /// Groups that wait for their next use.
+    spare: Vec<Group>,
 }
 
 /// In F16: a scale over several pages would make the bounds of one depend on later ones.
@@ -27,36 +32,45 @@ type Group = Box<[f16]>;
 impl Bounds {
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        self.groups.iter().map(|g| size_of_val(&**g)).sum()
+        self.groups.iter().chain(&self.spare).map(|g| size_of_val(&**g)).sum()
     }
 
     /// Forgets the pages from `pages` on.
     pub(super) fn cut(&mut self, pages: usize) {
         if pages < self.pages {
-            self.groups.truncate(pages / GROUP);
+            self.groups.truncate((pages / GROUP).saturating_sub(self.first));
             self.pages = pages / GROUP * GROUP;
         }
     }
 
-    /// Reads the keys of the pages up to `full` whose bounds are not known.
-    pub(super) fn update(&mut self, shape: PageShape, pages: &[Page], full: usize) {
+    /// Reads the keys of the pages `held ..` up to `full` whose bounds are not known; those before `held` are forgotten.
+    pub(super) fn update(&mut self, shape: PageShape, pages: &[Page], held: usize, full: usize) {
         let rows = 2 * shape.heads * shape.head_dim;
+        self.forget(held);
         while self.pages < full {
-            let at = self.pages % GROUP;
-            if at == 0 {
-                self.groups.push(vec![f16::ZERO; rows * GROUP].into());
+            if self.first + self.groups.len() <= self.pages / GROUP {
+                let group = self.spare.pop().unwrap_or_else(|| vec![f16::ZERO; rows * GROUP].into());
+                self.groups.push(group);
             }
             if let Some(group) = self.groups.last_mut() {
-                note(shape, &pages[self.pages], at, group);
+                note(shape, &pages[self.pages - held], self.pages % GROUP, group);
             }
             self.pages += 1;
         }
     }
 
+    fn forget(&mut self, held: usize) {
+        let gone = (held / GROUP).saturating_sub(self.first).min(self.groups.len());
+        self.spare.extend(self.groups.drain(..gone));
+        self.first = if self.groups.is_empty() { held / GROUP } else { self.first + gone };
+        self.pages = self.pages.max(held);
+    }
+
     /// The bounds of pages `32 · group ..` for a head, `[2 · head_dim, 32]`: minima, then maxima.
     pub(super) fn group(&self, shape: PageShape, group: usize, head: usize) -> Matrix<'_> {
         let rows = 2 * shape.head_dim;
-        let data = Rows::F16(&self.groups[group][head * rows * GROUP..(head + 1) * rows * GROUP]);
+        let data =
+            Rows::F16(&self.groups[group - self.first][head * rows * GROUP..(head + 1) * rows * GROUP]);
         Matrix::new(rows, GROUP, data).expect("rows of a group were sliced")
     }
 }

@@ -18,11 +18,12 @@ impl KvCache {
     /// Writes the cache to a file; one that was there is replaced when the new one is whole.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// The folder cannot be written to, or the cache was [cut back](Self::truncate) to where nothing can follow.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
+        self.check_window(self.len)?;
         let mut tensors = HashMap::new();
-        let pages = self.len.div_ceil(PAGE_LEN);
+        let pages = self.len.div_ceil(PAGE_LEN) - self.first;
         for (s, layers) in self.sequences.iter().enumerate() {
             for (l, all) in layers.iter().enumerate() {
                 let bytes: Vec<u8> = all[..pages].iter().flat_map(|p| p.as_bytes()).copied().collect();
@@ -43,7 +44,7 @@ impl KvCache {
     /// Fills this cache, made for the same model, with what [`Self::save`] wrote; its settings become the file's.
     ///
     /// # Errors
-    /// The file is none of these, truncated, or of another shape. The cache is unchanged then.
+    /// The file is none of these, truncated, or of another shape or sliding window. The cache is unchanged then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let named = |e: Error| Error::msg(format!("kv cache {}: {e}", path.display()));
@@ -62,7 +63,8 @@ impl KvCache {
         json!({
             "format": FORMAT, "positions": self.len, "sequences": self.sequences.len(), "layers": self.shape.layers,
             "heads": self.shape.page.heads, "head_dim": self.shape.page.head_dim, "dtype": dtype.name(), "hot": hot,
-            "warm": warm, "stochastic": stochastic, "max_bytes": max_bytes,
+            "warm": warm, "stochastic": stochastic, "max_bytes": max_bytes, "sliding_window": self.window,
+            "first_page": self.first,
         })
     }
 
@@ -82,6 +84,11 @@ impl KvCache {
                  {head_dim}"
             );
         }
+        let window = about["sliding_window"].as_u64().map(|w| w as usize);
+        if window != self.window {
+            let name = |w: Option<usize>| w.map_or("none".to_string(), |w| w.to_string());
+            bail!("made for a sliding window of {}, the model has {}", name(window), name(self.window));
+        }
         let len = number("positions")?;
         if len > self.limit {
             bail!("{len} positions are past the model's context of {}", self.limit);
@@ -96,7 +103,12 @@ impl KvCache {
             stochastic: about["stochastic"].as_u64(),
             max_bytes: about["max_bytes"].as_u64().map(|n| n as usize),
         };
-        let mut cache = Self { config, ..Self::empty(self.shape, self.limit) };
+        let mut cache = Self { config, ..Self::empty(self.shape, self.limit, self.window) };
+        // Files from before there were sliding windows hold all pages.
+        cache.first = about["first_page"].as_u64().unwrap_or(0) as usize;
+        if cache.first > cache.first_page(len / PAGE_LEN) {
+            bail!("first_page {} is past what {len} positions need", cache.first);
+        }
         cache.fill(path, number("sequences")?, len)?;
         Ok(cache)
     }
@@ -104,7 +116,7 @@ impl KvCache {
     fn fill(&mut self, path: &Path, batch: usize, len: usize) -> Result<()> {
         let file = std::fs::read(path)?;
         let file = SafeTensors::deserialize(&file).map_err(Error::wrap)?;
-        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, len.div_ceil(PAGE_LEN));
+        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, len.div_ceil(PAGE_LEN) - self.first);
         for s in 0..batch {
             let mut layers = Vec::new();
             for l in 0..self.shape.layers {

@@ -6,9 +6,11 @@ use crate::{gate::FastGrnnGate, kernels::Kernels};
 /// The salience of a layer of a sequence, page by page.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Salience {
-    /// `[page, kv_heads]`: the largest of a page's tokens; ∞ where the gate did not see all of them.
+    /// Pages before it were forgotten.
+    first: usize,
+    /// `[page − first, kv_heads]`: the largest of a page's tokens; ∞ where the gate did not see all of them.
     pages: Vec<f32>,
-    /// `[page, state_len]`: the gate's state before each page, and before the one to come.
+    /// `[page − first, state_len]`: the gate's state before each page, and before the one to come.
     states: Vec<f32>,
     /// `[tokens, hidden_size]`: inputs of the page that is not full yet.
     pending: Vec<f32>,
@@ -46,6 +48,14 @@ impl Salience {
         self.valid = self.valid.min(len);
     }
 
+    /// Forgets the pages before `held`.
+    pub(super) fn forget(&mut self, gate: &FastGrnnGate, held: usize) {
+        let gone = held.saturating_sub(self.first).min(self.pages.len() / gate.kv_heads);
+        self.pages.drain(..gone * gate.kv_heads);
+        self.states.drain(..gone * gate.state_len());
+        self.first += gone;
+    }
+
     /// Takes the last page's tokens to the gate.
     fn close(&mut self, gate: &FastGrnnGate, kernels: &Kernels) {
         let (heads, len) = (gate.kv_heads, gate.state_len());
@@ -81,18 +91,32 @@ impl Salience {
         } else {
             self.pending.clear();
             self.torn = !position.is_multiple_of(PAGE_LEN);
-            self.pages.resize(page * heads, f32::INFINITY);
-            while self.states.len() < (page + 1) * len {
+            if page < self.first {
+                self.first = page;
+                self.pages.clear();
+                self.states.clear();
+                self.states.resize(len, 0.0);
+            }
+            let held = page - self.first;
+            self.pages.resize(held * heads, f32::INFINITY);
+            while self.states.len() < (held + 1) * len {
                 self.states.extend_from_within(self.states.len() - len..);
             }
-            self.states.truncate((page + 1) * len);
+            self.states.truncate((held + 1) * len);
         }
         self.seen = position;
+    }
+
+    /// Bytes of what grows with the pages.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        (self.pages.capacity() + self.states.capacity() + self.pending.capacity()) * size_of::<f32>()
     }
 
     /// Of a page for a head; ∞ where the gate knows nothing.
     pub(super) fn of(&self, heads: usize, page: usize, head: usize) -> f32 {
         let known = (page + 1) * PAGE_LEN <= self.valid;
-        self.pages.get(page * heads + head).copied().filter(|_| known).unwrap_or(f32::INFINITY)
+        let held = page.checked_sub(self.first).filter(|_| known);
+        held.and_then(|page| self.pages.get(page * heads + head)).copied().unwrap_or(f32::INFINITY)
     }
 }

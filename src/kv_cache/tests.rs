@@ -1,7 +1,7 @@
 use super::*;
 use crate::core::{Activation, KernelSet, Rope, RopeScaling, Scalar};
 
-fn config(heads: usize, head_dim: usize) -> Config {
+pub(super) fn config(heads: usize, head_dim: usize) -> Config {
     Config {
         hidden_size: heads * head_dim,
         intermediate_size: 1,
@@ -16,15 +16,16 @@ fn config(heads: usize, head_dim: usize) -> Config {
         hidden_act: Activation::Silu,
         gate_shift: 0.0,
         norm_shift: None,
+        sliding_window: None,
     }
 }
 
 /// Numbers in −1 .. 1 without a pattern.
-fn noise(n: usize, seed: usize) -> Vec<f32> {
+pub(super) fn noise(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| (i * 7919 + seed * 104_729) % 10_007).map(|v| v as f32 / 5_003.5 - 1.0).collect()
 }
 
-fn fill(cache: &mut KvCache, c: &Config, positions: std::ops::Range<usize>) {
+pub(super) fn fill(cache: &mut KvCache, c: &Config, positions: std::ops::Range<usize>) {
     for position in positions {
         cache.begin(1, position, 1).unwrap();
         for layer in 0..c.num_hidden_layers {
@@ -36,7 +37,7 @@ fn fill(cache: &mut KvCache, c: &Config, positions: std::ops::Range<usize>) {
 }
 
 /// Keys and values of a position as attention would read them.
-fn read(cache: &KvCache, c: &Config, layer: usize, position: usize) -> [Vec<f32>; 2] {
+pub(super) fn read(cache: &KvCache, c: &Config, layer: usize, position: usize) -> [Vec<f32>; 2] {
     let (page, at) = (position / PAGE_LEN, position % PAGE_LEN);
     let mut out = [Vec::new(), Vec::new()];
     for head in 0..c.num_key_value_heads {
@@ -53,7 +54,7 @@ fn read(cache: &KvCache, c: &Config, layer: usize, position: usize) -> [Vec<f32>
     out
 }
 
-fn tiered(hot: usize, warm: usize) -> KvConfig {
+pub(super) fn tiered(hot: usize, warm: usize) -> KvConfig {
     KvConfig { hot, warm, ..KvConfig::exact(KvDType::F16) }
 }
 

@@ -123,8 +123,9 @@ impl KvCache {
     pub(super) fn settle(&mut self) {
         let [warm, cold] = self.config.cooled(self.len);
         let from = self.cooled;
-        // The first page holds the sinks.
-        for (tier, pages) in [(Tier::Warm, from[0].max(1)..warm), (Tier::Cold, from[1].max(1)..cold)] {
+        // The first page holds the sinks; those before the first one that is held are gone.
+        let held = self.first.max(1);
+        for (tier, pages) in [(Tier::Warm, from[0].max(held)..warm), (Tier::Cold, from[1].max(held)..cold)] {
             for page in pages {
                 self.cool(page, tier);
             }
@@ -137,8 +138,9 @@ impl KvCache {
         for (sequence, layers) in self.sequences.iter_mut().enumerate() {
             for (layer, pages) in layers.iter_mut().enumerate() {
                 let mut to = self.spare.take(tier).unwrap_or_else(|| shape.new_page(tier, config.dtype));
-                pages[page].quantize_into(shape, &mut to, |at| Rounding::of(&config, layer, page, at));
-                let was = std::mem::replace(&mut pages[page], to);
+                let held = &mut pages[page - self.first];
+                held.quantize_into(shape, &mut to, |at| Rounding::of(&config, layer, page, at));
+                let was = std::mem::replace(held, to);
                 match &mut self.undo {
                     Some(undo) => undo.push(([sequence, layer, page], was)),
                     None => self.spare.give(was),
@@ -151,9 +153,10 @@ impl KvCache {
     pub(super) fn thaw(&mut self, positions: usize) {
         let (shape, dtype) = (self.shape.page, self.config.dtype);
         let (first, end) = (self.len / PAGE_LEN, positions.div_ceil(PAGE_LEN));
+        let [from, to] = [first, end].map(|page| page.saturating_sub(self.first));
         for pages in self.sequences.iter_mut().flatten() {
-            let end = end.min(pages.len());
-            for (i, page) in pages.get_mut(first..end).unwrap_or_default().iter_mut().enumerate() {
+            let to = to.min(pages.len());
+            for (i, page) in pages.get_mut(from..to).unwrap_or_default().iter_mut().enumerate() {
                 if page.tier() != Tier::Hot {
                     let mut hot =
                         self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype));
@@ -170,13 +173,16 @@ impl KvCache {
     /// Puts aside the pages that are missing to reach `positions` positions.
     pub(super) fn provide(&mut self, batch: usize, positions: usize) {
         let (shape, dtype) = (self.shape.page, self.config.dtype);
-        let [warm, cold] = self.config.cooled(positions).map(|c| c.max(1) - 1);
-        let pages = positions.div_ceil(PAGE_LEN);
-        // One more than settled, since a page is filled before the one that it replaces is free.
-        for (tier, pages) in
-            [(Tier::Hot, pages - warm + 1), (Tier::Warm, warm - cold + 1), (Tier::Cold, cold)]
-        {
-            let wanted = if tier == Tier::Hot || pages > 1 { batch * self.shape.layers * pages } else { 0 };
+        // Behind a sliding window each tier grows and shrinks.
+        let from = if self.window.is_some() { 0 } else { positions };
+        let most = (from..=positions)
+            .map(|n| self.pages_at(n))
+            .fold([0; 3], |most, pages| std::array::from_fn(|tier| most[tier].max(pages[tier])));
+        for (tier, pages) in Tier::ALL.into_iter().zip(most) {
+            // One more than settled, since a page is filled before the one that it replaces is free.
+            let more = usize::from(tier != Tier::Cold || self.window.is_some());
+            let needed = tier == Tier::Hot || self.config.is_tiered() && positions > PAGE_LEN;
+            let wanted = if needed { (pages + more) * batch * self.shape.layers } else { 0 };
             for _ in self.tier(tier).pages..wanted {
                 self.spare.give(shape.new_page(tier, dtype));
             }
@@ -199,10 +205,16 @@ impl KvCache {
     /// Bytes of `positions` positions of `batch` sequences once they have settled.
     #[must_use]
     pub fn bytes_at(&self, batch: usize, positions: usize) -> usize {
-        let [warm, cold] = self.config.cooled(positions).map(|c| c.max(1) - 1);
-        let pages = positions.div_ceil(PAGE_LEN);
-        let bytes = |tier, pages: usize| pages * self.shape.page.bytes(tier, self.config.dtype);
-        let layer = bytes(Tier::Hot, pages - warm) + bytes(Tier::Warm, warm - cold) + bytes(Tier::Cold, cold);
-        batch * self.shape.layers * layer
+        let pages = Tier::ALL.into_iter().zip(self.pages_at(positions));
+        let bytes = |(tier, pages)| pages * self.shape.page.bytes(tier, self.config.dtype);
+        batch * self.shape.layers * pages.map(bytes).sum::<usize>()
+    }
+
+    /// Pages by tier of a layer with `positions` positions that have settled.
+    fn pages_at(&self, positions: usize) -> [usize; 3] {
+        let (first, end) = (self.first_kept(positions), positions.div_ceil(PAGE_LEN));
+        // The first page of all stays hot.
+        let [cooled, cold] = self.config.cooled(positions).map(|c| c.saturating_sub(first.max(1)));
+        [end - first - cooled, cooled - cold, cold]
     }
 }

@@ -7,9 +7,11 @@ use super::{KvCache, Notes, PAGE_LEN, page::Page};
 pub struct Before {
     len: usize,
     cooled: [usize; 2],
-    /// Pages from here on are written.
+    /// The first page that was held.
     first: usize,
-    /// `[sequence][layer][page − first]`
+    /// Of those held so many are not written.
+    kept: usize,
+    /// `[sequence][layer]`: the pages behind them.
     pages: Vec<Vec<Vec<Page>>>,
     notes: Vec<Vec<Notes>>,
 }
@@ -24,17 +26,21 @@ impl KvCache {
     #[must_use]
     pub fn remember(&mut self, index_pos: usize) -> Before {
         self.undo = Some(Vec::new());
-        let first = index_pos / PAGE_LEN;
-        let tail = |pages: &Vec<Page>| pages.get(first..).unwrap_or_default().to_vec();
+        // From 0 on all are, whatever they hold now.
+        let kept = (index_pos / PAGE_LEN).saturating_sub(self.first);
+        let tail = |pages: &Vec<Page>| pages.get(kept..).unwrap_or_default().to_vec();
         let pages = self.sequences.iter().map(|layers| layers.iter().map(tail).collect()).collect();
-        Before { len: self.len, cooled: self.cooled, first, pages, notes: self.notes.clone() }
+        let Self { len, cooled, first, .. } = *self;
+        Before { len, cooled, first, kept, pages, notes: self.notes.clone() }
     }
 
     /// Goes back to before the step.
     pub fn restore(&mut self, before: Before) {
         for ([sequence, layer, page], was) in self.undo.take().unwrap_or_default().into_iter().rev() {
             // Pages of a batch that is gone come back with `before`.
-            if let Some(page) = self.sequences.get_mut(sequence).and_then(|s| s[layer].get_mut(page)) {
+            if let Some(page) =
+                self.sequences.get_mut(sequence).and_then(|s| s[layer].get_mut(page - self.first))
+            {
                 *page = was;
             }
         }
@@ -42,17 +48,19 @@ impl KvCache {
         let tails = before.pages.into_iter().flatten();
         for (pages, tail) in self.sequences.iter_mut().flatten().zip(tails) {
             // Pages that were put aside for the sequence stay its own.
-            pages.drain(before.first.min(pages.len())..).for_each(|page| self.spare.give(page));
+            pages.drain(before.kept.min(pages.len())..).for_each(|page| self.spare.give(page));
             pages.extend(tail);
         }
-        (self.len, self.cooled, self.notes) = (before.len, before.cooled, before.notes);
+        (self.len, self.first, self.cooled) = (before.len, before.first, before.cooled);
+        self.notes = before.notes;
         self.generation += 1;
     }
 
-    /// The step is over: nothing is kept any more.
+    /// The step is over: nothing is kept any more, and pages that no later token sees are given back.
     pub fn settled(&mut self) {
         for (_, page) in self.undo.take().unwrap_or_default() {
             self.spare.give(page);
         }
+        self.release();
     }
 }

@@ -128,6 +128,7 @@ impl SparseAttention {
             hidden_act: Activation::Silu,
             gate_shift: 0.0,
             norm_shift: None,
+            sliding_window: None,
         };
         Ok(Sizes { batch, seq_len, len, config })
     }

@@ -19,6 +19,7 @@ const SHAPE: Config = Config {
     hidden_act: Activation::Silu,
     gate_shift: 0.0,
     norm_shift: None,
+    sliding_window: None,
 };
 
 fn profile() -> Profile {

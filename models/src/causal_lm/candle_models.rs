@@ -12,7 +12,10 @@ impl Seen {
     /// candle appends wherever it is told to be: a gap, or a step back, would go unnoticed.
     fn check(self, index_pos: usize) -> Result<()> {
         if index_pos != self.0 && index_pos != 0 {
-            bail!("candle's model has seen {} tokens and cannot go to {index_pos}: continue there, or at 0", self.0);
+            bail!(
+                "candle's model has seen {} tokens and cannot go to {index_pos}: continue there, or at 0",
+                self.0
+            );
         }
         Ok(())
     }

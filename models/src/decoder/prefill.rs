@@ -53,10 +53,12 @@ impl Decoder {
     ) -> Result<()> {
         let vocab = self.config.vocab_size;
         let Step { batch, seq_len, index_pos } = step;
-        cache.begin(batch, index_pos, seq_len)?;
+        cache.truncate(index_pos);
         let chunk = (CHUNK / batch).max(1);
         for start in (0..seq_len).step_by(chunk) {
             let n = chunk.min(seq_len - start);
+            // Part by part: what a sliding window has passed makes room for the next.
+            cache.extend(batch, n);
             self.enter(input, step, start, n, &mut s.x)?;
             self.layers(
                 Step { batch, seq_len: n, index_pos: index_pos + start },

@@ -145,6 +145,7 @@ pub fn config(content: &Content) -> Result<Config> {
         mlp_bias: content.tensor_infos.contains_key("blk.0.ffn_gate.bias"),
         gate_shift: m.number("gate_shift")?.unwrap_or(0.0) as f32,
         norm_shift: m.number("norm_shift")?.map(|x| x as f32),
+        sliding_window: m.size("attention.sliding_window")?.filter(|w| *w > 0),
     })
 }
 

@@ -48,7 +48,7 @@ pub enum LlamaEosToks {
 /// `config.json`, checked while it is parsed.
 ///
 /// Beyond candle's fields: `hidden_act`, `head_dim`, biases, both spellings of RoPE (`rope_theta` with `rope_scaling`, or
-/// `rope_parameters`), linear RoPE scaling, and the shifts of shifted-ReLU models.
+/// `rope_parameters`), linear RoPE scaling, sliding windows, and the shifts of shifted-ReLU models.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Raw")]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
@@ -72,6 +72,7 @@ pub struct LlamaConfig {
     pub mlp_bias: bool,
     pub gate_shift: f32,
     pub norm_shift: Option<f32>,
+    pub sliding_window: Option<usize>,
 }
 
 impl LlamaConfig {
@@ -105,6 +106,7 @@ impl LlamaConfig {
             mlp_bias: self.mlp_bias,
             gate_shift: self.gate_shift,
             norm_shift: self.norm_shift,
+            sliding_window: self.sliding_window,
         }
     }
 }
@@ -133,6 +135,8 @@ pub struct Config {
     pub mlp_bias: bool,
     pub gate_shift: f32,
     pub norm_shift: Option<f32>,
+    /// Positions that a token sees, see [`core::Config::sliding_window`].
+    pub sliding_window: Option<usize>,
 }
 
 impl Config {
@@ -166,6 +170,7 @@ impl Config {
             mlp_bias: false,
             gate_shift: 0.0,
             norm_shift: None,
+            sliding_window: None,
         }
     }
 
@@ -205,6 +210,7 @@ impl Config {
             hidden_act: self.hidden_act,
             gate_shift: self.gate_shift,
             norm_shift: self.norm_shift,
+            sliding_window: self.sliding_window.filter(|w| *w < self.max_position_embeddings),
         };
         config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
         Ok(config)
@@ -326,10 +332,6 @@ impl TryFrom<Raw> for LlamaConfig {
         if let Some(other) = raw.model_type.as_deref().filter(|t| !SUPPORTED.contains(t)) {
             return Err(format!("model_type '{other}' is not supported here, only {}", SUPPORTED.join(", ")));
         }
-        // A window that no context reaches changes nothing.
-        if let Some(window) = raw.sliding_window.filter(|w| *w < raw.max_position_embeddings) {
-            return Err(format!("sliding_window {window} is not supported by the llama model"));
-        }
         if let Some(part) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
             return Err(format!("partial_rotary_factor {part} is not supported, only 1"));
         }
@@ -363,6 +365,8 @@ impl TryFrom<Raw> for LlamaConfig {
             mlp_bias: raw.mlp_bias.unwrap_or(false),
             gate_shift: raw.gate_shift.unwrap_or(0.0),
             norm_shift: raw.norm_shift,
+            // A window that no context reaches changes nothing.
+            sliding_window: raw.sliding_window.filter(|w| *w < raw.max_position_embeddings),
         })
     }
 }
@@ -416,6 +420,22 @@ mod tests {
     }
 
     #[test]
+    fn a_sliding_window_that_the_context_reaches_is_applied() {
+        for model_type in ["llama", "mistral"] {
+            let core = |window: &str| {
+                let extra = format!(r#", "model_type": "{model_type}", "sliding_window": {window}"#);
+                parse(&extra).unwrap().to_core().unwrap().sliding_window
+            };
+            assert_eq!(
+                [core("128"), core("511"), core("512"), core("null")],
+                [Some(128), Some(511), None, None]
+            );
+        }
+        let qwen = r#", "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 128"#;
+        assert!(parse(qwen).unwrap_err().contains("'qwen2'"));
+    }
+
+    #[test]
     fn what_cannot_be_run_is_refused_by_name() {
         for (extra, needle) in [
             (r#", "hidden_act": "swiglu9""#, "hidden_act 'swiglu9'"),
@@ -423,13 +443,14 @@ mod tests {
             (r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope type 'yarn'"),
             (r#", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}"#, "low_freq_factor"),
             (r#", "model_type": "mixtral""#, "'mixtral'"),
-            (r#", "sliding_window": 128"#, "sliding_window 128"),
             (r#", "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
             (r#", "quantization_config": {"quant_method": "gptq"}"#, "gptq"),
         ] {
             let err = parse(extra).unwrap_err();
             assert!(err.contains(needle), "{extra}: {err}");
         }
+        let err = parse(r#", "sliding_window": 0"#).unwrap().to_core().unwrap_err().to_string();
+        assert!(err.contains("sliding_window"), "{err}");
         let err = parse(r#", "num_key_value_heads": 3"#).unwrap().to_core().unwrap_err().to_string();
         assert!(err.contains("num_key_value_heads 3"), "{err}");
         let err = parse(r#", "head_dim": 7"#).unwrap().to_core().unwrap_err().to_string();

@@ -23,6 +23,7 @@ const CONFIG: Config = Config {
     hidden_act: Activation::Silu,
     gate_shift: 0.0,
     norm_shift: None,
+    sliding_window: None,
 };
 
 /// A cache of `len` positions in layer 1.

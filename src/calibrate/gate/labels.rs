@@ -10,6 +10,8 @@ pub struct ValueNorms {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// Of the model: attention's own.
+    sliding_window: Option<usize>,
     /// Per query head `W_Oᵀ·W_O` `[head_dim, head_dim]`.
     grams: Vec<Tensor>,
 }
@@ -38,22 +40,30 @@ impl ValueNorms {
             let w = o_proj.narrow(1, h * head_dim, head_dim)?.contiguous()?;
             w.t()?.contiguous()?.matmul(&w)
         };
-        Ok(Self { heads, kv_heads, head_dim, grams: (0..heads).map(gram).collect::<Result<_>>()? })
+        let grams = (0..heads).map(gram).collect::<Result<_>>()?;
+        Ok(Self { heads, kv_heads, head_dim, sliding_window: c.sliding_window, grams })
     }
 
     /// Labels `[n, kv_heads]` of a window's tokens, from position 0 on:
     /// `label[i] = ln max_{h, j ≥ i + window} a_ji·‖W_O·v_i‖` over the query heads h of a group and later queries j, with
-    /// `a_ji` the attention that j pays to i. NaN for tokens without enough later queries, and for sinks.
+    /// `a_ji` the attention that j pays to i, in the model's sliding window if it has one. NaN for tokens without enough later
+    /// queries, and for sinks.
     ///
     /// `qkv` `[n, q_dim + 2 · kv_dim]`: rotated queries that are scaled by `1/√head_dim`, rotated keys, values. Cost: `n²/2`
     /// products and exponentials per query head; memory: `[n, n]` f32.
     ///
     /// # Errors
-    /// `qkv` has another width.
+    /// `qkv` has another width, or the model's sliding window leaves nothing beyond `window`.
     pub fn labels(&self, qkv: &[f32], window: usize, s: &GateSettings) -> Result<Vec<f32>> {
         let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
         if !qkv.len().is_multiple_of(width) {
             bail!("calibrate: {} numbers are no rows of {width} queries, keys and values", qkv.len());
+        }
+        if let Some(sliding) = self.sliding_window.filter(|w| *w <= window) {
+            bail!(
+                "calibrate: the model's sliding window of {sliding} leaves nothing beyond the gate's window of {window} \
+                 tokens: give the gate a shorter one, or fit none"
+            );
         }
         let n = qkv.len() / width;
         let labelled = n.saturating_sub(window.saturating_add(s.min_later.max(1)));
@@ -91,11 +101,13 @@ impl ValueNorms {
         let scores = scores.flatten_all()?.to_vec1::<f32>()?;
         let mut most = vec![f32::NEG_INFINITY; n];
         for (j, row) in (window..n).zip(scores.chunks_exact(n)) {
-            let row = &row[..=j];
+            let first = self.sliding_window.map_or(0, |w| (j + 1).saturating_sub(w));
+            let row = &row[first..=j];
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum = max + row.iter().map(|s| (s - max).exp()).sum::<f32>().ln();
             // A logarithm cannot underflow as the probability would.
-            most.iter_mut().zip(&row[..=j - window]).for_each(|(m, s)| *m = m.max(s - sum));
+            let far = &row[..=j - window - first];
+            most[first..].iter_mut().zip(far).for_each(|(m, s)| *m = m.max(s - sum));
         }
         let v = seen.v.get(kv)?;
         let squares = (v.matmul(&self.grams[head])? * &v)?.sum(1)?.to_vec1::<f32>()?;

@@ -115,12 +115,22 @@ fn the_default_window_suits_the_context() {
 
 #[test]
 fn labels_are_those_of_plain_attention() {
-    let c =
-        Config { hidden_size: 12, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 6, ..config() };
+    for sliding_window in [None, Some(21)] {
+        labels_of(&Config { sliding_window, ..config() });
+    }
+    let c = Config { sliding_window: Some(8), ..config() };
+    let norms = ValueNorms::new(&Tensor::zeros((12, 24), candle_core::DType::F32, &Device::Cpu).unwrap(), &c)
+        .unwrap();
+    let error = norms.labels(&[], 8, &GateSettings::default()).unwrap_err().to_string();
+    assert!(error.contains("sliding window of 8"), "{error}");
+}
+
+fn labels_of(c: &Config) {
     let (n, window, width) = (40, 8, 8 * 6);
     let qkv = noise(n * width, 3);
     let o = noise(12 * 24, 4);
-    let norms = ValueNorms::new(&Tensor::from_slice(&o, (12, 24), &Device::Cpu).unwrap(), &c).unwrap();
+    let norms = ValueNorms::new(&Tensor::from_slice(&o, (12, 24), &Device::Cpu).unwrap(), c).unwrap();
+    let model = c.sliding_window.unwrap_or(n);
     let s = GateSettings { min_later: 5, sinks: 2, ..GateSettings::default() };
     let labels = norms.labels(&qkv, window, &s).unwrap();
     let part = |t: usize, head: usize| &qkv[t * width + head * 6..t * width + (head + 1) * 6];
@@ -137,9 +147,9 @@ fn labels_are_those_of_plain_attention() {
                 let out =
                     (0..12).map(|r| dot(&o[r * 24 + head * 6..r * 24 + (head + 1) * 6], part(i, 6 + kv)));
                 let norm = out.map(|v| v * v).sum::<f32>().sqrt();
-                for j in i + window..n {
+                for j in i + window..n.min(i + model) {
                     let e = |i: usize| dot(part(j, head), part(i, 4 + kv)).exp();
-                    most = most.max(e(i) / (0..=j).map(e).sum::<f32>() * norm);
+                    most = most.max(e(i) / ((j + 1).saturating_sub(model)..=j).map(e).sum::<f32>() * norm);
                 }
             }
             assert!((label - most.ln()).abs() < 1e-3, "{i}: {label} {}", most.ln());
@@ -163,6 +173,7 @@ fn config() -> Config {
         hidden_act: Activation::Silu,
         gate_shift: 0.0,
         norm_shift: None,
+        sliding_window: None,
         rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
     }
 }

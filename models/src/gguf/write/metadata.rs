@@ -47,6 +47,9 @@ pub(super) fn metadata(
     ] {
         put(&mut all, format!("{architecture}.{key}"), value);
     }
+    if let Some(window) = core.sliding_window {
+        put(&mut all, format!("{architecture}.attention.sliding_window"), count(window));
+    }
     if let RopeScaling::Linear { factor } = core.rope.scaling {
         put(&mut all, format!("{architecture}.rope.scaling.type"), text("linear"));
         put(&mut all, format!("{architecture}.rope.scaling.factor"), Value::F32(factor));

@@ -1,0 +1,46 @@
+//! The dtype of hot pages.
+
+use candle_core::{DType, Result, bail};
+
+/// How hot keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDType {
+    /// 4 bytes per element, exact.
+    F32,
+    /// 2 bytes per element.
+    F16,
+    /// 2 bytes per element.
+    BF16,
+}
+
+impl TryFrom<DType> for KvDType {
+    type Error = candle_core::Error;
+
+    fn try_from(dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Self::F32),
+            DType::F16 => Ok(Self::F16),
+            DType::BF16 => Ok(Self::BF16),
+            other => bail!("kv cache: dtype {other:?} is not supported, use F32, F16 or BF16"),
+        }
+    }
+}
+
+impl KvDType {
+    pub(super) const ALL: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+        }
+    }
+
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
