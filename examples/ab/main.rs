@@ -49,6 +49,7 @@ struct Side {
     name: String,
     model: Box<dyn CausalLm>,
     load_s: f64,
+    /// Resident; before the prompt was read, what the process held without it.
     bytes: u64,
     prefill: Vec<f64>,
     decode: Vec<f64>,
@@ -56,11 +57,17 @@ struct Side {
 
 impl Side {
     fn load(load: impl FnOnce() -> Result<(String, Box<dyn CausalLm>)>) -> Result<Self> {
-        let (before, start) = (resident()?, Instant::now());
+        let (before, start) = (process_bytes("VmRSS")?, Instant::now());
         let (name, model) = load()?;
         let load_s = start.elapsed().as_secs_f64();
-        let bytes = resident()?.saturating_sub(before);
-        Ok(Self { name, model, load_s, bytes, prefill: Vec::new(), decode: Vec::new() })
+        Ok(Self { name, model, load_s, bytes: before, prefill: Vec::new(), decode: Vec::new() })
+    }
+
+    /// Reads the prompt once: what a mapped file needs of memory shows when it is used.
+    fn settle(mut self, prompt: &[u32]) -> Result<Self> {
+        self.forward(prompt, 0)?;
+        self.bytes = process_bytes("VmRSS")?.saturating_sub(self.bytes);
+        Ok(self)
     }
 
     /// Logits `[1, vocab_size]` after `ids`, and seconds.
@@ -73,11 +80,6 @@ impl Side {
     }
 }
 
-/// Memory of the process; 0 where the system does not say.
-fn resident() -> Result<u64> {
-    process_bytes("VmRSS")
-}
-
 fn main() -> ExitCode {
     cli::exit(run(&Cli::parse()))
 }
@@ -87,7 +89,7 @@ fn run(cli: &Cli) -> Result<()> {
         bail!("--rounds and --sample-len must be 1 or more");
     }
     let mut tokenizer = None;
-    let mut ours = Side::load(|| {
+    let ours = Side::load(|| {
         let loaded = cli.model.load()?;
         let cache = cli.model.cache(&loaded)?;
         let decoder = loaded.model.decoder();
@@ -99,12 +101,13 @@ fn run(cli: &Cli) -> Result<()> {
         Ok((name, Box::new(LlamaSession { model: loaded.model, cache })))
     })?;
     let Some(tokenizer) = tokenizer else { bail!("the model has no tokenizer") };
-    let files = cli.model.files()?;
-    let mut candle = Side::load(|| theirs::load(&files, cli.candle_dtype))?;
     let prompt = tokenizer.encode(cli.prompt.as_str(), true).map_err(anyhow::Error::msg)?.get_ids().to_vec();
     if prompt.is_empty() {
         bail!("the prompt is empty: give at least one character with --prompt");
     }
+    let mut ours = ours.settle(&prompt)?;
+    let files = cli.model.files()?;
+    let mut candle = Side::load(|| theirs::load(&files, cli.candle_dtype))?.settle(&prompt)?;
     let mut said = Said::default();
     for _ in 0..cli.rounds {
         said = round(cli, &mut candle, &mut ours, &prompt)?;
