@@ -259,11 +259,8 @@ impl<'a> Head<'a> {
                 scores.chunks_exact_mut(PIECE).map(|s| &mut s[at.clone()]).collect();
             y.iter_mut().for_each(|y| y.fill(0.0));
             // Pages are too short for the hardware to see them coming.
-            if let Some(page) = pages.get(i + 1).copied().or(next) {
-                kernels.prefetch(keys(page));
-            }
-            kernels.prefetch(self.values(page));
-            kernels.matmul_t(keys(page), &a, &mut y);
+            let next = pages.get(i + 1).copied().or(next);
+            kernels.matmul_t_before(keys(page), &a, &mut y, [next.map(keys), Some(self.values(page))]);
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 type Matmul = unsafe fn(Matrix<'_>, Columns<'_>, &mut [&mut [f32]]);
 type MatmulT = unsafe fn(Matrix<'_>, &[&[f32]], &mut [&mut [f32]]);
+type MatmulTBefore = unsafe fn(Matrix<'_>, &[&[f32]], &mut [&mut [f32]], [Option<Matrix<'_>>; 2]);
 type SparseFfn = unsafe fn(Neurons<'_>, Gate, &[u32], Columns<'_>, &mut [f32], &mut [f32]);
 
 /// The kernels of one level. Entries are `unsafe` to call because the CPU must have the level's instructions.
@@ -27,7 +28,7 @@ pub struct Kernels {
     exp_sum: unsafe fn(&mut [f32], f32) -> (f32, f32),
     gated: unsafe fn(Activation, f32, &[f32], &mut [f32]),
     quantize: unsafe fn(&[f32], &mut [ActivationGroup]),
-    prefetch: unsafe fn(Matrix<'_>),
+    matmul_t_before: MatmulTBefore,
 }
 
 macro_rules! table {
@@ -100,9 +101,9 @@ macro_rules! table {
             kernel::quantize::quantize(unsafe { $token }, x, groups);
         }
         #[target_feature(enable = $features)]
-        fn prefetch(w: Matrix<'_>) {
+        fn matmul_t_before(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]], next: [Option<Matrix<'_>>; 2]) {
             // SAFETY: as in `matmul`.
-            kernel::prefetch::prefetch(unsafe { $token }, w);
+            kernel::matmul_t::matmul_t_before(unsafe { $token }, w, a, y, next);
         }
         Kernels {
             level: $level,
@@ -118,7 +119,7 @@ macro_rules! table {
             exp_sum,
             gated,
             quantize,
-            prefetch,
+            matmul_t_before,
         }
     }};
 }
@@ -137,7 +138,7 @@ const SCALAR: Kernels = Kernels {
     exp_sum: |x, max_before| Scalar.exp_sum(x, max_before),
     gated: |act, gate_shift, gate, y| Scalar.gated(act, gate_shift, gate, y),
     quantize: |x, groups| Scalar.quantize(x, groups),
-    prefetch: |_| (),
+    matmul_t_before: |w, a, y, _| Scalar.matmul_t(w, a, y),
 };
 
 macro_rules! call {
@@ -199,10 +200,18 @@ impl Kernels {
         Level::ALL.into_iter().filter_map(Self::for_level)
     }
 
-    /// Asks for the memory of a matrix that is about to be read; changes nothing.
+    /// As [`KernelSet::matmul_t`], while it asks for the memory of what is read next.
+    ///
+    /// Matrices that are short and lie apart, as a cache's pages do, are not seen coming by the hardware.
     #[inline]
-    pub fn prefetch(&self, w: Matrix<'_>) {
-        call!((self.prefetch)(w));
+    pub fn matmul_t_before(
+        &self,
+        w: Matrix<'_>,
+        a: &[&[f32]],
+        y: &mut [&mut [f32]],
+        next: [Option<Matrix<'_>>; 2],
+    ) {
+        call!((self.matmul_t_before)(w, a, y, next));
     }
 
     /// The level.

@@ -34,6 +34,14 @@ macro_rules! rows {
                 }
             }
 
+            /// The elements as bytes.
+            #[must_use]
+            pub fn bytes(self) -> &'a [u8] {
+                match self {
+                    $(Self::$format(d) => bytemuck::cast_slice(d),)*
+                }
+            }
+
             pub(crate) fn blocks(self) -> usize {
                 match self {
                     $(Self::$format(d) => d.len(),)*

@@ -232,7 +232,8 @@ impl Recall {
         self.bounds.clear();
         self.bounds.resize(tokens * self.stride, f32::NEG_INFINITY);
         for first in (self.start..pages.end).step_by(PAGE_LEN) {
-            let bounds = head.cache.bounds(head.sequence, head.layer, first / PAGE_LEN, head.head);
+            let group_of = |first| head.cache.bounds(head.sequence, head.layer, first / PAGE_LEN, head.head);
+            let (bounds, next) = (group_of(first), Some(first + PAGE_LEN).filter(|n| *n < pages.end));
             self.scores.clear();
             self.scores.resize(columns * PAGE_LEN, 0.0);
             let all = self.parts.chunks(2 * head_dim * super::COLUMNS);
@@ -240,7 +241,7 @@ impl Recall {
                 let a: ArrayVec<&[f32], { super::COLUMNS }> = parts.chunks_exact(2 * head_dim).collect();
                 let mut y: ArrayVec<&mut [f32], { super::COLUMNS }> =
                     scores.chunks_exact_mut(PAGE_LEN).collect();
-                kernels.matmul_t(bounds, &a, &mut y);
+                kernels.matmul_t_before(bounds, &a, &mut y, [next.map(group_of), None]);
             }
             for (token, scores) in self.scores.chunks_exact(group * PAGE_LEN).enumerate() {
                 let at = token * self.stride + first - self.start;

@@ -14,6 +14,7 @@ use super::{
     elements::{Elements, LONGEST},
     matmul::RowShape,
     padded,
+    prefetch::{Ahead, prefetch},
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
@@ -26,23 +27,58 @@ use half::{bf16, f16};
 #[inline(always)]
 pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
     check_matmul_t(&w, a, y);
+    any::<I, false>(isa, w, a, y, Ahead::NOTHING);
+}
+
+/// The same, asking for the memory of other matrices meanwhile.
+#[inline(always)]
+pub(crate) fn matmul_t_before<I: Isa>(
+    isa: I,
+    w: Matrix<'_>,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+    next: [Option<Matrix<'_>>; 2],
+) {
+    check_matmul_t(&w, a, y);
+    let few = matches!(
+        w.data(),
+        Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) | Rows::Q8_0(_) | Rows::Q4_0(_) | Rows::Q4_1(_)
+    );
+    if few && y.len() <= FEW * I::COLUMNS_T {
+        return any::<I, true>(isa, w, a, y, Ahead::new(w.rows(), next));
+    }
+    next.into_iter().flatten().for_each(|w| prefetch(isa, w));
+    any::<I, false>(isa, w, a, y, Ahead::NOTHING);
+}
+
+#[inline(always)]
+fn any<I: Isa, const AHEAD: bool>(
+    isa: I,
+    w: Matrix<'_>,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+    ahead: Ahead<'_>,
+) {
     let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
     match w.data() {
-        Rows::F32(d) => units::<I, f32>(isa, d, shape, w.cols(), a, y),
-        Rows::F16(d) => units::<I, f16>(isa, d, shape, w.cols(), a, y),
-        Rows::BF16(d) => units::<I, bf16>(isa, d, shape, w.cols(), a, y),
-        Rows::Q8_0(d) => units::<I, BlockQ8_0>(isa, d, shape, w.cols(), a, y),
-        Rows::Q4_0(d) => units::<I, BlockQ4_0>(isa, d, shape, w.cols(), a, y),
+        Rows::F32(d) => units::<I, f32, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::F16(d) => units::<I, f16, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::BF16(d) => units::<I, bf16, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::Q8_0(d) => units::<I, BlockQ8_0, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::Q4_0(d) => units::<I, BlockQ4_0, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
         Rows::Q6K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q5_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q5_0(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q5K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q4_1(d) => units::<I, BlockQ4_1>(isa, d, shape, w.cols(), a, y),
+        Rows::Q4_1(d) => units::<I, BlockQ4_1, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
         Rows::Q4K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q3K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
         Rows::Q2K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
     }
 }
+
+/// More results than so many times the columns of a pass are worth a conversion of all elements.
+const FEW: usize = 2;
 
 /// Units whose factors are computed together.
 pub(super) const RUN: usize = 32;
@@ -208,27 +244,28 @@ impl Summand for BlockQ4_0 {
 }
 
 #[inline(always)]
-fn units<I: Isa, T: Units + Elements>(
+fn units<I: Isa, T: Units + Elements, const AHEAD: bool>(
     isa: I,
     w: &[T],
     shape: RowShape,
     cols: usize,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
+    ahead: Ahead<'_>,
 ) {
     if w.is_empty() {
         return;
     }
     // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again.
-    let many = y.len() > 2 * I::COLUMNS_T;
+    let many = y.len() > FEW * I::COLUMNS_T;
     if many {
         panels::<I, T>(isa, w, shape, cols / BLOCK_LEN, a, y);
     }
     for k in (if many { cols / BLOCK_LEN * BLOCK_LEN } else { 0 }..cols).step_by(BLOCK_LEN) {
-        if k + BLOCK_LEN <= cols {
-            unit_of_all::<I, T, true>(isa, w, shape, a, y, k);
-        } else {
-            unit_of_all::<I, T, false>(isa, w, shape, a, y, k);
+        match (k + BLOCK_LEN <= cols, AHEAD && k == 0) {
+            (true, true) => unit_of_all::<I, T, true, AHEAD>(isa, w, shape, a, y, k, ahead),
+            (true, false) => unit_of_all::<I, T, true, false>(isa, w, shape, a, y, k, ahead),
+            (false, _) => unit_of_all::<I, T, false, false>(isa, w, shape, a, y, k, ahead),
         }
     }
 }
@@ -338,13 +375,14 @@ fn tile<I: Isa, const C: usize, const U: usize>(
 }
 
 #[inline(always)]
-fn unit_of_all<I: Isa, T: Units, const WHOLE: bool>(
+fn unit_of_all<I: Isa, T: Units, const WHOLE: bool, const AHEAD: bool>(
     isa: I,
     w: &[T],
     shape: RowShape,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
     k: usize,
+    mut ahead: Ahead<'_>,
 ) {
     let mut c = 0;
     while c < y.len() {
@@ -352,25 +390,28 @@ fn unit_of_all<I: Isa, T: Units, const WHOLE: bool>(
         let width = if I::COLUMNS_T == 8 && left >= 8 { 8 } else { left.min(4.min(I::COLUMNS_T)) };
         let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
         match width {
-            8 if I::COLUMNS_T == 8 => unit::<I, T, 8, WHOLE>(isa, w, shape, a, y, k),
-            1 => unit::<I, T, 1, WHOLE>(isa, w, shape, a, y, k),
-            2 => unit::<I, T, 2, WHOLE>(isa, w, shape, a, y, k),
-            3 => unit::<I, T, 3, WHOLE>(isa, w, shape, a, y, k),
-            _ => unit::<I, T, 4, WHOLE>(isa, w, shape, a, y, k),
+            8 if I::COLUMNS_T == 8 => unit::<I, T, 8, WHOLE, AHEAD>(isa, w, shape, a, y, k, ahead),
+            1 => unit::<I, T, 1, WHOLE, AHEAD>(isa, w, shape, a, y, k, ahead),
+            2 => unit::<I, T, 2, WHOLE, AHEAD>(isa, w, shape, a, y, k, ahead),
+            3 => unit::<I, T, 3, WHOLE, AHEAD>(isa, w, shape, a, y, k, ahead),
+            _ => unit::<I, T, 4, WHOLE, AHEAD>(isa, w, shape, a, y, k, ahead),
         }
+        // Once is enough.
+        ahead = Ahead::NOTHING;
         c += width;
     }
 }
 
 /// Columns `k .. k + 32` of `C` results.
 #[inline(always)]
-fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool>(
+fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool, const AHEAD: bool>(
     isa: I,
     w: &[T],
     shape: RowShape,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
     k: usize,
+    ahead: Ahead<'_>,
 ) {
     let end = y[0].len().min(k + BLOCK_LEN);
     // The widest unit has eight vectors of four lanes; a level with wider vectors leaves the rest unused.
@@ -385,6 +426,9 @@ fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool>(
     weights.copy_from_slice(&a[..C]);
     for (r, row) in w.chunks(shape.stride).enumerate() {
         let row = &row[..shape.len];
+        if AHEAD {
+            ahead.row(isa, r);
+        }
         let last;
         let unit = if WHOLE {
             &T::units(row)[k / BLOCK_LEN]

@@ -158,9 +158,15 @@ impl Loader<'_> {
         })
     }
 
+    /// Whether a GGUF file holds an FFN as `convert --neuron-major` writes it.
+    fn is_neuron_major(&self, vb: &VarBuilder<'_>) -> bool {
+        let name = format!("{}.up_down_proj.weight", vb.prefix());
+        self.stored.is_some_and(|stored| stored.contains(&name))
+    }
+
     fn dense_ffn(&mut self, c: &Config, bias: bool, vb: &VarBuilder<'_>) -> Result<DenseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        if vb.contains_tensor("up_down_proj.weight") {
+        if self.is_neuron_major(vb) {
             bail!(
                 "{}: up_proj and down_proj are stored neuron by neuron, for sparse use alone: load the model with the \
                  profile of its file (CANDLE_SPARSE=off is not possible here; FfnMode::Dense is)",
@@ -180,7 +186,7 @@ impl Loader<'_> {
 
     fn sparse_ffn(&mut self, c: &Config, profile: &LayerProfile, vb: &VarBuilder<'_>) -> Result<SparseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        if vb.contains_tensor("up_down_proj.weight") {
+        if self.is_neuron_major(vb) {
             if !profile.order.iter().enumerate().all(|(i, n)| i == *n as usize) {
                 bail!(
                     "{}: the neurons of this file stand in the order of its own profile: give no other",

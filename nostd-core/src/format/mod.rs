@@ -180,7 +180,13 @@ fn write<B: NoUninit, const N: usize>(x: &[f32], out: &mut [u8], quantize: impl 
 /// NaN if any element is not finite, else −0; added to a scale, it keeps garbage from being rounded to plausible numbers
 /// and leaves every other scale as it is, −0 too.
 fn poison(x: &[f32]) -> f32 {
-    x.iter().fold(-0.0, |sum, v| sum - (v * 0.0).abs())
+    // In lanes: one chain of sums waits for each of them.
+    let (mut lanes, (eights, rest)) = ([-0.0_f32; 8], x.as_chunks::<8>());
+    for eight in eights {
+        lanes.iter_mut().zip(eight).for_each(|(lane, v)| *lane -= (v * 0.0).abs());
+    }
+    let rest = rest.iter().map(|v| -(v * 0.0).abs());
+    lanes.into_iter().chain(rest).fold(-0.0, |sum, v| sum + v)
 }
 
 #[cfg(test)]

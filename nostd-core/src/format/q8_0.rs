@@ -1,6 +1,6 @@
 //! `Q8_0`: 32 signed bytes with one scale.
 
-use super::{BLOCK_LEN, f16_to_f32, poison};
+use super::{BLOCK_LEN, f16_to_f32, poison, search};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -22,7 +22,10 @@ impl BlockQ8_0 {
     pub fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
         let d = max_abs(x) / 127.0;
         let id = if d == 0.0 { 0.0 } else { 1.0 / d };
-        Self { d: f16::from_f32(d + poison(x)), qs: x.map(|v| libm::roundf(v * id) as i8) }
+        Self {
+            d: f16::from_f32(d + poison(x)),
+            qs: x.map(|v| search::nearest(v * id).clamp(-128, 127) as i8),
+        }
     }
 
     /// Writes the 32 elements.
@@ -35,5 +38,5 @@ impl BlockQ8_0 {
 }
 
 fn max_abs(x: &[f32; BLOCK_LEN]) -> f32 {
-    x.iter().fold(0.0, |m, v| v.abs().max(m))
+    search::fold(x, 0.0, |m, v| v.abs().max(m))
 }

@@ -18,13 +18,23 @@ pub(super) fn extreme(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |max: f32, &v| if v.abs() > max.abs() { v } else { max })
 }
 
+/// A fold whose order does not matter, in lanes: one chain of 32 waits for each step.
+pub(super) fn fold(x: &[f32; BLOCK_LEN], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; 8];
+    for eight in x.as_chunks::<8>().0 {
+        lanes.iter_mut().zip(eight).for_each(|(lane, v)| *lane = f(*lane, *v));
+    }
+    lanes.into_iter().fold(start, |a, lane| f(a, lane))
+}
+
 /// `(step, minimum, quants)` of the grid `step · q + minimum`, `q` in 0..=`top`, from the least to the largest element.
 pub(super) fn between(x: &[f32; BLOCK_LEN], top: u8) -> (f32, f32, [u8; BLOCK_LEN]) {
-    let min = x.iter().fold(f32::INFINITY, |min, &v| v.min(min));
-    let max = x.iter().fold(f32::NEG_INFINITY, |max, &v| v.max(max));
+    let min = fold(x, f32::INFINITY, |min, v| v.min(min));
+    let max = fold(x, f32::NEG_INFINITY, |max, v| v.max(max));
     let d = (max - min) / f32::from(top);
     let id = if d == 0.0 { 0.0 } else { 1.0 / d };
-    (d, min, x.map(|v| (((v - min) * id + 0.5) as u8).min(top)))
+    // By i32, to which whole vectors are converted at once.
+    (d, min, x.map(|v| (((v - min) * id + 0.5) as i32).clamp(0, i32::from(top)) as u8))
 }
 
 /// `(scale, minimum)`, neither negative, of the grid `scale · l − minimum`, `l` in 0..=`top`, for at most 32 elements.
