@@ -45,7 +45,8 @@ pub struct Calibrator {
     pub target: Target,
     /// Inputs of each FFN that are kept for thresholds; bounds the memory, `rows · hidden_size · layers · 4` bytes.
     pub sample_rows: usize,
-    /// Tokens on which settings are compared.
+    /// Tokens on which settings are compared, some 27 times over and once more for each four blocks; models with more than
+    /// 40 million FFN parameters take fewer, in proportion, but no less than 1024.
     pub compare_tokens: usize,
     /// How the gates of sparse attention are fitted; `None` fits none.
     pub gate: Option<GateSettings>,
@@ -89,6 +90,9 @@ pub struct Fitted {
 const POINTS: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 /// The share at which blocks are compared.
 const PROBE_SHARE: f32 = 0.4;
+/// FFN parameters of a model for which all of [`Calibrator::compare_tokens`] are affordable, and how many always are.
+const FAST_PARAMETERS: f64 = 40e6;
+const LEAST_COMPARED: usize = 1024;
 /// Halvings of the interval in which a fitted share lies: 0.9 / 2^7 is below the noise of the text.
 const HALVINGS: usize = 7;
 
@@ -138,7 +142,7 @@ impl Calibrator {
         }
         drop((moments, samples));
         let mut search =
-            Search { run, fits: &fits, act, windows: some(tune, self.compare_tokens), dense: Vec::new() };
+            Search { run, fits: &fits, act, windows: some(tune, self.compared(config)), dense: Vec::new() };
         search.dense = search.windows.iter().map(|w| search.run.logits(w, None)).collect::<Result<_>>()?;
         let sensitivities = search.sensitivities(&mut progress)?;
         let mut tuned = [(0.0, 0.0); 3];
@@ -159,6 +163,15 @@ impl Calibrator {
         let profile_gates = gates.iter().map(|g| g.gate.clone()).collect();
         let profile = Profile { layers, gates: profile_gates, shares: points, fitted, fingerprint, about };
         Ok(Fitted { profile, runs, sensitivities, tuned, gates })
+    }
+}
+
+impl Calibrator {
+    /// So many tokens that comparing takes minutes and not hours.
+    fn compared(&self, c: &Config) -> usize {
+        let parameters = 3 * c.num_hidden_layers * c.intermediate_size * c.hidden_size;
+        let affordable = (4096.0 * FAST_PARAMETERS / parameters as f64) as usize;
+        self.compare_tokens.min(affordable.max(LEAST_COMPARED))
     }
 }
 

@@ -17,7 +17,6 @@
 
 use super::Head;
 use crate::{
-    core::KernelSet,
     gate::FastGrnnGate,
     kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
