@@ -75,7 +75,7 @@ pub(crate) fn configs(folder: &std::path::Path) -> Vec<String> {
     all.map(shape).to_vec()
 }
 
-/// Programs that begin with embeddings, such as candle's LLaVA.
+/// Programs that begin with embeddings, such as those that see images.
 pub(crate) fn by_embeddings(folder: &std::path::Path, ids: &[u32]) -> anyhow::Result<Vec<f32>> {
     let (device, dtype) = (Device::Cpu, DType::F32);
     let config: LlamaConfig = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;

@@ -68,7 +68,7 @@ fn logits_have_one_shape_and_type_for_batches_and_prompts_in_parts() {
 fn half_precision_gives_logits_in_full() {
     let exact = forward(&mut Checkpoint::new(None).llama_session(), &PROMPT, 0);
     let half = Checkpoint::in_dtype(None, DType::F16);
-    for (name, mut model) in half.from_floats() {
+    for (name, mut model) in half.in_memory() {
         let logits = forward(model.as_mut(), &PROMPT, 0);
         assert_eq!(logits.dtype(), DType::F32, "{name}");
         let off = worst(&logits, &exact);

@@ -131,7 +131,7 @@ impl Checkpoint {
     }
 
     /// Those that hold the weights in the dtype of a `VarBuilder`.
-    pub(crate) fn from_floats(&self) -> Vec<Named> {
+    pub(crate) fn in_memory(&self) -> Vec<Named> {
         vec![
             ("LlamaSession", Box::new(self.llama_session())),
             ("mistral::Model", Box::new(self.mistral())),
