@@ -88,7 +88,7 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.rounds == 0 || cli.sample_len == 0 {
         bail!("--rounds and --sample-len must be 1 or more");
     }
-    let mut tokenizer = None;
+    let mut found = None;
     let ours = Side::load(|| {
         let loaded = cli.model.load()?;
         let cache = cli.model.cache(&loaded)?;
@@ -97,13 +97,19 @@ fn run(cli: &Cli) -> Result<()> {
             decoder.sparse_config().map_or("dense".to_string(), |c| format!("{:?}", c.mode).to_lowercase());
         let name =
             format!("candle-sparse, {ffn}, {} on {} threads", decoder.level(), decoder.threads().count());
-        tokenizer = Some(loaded.tokenizer);
+        found = Some((loaded.tokenizer, loaded.config.max_position_embeddings));
         Ok((name, Box::new(LlamaSession { model: loaded.model, cache })))
     })?;
-    let Some(tokenizer) = tokenizer else { bail!("the model has no tokenizer") };
+    let Some((tokenizer, context)) = found else { bail!("the model has no tokenizer") };
     let prompt = tokenizer.encode(cli.prompt.as_str(), true).map_err(anyhow::Error::msg)?.get_ids().to_vec();
     if prompt.is_empty() {
         bail!("the prompt is empty: give at least one character with --prompt");
+    }
+    if prompt.len().saturating_add(cli.sample_len) > context {
+        let (n, sample_len) = (prompt.len(), cli.sample_len);
+        bail!(
+            "the prompt has {n} tokens: with --sample-len {sample_len} that is past the context of {context}"
+        );
     }
     let mut ours = ours.settle(&prompt)?;
     let files = cli.model.files()?;

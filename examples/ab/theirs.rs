@@ -1,7 +1,10 @@
 //! candle's model of the same files.
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, quantized::gguf_file};
+use candle_core::{
+    Device,
+    quantized::gguf_file::{self, Value},
+};
 use candle_sparse::{
     core::{Activation, Format},
     weight::dtype_of,
@@ -26,6 +29,12 @@ pub(crate) fn load(files: &ModelFiles, dtype: Option<Format>) -> Result<(String,
         }
         let mut file = BufReader::new(File::open(path)?);
         let content = gguf_file::Content::read(&mut file)?;
+        if !matches!(content.metadata.get("general.architecture"), Some(Value::String(s)) if s == "llama") {
+            bail!(
+                "{} is neuron-major, which candle cannot open: give the file that it was made from",
+                files.name
+            );
+        }
         let model = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
         return Ok(("candle quantized_llama".to_string(), Box::new(CandleQuantizedLlama::new(model))));
     }
@@ -45,10 +54,5 @@ pub(crate) fn load(files: &ModelFiles, dtype: Option<Format>) -> Result<(String,
     let config: llama::LlamaConfig = serde_json::from_slice(json).context("candle's LlamaConfig")?;
     let config = config.into_config(false);
     let model = llama::Llama::load(vb, &config)?;
-    Ok((name("llama"), Box::new(CandleLlama::new(model, config, dtype_of_cache(dtype))?)))
-}
-
-/// candle keeps keys and values in the dtype of the weights.
-fn dtype_of_cache(dtype: DType) -> DType {
-    dtype
+    Ok((name("llama"), Box::new(CandleLlama::new(model, config, dtype)?)))
 }

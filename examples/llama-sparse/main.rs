@@ -244,6 +244,7 @@ fn report(cli: &Cli, loaded: &Pretrained, cache: &Cache, out: &Generated, load_s
             "weight_bytes_per_token": decoder.weight_bytes_per_token(),
             "kv_bytes": cache.kv_bytes(),
             "rss_bytes": process_bytes("VmRSS").ok(),
+            "peak_rss_bytes": process_bytes("VmHWM").ok(),
             "level": decoder.level().name(),
             "threads": decoder.threads().count(),
         });

@@ -5,7 +5,7 @@ use crate::{
     mistral,
     quantized_llama::ModelWeights,
 };
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 #[cfg(feature = "transformers")]
 pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
 
@@ -26,7 +26,8 @@ pub trait CausalLm {
     /// Forgets the tokens from `len` on.
     ///
     /// # Errors
-    /// A model that cannot go back there: candle's go back to 0 only.
+    /// A model that cannot go back there, and has seen what it had then: candle's go back to 0 only, ours with a sliding
+    /// window to 0 and as far as the window has left what is needed.
     fn truncate(&mut self, len: usize) -> Result<()>;
 
     /// Forgets everything.
@@ -104,12 +105,12 @@ impl CausalLm for crate::quantized_mistral::Model {
     }
 }
 
+/// `Cache::truncate` cuts anywhere, and only the next step would say that a sliding window has dropped what it needs.
 fn cut(cache: &mut Cache, len: usize) -> Result<()> {
-    cache.truncate(len);
-    if cache.len() > len {
-        bail!(
-            "the sliding window has dropped what position {len} needs: clear the cache and read the text again"
-        );
+    if len < cache.len() {
+        let kv = cache.kv();
+        kv.check(kv.batch_size(), len, 0)?;
     }
+    cache.truncate(len);
     Ok(())
 }

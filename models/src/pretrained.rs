@@ -163,11 +163,14 @@ impl Opened {
         config: &Config,
         tokenizer: &Tokenizer,
     ) -> Result<Option<ChatTemplate>> {
-        match self {
-            Self::Gguf(file) => ChatTemplate::from_gguf(&file.content().metadata)
-                .map_err(|e| Error::Msg(format!("{}: {}", files.name, first_line(&e)))),
-            Self::Floats(_) => chat_template(files, config, tokenizer),
-        }
+        let Self::Gguf(file) = self else { return chat_template(files, config, tokenizer) };
+        let metadata = &file.content().metadata;
+        // One that was asked for stands before the file's own.
+        let template = match &files.chat_template {
+            Some(jinja) => ChatTemplate::with_tokens_of(metadata, &String::from_utf8_lossy(jinja)).map(Some),
+            None => ChatTemplate::from_gguf(metadata),
+        };
+        template.map_err(|e| Error::Msg(format!("{}: {}", files.name, first_line(&e))))
     }
 }
 

@@ -200,7 +200,7 @@ fn a_token_recalls_no_page_that_its_window_has_passed() {
     case.prefill(&mut cache, case.len - 1);
     let decoded = case.decode(&mut cache, 1);
     let prefilled = case.in_parts(&[case.len]).pop().unwrap();
-    assert!(distance(&[decoded.clone()], &[prefilled]) <= ROUNDING);
+    assert!(distance(std::slice::from_ref(&decoded), &[prefilled]) <= ROUNDING);
     // The other candidate is page 4: with it everything that the token sees is read.
     assert!(distance(&[decoded], &[case.reference().pop().unwrap()]) <= ROUNDING);
 }

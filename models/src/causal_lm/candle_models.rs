@@ -136,7 +136,7 @@ impl CausalLm for CandleMistral {
     fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
         self.seen.check(index_pos)?;
         if index_pos == 0 {
-            self.model.clear_kv_cache();
+            self.clear()?;
         }
         let logits = self.model.forward(ids, index_pos)?.squeeze(1)?.to_dtype(DType::F32)?;
         self.seen.grow(ids, index_pos)?;

@@ -125,9 +125,14 @@ impl ChatTemplate {
     /// template.
     pub fn from_gguf(content: &HashMap<String, gguf_file::Value>) -> Result<Option<Self>> {
         let Some(source) = metadata::string(content, "tokenizer.chat_template")? else { return Ok(None) };
+        Self::with_tokens_of(content, source).map(Some)
+    }
+
+    /// Another template for the model of a GGUF file.
+    pub(crate) fn with_tokens_of(content: &HashMap<String, gguf_file::Value>, source: &str) -> Result<Self> {
         let token = |key: &str| metadata::token_text(content, key);
         let (bos, eos) = (token("tokenizer.ggml.bos_token_id")?, token("tokenizer.ggml.eos_token_id")?);
-        Self::new(source, bos.unwrap_or_default(), eos.unwrap_or_default()).map(Some)
+        Self::new(source, bos.unwrap_or_default(), eos.unwrap_or_default())
     }
 
     /// The conversation as text, its special tokens too: encode it without adding any. With `add_generation_prompt`

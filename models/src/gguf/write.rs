@@ -24,7 +24,9 @@ use candle_core::{
 use candle_nn::VarBuilder;
 use candle_sparse::{
     Profile, Weight,
-    core::Format,
+    core::{self, Format},
+    profile::fingerprint,
+    sparse,
     weight::{Part, dtype_of, format_of},
 };
 use metadata::put;
@@ -43,6 +45,9 @@ pub struct GgufModel {
     tensors: Vec<(String, QTensor)>,
     /// As `safetensors`.
     profile: Option<Vec<u8>>,
+    /// What a profile must have been made for.
+    fingerprint: Vec<f32>,
+    shape: core::Config,
 }
 
 /// How the weights are written.
@@ -67,7 +72,7 @@ impl GgufModel {
     /// A checkpoint with Hugging Face names. Tensors are taken one at a time, so that no more than one is held as floats.
     ///
     /// # Errors
-    /// A tensor that is missing, or a model that GGUF has no words for.
+    /// A tensor that is missing, a model that GGUF has no words for, or a profile that was made for another one.
     pub fn new(vb: &VarBuilder<'_>, config: &Config, layout: Layout<'_>, name: &str) -> Result<Self> {
         let from = Checkpoint::from(vb.clone());
         let source = Source { from: &from, config, layout, interleaved: false };
@@ -122,12 +127,19 @@ impl GgufModel {
     /// With a sparse profile in the file; one that is neuron-major has its own.
     ///
     /// # Errors
-    /// The profile cannot be written.
+    /// The profile was made for another model, or cannot be written.
     pub fn with_profile(mut self, profile: &Profile) -> Result<Self> {
         if self.profile.is_none() {
+            self.check(profile)?;
             self.set_profile(profile)?;
         }
         Ok(self)
+    }
+
+    /// What loading would refuse is not written.
+    fn check(&self, profile: &Profile) -> Result<()> {
+        sparse::check(profile, &self.shape)?;
+        profile.belongs_to(&self.fingerprint)
     }
 
     fn set_profile(&mut self, profile: &Profile) -> Result<()> {
@@ -186,10 +198,15 @@ impl GgufModel {
 impl Source<'_> {
     fn model(&self, kept: HashMap<String, Value>) -> Result<GgufModel> {
         let c = self.config;
-        let table = [c.vocab_size, c.hidden_size];
+        let (table, shape) = ([c.vocab_size, c.hidden_size], c.to_core()?);
+        let fingerprint =
+            fingerprint(&self.from.vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?;
         let embedding = self.quantized("model.embed_tokens", table)?;
         let metadata = metadata::metadata(kept, c, embedding.dtype(), self.layout.neuron_major.is_some())?;
-        let mut file = GgufModel { metadata, tensors: Vec::new(), profile: None };
+        let mut file = GgufModel { metadata, tensors: Vec::new(), profile: None, fingerprint, shape };
+        if let Some(profile) = self.layout.neuron_major {
+            file.check(profile)?;
+        }
         file.tensors.push(("token_embd.weight".into(), embedding));
         if !c.tie_word_embeddings {
             file.tensors.push(("output.weight".into(), self.quantized("lm_head", table)?));

@@ -20,24 +20,29 @@ use candle_sparse_models::{
 use candle_transformers::models::quantized_llama as theirs;
 use std::{fs::File, path::Path, sync::Arc};
 
-struct Built {
-    files: ModelFiles,
+pub(crate) struct Built {
+    pub(crate) files: ModelFiles,
     profile: Profile,
 }
 
 impl Built {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut files = ModelFiles::local(name).unwrap().unwrap();
         let profile = files.sparse_profile.take().unwrap().load().unwrap();
         Self { files, profile }
     }
 
-    fn write(&self, layout: Layout<'_>, path: &Path) -> GgufModel {
+    /// Without its profile, unless it is neuron-major.
+    pub(crate) fn model(&self, layout: Layout<'_>) -> GgufModel {
         let config = pretrained::config(&self.files).unwrap();
         let vb = pretrained::var_builder(&self.files, None).unwrap();
         let tokenizer = self.files.load_tokenizer().unwrap();
         let model = GgufModel::new(&vb, &config, layout, "built in").unwrap();
-        let model = model.with_tokenizer(&tokenizer, &config).unwrap().with_profile(&self.profile).unwrap();
+        model.with_tokenizer(&tokenizer, &config).unwrap()
+    }
+
+    fn write(&self, layout: Layout<'_>, path: &Path) -> GgufModel {
+        let model = self.model(layout).with_profile(&self.profile).unwrap();
         model.save(path).unwrap();
         model
     }
@@ -203,4 +208,21 @@ fn a_profile_that_is_cut_off_is_an_error() {
     let e =
         Llama::from_gguf(&GgufFile::open(&path).unwrap(), LoadOptions::default()).unwrap_err().to_string();
     assert!(e.contains("m.gguf") && e.contains("profile"), "{e}");
+}
+
+#[test]
+fn a_profile_of_another_model_is_not_written() {
+    let (silu, relu) = (Built::new("tales-silu"), Built::new("tales-relu"));
+    let config = pretrained::config(&silu.files).unwrap();
+    let vb = pretrained::var_builder(&silu.files, None).unwrap();
+    // Of another shape, and of the same shape with other weights.
+    let mut other = silu.profile.clone();
+    other.fingerprint.iter_mut().for_each(|v| *v += 1.0);
+    for (profile, needle) in [(&relu.profile, "profile"), (&other, "another model")] {
+        let e = silu.model(Layout::default()).with_profile(profile).unwrap_err().to_string();
+        assert!(e.contains(needle), "{e}");
+        let layout = Layout { format: None, neuron_major: Some(profile) };
+        let e = GgufModel::new(&vb, &config, layout, "m").unwrap_err().to_string();
+        assert!(e.contains(needle), "{e}");
+    }
 }

@@ -22,7 +22,7 @@ fn add(out: &mut Vec<u8>, name: &str, t: &Tensor, (dtype, number): (GgmlDType, u
 }
 
 /// A file with as many key/value heads as query heads.
-fn file(dtype: (GgmlDType, u32)) -> Vec<u8> {
+pub(crate) fn file(dtype: (GgmlDType, u32)) -> Vec<u8> {
     let mut out = Vec::new();
     write(&mut out, &[0x6767_6a74, 3]);
     let sizes = [VOCAB, HIDDEN, 256, HEADS, LAYERS, HIDDEN / HEADS, 0].map(|n| n as u32);

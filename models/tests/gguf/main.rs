@@ -6,3 +6,5 @@ mod damaged;
 mod files;
 mod ggml;
 mod logits;
+mod pretrained;
+mod swap;

@@ -7,9 +7,11 @@ mod cases;
 mod embeddings;
 mod logits;
 mod memory;
+mod quantized;
 mod reference;
 mod sparse;
 mod swap;
+mod swap_quantized;
 
 use candle_core::{DType, Tensor};
 use candle_nn::Activation;

@@ -24,7 +24,7 @@ pub(super) fn fold(x: &[f32; BLOCK_LEN], start: f32, f: impl Fn(f32, f32) -> f32
     for eight in x.as_chunks::<8>().0 {
         lanes.iter_mut().zip(eight).for_each(|(lane, v)| *lane = f(*lane, *v));
     }
-    lanes.into_iter().fold(start, |a, lane| f(a, lane))
+    lanes.into_iter().fold(start, f)
 }
 
 /// `(step, minimum, quants)` of the grid `step · q + minimum`, `q` in 0..=`top`, from the least to the largest element.
