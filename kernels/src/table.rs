@@ -29,6 +29,7 @@ pub struct Kernels {
     gated: unsafe fn(Activation, f32, &[f32], &mut [f32]),
     quantize: unsafe fn(&[f32], &mut [ActivationGroup]),
     matmul_t_before: MatmulTBefore,
+    prefetch: unsafe fn(Matrix<'_>),
 }
 
 macro_rules! table {
@@ -105,6 +106,11 @@ macro_rules! table {
             // SAFETY: as in `matmul`.
             kernel::matmul_t::matmul_t_before(unsafe { $token }, w, a, y, next);
         }
+        #[target_feature(enable = $features)]
+        fn prefetch(w: Matrix<'_>) {
+            // SAFETY: as in `matmul`.
+            kernel::prefetch::prefetch(unsafe { $token }, w);
+        }
         Kernels {
             level: $level,
             matmul,
@@ -120,6 +126,7 @@ macro_rules! table {
             gated,
             quantize,
             matmul_t_before,
+            prefetch,
         }
     }};
 }
@@ -139,6 +146,7 @@ const SCALAR: Kernels = Kernels {
     gated: |act, gate_shift, gate, y| Scalar.gated(act, gate_shift, gate, y),
     quantize: |x, groups| Scalar.quantize(x, groups),
     matmul_t_before: |w, a, y, _| Scalar.matmul_t(w, a, y),
+    prefetch: |_| (),
 };
 
 macro_rules! call {
@@ -211,7 +219,13 @@ impl Kernels {
         y: &mut [&mut [f32]],
         next: [Option<Matrix<'_>>; 2],
     ) {
-        call!((self.matmul_t_before)(w, a, y, next));
+        if kernel::matmul_t::has_before(w, y.len()) {
+            return call!((self.matmul_t_before)(w, a, y, next));
+        }
+        for w in next.into_iter().flatten() {
+            call!((self.prefetch)(w));
+        }
+        call!((self.matmul_t)(w, a, y));
     }
 
     /// The level.

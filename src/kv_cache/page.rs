@@ -87,6 +87,14 @@ impl PageShape {
     }
 }
 
+/// A row as f32; F16 by the CPU's own conversion where it has one.
+fn read_row(m: Matrix<'_>, row: usize, out: &mut [f32]) {
+    match m.data() {
+        Rows::F16(d) => d[row * m.cols()..][..m.cols()].convert_to_f32_slice(out),
+        _ => m.dequantize_row(row, out),
+    }
+}
+
 impl Page {
     pub(super) fn tier(&self) -> Tier {
         match self {
@@ -171,7 +179,7 @@ impl Page {
             let keys = self.keys(shape, head);
             for channel in 0..shape.head_dim {
                 let mut block = [0.0; BLOCK_LEN];
-                keys.dequantize_row(channel, &mut block);
+                read_row(keys, channel, &mut block);
                 put(&block);
             }
         }
@@ -179,7 +187,7 @@ impl Page {
             let values = self.values(shape, head, PAGE_LEN);
             for position in 0..PAGE_LEN {
                 row.fill(0.0);
-                values.dequantize_row(position, &mut row[..values.cols()]);
+                read_row(values, position, &mut row[..values.cols()]);
                 row.as_chunks().0.iter().for_each(&mut put);
             }
         }

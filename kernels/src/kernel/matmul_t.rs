@@ -14,7 +14,7 @@ use super::{
     elements::{Elements, LONGEST},
     matmul::RowShape,
     padded,
-    prefetch::{Ahead, prefetch},
+    prefetch::Ahead,
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
@@ -27,10 +27,33 @@ use half::{bf16, f16};
 #[inline(always)]
 pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
     check_matmul_t(&w, a, y);
-    any::<I, false>(isa, w, a, y, Ahead::NOTHING);
+    let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
+    let nothing = Ahead::NOTHING;
+    match w.data() {
+        Rows::F32(d) => units::<I, f32, false>(isa, d, shape, w.cols(), a, y, nothing),
+        Rows::F16(d) => units::<I, f16, false>(isa, d, shape, w.cols(), a, y, nothing),
+        Rows::BF16(d) => units::<I, bf16, false>(isa, d, shape, w.cols(), a, y, nothing),
+        Rows::Q8_0(d) => units::<I, BlockQ8_0, false>(isa, d, shape, w.cols(), a, y, nothing),
+        Rows::Q4_0(d) => units::<I, BlockQ4_0, false>(isa, d, shape, w.cols(), a, y, nothing),
+        Rows::Q6K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5_0(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q5K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q4_1(d) => units::<I, BlockQ4_1, false>(isa, d, shape, w.cols(), a, y, nothing),
+        Rows::Q4K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q3K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::Q2K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+    }
 }
 
-/// The same, asking for the memory of other matrices meanwhile.
+/// Whether [`matmul_t_before`] has this product: of floats, for few results.
+///
+/// Rows of blocks are so few lines that a burst does no harm, and so much work that a question in each of them does.
+pub(crate) fn has_before(w: Matrix<'_>, results: usize) -> bool {
+    !w.format().is_quantized() && results <= FEW_BEFORE
+}
+
+/// [`matmul_t`] of floats, asking for the memory of other matrices meanwhile.
 #[inline(always)]
 pub(crate) fn matmul_t_before<I: Isa>(
     isa: I,
@@ -40,43 +63,18 @@ pub(crate) fn matmul_t_before<I: Isa>(
     next: [Option<Matrix<'_>>; 2],
 ) {
     check_matmul_t(&w, a, y);
-    let few = matches!(
-        w.data(),
-        Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) | Rows::Q8_0(_) | Rows::Q4_0(_) | Rows::Q4_1(_)
-    );
-    if few && y.len() <= FEW * I::COLUMNS_T {
-        return any::<I, true>(isa, w, a, y, Ahead::new(w.rows(), next));
-    }
-    next.into_iter().flatten().for_each(|w| prefetch(isa, w));
-    any::<I, false>(isa, w, a, y, Ahead::NOTHING);
-}
-
-#[inline(always)]
-fn any<I: Isa, const AHEAD: bool>(
-    isa: I,
-    w: Matrix<'_>,
-    a: &[&[f32]],
-    y: &mut [&mut [f32]],
-    ahead: Ahead<'_>,
-) {
     let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
+    let ahead = Ahead::new(w.rows(), next);
     match w.data() {
-        Rows::F32(d) => units::<I, f32, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
-        Rows::F16(d) => units::<I, f16, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
-        Rows::BF16(d) => units::<I, bf16, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
-        Rows::Q8_0(d) => units::<I, BlockQ8_0, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
-        Rows::Q4_0(d) => units::<I, BlockQ4_0, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
-        Rows::Q6K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q5_1(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q5_0(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q5K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q4_1(d) => units::<I, BlockQ4_1, AHEAD>(isa, d, shape, w.cols(), a, y, ahead),
-        Rows::Q4K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q3K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
-        Rows::Q2K(d) => panels(isa, d, shape, w.cols() / BLOCK_LEN, a, y),
+        Rows::F32(d) => units::<I, f32, true>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::F16(d) => units::<I, f16, true>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::BF16(d) => units::<I, bf16, true>(isa, d, shape, w.cols(), a, y, ahead),
+        _ => matmul_t(isa, w, a, y),
     }
 }
 
+/// Results of which [`matmul_t_before`] computes at most so many.
+const FEW_BEFORE: usize = 8;
 /// More results than so many times the columns of a pass are worth a conversion of all elements.
 const FEW: usize = 2;
 
