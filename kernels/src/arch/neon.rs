@@ -1,7 +1,7 @@
 //! NEON, with and without the dot-product instructions.
 
 use crate::isa::Isa;
-use candle_sparse_core::{BlockQ4_0, BlockQ8_0};
+use candle_sparse_core::BlockQ8_0;
 use core::arch::aarch64::*;
 use half::{bf16, f16};
 
