@@ -16,7 +16,10 @@ pub mod tokenizer;
 pub mod write;
 
 use crate::decoder::{Checkpoint, Extras, Stored};
-use candle_core::{Error, Result, bail, quantized::gguf_file};
+use candle_core::{
+    Error, Result, bail,
+    quantized::{GgmlDType, gguf_file},
+};
 use candle_sparse::{
     Weight,
     core::{Config, Format},
@@ -137,22 +140,6 @@ pub(crate) fn model(
 }
 
 /// Our name of candle's name of a ggml type.
-pub(crate) fn format(dtype: candle_core::quantized::GgmlDType) -> Option<Format> {
-    use candle_core::quantized::GgmlDType as D;
-    Some(match dtype {
-        D::F32 => Format::F32,
-        D::F16 => Format::F16,
-        D::BF16 => Format::BF16,
-        D::Q4_0 => Format::Q4_0,
-        D::Q4_1 => Format::Q4_1,
-        D::Q5_0 => Format::Q5_0,
-        D::Q5_1 => Format::Q5_1,
-        D::Q8_0 => Format::Q8_0,
-        D::Q2K => Format::Q2K,
-        D::Q3K => Format::Q3K,
-        D::Q4K => Format::Q4K,
-        D::Q5K => Format::Q5K,
-        D::Q6K => Format::Q6K,
-        D::Q8_1 | D::Q8K => return None,
-    })
+pub(crate) fn format(dtype: GgmlDType) -> Option<Format> {
+    Format::ALL.into_iter().find(|f| write::ggml_type(*f) == dtype)
 }

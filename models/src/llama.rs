@@ -16,7 +16,7 @@ use candle_sparse::{
     kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
-pub(crate) use config::{activation, activation_name};
+pub(crate) use config::{activation, activation_name, refuse_quantized};
 use std::{path::Path, sync::Arc, time::Duration};
 
 /// Keys and values of the tokens seen so far, and the working memory of a step.

@@ -292,6 +292,16 @@ impl TryFrom<RawRope> for Llama3RopeConfig {
     }
 }
 
+/// Refuses a checkpoint whose `quantization_config` says that it is quantised.
+pub(crate) fn refuse_quantized(config: Option<&serde_json::Value>) -> std::result::Result<(), String> {
+    let Some(q) = config.filter(|q| !q.is_null()) else { return Ok(()) };
+    let method = q["quant_method"].as_str().unwrap_or("unknown");
+    Err(format!(
+        "the checkpoint is quantised already (quant_method {method}): give the unquantised one, it can be quantised \
+         while it is loaded"
+    ))
+}
+
 /// The `hidden_act` of an activation, and its parameter.
 pub(crate) fn activation_name(activation: Activation) -> (&'static str, Option<f32>) {
     match activation {
@@ -335,13 +345,7 @@ impl TryFrom<Raw> for LlamaConfig {
         if let Some(part) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
             return Err(format!("partial_rotary_factor {part} is not supported, only 1"));
         }
-        if let Some(q) = raw.quantization_config.as_ref().filter(|q| !q.is_null()) {
-            let method = q["quant_method"].as_str().unwrap_or("unknown");
-            return Err(format!(
-                "the checkpoint is quantised already (quant_method {method}): give the unquantised one, it can be \
-                 quantised while it is loaded"
-            ));
-        }
+        refuse_quantized(raw.quantization_config.as_ref())?;
         let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
         let scaling = rope.map(RawRope::scaling).transpose()?;
         let theta = raw.rope_parameters.as_ref().and_then(|r| r.rope_theta).or(raw.rope_theta);

@@ -145,13 +145,7 @@ impl TryFrom<Raw> for Config {
         if let Some(other) = raw.model_type.as_deref().filter(|t| *t != "mistral") {
             return Err(format!("model_type '{other}' is not supported here, only mistral"));
         }
-        if let Some(q) = raw.quantization_config.as_ref().filter(|q| !q.is_null()) {
-            let method = q["quant_method"].as_str().unwrap_or("unknown");
-            return Err(format!(
-                "the checkpoint is quantised already (quant_method {method}): give the unquantised one, it can be \
-                 quantised while it is loaded"
-            ));
-        }
+        llama::refuse_quantized(raw.quantization_config.as_ref())?;
         let ropes = [&raw.rope_parameters, &raw.rope_scaling];
         let types =
             ropes.into_iter().flatten().filter_map(|r| r.rope_type.as_deref().or(r.old_type.as_deref()));
