@@ -227,16 +227,12 @@ impl<'a> Head<'a> {
                 let values = &mut sums.values[first * width..(first + n) * width];
                 let stats = &mut sums.stats[first..first + n];
                 let next = all.get((piece + 1) * PIECE_PAGES).copied();
-                self.score(kernels, queries, pages, next, scores);
-                for (c, ((scores, values), stats)) in
-                    scores.chunks_exact_mut(PIECE).zip(values.chunks_exact_mut(width)).zip(stats).enumerate()
+                self.score(kernels, queries, pages, scores);
+                mask(pages, scores, |c, page| seen(first + c, page));
+                for ((scores, values), stats) in
+                    scores.chunks_exact_mut(PIECE).zip(values.chunks_exact_mut(width)).zip(stats)
                 {
                     let scores = &mut scores[..pages.len() * PAGE_LEN];
-                    for (i, scores) in scores.as_chunks_mut::<PAGE_LEN>().0.iter_mut().enumerate() {
-                        let seen = seen(first + c, pages[i]);
-                        scores[..seen.start].fill(f32::NEG_INFINITY);
-                        scores[seen.end..].fill(f32::NEG_INFINITY);
-                    }
                     let (max, sum) = kernels.exp_sum(scores, stats.max);
                     let rescale = if stats.max == max { 1.0 } else { (stats.max - max).exp() };
                     *stats = Stats { max, denominator: stats.denominator * rescale + sum };
@@ -244,14 +240,13 @@ impl<'a> Head<'a> {
                         values.iter_mut().for_each(|v| *v *= rescale);
                     }
                 }
-                self.weigh(kernels, pages, scores, values);
+                self.weigh(kernels, pages, next, scores, values);
             }
         }
     }
 
     /// `scores[c][p] = key_p · query_c` for the positions of some pages.
-    fn score(self, kernels: &Kernels, queries: &[f32], pages: &[u32], next: Option<u32>, scores: &mut [f32]) {
-        let keys = |page: u32| self.cache.keys(self.sequence, self.layer, page as usize, self.head);
+    fn score(self, kernels: &Kernels, queries: &[f32], pages: &[u32], scores: &mut [f32]) {
         let a: ArrayVec<&[f32], COLUMNS> = queries.chunks_exact(self.head_dim).collect();
         for (i, &page) in pages.iter().enumerate() {
             let at = i * PAGE_LEN..(i + 1) * PAGE_LEN;
@@ -259,13 +254,13 @@ impl<'a> Head<'a> {
                 scores.chunks_exact_mut(PIECE).map(|s| &mut s[at.clone()]).collect();
             y.iter_mut().for_each(|y| y.fill(0.0));
             // Pages are too short for the hardware to see them coming.
-            let next = pages.get(i + 1).copied().or(next);
-            kernels.matmul_t_before(keys(page), &a, &mut y, [next.map(keys), Some(self.values(page))]);
+            let next = pages.get(i + 1).map_or_else(|| self.values(pages[0]), |next| self.keys(*next));
+            kernels.matmul_t_before(self.keys(page), &a, &mut y, Some(next));
         }
     }
 
-    /// `sums[c] += Σ_p scores[c][p] · value_p` over the positions of some pages.
-    fn weigh(self, kernels: &Kernels, pages: &[u32], scores: &[f32], sums: &mut [f32]) {
+    /// `sums[c] += Σ_p scores[c][p] · value_p` over the positions of some pages; the keys of `next` are read then.
+    fn weigh(self, kernels: &Kernels, pages: &[u32], next: Option<u32>, scores: &[f32], sums: &mut [f32]) {
         let width = self.cache.width();
         for (i, &page) in pages.iter().enumerate() {
             let (values, n) = (self.values(page), self.values(page).rows());
@@ -273,14 +268,37 @@ impl<'a> Head<'a> {
                 scores.chunks_exact(PIECE).map(|s| &s[i * PAGE_LEN..i * PAGE_LEN + n]).collect();
             let mut y: ArrayVec<&mut [f32], COLUMNS> =
                 sums.chunks_exact_mut(width).map(|s| &mut s[..values.cols()]).collect();
-            kernels.matmul_t(values, &a, &mut y);
+            let next_values = pages.get(i + 1).map(|next| self.values(*next));
+            let next = next_values.or_else(|| next.map(|next| self.keys(next)));
+            kernels.matmul_t_before(values, &a, &mut y, next);
         }
+    }
+
+    /// The keys of a page, `[head_dim, PAGE_LEN]`.
+    fn keys(self, page: u32) -> Matrix<'a> {
+        self.cache.keys(self.sequence, self.layer, page as usize, self.head)
     }
 
     /// The values of a page, `[positions stored, head_dim]`.
     fn values(self, page: u32) -> Matrix<'a> {
         let n = PAGE_LEN.min(self.stored - page as usize * PAGE_LEN);
         self.cache.values(self.sequence, self.layer, page as usize, self.head, n)
+    }
+}
+
+/// Scores of −∞ where a column does not see a position; `seen(c, page)` begins and ends later for later columns.
+fn mask(pages: &[u32], scores: &mut [f32], seen: impl Fn(usize, u32) -> Range<usize>) {
+    let last = scores.len() / PIECE - 1;
+    for (i, &page) in pages.iter().enumerate() {
+        // All columns see the whole of most pages.
+        if seen(0, page).end == PAGE_LEN && seen(last, page).start == 0 {
+            continue;
+        }
+        for (c, scores) in scores.chunks_exact_mut(PIECE).enumerate() {
+            let (scores, seen) = (&mut scores[i * PAGE_LEN..(i + 1) * PAGE_LEN], seen(c, page));
+            scores[..seen.start].fill(f32::NEG_INFINITY);
+            scores[seen.end..].fill(f32::NEG_INFINITY);
+        }
     }
 }
 

@@ -47,6 +47,13 @@ pub(crate) unsafe trait Isa: Copy {
     fn round(self, v: Self::V) -> Self::V;
     /// `2^v` for integral `v` in −126..=127.
     fn exp2i(self, v: Self::V) -> Self::V;
+    /// `x · 2^n` for integral `n` in −252..=254, rounded once where `x` is near 1.
+    #[inline(always)]
+    fn scale2(self, x: Self::V, n: Self::V) -> Self::V {
+        // In halves, so that neither factor leaves the range of normal numbers.
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(x, self.exp2i(half)), self.exp2i(self.sub(n, half)))
+    }
     /// `x` where `a < b`, else `y` (also where a or b is NaN).
     fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
     fn reduce_add(self, v: Self::V) -> f32;

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 type Matmul = unsafe fn(Matrix<'_>, Columns<'_>, &mut [&mut [f32]]);
 type MatmulT = unsafe fn(Matrix<'_>, &[&[f32]], &mut [&mut [f32]]);
-type MatmulTBefore = unsafe fn(Matrix<'_>, &[&[f32]], &mut [&mut [f32]], [Option<Matrix<'_>>; 2]);
+type MatmulTBefore = unsafe fn(Matrix<'_>, &[&[f32]], &mut [&mut [f32]], Option<Matrix<'_>>);
 type SparseFfn = unsafe fn(Neurons<'_>, Gate, &[u32], Columns<'_>, &mut [f32], &mut [f32]);
 
 /// The kernels of one level. Entries are `unsafe` to call because the CPU must have the level's instructions.
@@ -102,7 +102,7 @@ macro_rules! table {
             kernel::quantize::quantize(unsafe { $token }, x, groups);
         }
         #[target_feature(enable = $features)]
-        fn matmul_t_before(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]], next: [Option<Matrix<'_>>; 2]) {
+        fn matmul_t_before(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]], next: Option<Matrix<'_>>) {
             // SAFETY: as in `matmul`.
             kernel::matmul_t::matmul_t_before(unsafe { $token }, w, a, y, next);
         }
@@ -208,22 +208,21 @@ impl Kernels {
         Level::ALL.into_iter().filter_map(Self::for_level)
     }
 
-    /// As [`KernelSet::matmul_t`], while it asks for the memory of what is read next.
-    ///
-    /// Matrices that are short and lie apart, as a cache's pages do, are not seen coming by the hardware.
+    /// [`KernelSet::matmul_t`] over pages of a cache, while it asks for the memory of what is read next: pages are short
+    /// and lie apart, and the hardware does not see them coming.
     #[inline]
     pub fn matmul_t_before(
         &self,
         w: Matrix<'_>,
         a: &[&[f32]],
         y: &mut [&mut [f32]],
-        next: [Option<Matrix<'_>>; 2],
+        next: Option<Matrix<'_>>,
     ) {
-        if kernel::matmul_t::has_before(w, y.len()) {
+        if kernel::matmul_t::has_before(w) {
             return call!((self.matmul_t_before)(w, a, y, next));
         }
-        for w in next.into_iter().flatten() {
-            call!((self.prefetch)(w));
+        if let Some(next) = next {
+            call!((self.prefetch)(next));
         }
         call!((self.matmul_t)(w, a, y));
     }

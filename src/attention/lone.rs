@@ -12,8 +12,11 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Shares that a head's pages are cut into at most, and the pages of the smallest.
+/// Shares of all heads together, as far as a head has at least two and at most so many: enough for threads to help each
+/// other, few to add up.
+const TASKS: usize = 32;
 const MOST_SHARES: usize = 16;
+/// Pages of the smallest share.
 const MIN_SHARE: usize = 4;
 
 /// A thread's working memory of [`lone_token`], kept between steps.
@@ -77,7 +80,7 @@ struct Cut {
 
 impl Cut {
     fn new(config: &Config, pages: usize) -> Self {
-        let share = pages.div_ceil(MOST_SHARES).max(MIN_SHARE);
+        let share = pages.div_ceil(most_shares(config)).max(MIN_SHARE);
         let part = config.group_size() * (config.head_dim.next_multiple_of(PAGE_LEN) + 2);
         // The token itself is in the first share, which there is even without a past.
         Self { share, shares: pages.div_ceil(share).max(1), part }
@@ -92,7 +95,11 @@ pub fn room(config: &Config, select: &Selector<'_>) -> usize {
 
 fn shares_room(config: &Config) -> usize {
     let pages = most_pages(config);
-    config.num_key_value_heads * pages.div_ceil(MIN_SHARE).min(MOST_SHARES) * Cut::new(config, 1).part
+    config.num_key_value_heads * pages.div_ceil(MIN_SHARE).min(most_shares(config)) * Cut::new(config, 1).part
+}
+
+fn most_shares(config: &Config) -> usize {
+    (TASKS / config.num_key_value_heads).clamp(2, MOST_SHARES)
 }
 
 /// `out = softmax(q · Kᵀ) · V` over the chosen pages of the positions before a token and the token itself, in the sliding

@@ -240,7 +240,7 @@ impl Recall {
                 let a: ArrayVec<&[f32], { super::COLUMNS }> = parts.chunks_exact(2 * head_dim).collect();
                 let mut y: ArrayVec<&mut [f32], { super::COLUMNS }> =
                     scores.chunks_exact_mut(PAGE_LEN).collect();
-                kernels.matmul_t_before(bounds, &a, &mut y, [next.map(group_of), None]);
+                kernels.matmul_t_before(bounds, &a, &mut y, next.map(group_of));
             }
             for (token, scores) in self.scores.chunks_exact(group * PAGE_LEN).enumerate() {
                 let at = token * self.stride + first - self.start;

@@ -139,6 +139,11 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn scale2(self, x: __m512, n: __m512) -> __m512 {
+        proven!(_mm512_scalef_ps(x, n))
+    }
+
+    #[inline(always)]
     fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
         proven!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
     }

@@ -4,8 +4,7 @@ use crate::isa::Isa;
 
 /// `e^x` within 2 ULP over the whole range, subnormal results included; NaN stays NaN.
 ///
-/// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`; a polynomial of degree 6 gives `e^r` (coefficients of Cephes' `expf`), and
-/// 2ⁿ is multiplied in two halves so that neither factor leaves the range of normal numbers.
+/// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`; a polynomial of degree 6 gives `e^r` (coefficients of Cephes' `expf`).
 #[inline(always)]
 pub(super) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
     let c = |v: f32| isa.splat(v);
@@ -19,6 +18,5 @@ pub(super) fn exp<I: Isa>(isa: I, x: I::V) -> I::V {
         p = isa.mul_add(p, r, c(k));
     }
     let p = isa.add(isa.mul_add(isa.mul(p, r), r, r), c(1.0));
-    let half = isa.round(isa.mul(n, c(0.5)));
-    isa.mul(isa.mul(p, isa.exp2i(half)), isa.exp2i(isa.sub(n, half)))
+    isa.scale2(p, n)
 }

@@ -46,35 +46,33 @@ pub(crate) fn matmul_t<I: Isa>(isa: I, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mu
     }
 }
 
-/// Whether [`matmul_t_before`] has this product: of floats, for few results.
-///
-/// Rows of blocks are so few lines that a burst does no harm, and so much work that a question in each of them does.
-pub(crate) fn has_before(w: Matrix<'_>, results: usize) -> bool {
-    !w.format().is_quantized() && results <= FEW_BEFORE
+/// Whether [`matmul_t_before`] has this format: those of a cache's pages.
+pub(crate) fn has_before(w: Matrix<'_>) -> bool {
+    matches!(w.data(), Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) | Rows::Q8_0(_) | Rows::Q4_1(_))
 }
 
-/// [`matmul_t`] of floats, asking for the memory of other matrices meanwhile.
+/// [`matmul_t`], asking for the memory of another matrix meanwhile.
 #[inline(always)]
 pub(crate) fn matmul_t_before<I: Isa>(
     isa: I,
     w: Matrix<'_>,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
-    next: [Option<Matrix<'_>>; 2],
+    next: Option<Matrix<'_>>,
 ) {
     check_matmul_t(&w, a, y);
     let shape = RowShape { len: w.row_blocks(), stride: w.stride() };
-    let ahead = Ahead::new(w.rows(), next);
+    let ahead = Ahead::new(w.rows() * w.cols().div_ceil(BLOCK_LEN), next);
     match w.data() {
         Rows::F32(d) => units::<I, f32, true>(isa, d, shape, w.cols(), a, y, ahead),
         Rows::F16(d) => units::<I, f16, true>(isa, d, shape, w.cols(), a, y, ahead),
         Rows::BF16(d) => units::<I, bf16, true>(isa, d, shape, w.cols(), a, y, ahead),
-        _ => matmul_t(isa, w, a, y),
+        Rows::Q8_0(d) => units::<I, BlockQ8_0, true>(isa, d, shape, w.cols(), a, y, ahead),
+        Rows::Q4_1(d) => units::<I, BlockQ4_1, true>(isa, d, shape, w.cols(), a, y, ahead),
+        _ => unreachable!("only asked for where `has_before`"),
     }
 }
 
-/// Results of which [`matmul_t_before`] computes at most so many.
-const FEW_BEFORE: usize = 8;
 /// More results than so many times the columns of a pass are worth a conversion of all elements.
 const FEW: usize = 2;
 
@@ -251,19 +249,21 @@ fn units<I: Isa, T: Units + Elements, const AHEAD: bool>(
     y: &mut [&mut [f32]],
     ahead: Ahead<'_>,
 ) {
-    if w.is_empty() {
+    if w.is_empty() || a.is_empty() {
         return;
     }
     // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again.
     let many = y.len() > FEW * I::COLUMNS_T;
     if many {
+        ahead.all(isa);
         panels::<I, T>(isa, w, shape, cols / BLOCK_LEN, a, y);
     }
     for k in (if many { cols / BLOCK_LEN * BLOCK_LEN } else { 0 }..cols).step_by(BLOCK_LEN) {
-        match (k + BLOCK_LEN <= cols, AHEAD && k == 0) {
-            (true, true) => unit_of_all::<I, T, true, AHEAD>(isa, w, shape, a, y, k, ahead),
-            (true, false) => unit_of_all::<I, T, true, false>(isa, w, shape, a, y, k, ahead),
-            (false, _) => unit_of_all::<I, T, false, false>(isa, w, shape, a, y, k, ahead),
+        let ahead = ahead.after(k / BLOCK_LEN * a[0].len());
+        if k + BLOCK_LEN <= cols {
+            unit_of_all::<I, T, true, AHEAD>(isa, w, shape, a, y, k, ahead);
+        } else {
+            unit_of_all::<I, T, false, AHEAD>(isa, w, shape, a, y, k, ahead);
         }
     }
 }
@@ -400,6 +400,9 @@ fn unit_of_all<I: Isa, T: Units, const WHOLE: bool, const AHEAD: bool>(
     }
 }
 
+/// Rows whose weights are copied together: to ask for the bounds of all columns in each row takes as long as the products.
+const ROWS: usize = 16;
+
 /// Columns `k .. k + 32` of `C` results.
 #[inline(always)]
 fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool, const AHEAD: bool>(
@@ -411,45 +414,55 @@ fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool, const AHEAD: bool>(
     k: usize,
     ahead: Ahead<'_>,
 ) {
-    let end = y[0].len().min(k + BLOCK_LEN);
     // The widest unit has eight vectors of four lanes; a level with wider vectors leaves the rest unused.
     let mut acc = [[isa.splat(0.0); 8]; C];
     for c in 0..C {
-        let block = padded(&y[c][k..end], 0.0);
+        let block = if WHOLE { of_columns(y[c], k) } else { &padded(&y[c][k..], 0.0) };
         for i in 0..32 / I::LANES {
-            acc[c][i] = isa.load(&block, i);
+            acc[c][i] = isa.load(block, i);
         }
     }
-    let mut weights = [a[0]; C];
-    weights.copy_from_slice(&a[..C]);
-    for (r, row) in w.chunks(shape.stride).enumerate() {
-        let row = &row[..shape.len];
-        if AHEAD {
-            ahead.row(isa, r);
-        }
-        let last;
-        let unit = if WHOLE {
-            &T::units(row)[k / BLOCK_LEN]
-        } else {
-            last = T::last(row);
-            &last
-        };
-        let mut alpha = [isa.splat(0.0); C];
+    for start in (0..a[0].len()).step_by(ROWS) {
+        let mut weights = [[0.0; ROWS]; C];
         for c in 0..C {
-            alpha[c] = isa.splat(weights[c][r]);
+            weights[c] = match a[c][start..].first_chunk() {
+                Some(a) => *a,
+                None => core::array::from_fn(|r| a[c].get(start + r).copied().unwrap_or(0.0)),
+            };
         }
-        for i in 0..32 / I::LANES {
-            let v = T::value(isa, unit, i);
-            for c in 0..C {
-                acc[c][i] = isa.mul_add(alpha[c], v, acc[c][i]);
+        for (r, row) in w[start * shape.stride..].chunks(shape.stride).take(ROWS).enumerate() {
+            let row = &row[..shape.len];
+            if AHEAD {
+                ahead.row(isa, start + r);
+            }
+            let unit = if WHOLE { &T::units(row)[k / BLOCK_LEN] } else { &T::last(row) };
+            for i in 0..32 / I::LANES {
+                let v = T::value(isa, unit, i);
+                for c in 0..C {
+                    acc[c][i] = isa.mul_add(isa.splat(weights[c][r]), v, acc[c][i]);
+                }
             }
         }
     }
     for c in 0..C {
         let mut block = [0.0; BLOCK_LEN];
+        let out = if WHOLE { of_columns_mut(y[c], k) } else { &mut block };
         for i in 0..32 / I::LANES {
-            isa.store(acc[c][i], &mut block, i);
+            isa.store(acc[c][i], out, i);
         }
-        y[c][k..end].copy_from_slice(&block[..end - k]);
+        if !WHOLE {
+            let rest = &mut y[c][k..];
+            rest.copy_from_slice(&block[..rest.len()]);
+        }
     }
+}
+
+#[inline(always)]
+fn of_columns(y: &[f32], k: usize) -> &[f32; BLOCK_LEN] {
+    y[k..].first_chunk().expect("the unit is whole")
+}
+
+#[inline(always)]
+fn of_columns_mut(y: &mut [f32], k: usize) -> &mut [f32; BLOCK_LEN] {
+    y[k..].first_chunk_mut().expect("the unit is whole")
 }

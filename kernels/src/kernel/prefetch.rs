@@ -8,30 +8,45 @@ const LINE: usize = 64;
 /// Memory to be asked for line by line, in step with a loop over rows: a burst would fill the buffers of pending misses.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead<'a> {
-    /// Bytes, and lines of them per row.
-    of: [(&'a [u8], usize); 2],
+    bytes: &'a [u8],
+    /// Lines per row.
+    lines: usize,
+    /// Rows that are done.
+    done: usize,
 }
 
 impl<'a> Ahead<'a> {
-    pub(crate) const NOTHING: Ahead<'static> = Ahead { of: [(&[], 0); 2] };
+    pub(crate) const NOTHING: Ahead<'static> = Ahead { bytes: &[], lines: 0, done: 0 };
 
-    /// What is read after a matrix of so many rows.
+    /// What is read after a loop over so many rows.
     #[inline(always)]
-    pub(crate) fn new(rows: usize, next: [Option<Matrix<'a>>; 2]) -> Self {
-        let lines = |bytes: &[u8]| bytes.len().div_ceil(LINE).div_ceil(rows.max(1));
-        let of = next.map(|w| w.map_or(&[][..], |w| w.data().bytes()));
-        Self { of: of.map(|bytes| (bytes, lines(bytes))) }
+    pub(crate) fn new(rows: usize, next: Option<Matrix<'a>>) -> Self {
+        let bytes = next.map_or(&[][..], |w| w.data().bytes());
+        Self { bytes, lines: bytes.len().div_ceil(LINE).div_ceil(rows.max(1)), done: 0 }
     }
 
-    /// Asks for what belongs to row `r`.
+    /// After so many more rows.
+    #[inline(always)]
+    pub(crate) fn after(self, rows: usize) -> Self {
+        Self { done: self.done + rows, ..self }
+    }
+
+    /// Asks for what belongs to row `r` of those to come.
     #[inline(always)]
     pub(crate) fn row<I: Isa>(self, isa: I, r: usize) {
-        for (bytes, lines) in self.of {
-            for line in r * lines..(r + 1) * lines {
-                if line * LINE < bytes.len() {
-                    isa.prefetch(bytes, line * LINE);
-                }
+        let first = (self.done + r) * self.lines;
+        for line in first..first + self.lines {
+            if line * LINE < self.bytes.len() {
+                isa.prefetch(self.bytes, line * LINE);
             }
+        }
+    }
+
+    /// Asks for all of it.
+    #[inline(always)]
+    pub(crate) fn all<I: Isa>(self, isa: I) {
+        for byte in (0..self.bytes.len()).step_by(LINE) {
+            isa.prefetch(self.bytes, byte);
         }
     }
 }
@@ -39,8 +54,5 @@ impl<'a> Ahead<'a> {
 /// Asks for every cache line of a matrix.
 #[inline(always)]
 pub(crate) fn prefetch<I: Isa>(isa: I, w: Matrix<'_>) {
-    let bytes = w.data().bytes();
-    for byte in (0..bytes.len()).step_by(LINE) {
-        isa.prefetch(bytes, byte);
-    }
+    Ahead::new(1, Some(w)).all(isa);
 }
