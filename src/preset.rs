@@ -42,7 +42,7 @@ impl Preset {
                 mode: AttentionMode::Dense,
                 sinks: 4,
                 window: 256,
-                budget: 2048,
+                budget: 1536,
                 recall: 256,
             },
             Self::PiZero2w => {

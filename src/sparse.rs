@@ -14,7 +14,7 @@ pub use check::check;
 pub(crate) use check::check_block;
 pub use choose::{Choice, Room};
 pub use ffn::{PANEL, Predictor, SparseFfn};
-pub use plan::{CROSSOVER, Plan, Plans, Points};
+pub use plan::{BREAK_EVEN, CROSSOVER, Plan, Plans, Points, pays};
 
 /// Which neurons of an FFN are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -55,9 +55,9 @@ pub struct AttentionConfig {
 }
 
 impl Default for AttentionConfig {
-    /// Dense; with another mode 4 sinks, a window of 256, a budget of 2048 and 256 recalled positions.
+    /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
     fn default() -> Self {
-        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 2048, recall: 256 }
+        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 1536, recall: 256 }
     }
 }
 

@@ -165,7 +165,7 @@ fn plans(config: SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plans
     if config.guard.is_some() {
         bail!("sparse-mlp: one MLP has no guard, set it to None: whole models have one");
     }
-    Plans::new(config, points, once(ffn))
+    Plans::new(config, points, once(Some(ffn)))
 }
 
 /// `y = a · w` for rows of `a` and `y`.

@@ -7,9 +7,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Active share past which an FFN is faster when it computes all neurons.
 ///
-/// Beside a dense FFN of row-major weights a sparse one breaks even at about 0.75; what a block falls back to here is all
-/// neurons in this layout, 0.86 times as fast as that (`benches/sparse_ffn.rs`).
+/// What a block falls back to here is all neurons in the layout of a sparse one, 0.86 times as fast as a dense FFN of
+/// row-major weights (`benches/sparse_ffn.rs`).
 pub const CROSSOVER: f32 = 0.85;
+
+/// Active share at which a sparse FFN takes as long as a dense one of row-major weights.
+pub const BREAK_EVEN: f32 = 0.75;
+
+/// Whether leaving neurons out is expected to make block `layer` faster, at a fitted point of the profile or with `config`.
+///
+/// Where it is not, the block is better loaded as a dense one.
+///
+/// # Panics
+/// There is no such block.
+#[must_use]
+pub fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bool {
+    let l = &profile.layers[layer];
+    let fitted = l.rules.iter().zip(profile.fitted).filter_map(|(rule, i)| rule.share.get(i).copied());
+    let asked = match config.selection {
+        Selection::Share(share) => share,
+        Selection::TopK(k) => k as f32 / l.order.len() as f32,
+        Selection::Fitted | Selection::Scale(_) => 1.0,
+    };
+    fitted.fold(asked, f32::min) <= BREAK_EVEN
+}
 
 /// The points at which a profile has thresholds.
 #[derive(Clone, Debug)]
@@ -135,7 +156,7 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// The thresholds of `config`. Cost: a few operations per neuron.
+    /// The thresholds of `config` for all blocks, `None` for those that are dense. Cost: a few operations per neuron.
     ///
     /// # Errors
     /// Numbers that make no sense, a share outside the calibrated ones, or a mode that needs a prediction which the
@@ -143,11 +164,12 @@ impl Plans {
     pub fn new<'a>(
         config: SparseConfig,
         points: &Points,
-        ffns: impl Iterator<Item = &'a SparseFfn>,
+        ffns: impl Iterator<Item = Option<&'a SparseFfn>>,
     ) -> Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         config.check()?;
-        let layers = ffns.map(|ffn| plan(&config, points, ffn)).collect::<Result<_>>()?;
+        let plan = |ffn: Option<_>| ffn.map_or_else(|| Ok(Plan::dense(1.0)), |f| plan(&config, points, f));
+        let layers = ffns.map(plan).collect::<Result<_>>()?;
         Ok(Self { config, layers, id: NEXT.fetch_add(1, Ordering::Relaxed) })
     }
 }

@@ -4,7 +4,10 @@
 
 mod sparse;
 
-use super::{Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize};
+use super::{
+    Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize,
+    state::LayerRun,
+};
 use candle_core::{Error, Result, bail};
 use candle_sparse::{
     attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
@@ -101,7 +104,12 @@ impl Decoder {
                         let turn = state.turn(plans, i, position);
                         self.sparse_ffn_token(member, (i, layer, ffn), turn, own)?;
                     }
-                    (Ffn::Dense(ffn), _) => self.ffn_token(member, layer, ffn, own)?,
+                    (Ffn::Dense(ffn), _) => {
+                        self.ffn_token(member, layer, ffn, own)?;
+                        if let Some(run) = own.sparse.runs.get_mut(i) {
+                            *run = LayerRun::all(self.config.intermediate_size, layer.ffn.dense_bytes());
+                        }
+                    }
                     (Ffn::Sparse(_), None) => unreachable!("a model with a profile has plans"),
                 }
             }

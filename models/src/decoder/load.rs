@@ -262,20 +262,32 @@ impl Decoder {
         } else {
             loader.matrix(&vb.pp("lm_head"), vocab, hidden)?
         };
+        let mut dense = Vec::new();
         let layers: Arc<[Layer]> = (0..config.num_hidden_layers)
             .map(|i| {
-                let profile = profile.as_ref().map(|p| &p.layers[i]);
-                loader.layer(&config, extras, profile, &vb.pp(format!("model.layers.{i}")))
+                let vb = vb.pp(format!("model.layers.{i}"));
+                let fixed = loader.is_neuron_major(&vb.pp("mlp"));
+                let pays = |p: &&Arc<Profile>| fixed || sparse::pays(&options.sparse, p, i);
+                let layer_profile = profile.as_ref().filter(pays).map(|p| &p.layers[i]);
+                if profile.is_some() && layer_profile.is_none() {
+                    dense.push(i);
+                }
+                loader.layer(&config, extras, layer_profile, &vb)
             })
             .collect::<Result<_>>()?;
         let sparse = match profile.as_deref().map(Points::from) {
             Some(points) => {
-                let plans =
-                    Plans::new(options.sparse, &points, layers.iter().filter_map(|l| l.ffn.sparse()))?;
+                let plans = Plans::new(options.sparse, &points, layers.iter().map(|l| l.ffn.sparse()))?;
                 Some(Sparse { points, plans: Arc::new(plans) })
             }
             None => None,
         };
+        if !dense.is_empty() {
+            notices.push(format!(
+                "blocks {dense:?}: more than {:.0} % of the neurons are expected to be active, they are dense",
+                100.0 * sparse::BREAK_EVEN
+            ));
+        }
         let norm = vector(&vb.pp("model.norm"), hidden, "weight")?;
         let threads = options.threads.unwrap_or_default();
         let (attention, gates) = (AttentionConfig::default(), Arc::default());

@@ -14,13 +14,16 @@ impl Decoder {
 
     /// This model with other settings of the sparse FFN; the weights are shared.
     ///
+    /// Blocks that were loaded as dense ones, because leaving neurons out [did not pay](candle_sparse::sparse::pays) at the
+    /// settings they were loaded with, stay dense.
+    ///
     /// # Errors
     /// As [`Plans::new`]; also a model that was loaded without a profile.
     pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
         let Some(Sparse { points, .. }) = &self.sparse else {
             bail!("sparse: the model was loaded without a profile: give LoadOptions one");
         };
-        let plans = Plans::new(config, points, self.layers.iter().filter_map(|l| l.ffn.sparse()))?;
+        let plans = Plans::new(config, points, self.layers.iter().map(|l| l.ffn.sparse()))?;
         let sparse = Some(Sparse { points: points.clone(), plans: Arc::new(plans) });
         Ok(Self { sparse, ..self.clone() })
     }

@@ -67,6 +67,13 @@ pub(super) struct LayerRun {
     pub(super) look: Option<Look>,
 }
 
+impl LayerRun {
+    /// Of a block that leaves nothing out.
+    pub(super) fn all(neurons: usize, bytes: usize) -> Self {
+        Self { active: neurons, candidates: neurons, bytes, dense: true, look: None }
+    }
+}
+
 /// What the guard saw.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Look {

@@ -124,6 +124,47 @@ fn all_neurons_give_the_dense_model() {
 }
 
 #[test]
+fn a_block_that_would_not_gain_is_a_dense_one() {
+    let m = Model::new(0, "silu");
+    for format in FORMATS {
+        let mut profile = exact(&m, 0.3, 0.0);
+        let blocks = profile.layers.len();
+        profile.layers[0].rules.iter_mut().for_each(|rule| rule.share.fill(0.9));
+        let mixed = m.sparse(format, profile.clone());
+        assert!(
+            mixed.decoder().notices().iter().any(|n| n.contains("[0]") && n.contains("75 %")),
+            "{:?}",
+            mixed.decoder().notices()
+        );
+        let (logits, cache) = decode(&m, &mixed, 6);
+        assert!(logits.sum_all().unwrap().to_scalar::<f32>().unwrap().is_finite());
+        let stats = cache.sparse_stats();
+        assert_eq!(
+            (stats.layers.len(), stats.layers[0].dense_tokens, stats.layers[0].active_share),
+            (blocks, 6, 1.0)
+        );
+        assert!(stats.layers[1].dense_tokens < 6 && stats.layers[1].active_share < 1.0);
+
+        // Asked for less than that it is a sparse one.
+        let selection = Selection::TopK(m.config.intermediate_size / 2);
+        let sparse = SparseConfig { selection, ..SparseConfig::default() };
+        let options = LoadOptions {
+            format: Some(format),
+            profile: Some(Arc::new(profile.clone())),
+            sparse,
+            ..LoadOptions::default()
+        };
+        assert_eq!(decode(&m, &m.load(options), 2).1.sparse_stats().layers[0].dense_tokens, 0);
+
+        // Where no block would gain, the model is the dense one bit for bit.
+        profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.9));
+        let (got, cache) = decode(&m, &m.sparse(format, profile), 6);
+        assert_eq!(worst(&got, &decode(&m, &m.dense(format), 6).0), 0.0, "{format:?}");
+        assert!((cache.sparse_stats().active_share() - 1.0).abs() < 1e-6);
+    }
+}
+
+#[test]
 fn thresholds_that_all_pass_give_the_dense_bits_and_then_dense_tokens() {
     for (case, act) in [(0, "silu"), (1, "relu")] {
         let m = Model::new(case, act);

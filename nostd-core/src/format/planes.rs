@@ -3,6 +3,7 @@
 /// Adds `q` to `bytes`: byte `i` of each `STRIDE` bytes gets elements `i + k·STRIDE` of theirs in its bits `k·BITS..`.
 ///
 /// Only the lowest `BITS` bits of a number are stored; higher ones go to another plane.
+#[inline]
 pub(super) fn pack<const BITS: usize, const STRIDE: usize>(q: &[u8], bytes: &mut [u8]) {
     let mask = u8::MAX >> (8 - BITS);
     for (bytes, q) in bytes.chunks_exact_mut(STRIDE).zip(q.chunks_exact(STRIDE * 8 / BITS)) {

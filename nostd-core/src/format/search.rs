@@ -33,8 +33,19 @@ pub(super) fn between(x: &[f32; BLOCK_LEN], top: u8) -> (f32, f32, [u8; BLOCK_LE
     let max = fold(x, f32::NEG_INFINITY, |max, v| v.max(max));
     let d = (max - min) / f32::from(top);
     let id = if d == 0.0 { 0.0 } else { 1.0 / d };
-    // By i32, to which whole vectors are converted at once.
-    (d, min, x.map(|v| (((v - min) * id + 0.5) as i32).clamp(0, i32::from(top)) as u8))
+    (d, min, x.map(|v| below((v - min) * id + 0.5, top)))
+}
+
+/// The largest integer up to `v`, at most `top`, which is all ones; `v` is not negative.
+///
+/// A conversion would saturate, which takes several instructions; here 2²³ leaves no bits behind the point.
+fn below(v: f32, top: u8) -> u8 {
+    const NO_FRACTION: f32 = 8_388_608.0;
+    let most = f32::from(top);
+    let v = if v > most { most } else { v };
+    let near = (v + NO_FRACTION) - NO_FRACTION;
+    let whole = if near > v { near - 1.0 } else { near };
+    (whole + NO_FRACTION).to_bits() as u8 & top
 }
 
 /// `(scale, minimum)`, neither negative, of the grid `scale · l − minimum`, `l` in 0..=`top`, for at most 32 elements.
@@ -164,6 +175,17 @@ mod tests {
         let random = (0..1_000_000_u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)));
         for v in special.into_iter().chain(random) {
             assert_eq!(nearest(v), libm::roundf(v) as i32, "{v}");
+        }
+    }
+
+    #[test]
+    fn below_is_a_conversion_of_what_is_not_negative() {
+        let special = [0.0, 0.5, 0.999_999_94, 1.0, 14.999_999, 15.0, 15.5, 31.5, 32.0, 1e9, f32::INFINITY];
+        let random = (0..1_000_000_u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)).abs());
+        for v in special.into_iter().chain(random.filter(|v| !v.is_nan())) {
+            for top in [15, 31] {
+                assert_eq!(below(v, top), (v as i32).clamp(0, i32::from(top)) as u8, "{v}");
+            }
         }
     }
 }
