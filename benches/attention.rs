@@ -10,7 +10,7 @@ mod common;
 use attention::{Layer, Shape, noise};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_sparse::{
-    AttentionConfig, AttentionMode, KvConfig,
+    AttentionConfig, AttentionMode, FastGrnnGate, KvConfig,
     core::{KernelSet, kernel::rope},
     kernels::Kernels,
     kv_cache::{KvDType, PAGE_LEN},
@@ -157,6 +157,22 @@ fn parts(rounds: usize, out: &mut impl Write) -> Result<()> {
         }
         say(name, times)?;
     }
+    let (hidden, heads) = (4096, LLAMA_7B.kv_heads);
+    let gate =
+        FastGrnnGate::new(hidden, noise(heads * hidden, 6), vec![0.0; heads], vec![f32::MIN; heads])?;
+    let mut layer = Layer::new(LLAMA_7B, KvConfig::tiered(), AttentionConfig::default(), 64)?;
+    let x = noise(hidden, 7);
+    let mut times = Vec::new();
+    for position in 64..64 + rounds {
+        layer.cache.begin(1, position, 1)?;
+        layer.cache.write(0, 0, position, &k, &v);
+        times.push(seconds(|| {
+            layer.cache.observe(0, 0, &gate, kernels, position, &x);
+            Ok(())
+        })?);
+        layer.cache.advance(1);
+    }
+    say("gate of a token", times)?;
     let (mut row, c) = (noise(8192, 3), LLAMA_7B.config());
     let (mut cos, mut sin) = (vec![0.0; 64], vec![0.0; 64]);
     let rotate = || {

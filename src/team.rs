@@ -84,7 +84,7 @@ pub struct Room {
 impl Board {
     /// Makes room and forgets what was published.
     fn reset(&mut self, threads: usize, Room { phases, elements }: Room) {
-        // Each piece begins a line, and the last of a phase takes as much as the others.
+        // Each piece begins a line.
         let words = elements.div_ceil(2) + phases * most_pieces(threads) * LINE;
         if self.phases.len() < phases {
             self.phases.resize_with(phases, Phase::default);
@@ -271,7 +271,10 @@ impl<'a> Member<'a> {
         let pieces = len.div_ceil(piece);
         assert!(pieces <= most_pieces(self.threads), "phase: {pieces} pieces are too many");
         let stride = piece.div_ceil(2).next_multiple_of(LINE);
-        let words = &board.words[self.word..self.word + pieces * stride];
+        // The last piece may be far shorter; a room has a line more per piece than elements, no whole pieces.
+        let last = len - (pieces - 1) * piece;
+        let words = (pieces - 1) * stride + last.div_ceil(2).next_multiple_of(LINE);
+        let words = &board.words[self.word..self.word + words];
         let slots = Slots { phase: &board.phases[self.phase], words, stride, pieces, piece, len };
         self.phase += 1;
         self.word += words.len();

@@ -54,6 +54,28 @@ fn every_thread_sees_every_output_however_often_the_board_is_used() {
 }
 
 #[test]
+fn a_short_last_piece_takes_no_more_room_than_its_elements() {
+    // Attention's: few units, each large, and a number of pieces that does not divide them.
+    let (unit, units, per_piece, phases) = (528, 31, 6, 40);
+    let threads = Threads::default();
+    let (own, mut board) = (own(threads), Board::default());
+    let room = Room { phases, elements: phases * units * unit };
+    let outcome = threads.team(&mut board, room, &own, |member, out| {
+        for phase in 0..phases {
+            out.clear();
+            out.resize(units * unit, f32::NAN);
+            let piece = per_piece * unit;
+            member.phase(out, piece, |i, out| {
+                out.iter_mut().enumerate().for_each(|(j, v)| *v = value(phase, i * piece + j));
+            })?;
+            assert!(out.iter().enumerate().all(|(i, v)| *v == value(phase, i)), "phase {phase}");
+        }
+        Ok(())
+    });
+    assert_eq!(outcome, Ok(()));
+}
+
+#[test]
 fn a_thread_that_stalls_in_a_piece_holds_up_no_other() {
     let threads = Threads::default();
     let (own, mut board) = (own(threads), Board::default());
