@@ -400,7 +400,7 @@ fn unit_of_all<I: Isa, T: Units, const WHOLE: bool, const AHEAD: bool>(
     }
 }
 
-/// Rows whose weights are copied together: to ask for the bounds of all columns in each row takes as long as the products.
+/// Rows whose weights are copied together: to ask for the bounds of many columns in each row takes as long as the products.
 const ROWS: usize = 16;
 
 /// Columns `k .. k + 32` of `C` results.
@@ -422,25 +422,37 @@ fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool, const AHEAD: bool>(
             acc[c][i] = isa.load(block, i);
         }
     }
-    for start in (0..a[0].len()).step_by(ROWS) {
-        let mut weights = [[0.0; ROWS]; C];
-        for c in 0..C {
-            weights[c] = match a[c][start..].first_chunk() {
-                Some(a) => *a,
-                None => core::array::from_fn(|r| a[c].get(start + r).copied().unwrap_or(0.0)),
-            };
-        }
-        for (r, row) in w[start * shape.stride..].chunks(shape.stride).take(ROWS).enumerate() {
-            let row = &row[..shape.len];
+    if C <= 2 {
+        for (r, row) in w.chunks(shape.stride).enumerate() {
             if AHEAD {
-                ahead.row(isa, start + r);
+                ahead.row(isa, r);
             }
-            let unit = if WHOLE { &T::units(row)[k / BLOCK_LEN] } else { &T::last(row) };
-            for i in 0..32 / I::LANES {
-                let v = T::value(isa, unit, i);
-                for c in 0..C {
-                    acc[c][i] = isa.mul_add(isa.splat(weights[c][r]), v, acc[c][i]);
+            let mut weights = [0.0; C];
+            for c in 0..C {
+                weights[c] = a[c][r];
+            }
+            add_row::<I, T, C, WHOLE>(isa, &row[..shape.len], k, weights, &mut acc);
+        }
+    } else {
+        for start in (0..a[0].len()).step_by(ROWS) {
+            let mut weights = [[0.0; ROWS]; C];
+            for c in 0..C {
+                let a = &a[c][start..];
+                if a.len() >= ROWS {
+                    weights[c].copy_from_slice(&a[..ROWS]);
+                } else {
+                    weights[c][..a.len()].copy_from_slice(a);
                 }
+            }
+            for (r, row) in w[start * shape.stride..].chunks(shape.stride).take(ROWS).enumerate() {
+                if AHEAD {
+                    ahead.row(isa, start + r);
+                }
+                let mut of_row = [0.0; C];
+                for c in 0..C {
+                    of_row[c] = weights[c][r];
+                }
+                add_row::<I, T, C, WHOLE>(isa, &row[..shape.len], k, of_row, &mut acc);
             }
         }
     }
@@ -453,6 +465,24 @@ fn unit<I: Isa, T: Units, const C: usize, const WHOLE: bool, const AHEAD: bool>(
         if !WHOLE {
             let rest = &mut y[c][k..];
             rest.copy_from_slice(&block[..rest.len()]);
+        }
+    }
+}
+
+/// `acc[c] += weights[c] ·` the unit at column `k` of a row.
+#[inline(always)]
+fn add_row<I: Isa, T: Units, const C: usize, const WHOLE: bool>(
+    isa: I,
+    row: &[T],
+    k: usize,
+    weights: [f32; C],
+    acc: &mut [[I::V; 8]; C],
+) {
+    let unit = if WHOLE { &T::units(row)[k / BLOCK_LEN] } else { &T::last(row) };
+    for i in 0..32 / I::LANES {
+        let v = T::value(isa, unit, i);
+        for c in 0..C {
+            acc[c][i] = isa.mul_add(isa.splat(weights[c]), v, acc[c][i]);
         }
     }
 }
