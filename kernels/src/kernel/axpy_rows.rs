@@ -10,8 +10,8 @@
 use super::{
     elements::{Elements, LONGEST},
     matmul::{RowShape, ask},
-    matmul_t::{Factors, RUN, Summand},
     padded,
+    units::{Factors, RUN, Summand},
 };
 use crate::isa::Isa;
 use candle_sparse_core::{

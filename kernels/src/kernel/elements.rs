@@ -3,7 +3,7 @@
 //! Formats that no kernel reads directly unpack a block's quants into bytes first; an element is `d · quant + m`, and `d`
 //! and `m` are the same for at least sixteen neighbours, more than any vector has lanes.
 
-use super::matmul_t::Units;
+use super::units::Units;
 use crate::isa::Isa;
 use candle_sparse_core::{
     BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K,

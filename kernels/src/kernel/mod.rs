@@ -11,6 +11,7 @@ pub(crate) mod quantize;
 pub(crate) mod rms_norm;
 pub(crate) mod softmax;
 pub(crate) mod sparse_ffn;
+mod units;
 pub(crate) mod vector;
 
 /// A short rest as a whole block, filled up with `fill`.
