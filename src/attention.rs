@@ -208,8 +208,9 @@ impl<'a> Head<'a> {
 
     /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
     ///
-    /// Column `c` sees the positions `seen(c, page)` of a page; every column sees one of the first or the second page, or has
-    /// seen one, since a softmax over nothing is not a number.
+    /// Column `c` sees the positions `seen(c, page)` of a page, which begin and end no earlier than those of the columns
+    /// before it; every column sees one of the first or the second page, or has seen one, since a softmax over nothing is
+    /// not a number.
     fn attend(
         self,
         kernels: &Kernels,
@@ -286,7 +287,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Scores of −∞ where a column does not see a position; `seen(c, page)` begins and ends later for later columns.
+/// Scores of −∞ where a column does not see a position; `seen` as in [`Head::attend`].
 fn mask(pages: &[u32], scores: &mut [f32], seen: impl Fn(usize, u32) -> Range<usize>) {
     let last = scores.len() / PIECE - 1;
     for (i, &page) in pages.iter().enumerate() {
