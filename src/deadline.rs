@@ -31,9 +31,8 @@ impl DeadlineExceeded {
     /// The exceeded deadline that an error of a step tells of, if it does.
     #[must_use]
     pub fn of(error: &Error) -> Option<&Self> {
-        match error {
-            Error::WrappedContext { wrapped, .. } => wrapped.downcast_ref(),
-            Error::WithBacktrace { inner, .. } | Error::Context { inner, .. } => Self::of(inner),
+        match crate::Error::of(error) {
+            Some(crate::Error::Deadline(exceeded)) => Some(exceeded),
             _ => None,
         }
     }
@@ -68,6 +67,6 @@ impl Deadline {
         if exceeded.elapsed <= self.limit {
             return Ok(());
         }
-        Err(Error::WrappedContext { context: exceeded.to_string(), wrapped: Box::new(exceeded) })
+        Err(crate::Error::Deadline(exceeded).into())
     }
 }

@@ -7,6 +7,8 @@ pub use candle_core as candle;
 pub use candle_sparse_core as core;
 pub use candle_sparse_kernels as kernels;
 
+pub mod error;
+
 pub mod threads;
 
 pub mod team;
@@ -40,6 +42,7 @@ pub mod preset;
 
 pub use attention::{AttentionConfig, AttentionMode};
 pub use deadline::DeadlineExceeded;
+pub use error::Error;
 pub use gate::FastGrnnGate;
 pub use kv_cache::{KvCache, KvConfig, KvDType};
 pub use preset::Preset;

@@ -1,0 +1,87 @@
+//! The errors that a caller may want to tell apart.
+
+use crate::DeadlineExceeded;
+use std::path::PathBuf;
+
+/// Why a file, a setting or a step was refused.
+///
+/// Functions of this crate return candle's error, as candle's own do, so that `?` works in an app. [`Error::of`] finds the
+/// reason in it:
+///
+/// ```
+/// use candle_sparse::Error;
+///
+/// let error = candle_sparse::loading::var_builder(&["no-such-file.safetensors"], None, &candle_core::Device::Cpu).err();
+/// if let Some(Error::File { path, .. }) = error.as_ref().and_then(Error::of) {
+///     eprintln!("look at {}", path.display());
+/// }
+/// ```
+#[non_exhaustive]
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file is missing, damaged, or something else than its name says.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and how to mend it.
+        problem: String,
+    },
+    /// A setting makes no sense, or asks for what this model or machine has not.
+    #[error("{name}: {problem}")]
+    Setting {
+        /// The field or flag.
+        name: &'static str,
+        /// What is wrong with it, and what may be given.
+        problem: String,
+    },
+    /// A profile, a saved cache or a tokenizer belongs to another model.
+    #[error("{what} belongs to another model: {problem}")]
+    WrongModel {
+        /// What was given.
+        what: &'static str,
+        /// Where the two differ.
+        problem: String,
+    },
+    /// A step ran out of the time it was given.
+    #[error(transparent)]
+    Deadline(#[from] DeadlineExceeded),
+}
+
+impl Error {
+    /// The reason that an error of candle carries, if it came from here.
+    #[must_use]
+    pub fn of(error: &candle_core::Error) -> Option<&Self> {
+        match error {
+            candle_core::Error::Io(io) => io.get_ref()?.downcast_ref(),
+            candle_core::Error::WithBacktrace { inner, .. }
+            | candle_core::Error::Context { inner, .. }
+            | candle_core::Error::WithPath { inner, .. } => Self::of(inner),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        // Of candle's variants this one alone shows a foreign error as it is and gives it back: `Msg` keeps the text only,
+        // `WrappedContext` prints it as `{:?}`.
+        Self::Io(std::io::Error::other(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_found_in_candles_error() {
+        let reason = Error::Setting { name: "--window", problem: "0 is no length".into() };
+        let error = candle_core::Error::from(reason).context("loading");
+        assert!(matches!(Error::of(&error), Some(Error::Setting { name: "--window", .. })), "{error:?}");
+        let plain =
+            candle_core::Error::from(Error::Setting { name: "--window", problem: "0 is no length".into() });
+        assert_eq!(plain.to_string(), "--window: 0 is no length");
+        assert!(Error::of(&candle_core::Error::Msg("other".into())).is_none());
+    }
+}
