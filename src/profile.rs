@@ -31,6 +31,24 @@ pub enum Rule {
     Cascade,
 }
 
+/// Whether the rules of a profile keep at their fitted points what calibration was asked for, on text that nothing was
+/// learned from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldOut {
+    /// In the order of [`Rule`]. A rule that does not keep it is used by those alone who
+    /// [insist](crate::SparseConfig::force).
+    pub kept: [bool; 3],
+    /// The rule among those that reads the fewest bytes; `None` where no rule keeps it.
+    pub best: Option<Rule>,
+}
+
+impl Default for HeldOut {
+    /// Of a profile that nobody has checked, as they were before version 0.1: all rules, the cascade first.
+    fn default() -> Self {
+        Self { kept: [true; 3], best: Some(Rule::Cascade) }
+    }
+}
+
 /// Everything that was learned about a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
@@ -42,6 +60,8 @@ pub struct Profile {
     pub shares: Vec<f32>,
     /// The point at which each [`Rule`] loses what calibration allowed.
     pub fitted: [usize; 3],
+    /// What text that nothing was learned from says about the fitted points.
+    pub held_out: HeldOut,
     /// Numbers that tell the model, see [`fingerprint`](fingerprint()).
     pub fingerprint: Vec<f32>,
     /// Settings and held-out quality, for people.

@@ -8,17 +8,21 @@ mod choose;
 mod ffn;
 mod plan;
 
-use crate::profile::Rule;
+use crate::profile::{HeldOut, Rule};
 use candle_core::{Result, bail};
 pub use check::check;
 pub(crate) use check::check_block;
 pub use choose::{Choice, Room};
 pub use ffn::{PANEL, Predictor, SparseFfn};
-pub use plan::{BREAK_EVEN, CROSSOVER, Plan, Plans, Points, pays};
+pub use plan::{BREAK_EVEN, CROSSOVER, Plan, Plans, Points, expected_share, pays};
 
 /// Which neurons of an FFN are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FfnMode {
+    /// What the profile found best: the rule that keeps what calibration was asked for and reads the fewest bytes, or all
+    /// neurons where none keeps it.
+    #[default]
+    Auto,
     /// All.
     Dense,
     /// All gates; up and down where the gate says so.
@@ -26,16 +30,26 @@ pub enum FfnMode {
     /// What the prediction says.
     LowRank,
     /// Gates of what the prediction says; up and down where the gate says so.
-    #[default]
     Cascade,
 }
 
+impl From<Rule> for FfnMode {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Gate => Self::Gate,
+            Rule::LowRank => Self::LowRank,
+            Rule::Cascade => Self::Cascade,
+        }
+    }
+}
+
 impl FfnMode {
-    /// The rule of a profile that this mode follows; `None` for [`Self::Dense`].
+    /// The rule of a profile that this mode follows; `None` for [`Self::Dense`], and for [`Self::Auto`] before a profile
+    /// [resolves](SparseConfig::resolve) it.
     #[must_use]
     pub fn rule(self) -> Option<Rule> {
         match self {
-            Self::Dense => None,
+            Self::Auto | Self::Dense => None,
             Self::Gate => Some(Rule::Gate),
             Self::LowRank => Some(Rule::LowRank),
             Self::Cascade => Some(Rule::Cascade),
@@ -75,9 +89,42 @@ pub struct SparseConfig {
     pub selection: Selection,
     /// `None`: nobody looks, at no cost.
     pub guard: Option<Guard>,
+    /// Leaves neurons out even where that is not expected to be faster on this machine, and by a rule that does not keep
+    /// what calibration was asked for. `CANDLE_SPARSE=always` sets it.
+    pub force: bool,
 }
 
 impl SparseConfig {
+    /// The same with the mode that a profile's held-out text allows, never [`FfnMode::Auto`].
+    ///
+    /// A share, a top-k or a scale that was asked for is the caller's choice and promises nothing: then any rule serves, and
+    /// `Auto` is the best one, or the cascade.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting): the fitted point of a rule that does not keep its target.
+    pub fn resolve(&self, held_out: &HeldOut) -> Result<Self> {
+        let promised = self.selection == Selection::Fitted;
+        let mode = match (self.mode, held_out.best) {
+            (FfnMode::Auto, Some(rule)) => rule.into(),
+            (FfnMode::Auto, None) if promised && !self.force => FfnMode::Dense,
+            (FfnMode::Auto, None) => FfnMode::Cascade,
+            (mode, _) => mode,
+        };
+        if let Some(rule) = mode.rule().filter(|&r| promised && !self.force && !held_out.kept[r as usize]) {
+            let others = Rule::ALL.into_iter().filter(|&r| held_out.kept[r as usize]);
+            let others: Vec<String> = others.map(|r| format!("{:?}", FfnMode::from(r))).collect();
+            let instead =
+                if others.is_empty() { "none does".into() } else { format!("{} does", others.join(", ")) };
+            let problem = format!(
+                "{:?} loses more on held-out text than calibration was asked for ({instead}): take another rule, a share of \
+                 your own, calibrate again, or force it",
+                FfnMode::from(rule)
+            );
+            return Err(crate::Error::Setting { name: "ffn", problem }.into());
+        }
+        Ok(Self { mode, ..*self })
+    }
+
     /// Whether the numbers make sense.
     ///
     /// # Errors

@@ -227,6 +227,17 @@ impl Weight {
         Ok(Self { rows, cols, format, data: Arc::new(Memory::Buffer(data)) })
     }
 
+    /// The same numbers as F32, whose products round no activations.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn to_f32(&self) -> Result<Self> {
+        match self.format() {
+            Format::F32 => Ok(self.clone()),
+            _ => Self::from_tensor(&self.dequantize()?, Format::F32),
+        }
+    }
+
     /// Rows.
     #[must_use]
     pub fn rows(&self) -> usize {

@@ -72,6 +72,7 @@ fn profile(config: &Config, files: &ModelFiles) -> Profile {
         shares: vec![0.5],
         gates: Vec::new(),
         fitted: [0; 3],
+        held_out: Default::default(),
         fingerprint,
         about: serde_json::Value::Null,
     }
@@ -82,12 +83,15 @@ fn sparse_decode_allocates_nothing() {
         let files = ModelFiles::from_embedded(&EMBEDDED[0]);
         let config = Pretrained::load(&files, LoadOptions::default()).unwrap().config;
         let profile = Some(Arc::new(profile(&config, &files)));
-        let options = LoadOptions { format, profile, ..LoadOptions::default() };
+        // Whatever is faster for a model of this size.
+        let sparse = SparseConfig { force: true, ..SparseConfig::default() };
+        let options = LoadOptions { format, profile, sparse, ..LoadOptions::default() };
         let loaded = Pretrained::load(&files, options).unwrap();
         for mode in [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {
             for selection in [Selection::Fitted, Selection::TopK(100)] {
                 let guard = Some(Guard { every: 4, limit: 0.5 });
-                let model = loaded.model.with_sparse(SparseConfig { mode, selection, guard }).unwrap();
+                let model =
+                    loaded.model.with_sparse(SparseConfig { mode, selection, guard, force: true }).unwrap();
                 let mut cache = Cache::new(true, DType::F16, &config, &Device::Cpu).unwrap();
                 let mut logits = vec![0.0; config.vocab_size];
                 cache.reserve(1, 200).unwrap();

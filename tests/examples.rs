@@ -35,7 +35,18 @@ fn mistral_sparse_speaks_without_any_flag() {
 
 #[test]
 fn llama_sparse_json_holds_what_it_promises() {
-    let args = ["--model", "tales-relu", "--prompt", "The wolf", "-n", "20", "--temperature", "0", "--json"];
+    let args = [
+        "--model",
+        "tales-relu",
+        "--prompt",
+        "The wolf",
+        "-n",
+        "20",
+        "--temperature",
+        "0",
+        "--json",
+        "--force-sparse",
+    ];
     let out = ok("llama-sparse", &args);
     let json = out.json();
     for key in [

@@ -43,9 +43,12 @@ pub(crate) struct ModelArgs {
     /// Sparse profile, instead of the model's own sparse.safetensors; CANDLE_SPARSE=off runs without any
     #[arg(long)]
     pub(crate) profile: Option<PathBuf>,
-    /// Which neurons are computed; cascade where the model has a profile
+    /// Which neurons are computed; what the profile found best where not given
     #[arg(long)]
     pub(crate) ffn: Option<Ffn>,
+    /// Leave neurons out even where that is no faster here, or by a rule that misses its profile's target
+    #[arg(long)]
+    pub(crate) force_sparse: bool,
     /// Share of the neurons that are left out, instead of what calibration found
     #[arg(long)]
     pub(crate) sparsity: Option<f32>,
@@ -106,6 +109,7 @@ impl ModelArgs {
             mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from),
             selection,
             guard: None,
+            force: self.force_sparse,
         })
     }
 

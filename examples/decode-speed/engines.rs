@@ -179,7 +179,8 @@ impl Ours {
         options.sparse.mode = FfnMode::Dense;
         if let Some(drawn) = drawn {
             options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
-            options.sparse.mode = drawn.ffn.into();
+            // This program measures whether it pays.
+            (options.sparse.mode, options.sparse.force) = (drawn.ffn.into(), true);
         }
         let model = llama::Llama::load_with(vb, &config, options)?;
         let cache = llama::Cache::new(true, cache_dtype(format), &config, &Device::Cpu)?;
@@ -219,6 +220,7 @@ impl Ours {
             let config = SparseConfig {
                 mode: drawn.ffn.into(),
                 selection: Selection::Scale(scale),
+                force: true,
                 ..SparseConfig::default()
             };
             self.model = self.model.with_sparse(config)?;

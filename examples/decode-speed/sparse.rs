@@ -166,6 +166,7 @@ impl Drawn {
             shares: vec![share],
             gates: Vec::new(),
             fitted: [0; 3],
+            held_out: Default::default(),
             fingerprint: fingerprint(vb, c.num_hidden_layers, hidden, inner)?,
             about: serde_json::Value::Null,
         })

@@ -66,7 +66,8 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(path) = &cli.sweep {
         return run_sweep(cli, path);
     }
-    let setting = cli.model.load()?;
+    // What a rule costs, whether or not it is faster here.
+    let setting = ModelArgs { force_sparse: true, ..cli.model.clone() }.load()?;
     let dense = cli.model.as_stored()?;
     let ids = encode(cli, &setting)?;
     let limit = setting.config.max_position_embeddings;

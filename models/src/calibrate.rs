@@ -4,35 +4,42 @@
 //! fit text   → second moments of every FFN's inputs
 //! tune text  → a sample of inputs → per block: prediction, thresholds, errors
 //!            → what an error in each block costs (divergence with only that block sparse) → budgets
-//!            → the share at which each rule loses what it may
+//!            → the share at which each rule loses what it may (`search`)
 //! both       → what attention reads and does, for some blocks at a time → their gates (`attention`)
+//! held-out   → whether each rule keeps the target there; where not, at a larger share (`held_out`)
 //! ```
+//!
+//! What a text says about a model that does not know it is worth little: [`own_text`] is text that it knows.
 
 mod attention;
+mod held_out;
+mod own_text;
+mod search;
 
 use crate::{
     decoder::LayerTap,
     llama::{Cache, Config, Llama},
-    quality::Quality,
-    simulate::{Choice, Simulation},
+    quality::Loss,
 };
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
     KvConfig, KvDType,
-    calibrate::{
-        FfnWeights, GRID, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer,
-    },
+    calibrate::{FfnWeights, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer},
     core::Gate,
-    profile::{LayerProfile, Profile, Rule, fingerprint},
+    profile::{Profile, Rule, fingerprint},
 };
+pub use held_out::RuleReport;
+pub use own_text::{OwnText, own_text};
+use search::Search;
 
 /// What a profile is to aim at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
-    /// The smallest share whose perplexity on the tune text is at most this much higher (0.01 is 1 %).
-    PplLoss(f64),
-    /// This mean active share.
+    /// The smallest share that loses no more than this on held-out text, with a certainty of 95 %; the divergence may be
+    /// larger by the [noise floor](Fitted::noise_floor) of the dense path.
+    Loss(Loss),
+    /// This mean active share, whatever it costs.
     ActiveShare(f32),
 }
 
@@ -53,9 +60,9 @@ pub struct Calibrator {
 }
 
 impl Default for Calibrator {
-    /// 1 % of perplexity, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.
+    /// 1 % of perplexity and a divergence of 0.02, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.
     fn default() -> Self {
-        let (settings, target) = (Settings::default(), Target::PplLoss(0.01));
+        let (settings, target) = (Settings::default(), Target::Loss(Loss { ppl: 0.01, kld: 0.02 }));
         Self { settings, target, sample_rows: 4096, compare_tokens: 4096, gate: None }
     }
 }
@@ -80,25 +87,62 @@ pub struct Fitted {
     pub runs: Vec<[f32; 2]>,
     /// Divergence with only this block sparse, per unit of its mean square error.
     pub sensitivities: Vec<f32>,
-    /// In the order of [`Rule`]: mean active share and change of perplexity on the tune text at the fitted point.
-    pub tuned: [(f32, f64); 3],
+    /// In the order of [`Rule`]: each at its fitted point, on the held-out text.
+    pub held_out: [RuleReport; 3],
+    /// Divergence of the dense model from the same weights with activations that are not rounded, nats per token; 0 where
+    /// it rounds none, or where it is too large to hold in F32 as well.
+    pub noise_floor: f64,
+    /// Perplexity of the held-out text, and of text that the model has written itself.
+    pub ppl: [f64; 2],
     /// Per block, where gates were asked for: how well they predict, see [`GateSettings`].
     pub gates: Vec<GateFit>,
 }
 
+impl Fitted {
+    /// Why what was learned may mean little; empty where nothing speaks against it.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let [ppl, own] = self.ppl;
+        if ppl > UNKNOWN_TEXT * own {
+            doubts.push(format!(
+                "the model does not know this kind of text: perplexity {ppl:.1}, {:.0} times that of text it writes itself \
+                 ({own:.1}); what is learned and measured on it says little about what the model is used for",
+                ppl / own
+            ));
+        }
+        if let Some(rule) = self.profile.held_out.best {
+            let agreement = self.held_out[rule as usize].quality.top1_agreement();
+            if agreement < LEAST_AGREEMENT {
+                doubts.push(format!(
+                    "with {rule:?} the most likely token is another one at {:.0} % of the positions",
+                    100.0 * (1.0 - agreement)
+                ));
+            }
+        }
+        doubts
+    }
+}
+
+/// Text whose perplexity is so many times that of the model's own is of a kind that it does not know.
+const UNKNOWN_TEXT: f64 = 8.0;
+/// Share of the positions at which the most likely token should stay the same.
+const LEAST_AGREEMENT: f64 = 0.85;
+/// Tokens that the model writes to see how well it knows a text.
+const OWN_TOKENS: usize = 512;
+
 /// Shares that every profile has a point at.
 const POINTS: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
-/// The share at which blocks are compared.
-const PROBE_SHARE: f32 = 0.4;
 /// FFN parameters of a model for which all of [`Calibrator::compare_tokens`] are affordable, and how many always are.
 const FAST_PARAMETERS: f64 = 40e6;
 const LEAST_COMPARED: usize = 1024;
-/// Halvings of the interval in which a fitted share lies: 0.9 / 2^7 is below the noise of the text.
-const HALVINGS: usize = 7;
 
 impl Calibrator {
-    /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit` and `tune` are windows of tokens of
-    /// different texts.
+    /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit`, `tune` and `held_out` are windows
+    /// of tokens of different texts.
+    ///
+    /// A rule that misses the target on the held-out text is tried there at larger shares, up to 0.9; one that still misses
+    /// it stands in the profile as [not kept](candle_sparse::profile::HeldOut).
     ///
     /// Memory beyond the model: `hidden_size²` f32 per block, the samples, and the work of one block
     /// ([`fit_layer`]), however long the texts; where gates are fitted, before that, [`GateSettings::memory`] or the inputs
@@ -111,10 +155,12 @@ impl Calibrator {
         model: &Llama,
         vb: &VarBuilder<'_>,
         config: &Config,
-        fit: &[Vec<u32>],
-        tune: &[Vec<u32>],
+        [fit, tune, held_out]: [&[Vec<u32>]; 3],
         mut progress: impl FnMut(Progress),
     ) -> Result<Fitted> {
+        if held_out.iter().all(|w| w.len() < 2) {
+            bail!("calibrate: there is no held-out text to check the profile on: give more text");
+        }
         if config.mlp_bias {
             bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
         }
@@ -141,17 +187,24 @@ impl Calibrator {
             fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &self.settings)?);
         }
         drop((moments, samples));
-        let mut search =
-            Search { run, fits: &fits, act, windows: some(tune, self.compared(config)), dense: Vec::new() };
-        search.dense = search.windows.iter().map(|w| search.run.logits(w, None)).collect::<Result<_>>()?;
+        let (own, windows) =
+            (own_text(model, OWN_TOKENS, &start(fit), 0)?, some(tune, self.compared(config)));
+        let noise_floor = held_out::noise_floor(model, held_out, &mut progress)?;
+        let target = match self.target {
+            Target::Loss(limit) => Target::Loss(Loss { kld: limit.kld + noise_floor, ..limit }),
+            share @ Target::ActiveShare(_) => share,
+        };
+        let mut search = Search::new(run, &fits, act, windows)?;
         let sensitivities = search.sensitivities(&mut progress)?;
-        let mut tuned = [(0.0, 0.0); 3];
+        let mut shares = [0.0; 3];
         for (i, rule) in Rule::ALL.into_iter().enumerate() {
             progress(Progress { stage: "searching shares", done: i, steps: 3 });
-            tuned[i] = search.fitted(rule, self.target, &sensitivities)?;
+            shares[i] = search.fitted(rule, target, &sensitivities)?;
         }
-        let points = points(tuned.map(|t| t.0));
-        let fitted = tuned.map(|t| points.iter().position(|p| *p == t.0).unwrap_or(0));
+        let reports = search.on_held_out(held_out, target, &sensitivities, shares, &mut progress)?;
+        let dense_ppl = reports[0].quality.dense_nll().exp();
+        let points = points(reports.each_ref().map(|r| r.share));
+        let fitted = reports.each_ref().map(|r| points.iter().position(|p| *p == r.share).unwrap_or(0));
         let shares: Vec<Vec<f32>> = points.iter().map(|&p| divide(&fits, &sensitivities, p)).collect();
         let of_layer = |l: usize| -> Vec<f32> { shares.iter().map(|s| s[l]).collect() };
         let (layers, runs) = fits.iter().enumerate().map(|(l, f)| f.ordered(&of_layer(l))).unzip();
@@ -161,8 +214,18 @@ impl Calibrator {
             about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));
         }
         let profile_gates = gates.iter().map(|g| g.gate.clone()).collect();
-        let profile = Profile { layers, gates: profile_gates, shares: points, fitted, fingerprint, about };
-        Ok(Fitted { profile, runs, sensitivities, tuned, gates })
+        let verdict = held_out::verdict(&reports, target, config, self.settings.rank);
+        let profile = Profile {
+            layers,
+            gates: profile_gates,
+            shares: points,
+            fitted,
+            held_out: verdict,
+            fingerprint,
+            about,
+        };
+        let ppl = [dense_ppl, own.perplexity()];
+        Ok(Fitted { profile, runs, sensitivities, held_out: reports, noise_floor, ppl, gates })
     }
 }
 
@@ -191,6 +254,11 @@ pub fn fit_gates(
 ) -> Result<Vec<GateFit>> {
     let mut run = Run::new(model);
     attention::gates(&mut run, vb, config, [fit, tune], settings, &mut progress)
+}
+
+/// What every window begins with, or the first token of one.
+fn start(windows: &[Vec<u32>]) -> Vec<u32> {
+    windows.iter().find(|w| !w.is_empty()).map_or(vec![0], |w| vec![w[0]])
 }
 
 /// The FFN of a block as the fit wants it.
@@ -283,63 +351,5 @@ impl<T> LayerTap for Inputs<T> {
         if let Err(e) = (self.add)(&mut self.each[layer], x) {
             self.failed.get_or_insert(e);
         }
-    }
-}
-
-/// Comparing settings with the dense model on the tune text.
-struct Search<'a> {
-    run: Run,
-    fits: &'a [LayerFit],
-    act: Gate,
-    windows: Vec<&'a Vec<u32>>,
-    dense: Vec<Tensor>,
-}
-
-impl Search<'_> {
-    fn quality(&mut self, simulation: &mut Simulation<'_>, windows: usize) -> Result<Quality> {
-        let mut quality = Quality::default();
-        for (window, dense) in self.windows.iter().zip(&self.dense).take(windows) {
-            let logits = self.run.logits(window, Some(simulation))?;
-            simulation.check()?;
-            quality.add(window, 1, &logits, dense)?;
-        }
-        Ok(quality)
-    }
-
-    /// What a unit of error in each block costs in divergence.
-    fn sensitivities(&mut self, progress: &mut impl FnMut(Progress)) -> Result<Vec<f32>> {
-        let layers: Vec<LayerProfile> = self.fits.iter().map(|f| f.at(&[PROBE_SHARE])).collect();
-        let mut simulation = Simulation::new(&layers, self.act, Choice::All)?;
-        let probe = GRID.iter().position(|&s| s >= PROBE_SHARE).unwrap_or(0);
-        let windows = self.windows.len().div_ceil(4);
-        let mut all = Vec::new();
-        for l in 0..layers.len() {
-            progress(Progress { stage: "weighing blocks", done: l, steps: layers.len() });
-            simulation.choose_only(l, Choice::Rule(Rule::Cascade, 0));
-            let kld = self.quality(&mut simulation, windows)?.kld().max(0.0) as f32;
-            all.push(kld / self.fits[l].error[probe].max(f32::MIN_POSITIVE));
-        }
-        Ok(all)
-    }
-
-    /// The share that a rule is fitted at, and the change of perplexity there.
-    fn fitted(&mut self, rule: Rule, target: Target, sensitivities: &[f32]) -> Result<(f32, f64)> {
-        let mut change = |share: f32| -> Result<f64> {
-            let shares = divide(self.fits, sensitivities, share);
-            let layers: Vec<_> = self.fits.iter().zip(&shares).map(|(f, &s)| f.at(&[s])).collect();
-            let mut simulation = Simulation::new(&layers, self.act, Choice::Rule(rule, 0))?;
-            Ok(self.quality(&mut simulation, usize::MAX)?.ppl_change())
-        };
-        let allowed = match target {
-            Target::ActiveShare(share) => return Ok((share, change(share)?)),
-            Target::PplLoss(allowed) => allowed,
-        };
-        let (mut low, mut high) = (GRID[0], (1.0, 0.0));
-        for _ in 0..HALVINGS {
-            let middle = (low + high.0) / 2.0;
-            let loss = change(middle)?;
-            if loss <= allowed { high = (middle, loss) } else { low = middle }
-        }
-        Ok(high)
     }
 }

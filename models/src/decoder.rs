@@ -9,6 +9,7 @@
 
 mod decode;
 mod load;
+mod payoff;
 mod prefill;
 mod settings;
 mod state;
@@ -37,13 +38,13 @@ pub use stored::Stored;
 pub use tap::LayerTap;
 
 /// A projection and its bias.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Projection<W = Stack> {
     weight: W,
     bias: Option<Vec<f32>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Layer {
     input_layernorm: Vec<f32>,
     /// q, k and v one below the other, so that one hand-over serves all three.
@@ -54,18 +55,25 @@ struct Layer {
 }
 
 /// What a block holds of its FFN.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Ffn {
     Dense(DenseFfn),
     /// With a profile.
     Sparse(SparseFfn),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct DenseFfn {
     gate_proj: Projection<Weight>,
     up_proj: Projection<Weight>,
     down_proj: Projection,
+}
+
+impl Layer {
+    /// Bytes of the matrices that a token reads when all neurons are computed.
+    fn bytes(&self) -> usize {
+        self.qkv_proj.weight.bytes() + self.o_proj.weight.bytes() + self.ffn.dense_bytes()
+    }
 }
 
 impl Ffn {
@@ -104,8 +112,10 @@ pub struct Decoder {
     threads: Threads,
     embed_tokens: Weight,
     layers: Arc<[Layer]>,
-    /// `None`: loaded without a profile.
+    /// `None`: all blocks are dense.
     sparse: Option<Sparse>,
+    /// Why all blocks are dense though there was a profile.
+    not_sparse: Option<String>,
     attention: AttentionConfig,
     /// One per layer, or none.
     gates: Arc<[FastGrnnGate]>,
@@ -222,8 +232,7 @@ impl Decoder {
     /// it reads a row. [`SparseStats`] has what was read.
     #[must_use]
     pub fn weight_bytes_per_token(&self) -> usize {
-        let layer = |l: &Layer| l.qkv_proj.weight.bytes() + l.o_proj.weight.bytes() + l.ffn.dense_bytes();
-        self.layers.iter().map(layer).sum::<usize>() + self.lm_head.bytes()
+        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.lm_head.bytes()
     }
 
     /// The same where the FFNs read what `stats` counted.

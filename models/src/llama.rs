@@ -199,6 +199,14 @@ impl Llama {
         Ok(Self { decoder: Arc::new(self.decoder.with_sparse(config)?), dtype: self.dtype })
     }
 
+    /// This model with the same numbers as F32.
+    ///
+    /// # Errors
+    /// See [`Decoder::in_f32`].
+    pub fn in_f32(&self) -> Result<Self> {
+        Ok(Self { decoder: Arc::new(self.decoder.in_f32()?), dtype: self.dtype })
+    }
+
     /// This model with other settings of attention; the weights are shared.
     ///
     /// # Errors

@@ -2,7 +2,7 @@ use super::{order::mean_run, *};
 use crate::{
     core::{Activation, kernel::fast_grnn::Cell},
     gate::{CellWeight, FastGrnnGate},
-    profile::{Profile, Rule},
+    profile::{HeldOut, Profile, Rule},
 };
 use candle_core::Device;
 use std::collections::HashMap;
@@ -145,6 +145,7 @@ fn profile() -> Profile {
         shares,
         gates: Vec::new(),
         fitted: [0, 1, 0],
+        held_out: HeldOut { kept: [true, false, true], best: Some(Rule::Gate) },
         fingerprint: vec![1.0; 24],
         about,
     }
@@ -158,6 +159,7 @@ fn a_profile_comes_back_from_its_file() {
     profile.save(&path).unwrap();
     let loaded = Profile::load(&path).unwrap();
     assert_eq!((&loaded.shares, loaded.fitted, &loaded.about), (&profile.shares, [0, 1, 0], &profile.about));
+    assert_eq!(loaded.held_out, profile.held_out);
     let (a, b) = (&loaded.layers[0], &profile.layers[0]);
     assert_eq!((&a.order, &a.rules, &a.importance), (&b.order, &b.rules, &b.importance));
     assert!(a.p.iter().zip(&b.p).all(|(a, b)| (a - b).abs() <= b.abs() / 1024.0 + 1e-6), "F16 in the file");

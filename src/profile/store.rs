@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `model.sparse.shares` | `[points]` F32 |
 //! | `model.sparse.fitted` | `[3]` U32 |
+//! | `model.sparse.held_out` | `[4]` U32: for gate, low-rank and cascade 1 where the target is kept; the number of the best rule, 3 for none |
 //! | `model.sparse.fingerprint` | `[n]` F32 |
 //! | `model.layers.N.mlp.predictor.order` | `[intermediate_size]` U32 |
 //! | `….predictor.p` | `[rank, hidden_size]` F16 |
@@ -27,7 +28,7 @@
 //! | `….gate.zeta_nu` | `[2]` |
 //! | `….gate.readout` | `[kv_heads, hidden]`; without, a state counts by its norm |
 
-use super::{LayerProfile, LayerRule, Profile, Rule, gates};
+use super::{HeldOut, LayerProfile, LayerRule, Profile, Rule, gates};
 use crate::loading;
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType, bail};
 use candle_nn::VarBuilder;
@@ -36,6 +37,7 @@ use std::{collections::HashMap, path::Path};
 /// The key of the JSON text in a profile's metadata.
 const ABOUT: &str = "candle_sparse_profile";
 const SHARES: &str = "model.sparse.shares";
+const HELD_OUT: &str = "model.sparse.held_out";
 /// What `about` says of the form of the file.
 const FORMAT: u64 = 1;
 
@@ -105,7 +107,8 @@ impl Profile {
         };
         let gates = gates::read(vb, layers.len())?;
         let about = serde_json::Value::Null;
-        let profile = Self { layers, gates, shares, fitted, fingerprint, about };
+        let held_out = read_held_out(vb)?;
+        let profile = Self { layers, gates, shares, fitted, held_out, fingerprint, about };
         profile.check()?;
         Ok(Some(profile))
     }
@@ -144,6 +147,9 @@ impl Profile {
         let points = self.shares.len();
         put(out, SHARES, &self.shares, &[points])?;
         put(out, "model.sparse.fitted", &self.fitted.map(|f| f as u32), &[3])?;
+        let HeldOut { kept, best } = self.held_out;
+        let [gate, low_rank, cascade] = kept.map(u32::from);
+        put(out, HELD_OUT, &[gate, low_rank, cascade, best.map_or(3, |rule| rule as u32)], &[4])?;
         put(out, "model.sparse.fingerprint", &self.fingerprint, &[self.fingerprint.len()])?;
         gates::write(&self.gates, out)?;
         for (i, l) in self.layers.iter().enumerate() {
@@ -246,6 +252,23 @@ pub(super) fn put<T: WithDType>(
 
 pub(super) fn vector<T: WithDType>(vb: &VarBuilder<'_>, name: &str) -> Result<Vec<T>> {
     vb.get_unchecked_dtype(name, T::DTYPE)?.flatten_all()?.to_vec1()
+}
+
+/// Profiles made before this tensor have none.
+fn read_held_out(vb: &VarBuilder<'_>) -> Result<HeldOut> {
+    if !vb.contains_tensor(HELD_OUT) {
+        return Ok(HeldOut::default());
+    }
+    let numbers: Vec<u32> = vector(vb, HELD_OUT)?;
+    let [gate, low_rank, cascade, best] = numbers[..] else {
+        bail!("{HELD_OUT} has {} elements, expected 4", numbers.len())
+    };
+    let kept = [gate, low_rank, cascade].map(|k| k != 0);
+    match (Rule::ALL.get(best as usize), best) {
+        (Some(&rule), _) if kept[rule as usize] => Ok(HeldOut { kept, best: Some(rule) }),
+        (None, 3) => Ok(HeldOut { kept, best: None }),
+        _ => bail!("{HELD_OUT} is {numbers:?}: the best rule is none of those that keep the target"),
+    }
 }
 
 fn read_layer(vb: &VarBuilder<'_>, layer: usize) -> Result<LayerProfile> {

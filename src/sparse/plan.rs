@@ -1,7 +1,7 @@
 //! The thresholds of one setting.
 
 use super::{FfnMode, Selection, SparseConfig, SparseFfn};
-use crate::profile::{LayerRule, Profile, Rule};
+use crate::profile::{HeldOut, LayerRule, Profile, Rule};
 use candle_core::{Result, bail};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// row-major weights (`benches/sparse_ffn.rs`).
 pub const CROSSOVER: f32 = 0.85;
 
-/// Active share at which a sparse FFN takes as long as a dense one of row-major weights.
+/// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
+/// and small models need less: a decoder that is loaded measures it.
 pub const BREAK_EVEN: f32 = 0.75;
 
-/// Whether leaving neurons out is expected to make block `layer` faster, at a fitted point of the profile or with `config`.
+/// Whether leaving neurons out is expected to read fewer bytes of block `layer`, at a fitted point of the profile or with
+/// `config`.
 ///
 /// Where it is not, the block is better loaded as a dense one.
 ///
@@ -32,16 +34,58 @@ pub fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bool {
     fitted.fold(asked, f32::min) <= BREAK_EVEN
 }
 
+/// The share of block `layer` that is expected to be active with `config`, which names a mode; 1 for all neurons.
+///
+/// # Errors
+/// A share that the profile has not.
+///
+/// # Panics
+/// There is no such block.
+pub fn expected_share(config: &SparseConfig, profile: &Profile, layer: usize) -> Result<f32> {
+    let (points, l) = (Points::from(profile), &profile.layers[layer]);
+    let Some(rule) = config.mode.rule() else { return Ok(1.0) };
+    let rule_of_layer = &l.rules[rule as usize];
+    let inner = l.order.len();
+    Ok(points
+        .place(config, rule, rule_of_layer, inner)?
+        .map_or(1.0, |p| p.share(config, rule_of_layer, inner)))
+}
+
 /// The points at which a profile has thresholds.
 #[derive(Clone, Debug)]
 pub struct Points {
     shares: Vec<f32>,
     fitted: [usize; 3],
+    held_out: HeldOut,
 }
 
 impl From<&Profile> for Points {
     fn from(p: &Profile) -> Self {
-        Self { shares: p.shares.clone(), fitted: p.fitted }
+        Self { shares: p.shares.clone(), fitted: p.fitted, held_out: p.held_out }
+    }
+}
+
+impl Points {
+    /// Where the setting lies among the points of a block's rule; `None` for all neurons.
+    fn place(
+        &self,
+        config: &SparseConfig,
+        rule: Rule,
+        of_layer: &LayerRule,
+        inner: usize,
+    ) -> Result<Option<Place>> {
+        Ok(Some(match config.selection {
+            Selection::Fitted | Selection::Scale(_) => Place { low: self.fitted[rule as usize], part: 0.0 },
+            Selection::TopK(k) => Place::of(k as f32 / inner as f32, &of_layer.share),
+            Selection::Share(s) if s >= 1.0 => return Ok(None),
+            Selection::Share(s) => {
+                let (first, last) = (self.shares[0], self.shares[self.shares.len() - 1]);
+                if !(first..=last).contains(&s) {
+                    bail!("sparse: share {s} was not calibrated, the profile has {first} to {last}");
+                }
+                Place::of(s, &self.shares)
+            }
+        }))
     }
 }
 
@@ -61,6 +105,14 @@ impl Place {
             return Self { low, part: 0.0 };
         }
         Self { low, part: (share - shares[low]) / (shares[low + 1] - shares[low]) }
+    }
+
+    /// The active share of a block that is expected here.
+    fn share(self, config: &SparseConfig, rule: &LayerRule, inner: usize) -> f32 {
+        match config.selection {
+            Selection::TopK(k) => k.min(inner) as f32 / inner as f32,
+            _ => self.mix(|i| rule.share[i]),
+        }
     }
 
     fn mix(self, at: impl Fn(usize) -> f32) -> f32 {
@@ -108,7 +160,7 @@ impl Plan {
             Selection::TopK(k) => Some(k.min(inner)),
             _ => None,
         };
-        let share = top.map_or_else(|| place.mix(|i| rule.share[i]), |k| k as f32 / inner as f32);
+        let share = place.share(config, rule, inner);
         if share > CROSSOVER {
             return Self::dense(share);
         }
@@ -130,6 +182,21 @@ impl Plan {
             keep: thresholds(&rule.keep),
             bias: (0..hidden).map(|k| place.mix(|i| rule.bias[i * hidden + k])).collect(),
         }
+    }
+}
+
+impl Plan {
+    /// Of `shares` of the neurons, the active ones and the candidates: thresholds that let the same drawn neurons through
+    /// whatever the input.
+    fn drawn(mode: FfnMode, [share, candidates]: [f32; 2], ffn: &SparseFfn) -> Self {
+        // The golden ratio's multiples fill the unit interval evenly, so the drawn neurons lie apart: the worst case of a gather.
+        let draw = |i: usize| (i as f32 * 0.618_034).fract();
+        let thresholds = |share: f32| {
+            (0..ffn.intermediate_size()).map(|i| if draw(i) < share { -1.0 } else { f32::INFINITY }).collect()
+        };
+        let candidate = thresholds(if mode == FfnMode::LowRank { share } else { candidates });
+        let (keep, bias) = (thresholds(share), vec![0.0; ffn.gate.cols()]);
+        Self { mode, top: None, share, hot: 0, candidate, keep, bias }
     }
 }
 
@@ -159,18 +226,38 @@ impl Plans {
     /// The thresholds of `config` for all blocks, `None` for those that are dense. Cost: a few operations per neuron.
     ///
     /// # Errors
-    /// Numbers that make no sense, a share outside the calibrated ones, or a mode that needs a prediction which the
-    /// profile has not.
+    /// Numbers that make no sense, a share outside the calibrated ones, a mode that needs a prediction which the profile
+    /// has not, or a rule that does not keep what calibration was asked for ([`SparseConfig::resolve`]).
     pub fn new<'a>(
         config: SparseConfig,
         points: &Points,
         ffns: impl Iterator<Item = Option<&'a SparseFfn>>,
     ) -> Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         config.check()?;
+        let config = config.resolve(&points.held_out)?;
         let plan = |ffn: Option<_>| ffn.map_or_else(|| Ok(Plan::dense(1.0)), |f| plan(&config, points, f));
         let layers = ffns.map(plan).collect::<Result<_>>()?;
-        Ok(Self { config, layers, id: NEXT.fetch_add(1, Ordering::Relaxed) })
+        Ok(Self::with_layers(config, layers))
+    }
+
+    /// Plans that compute drawn neurons, `shares[l]` of block l, and with [`FfnMode::Cascade`] `candidates` times as many
+    /// gates, whatever the input: to time blocks, not to use them.
+    #[must_use]
+    pub fn drawn<'a>(
+        mode: FfnMode,
+        candidates: f32,
+        blocks: impl Iterator<Item = (f32, Option<&'a SparseFfn>)>,
+    ) -> Self {
+        let plan = |(share, ffn): (f32, Option<_>)| {
+            ffn.map_or_else(|| Plan::dense(1.0), |ffn| Plan::drawn(mode, [share, candidates * share], ffn))
+        };
+        let config = SparseConfig { mode, force: true, ..SparseConfig::default() };
+        Self::with_layers(config, blocks.map(plan).collect())
+    }
+
+    fn with_layers(config: SparseConfig, layers: Vec<Plan>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { config, layers, id: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
@@ -183,20 +270,8 @@ fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan>
         );
     }
     let layer_rule = &ffn.learned.rules[rule as usize];
-    let shares = &points.shares;
-    let place = match config.selection {
-        Selection::Fitted | Selection::Scale(_) => Place { low: points.fitted[rule as usize], part: 0.0 },
-        Selection::TopK(k) => Place::of(k as f32 / ffn.intermediate_size() as f32, &layer_rule.share),
-        Selection::Share(s) if s >= 1.0 => return Ok(Plan::dense(1.0)),
-        Selection::Share(s) => {
-            let (first, last) = (shares[0], shares[shares.len() - 1]);
-            if !(first..=last).contains(&s) {
-                bail!("sparse: share {s} was not calibrated, the profile has {first} to {last}");
-            }
-            Place::of(s, shares)
-        }
-    };
-    Ok(Plan::new(config, layer_rule, place, ffn))
+    let place = points.place(config, rule, layer_rule, ffn.intermediate_size())?;
+    Ok(place.map_or_else(|| Plan::dense(1.0), |place| Plan::new(config, layer_rule, place, ffn)))
 }
 
 #[cfg(test)]

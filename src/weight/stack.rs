@@ -42,6 +42,14 @@ impl Stack {
         Ok(Self { rows: weights.iter().map(Weight::rows).sum(), cols, weights })
     }
 
+    /// The same numbers as F32.
+    ///
+    /// # Errors
+    /// As [`Weight::to_f32`].
+    pub fn to_f32(&self) -> Result<Self> {
+        Self::new(self.weights.iter().map(Weight::to_f32).collect::<Result<_>>()?)
+    }
+
     /// Rows.
     #[must_use]
     pub fn rows(&self) -> usize {

@@ -43,7 +43,7 @@ fn blocks_and_sparse_settings_differ_by_little_and_it_is_said() {
     let kld = number(&q8, "kld");
     assert!(kld > 0.0 && kld < 0.005, "{q8}");
     // With the profile that the file holds.
-    let args = ["-n", "16", "--rounds", "2", "--json", "--model", &path];
+    let args = ["-n", "16", "--rounds", "2", "--json", "--force-sparse", "--model", &path];
     let sparse = ok("ab", &args).json();
     assert!(sparse["ours"]["name"].as_str().unwrap().contains("cascade"), "{sparse}");
     assert!(number(&sparse, "kld") > kld && number(&sparse, "kld") < 0.1, "{sparse}");

@@ -46,7 +46,7 @@ fn a_file_is_converted_again_with_all_that_it_holds() {
     let (to, json) = dir.convert("q8.gguf", &from, &["--dtype", "q8_0"]);
     assert_eq!(json["profile"], true);
     let (direct, _) = dir.convert("direct.gguf", "tales-silu", &["--dtype", "q8_0"]);
-    let args = ["-n", "30", "--temperature", "0", "--json", "--model"];
+    let args = ["-n", "30", "--temperature", "0", "--json", "--force-sparse", "--model"];
     let said = |path: &str| ok("llama-sparse", &[&args[..], &[path]].concat()).json();
     let (a, b) = (said(&to), said(&direct));
     assert_eq!(a["token_ids"], b["token_ids"]);

@@ -89,6 +89,7 @@ fn profile(vb: &VarBuilder<'_>, c: &Config) -> Profile {
         shares: vec![0.5],
         gates: Vec::new(),
         fitted: [0; 3],
+        held_out: Default::default(),
         fingerprint: fingerprint(vb, layers, hidden, inner).unwrap(),
         about: serde_json::Value::Null,
     }

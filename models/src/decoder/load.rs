@@ -1,10 +1,13 @@
 //! Loading a checkpoint with Hugging Face tensor names.
 
+mod blocks;
+
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored};
+use blocks::SparseBlocks;
 use candle_core::{Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    AttentionConfig, FfnMode, Profile, SparseConfig, Threads, Weight,
+    AttentionConfig, FfnMode, Profile, Selection, SparseConfig, Threads, Weight,
     core::{Config, Format},
     kernels::Kernels,
     profile::{LayerProfile, fingerprint},
@@ -23,8 +26,9 @@ pub struct LoadOptions {
     pub copy_mapped: bool,
     /// Threads to use; `None` uses all of candle's pool.
     pub threads: Option<Threads>,
-    /// What calibration learned: FFNs are held so that neurons can be left out. `None` takes the profile among the tensors
-    /// of the checkpoint, if there is one; `CANDLE_SPARSE=off` ignores both.
+    /// What calibration learned: FFNs are held so that neurons can be left out, where that is measured to be faster on this
+    /// machine (in some 0.3 s) or [forced](SparseConfig::force). `None` takes the profile among the tensors of the
+    /// checkpoint, if there is one; `CANDLE_SPARSE=off` ignores both, `CANDLE_SPARSE=always` forces both.
     pub profile: Option<Arc<Profile>>,
     /// Which neurons are left out.
     pub sparse: SparseConfig,
@@ -247,8 +251,8 @@ impl Decoder {
             (wanted, _, _) => wanted,
         };
         let mut notices = Vec::new();
-        let profile = profile(vb, &options, &config, extras, &mut notices)?;
-        let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
+        let mut options = options;
+        let profile = profile(vb, &mut options, &config, extras, &mut notices)?;
         let mut loader = Loader {
             format,
             stored: stored.as_deref(),
@@ -262,49 +266,43 @@ impl Decoder {
         } else {
             loader.matrix(&vb.pp("lm_head"), vocab, hidden)?
         };
-        let mut dense = Vec::new();
-        let layers: Arc<[Layer]> = (0..config.num_hidden_layers)
-            .map(|i| {
-                let vb = vb.pp(format!("model.layers.{i}"));
-                let fixed = loader.is_neuron_major(&vb.pp("mlp"));
-                let pays = |p: &&Arc<Profile>| fixed || sparse::pays(&options.sparse, p, i);
-                let layer_profile = profile.as_ref().filter(pays).map(|p| &p.layers[i]);
-                if profile.is_some() && layer_profile.is_none() {
-                    dense.push(i);
-                }
-                loader.layer(&config, extras, layer_profile, &vb)
-            })
-            .collect::<Result<_>>()?;
-        let sparse = match profile.as_deref().map(Points::from) {
-            Some(points) => {
-                let plans = Plans::new(options.sparse, &points, layers.iter().map(|l| l.ffn.sparse()))?;
-                Some(Sparse { points, plans: Arc::new(plans) })
-            }
-            None => None,
-        };
-        if !dense.is_empty() {
-            notices.push(format!(
-                "blocks {dense:?}: more than {:.0} % of the neurons are expected to be active, they are dense",
-                100.0 * sparse::BREAK_EVEN
-            ));
-        }
-        let norm = vector(&vb.pp("model.norm"), hidden, "weight")?;
-        let threads = options.threads.unwrap_or_default();
-        let (attention, gates) = (AttentionConfig::default(), Arc::default());
-        let decoder = Self {
+        let mut decoder = Self {
+            inv_freq: inv_freq(&config, rope_freqs.as_deref())?,
             config,
-            inv_freq,
             kernels,
-            threads,
+            threads: options.threads.unwrap_or_default(),
             embed_tokens,
-            layers,
-            sparse,
-            attention,
-            gates,
-            norm,
+            layers: Arc::default(),
+            sparse: None,
+            not_sparse: None,
+            attention: AttentionConfig::default(),
+            gates: Arc::default(),
+            norm: vector(&vb.pp("model.norm"), hidden, "weight")?,
             lm_head,
-            notices,
+            notices: Vec::new(),
         };
+        let blocks = decoder.config.num_hidden_layers;
+        let choice = match &profile {
+            Some(profile) => {
+                let source = blocks::Source { loader: &loader, vb, extras };
+                SparseBlocks::choose(&source, &decoder, profile, &options.sparse)?
+            }
+            None => SparseBlocks { sparse: vec![false; blocks], why_not: None },
+        };
+        let layers = (0..blocks).map(|i| {
+            let of_block = profile.as_ref().filter(|_| choice.sparse[i]).map(|p| &p.layers[i]);
+            loader.layer(&decoder.config, extras, of_block, &vb.pp(format!("model.layers.{i}")))
+        });
+        decoder.layers = layers.collect::<Result<_>>()?;
+        let any = options.sparse.force || choice.sparse.contains(&true);
+        if let Some(points) = profile.as_deref().filter(|_| any).map(Points::from) {
+            let plans = Plans::new(options.sparse, &points, decoder.layers.iter().map(|l| l.ffn.sparse()))?;
+            decoder.sparse = Some(Sparse { points, plans: Arc::new(plans) });
+        }
+        // Who asked for all neurons knows it.
+        notices.extend(choice.why_not.clone().filter(|_| options.sparse.mode != FfnMode::Dense));
+        decoder.not_sparse = choice.why_not.filter(|_| !any);
+        decoder.notices = notices;
         match profile.filter(|p| !p.gates.is_empty()) {
             Some(profile) => decoder.with_gates(profile.gates.clone())?.with_attention(options.attention),
             None => decoder.with_attention(options.attention),
@@ -327,23 +325,31 @@ fn inv_freq(c: &Config, factors: Option<&[f32]>) -> Result<Arc<[f32]>> {
 /// The profile to load with, checked; `None` also where the environment says so.
 fn profile(
     vb: &VarBuilder<'_>,
-    options: &LoadOptions,
+    options: &mut LoadOptions,
     c: &Config,
     extras: Extras,
     notices: &mut Vec<String>,
 ) -> Result<Option<Arc<Profile>>> {
     options.sparse.check()?;
-    if !wanted(std::env::var("CANDLE_SPARSE").ok().as_deref())? {
-        if options.profile.is_some() {
-            notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
+    match wanted(std::env::var("CANDLE_SPARSE").ok().as_deref())? {
+        Wanted::Off => {
+            if options.profile.is_some() {
+                notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
+            }
+            return Ok(None);
         }
-        return Ok(None);
+        Wanted::Always => options.sparse.force = true,
+        Wanted::On => {}
     }
     let profile = match &options.profile {
         Some(profile) => Arc::clone(profile),
         None => match Profile::from_tensors(vb)? {
             Some(profile) => Arc::new(profile),
-            None if options.sparse == SparseConfig::default() || options.sparse.mode == FfnMode::Dense => {
+            None if matches!(
+                options.sparse,
+                SparseConfig { mode: FfnMode::Auto, selection: Selection::Fitted, guard: None, .. }
+            ) || options.sparse.mode == FfnMode::Dense =>
+            {
                 return Ok(None);
             }
             None => bail!(
@@ -360,22 +366,34 @@ fn profile(
 }
 
 /// What `CANDLE_SPARSE` says.
-fn wanted(value: Option<&str>) -> Result<bool> {
+#[derive(Debug, PartialEq)]
+enum Wanted {
+    Off,
+    On,
+    Always,
+}
+
+fn wanted(value: Option<&str>) -> Result<Wanted> {
     match value {
-        None | Some("on") => Ok(true),
-        Some("off") => Ok(false),
-        Some(other) => bail!("CANDLE_SPARSE={other}: say on or off, or leave it unset"),
+        None | Some("on") => Ok(Wanted::On),
+        Some("off") => Ok(Wanted::Off),
+        Some("always") => Ok(Wanted::Always),
+        Some(other) => bail!("CANDLE_SPARSE={other}: say on, off or always, or leave it unset"),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::wanted;
+    use super::{Wanted, wanted};
 
     #[test]
-    fn the_environment_says_on_or_off() {
-        assert!(wanted(None).unwrap() && wanted(Some("on")).unwrap() && !wanted(Some("off")).unwrap());
+    fn the_environment_says_on_off_or_always() {
+        assert_eq!(wanted(None).unwrap(), Wanted::On);
+        assert_eq!(
+            ["on", "off", "always"].map(|v| wanted(Some(v)).unwrap()),
+            [Wanted::On, Wanted::Off, Wanted::Always]
+        );
         let err = wanted(Some("0")).unwrap_err().to_string();
-        assert!(err.contains("CANDLE_SPARSE=0") && err.contains("on or off"), "{err}");
+        assert!(err.contains("CANDLE_SPARSE=0") && err.contains("on, off or always"), "{err}");
     }
 }

@@ -66,8 +66,13 @@ fn gguf(path: &Path, options: LoadOptions) -> Llama {
     Llama::from_gguf(&GgufFile::open(path).unwrap(), options).unwrap()
 }
 
+/// Whatever is faster for models of this size.
+fn forced() -> SparseConfig {
+    SparseConfig { force: true, ..SparseConfig::default() }
+}
+
 fn sparse(mode: FfnMode) -> LoadOptions {
-    LoadOptions { sparse: SparseConfig { mode, ..SparseConfig::default() }, ..LoadOptions::default() }
+    LoadOptions { sparse: SparseConfig { mode, ..forced() }, ..LoadOptions::default() }
 }
 
 #[test]
@@ -84,9 +89,10 @@ fn an_ordinary_file_is_the_model_here_and_in_candle() {
     assert!(worst(&theirs.forward(&ids(40, 1), 0).unwrap(), &expected) < 1e-4, "candle");
     // RoPE turns other pairs, so sums have another order.
     assert!(worst(&logits(&gguf(&path, sparse(FfnMode::Dense))), &logits(&dense)) < 1e-4, "here");
-    let options = LoadOptions { profile: Some(Arc::new(built.profile.clone())), ..LoadOptions::default() };
+    let profile = Some(Arc::new(built.profile.clone()));
+    let options = LoadOptions { profile, sparse: forced(), ..LoadOptions::default() };
     let cascade = logits(&built.load(options));
-    let inside = logits(&gguf(&path, LoadOptions::default()));
+    let inside = logits(&gguf(&path, sparse(FfnMode::Auto)));
     assert!(worst(&inside, &cascade) < 1e-3, "the profile in the file is used: {}", worst(&inside, &cascade));
     assert!(worst(&cascade, &logits(&dense)) > 1e-2, "it leaves neurons out");
     let mut reader = File::open(&path).unwrap();
@@ -132,6 +138,7 @@ fn a_neuron_major_file_is_used_in_place_and_says_the_same() {
         let options = LoadOptions {
             format: Some(format),
             profile: Some(Arc::new(built.profile.clone())),
+            sparse: forced(),
             ..LoadOptions::default()
         };
         let floats = built.load(options);

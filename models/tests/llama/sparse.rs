@@ -5,7 +5,11 @@ mod profile;
 
 use crate::cases::{CASES, Tap, VOCAB, builder, tokens, weights, worst};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::{FfnMode, Selection, SparseConfig, Threads, core::Format, profile::Rule};
+use candle_sparse::{
+    Error, FfnMode, Selection, SparseConfig, Threads,
+    core::Format,
+    profile::{HeldOut, Rule},
+};
 use candle_sparse_models::llama::{Cache, Config, Llama, LlamaConfig, LoadOptions};
 use profile::{exact, importance, rules};
 use std::{collections::HashMap, sync::Arc};
@@ -35,7 +39,7 @@ impl Model {
 
     fn sparse(&self, format: Format, profile: candle_sparse::Profile) -> Llama {
         let profile = Some(Arc::new(profile));
-        self.load(LoadOptions { format: Some(format), profile, ..LoadOptions::default() })
+        self.load(LoadOptions { format: Some(format), profile, sparse: forced(), ..LoadOptions::default() })
     }
 
     fn dense(&self, format: Format) -> Llama {
@@ -45,6 +49,11 @@ impl Model {
     fn cache(&self) -> Cache {
         Cache::new(true, DType::F32, &self.config, &Device::Cpu).unwrap()
     }
+}
+
+/// Whatever is faster for models of this size.
+fn forced() -> SparseConfig {
+    SparseConfig { force: true, ..SparseConfig::default() }
 }
 
 fn mode(mode: FfnMode) -> SparseConfig {
@@ -147,7 +156,7 @@ fn a_block_that_would_not_gain_is_a_dense_one() {
 
         // Asked for less than that it is a sparse one.
         let selection = Selection::TopK(m.config.intermediate_size / 2);
-        let sparse = SparseConfig { selection, ..SparseConfig::default() };
+        let sparse = SparseConfig { selection, ..forced() };
         let options = LoadOptions {
             format: Some(format),
             profile: Some(Arc::new(profile.clone())),
@@ -262,7 +271,7 @@ fn selections_do_what_they_say() {
     rules(&mut p, |r| (r.candidate, r.keep) = (vec![0.2, 0.01], vec![0.2, 0.01]));
     let sparse = m.sparse(Format::F32, p);
     let share = |mode, selection| {
-        let model = sparse.with_sparse(SparseConfig { mode, selection, guard: None }).unwrap();
+        let model = sparse.with_sparse(SparseConfig { mode, selection, guard: None, force: true }).unwrap();
         decode(&m, &model, 3).1.sparse_stats().layers[0].active_share
     };
     for ffn in MODES {
@@ -275,14 +284,23 @@ fn selections_do_what_they_say() {
             let got = share(ffn, Selection::TopK(k)) * inner as f64;
             assert!((got - k as f64).abs() < 1e-9, "{ffn:?}: top {k} gave {got}");
         }
-        let err =
-            sparse.with_sparse(SparseConfig { mode: ffn, selection: Selection::Share(0.9), guard: None });
+        let err = sparse.with_sparse(SparseConfig {
+            mode: ffn,
+            selection: Selection::Share(0.9),
+            guard: None,
+            force: true,
+        });
         let err = err.unwrap_err().to_string();
         assert!(err.contains("0.2 to 0.6"), "{err}");
     }
     // The largest 100 of an exact prediction are the largest 100.
     let model = sparse
-        .with_sparse(SparseConfig { mode: FfnMode::LowRank, selection: Selection::TopK(100), guard: None })
+        .with_sparse(SparseConfig {
+            mode: FfnMode::LowRank,
+            selection: Selection::TopK(100),
+            guard: None,
+            force: true,
+        })
         .unwrap();
     let (want, _) = decode_masked(&m, &model, 3, 0.0, |layer, _, a| {
         let sizes: Vec<_> = a.iter().zip(importance(&m, layer)).map(|(a, n)| a.abs() * n).collect();
@@ -291,6 +309,59 @@ fn selections_do_what_they_say() {
         sizes.iter().map(|s| *s >= sorted[inner - 100]).collect()
     });
     assert!(worst(&decode(&m, &model, 3).0, &want) <= 1e-4);
+}
+
+#[test]
+fn a_profile_that_saves_no_time_is_not_used_and_says_so() {
+    // A model of this size lives in the cache: whatever its profile leaves out, judging the neurons costs more.
+    let m = Model::new(0, "silu");
+    let mut profile = exact(&m, 0.3, 0.0);
+    profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.7));
+    let load = |profile: &candle_sparse::Profile, sparse| {
+        let profile = Some(Arc::new(profile.clone()));
+        m.load(LoadOptions { format: Some(Format::Q8_0), profile, sparse, ..LoadOptions::default() })
+    };
+    let unused = load(&profile, SparseConfig::default());
+    let (notices, dense) = (unused.decoder().notices(), m.dense(Format::Q8_0));
+    assert!(notices.len() == 1 && notices[0].contains("does not pay here: 0.70"), "{notices:?}");
+    assert_eq!(unused.decoder().weight_bytes(), dense.decoder().weight_bytes(), "no more memory");
+    assert_eq!(worst(&decode(&m, &unused, 6).0, &decode(&m, &dense, 6).0), 0.0);
+    let err = unused.with_sparse(mode(FfnMode::Gate)).unwrap_err().to_string();
+    assert!(err.contains("does not pay here") && err.contains("force"), "{err}");
+    assert!(unused.with_sparse(mode(FfnMode::Dense)).is_ok());
+    assert!(load(&profile, forced()).decoder().sparse_config().is_some());
+
+    // By bytes alone, which needs no measurement.
+    profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.8));
+    let notices = load(&profile, SparseConfig::default()).decoder().notices().to_vec();
+    assert!(notices[0].contains("0.80 of the neurons") && notices[0].contains("0.75 or less"), "{notices:?}");
+    assert!(load(&profile, mode(FfnMode::Dense)).decoder().notices().is_empty(), "as asked");
+}
+
+#[test]
+fn a_rule_that_misses_its_target_is_refused_unless_forced() {
+    let m = Model::new(0, "silu");
+    let mut profile = exact(&m, 0.3, 0.0);
+    profile.held_out = HeldOut { kept: [true, false, false], best: Some(Rule::Gate) };
+    let model = m.sparse(Format::F32, profile.clone());
+    assert_eq!(model.decoder().sparse_config().unwrap().mode, FfnMode::Gate, "the best one that keeps it");
+    for ffn in [FfnMode::LowRank, FfnMode::Cascade] {
+        let err = model.with_sparse(mode(ffn)).unwrap_err();
+        assert!(matches!(Error::of(&err), Some(Error::Setting { name: "ffn", .. })), "{err:?}");
+        assert!(err.to_string().contains("Gate does"), "{err}");
+        model.with_sparse(SparseConfig { mode: ffn, ..forced() }).unwrap();
+        let own = SparseConfig { mode: ffn, selection: Selection::TopK(9), ..SparseConfig::default() };
+        model.with_sparse(own).unwrap();
+    }
+    profile.held_out = HeldOut { kept: [false; 3], best: None };
+    let profile = Some(Arc::new(profile));
+    let none = m.load(LoadOptions { profile, ..LoadOptions::default() });
+    assert!(none.decoder().sparse_config().is_none());
+    assert!(
+        none.decoder().notices()[0].contains("no rule of this profile keeps"),
+        "{:?}",
+        none.decoder().notices()
+    );
 }
 
 #[test]
@@ -305,7 +376,7 @@ fn hot_neurons_are_always_active_and_threads_change_no_bit() {
             for selection in [Selection::Fitted, Selection::TopK(50)] {
                 let run = |n: usize| {
                     let threads = Some(Threads::new(n).unwrap());
-                    let sparse = SparseConfig { mode: ffn, selection, guard: None };
+                    let sparse = SparseConfig { mode: ffn, selection, guard: None, force: true };
                     let options = LoadOptions {
                         format: Some(format),
                         threads,
@@ -379,8 +450,11 @@ fn what_cannot_be_run_is_refused_by_name() {
     let error = |options: LoadOptions, config: &Config| {
         Llama::load_with(builder(&m.weights, DType::F32), config, options).unwrap_err().to_string()
     };
-    let with =
-        |p: candle_sparse::Profile| LoadOptions { profile: Some(Arc::new(p)), ..LoadOptions::default() };
+    let with = |p: candle_sparse::Profile| LoadOptions {
+        profile: Some(Arc::new(p)),
+        sparse: forced(),
+        ..LoadOptions::default()
+    };
     let good = exact(&m, 0.1, 0.0);
     let mut short = good.clone();
     short.layers.pop();

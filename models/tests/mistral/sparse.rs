@@ -31,7 +31,9 @@ fn load(window: usize, layers: usize) -> Model {
     let dtype = w["lm_head.weight"].dtype();
     let profile = files.sparse_profile.unwrap().load().unwrap();
     let (all, gates) = (layers == 4, profile.gates[..layers].to_vec());
-    let options = LoadOptions { profile: all.then(|| Arc::new(profile)), ..LoadOptions::default() };
+    // Whatever is faster for a model of this size.
+    let sparse = SparseConfig { force: all, ..SparseConfig::default() };
+    let options = LoadOptions { profile: all.then(|| Arc::new(profile)), sparse, ..LoadOptions::default() };
     let vb = VarBuilder::from_tensors(w, dtype, &Device::Cpu);
     Model::load_with(&config, vb, options).unwrap().with_gates(gates).unwrap()
 }

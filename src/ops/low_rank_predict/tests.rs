@@ -137,6 +137,7 @@ fn profiles_are_read_in_the_order_of_the_checkpoint() {
         shares: vec![0.5],
         gates: Vec::new(),
         fitted: [0; 3],
+        held_out: Default::default(),
         fingerprint: Vec::new(),
         about,
     };

@@ -62,6 +62,7 @@ impl Case {
                 shares: vec![0.4],
                 gates: Vec::new(),
                 fitted: [0; 3],
+                held_out: Default::default(),
                 fingerprint: vec![],
                 about,
             },
@@ -69,7 +70,7 @@ impl Case {
     }
 
     fn mlp(&self, format: Format, mode: FfnMode, selection: Selection) -> Result<SparseMlp> {
-        let config = SparseConfig { mode, selection, guard: None };
+        let config = SparseConfig { mode, selection, guard: None, force: false };
         SparseMlp::new(format, ACT, [&self.gate, &self.up, &self.down], (&self.profile, 0), config)
     }
 

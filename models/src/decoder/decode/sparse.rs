@@ -258,7 +258,7 @@ fn bytes(Block { ffn, turn, .. }: &Block<'_>, count: select::Count, look: bool) 
     let predicted =
         ffn.predictor.as_ref().map_or(0, |p| p.p.bytes() + (inner - turn.plan.hot) * p.bytes_per_neuron());
     let (gates, predicted) = match turn.plan.mode {
-        FfnMode::Dense | FfnMode::Gate => (inner, 0),
+        FfnMode::Auto | FfnMode::Dense | FfnMode::Gate => (inner, 0),
         FfnMode::LowRank => (count.active, predicted),
         FfnMode::Cascade => (count.candidates, predicted),
     };

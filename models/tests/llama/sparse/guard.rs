@@ -11,7 +11,7 @@ fn absurd_thresholds_sink() {
         for selection in [Selection::Fitted, Selection::TopK(4)] {
             let guard = Some(Guard { every: 2, limit: 0.05 });
             let (_, cache) = {
-                let model = model.with_sparse(SparseConfig { mode, selection, guard }).unwrap();
+                let model = model.with_sparse(SparseConfig { mode, selection, guard, force: true }).unwrap();
                 decode(&m, &model, 60)
             };
             for l in cache.sparse_stats().layers {
@@ -19,7 +19,8 @@ fn absurd_thresholds_sink() {
                 assert!(l.scale < 0.2 && l.error > 0.05, "{mode:?} {selection:?}: {l:?}");
                 assert!(l.recall > 0.0 && l.recall < 1.0, "{l:?}");
             }
-            let quiet = model.with_sparse(SparseConfig { mode, selection, guard: None }).unwrap();
+            let quiet =
+                model.with_sparse(SparseConfig { mode, selection, guard: None, force: true }).unwrap();
             let blind = decode(&m, &quiet, 60).1.sparse_stats();
             for (seen, blind) in cache.sparse_stats().layers.iter().zip(&blind.layers) {
                 assert!(seen.active_share > blind.active_share, "{seen:?} {blind:?}");

@@ -49,6 +49,7 @@ pub(super) fn exact(m: &Model, threshold: f32, bias: f32) -> Profile {
         shares: vec![0.2, 0.6],
         gates: Vec::new(),
         fitted: [0; 3],
+        held_out: Default::default(),
         fingerprint: fingerprint(&vb, m.config.num_hidden_layers, hidden, inner).unwrap(),
         about: serde_json::Value::Null,
     }

@@ -1,0 +1,125 @@
+//! What is printed of a calibration, and the exit code that says whether its target is kept.
+
+use crate::{Cli, gates};
+use anyhow::Result;
+use candle_sparse::{profile::Rule, sparse::BREAK_EVEN};
+use candle_sparse_models::calibrate::{Fitted, RuleReport};
+use std::{io::Write, process::ExitCode};
+
+/// A profile was written, but no rule of it keeps the target.
+const NOT_KEPT: u8 = 3;
+
+pub(crate) fn json(r: &RuleReport) -> serde_json::Value {
+    let q = &r.quality;
+    serde_json::json!({
+        "rule": format!("{:?}", r.rule), "tokens": q.tokens(), "share": r.share, "active_fraction": r.active,
+        "ppl": q.ppl(), "dense_ppl": q.dense_nll().exp(), "ppl_change": q.ppl_change(),
+        "ppl_change_error": q.ppl_change_error(), "kld": q.kld(), "kld_error": q.kld_error(),
+        "top1_agreement": q.top1_agreement(), "recall": r.recall, "kept": r.kept,
+    })
+}
+
+/// Prints what was found, and says where it falls short of what was asked.
+pub(crate) fn print(cli: &Cli, fitted: &Fitted, seconds: f64) -> Result<ExitCode> {
+    let mut out = std::io::stdout();
+    let (held_out, doubts) = (fitted.profile.held_out, fitted.doubts());
+    if cli.json {
+        let json = serde_json::json!({
+            "out": cli.out, "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
+            "held_out": fitted.held_out.iter().map(json).collect::<Vec<_>>(), "best": held_out.best.map(|r| format!("{r:?}")),
+            "noise_floor": fitted.noise_floor, "own_ppl": fitted.ppl[1], "doubts": doubts,
+            "gates": gates::json(&fitted.gates),
+        });
+        writeln!(out, "{json}")?;
+    } else {
+        writeln!(out, "{} written after {seconds:.1} s", cli.out.display())?;
+        table(&mut out, fitted)?;
+        blocks(&mut out, fitted)?;
+        gates::print(&mut out, &fitted.gates)?;
+    }
+    for doubt in doubts {
+        eprintln!("note: {doubt}");
+    }
+    Ok(verdict(fitted))
+}
+
+fn table(out: &mut impl Write, fitted: &Fitted) -> Result<()> {
+    writeln!(
+        out,
+        "{:>10} {:>8} {:>10} {:>17} {:>17} {:>8}  target",
+        "", "active", "ppl", "change", "kld", "top-1"
+    )?;
+    for r in &fitted.held_out {
+        let (q, rule) = (&r.quality, format!("{:?}", r.rule));
+        let best = fitted.profile.held_out.best == Some(r.rule);
+        writeln!(
+            out,
+            "{rule:>10} {:>8.3} {:>10.4} {:>+8.2} ± {:>4.2} % {:>8.4} ± {:.4} {:>8.4}  {}",
+            r.active,
+            q.ppl(),
+            q.ppl_change() * 100.0,
+            q.ppl_change_error() * 100.0,
+            q.kld(),
+            q.kld_error(),
+            q.top1_agreement(),
+            if best {
+                "kept, the default"
+            } else if r.kept {
+                "kept"
+            } else {
+                "missed: not used unless forced"
+            }
+        )?;
+    }
+    let tokens = fitted.held_out[0].quality.tokens();
+    writeln!(
+        out,
+        "{tokens} held-out tokens; ± is one standard error, kept means with a certainty of 95 %; noise of the dense path: \
+         kld {:.4}; perplexity of text by the model itself {:.2}",
+        fitted.noise_floor, fitted.ppl[1]
+    )?;
+    Ok(())
+}
+
+fn blocks(out: &mut impl Write, fitted: &Fitted) -> Result<()> {
+    for (l, runs) in fitted.runs.iter().enumerate() {
+        let recall: Vec<String> = fitted.held_out.iter().map(|r| format!("{:.3}", r.recall[l])).collect();
+        let shares: Vec<String> = (0..3)
+            .map(|r| format!("{:.2}", fitted.profile.layers[l].rules[r].share[fitted.profile.fitted[r]]))
+            .collect();
+        writeln!(
+            out,
+            "block {l}: shares {}, recall {}, runs of {:.2} neurons before, {:.2} after ordering",
+            shares.join(" "),
+            recall.join(" "),
+            runs[0],
+            runs[1]
+        )?;
+    }
+    Ok(())
+}
+
+/// One line where a target is missed, or where the default would save nothing.
+fn verdict(fitted: &Fitted) -> ExitCode {
+    let held_out = fitted.profile.held_out;
+    let Some(best) = held_out.best else {
+        eprintln!(
+            "error: no rule keeps the target on held-out text: the profile was written, but models compute all neurons with \
+             it; allow a larger loss, or give more text (the target must be kept with a certainty of 95 %)"
+        );
+        return ExitCode::from(NOT_KEPT);
+    };
+    let missed = Rule::ALL.into_iter().filter(|&r| !held_out.kept[r as usize]);
+    let missed: Vec<String> = missed.map(|r| format!("{r:?}")).collect();
+    if !missed.is_empty() {
+        eprintln!("note: {} miss(es) the target, and is not used unless it is forced", missed.join(", "));
+    }
+    let share = fitted.held_out[best as usize].active;
+    if share > f64::from(BREAK_EVEN) {
+        eprintln!(
+            "note: this profile saves nothing: {best:?} needs {share:.2} of the neurons, {BREAK_EVEN} or less would; models \
+             compute all neurons with it"
+        );
+    }
+    ExitCode::SUCCESS
+}
