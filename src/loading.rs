@@ -289,4 +289,40 @@ mod tests {
             assert!(SafetensorsFiles::open(&[&path]).is_err(), "byte {at}");
         }
     }
+
+    #[test]
+    fn a_tensor_that_is_described_twice_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.safetensors");
+        let about = |from: usize| {
+            format!(r#""a":{{"dtype":"F32","shape":[1],"data_offsets":[{from},{}]}}"#, from + 4)
+        };
+        let header = format!("{{{},{}}}", about(0), about(4));
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let err = SafetensorsFiles::open(&[&path]).unwrap_err();
+        assert!(matches!(crate::Error::of(&err), Some(crate::Error::File { .. })), "{err}");
+        assert!(err.to_string().contains("a is there twice"), "{err}");
+    }
+
+    #[test]
+    fn no_changed_byte_is_a_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = std::fs::read(write(dir.path(), "m.safetensors")).unwrap();
+        let path = dir.path().join("changed.safetensors");
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for byte in [0, b'"', b'9', b'}', 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = byte;
+                std::fs::write(&path, &bytes).unwrap();
+                let read = SafetensorsFiles::open(&[&path]).and_then(|files| {
+                    let vb = files.var_builder(None, &Device::Cpu);
+                    vb.get((2, 3), "a").and_then(|_| vb.get((2, 3), "b"))
+                });
+                refused += usize::from(read.is_err());
+            }
+        }
+        assert!(refused > whole.len(), "{refused} of {}", whole.len());
+    }
 }

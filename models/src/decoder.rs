@@ -31,7 +31,7 @@ use candle_sparse::{
     sparse::{Plans, Points, SparseFfn},
     weight::{On, Stack},
 };
-pub(crate) use inventory::check_names;
+pub(crate) use inventory::{check_names, has_mlp_bias};
 pub use load::{Checkpoint, Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
 use std::{sync::Arc, time::Duration};

@@ -264,7 +264,7 @@ impl ModelFiles {
             generation_config: None,
             tokenizer_config: None,
             chat_template: None,
-            sparse_profile: profile.is_file().then_some(SparseProfile::File(profile)),
+            sparse_profile: profile.symlink_metadata().is_ok().then_some(SparseProfile::File(profile)),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     chat::ChatTemplate,
-    decoder::{LoadOptions, check_names},
+    decoder::{LoadOptions, check_names, has_mlp_bias},
     files::{ModelFiles, Weights},
     gguf::{self, GgufFile},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
@@ -152,8 +152,7 @@ impl Opened {
                 let mut config = config.into_config(false);
                 if let Self::Floats(vb) = self {
                     // Biases that are there are used, whatever `config.json` says.
-                    let bias = |i| format!("model.layers.{i}.mlp.down_proj.bias");
-                    config.mlp_bias |= (0..config.num_hidden_layers).any(|i| vb.contains_tensor(&bias(i)));
+                    config.mlp_bias |= has_mlp_bias(vb, config.num_hidden_layers);
                 }
                 Ok(config)
             }

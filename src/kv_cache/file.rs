@@ -66,7 +66,7 @@ impl KvCache {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let named = |e: Error| Error::msg(format!("kv cache {}: {e}", path.display()));
-        let metadata = loading::metadata(path).map_err(named)?;
+        let metadata = loading::metadata(path)?;
         let Some(about) = metadata.get(ABOUT) else {
             return Err(named(Error::msg("is no saved cache")));
         };
@@ -169,4 +169,48 @@ impl KvCache {
 
 fn name(sequence: usize, layer: usize) -> String {
     format!("sequences.{sequence}.layers.{layer}")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Error,
+        kv_cache::tests::{config, fill, read},
+        kv_cache::{KvCache, KvConfig, KvDType},
+    };
+
+    #[test]
+    fn two_threads_save_beside_each_other() {
+        let (c, dir) = (config(2, 32), tempfile::tempdir().unwrap());
+        std::thread::scope(|scope| {
+            for (who, positions) in [("alice", 40), ("bob", 70)] {
+                let (c, path) = (&c, dir.path().join(format!("session.{who}")));
+                scope.spawn(move || {
+                    let new = || KvCache::new(c, KvConfig::exact(KvDType::F16));
+                    let mut cache = new();
+                    fill(&mut cache, c, 0..positions);
+                    for _ in 0..20 {
+                        cache.save(&path).unwrap();
+                        let mut back = new();
+                        back.load(&path).unwrap();
+                        assert_eq!(back.len(), positions);
+                        assert_eq!(read(&back, c, 1, positions - 1), read(&cache, c, 1, positions - 1));
+                    }
+                });
+            }
+        });
+        assert_eq!(dir.path().read_dir().unwrap().count(), 2, "something else stayed");
+    }
+
+    #[test]
+    fn a_folder_or_a_pointer_is_no_cache() {
+        let (c, dir) = (config(2, 32), tempfile::tempdir().unwrap());
+        let mut cache = KvCache::new(&c, KvConfig::exact(KvDType::F16));
+        assert!(matches!(Error::of(&cache.save(dir.path()).unwrap_err()), Some(Error::File { .. })));
+        let path = dir.path().join("pointer");
+        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n").unwrap();
+        let e = cache.load(&path).unwrap_err();
+        assert!(matches!(Error::of(&e), Some(Error::File { path: p, .. }) if *p == path), "{e}");
+        assert!(e.to_string().contains("Git LFS"), "{e}");
+    }
 }

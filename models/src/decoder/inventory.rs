@@ -52,9 +52,10 @@ impl Inventory {
             return Ok(Self { mlp_bias: extras.mlp_bias, ..Self::default() });
         }
         let layers = config.num_hidden_layers;
+        let there = layers_of(vb, layers);
         let found = |names: &[&str], once: &[&str]| -> Vec<String> {
             let each =
-                (0..layers).flat_map(|i| names.iter().map(move |name| format!("model.layers.{i}.{name}")));
+                (0..there).flat_map(|i| names.iter().map(move |name| format!("model.layers.{i}.{name}")));
             let once = once.iter().map(|name| (*name).to_string());
             once.chain(each).filter(|name| vb.contains_tensor(name)).collect()
         };
@@ -89,6 +90,18 @@ impl Inventory {
         }
         Ok(Self { optional_biases: true, mlp_bias: extras.mlp_bias || !mlp.is_empty(), notices })
     }
+}
+
+/// How many of the layers that are asked for there are, for the number may be absurd.
+fn layers_of(vb: &VarBuilder<'_>, asked: usize) -> usize {
+    let there = |i: &usize| vb.contains_tensor(&format!("model.layers.{i}.{}.weight", NORMS[0]));
+    (0..asked).take_while(there).count()
+}
+
+/// Whether a block's FFN has biases.
+pub(crate) fn has_mlp_bias(vb: &VarBuilder<'_>, layers: usize) -> bool {
+    let bias = |i: usize, name: &&str| vb.contains_tensor(&format!("model.layers.{i}.{name}.bias"));
+    (0..layers_of(vb, layers)).any(|i| MLP.iter().any(|name| bias(i, name)))
 }
 
 const HEAD: &str = "lm_head.weight";
