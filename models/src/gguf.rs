@@ -22,7 +22,7 @@ use candle_core::{
     Error, Result, bail,
     quantized::{
         GgmlDType,
-        gguf_file::{Content, VersionedMagic},
+        gguf_file::{Content, TensorInfo, VersionedMagic},
     },
 };
 use candle_sparse::{
@@ -191,10 +191,11 @@ impl Part {
     fn new(bytes: Bytes) -> Result<(Self, Content)> {
         let content = bytes.header()?;
         let data = content.tensor_data_offset;
-        let end = |info: &candle_core::quantized::gguf_file::TensorInfo| {
-            let elements = info.shape.elem_count() / info.ggml_dtype.block_size();
+        let end = |info: &TensorInfo| {
+            let elements: u64 = info.shape.dims().iter().map(|n| *n as u64).product();
             // Inside the file, as the header was checked to say.
-            data + info.offset + (elements * info.ggml_dtype.type_size()) as u64
+            data + info.offset
+                + elements / info.ggml_dtype.block_size() as u64 * info.ggml_dtype.type_size() as u64
         };
         let end = content.tensor_infos.values().map(end).max().unwrap_or(data);
         Ok((Self { bytes, data, end }, content))

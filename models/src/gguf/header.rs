@@ -241,6 +241,9 @@ impl<R: Read> Reader<R> {
         }
         // The first dimension is that of a row.
         let sizes = (0..dims).map(|_| self.length(&what)).collect::<Result<Vec<_>>>()?;
+        if sizes.contains(&0) {
+            return Err(format!("{what} has no elements"));
+        }
         let kind = self.u32(&what)?;
         let Some(format) = format(kind) else {
             return Err(format!(

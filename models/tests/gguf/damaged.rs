@@ -243,6 +243,8 @@ fn unknown_types_overlaps_and_strange_places_name_the_tensor() {
     assert!(e.contains("alignment"), "{e}");
     let e = with(offset, &(!31_u64).to_le_bytes());
     assert!(e.contains("past the end"), "{e}");
+    let e = with(at + 4, &[0_u64, 1 << 40].map(u64::to_le_bytes).concat());
+    assert!(e.contains("blk.1.ffn_up.weight") && e.contains("no elements"), "{e}");
     let e = with(at + 4, &(1_u64 << 40).to_le_bytes());
     assert!(e.contains("blk.1.ffn_up.weight") && e.contains("past the end"), "{e}");
     let e = error(&replaced(&whole, b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"));
