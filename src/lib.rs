@@ -17,9 +17,13 @@ pub mod buffer;
 
 pub mod weight;
 
+pub mod input;
+
 pub mod mapped_file;
 
 pub mod loading;
+
+pub mod save;
 
 pub mod gate;
 

@@ -3,20 +3,20 @@
 //! candle's `VarBuilder::from_mmaped_safetensors` maps the files: while a model loads, the touched pages and the
 //! loaded tensors are both resident. [`var_builder`] reads each tensor when it is asked for, straight into its place.
 
+use crate::input::{Expected, InputFile, MAX_HEADER, file_error};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use half::{bf16, f16};
 use safetensors::tensor::{Metadata, TensorInfo};
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+use serde::{
+    Deserializer,
+    de::{self, IgnoredAny, MapAccess, Visitor},
 };
-
-/// Longest header the format allows.
-const MAX_HEADER: u64 = 100_000_000;
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    path::Path,
+};
 
 /// Safetensors files (the shards of one model) that are read on demand.
 #[derive(Debug)]
@@ -27,31 +27,40 @@ pub struct SafetensorsFiles {
 
 #[derive(Debug)]
 struct OpenFile {
-    path: PathBuf,
+    input: InputFile,
     data_start: u64,
-    file: Mutex<File>,
 }
 
 impl SafetensorsFiles {
     /// Opens the files and checks their headers against their lengths; reads no tensor.
     ///
     /// # Errors
-    /// A file cannot be read, is truncated or corrupt, or two files hold the same tensor.
+    /// [`Error::File`](crate::Error::File): a file cannot be read, is truncated, corrupt or something else, or two files hold
+    /// the same tensor.
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
         let (mut files, mut index) = (Vec::new(), HashMap::new());
         for path in paths {
-            let path = path.as_ref();
-            let mut file =
-                File::open(path).map_err(|e| Error::msg(format!("cannot open {}: {e}", path.display())))?;
-            let (data_start, metadata) = read_header(&mut file, path)?;
+            let input = InputFile::open(path, Expected::Safetensors)?;
+            let (data_start, metadata) = read_header(&input)?;
             for (name, info) in metadata.tensors() {
                 if index.insert(name.clone(), (files.len(), info.clone())).is_some() {
-                    bail!("{}: tensor {name} stands in two files", path.display());
+                    return Err(file_error(path.as_ref(), format!("tensor {name} stands in two files")));
                 }
             }
-            files.push(OpenFile { path: path.into(), data_start, file: Mutex::new(file) });
+            files.push(OpenFile { input, data_start });
         }
         Ok(Self { files, index })
+    }
+
+    /// The names of all tensors, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// The shape of a tensor, `None` if there is no such tensor.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.index.get(name).map(|(_, info)| info.shape.as_slice())
     }
 
     /// The dtype in which a tensor is stored, `None` if there is no such tensor or candle has no such dtype.
@@ -60,36 +69,57 @@ impl SafetensorsFiles {
         self.index.get(name).and_then(|(_, info)| DType::try_from(info.dtype).ok())
     }
 
-    fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
+    fn place(&self, name: &str) -> Result<(&OpenFile, &TensorInfo)> {
         let Some((file, info)) = self.index.get(name) else {
-            let files: Vec<_> = self.files.iter().map(|f| f.path.display().to_string()).collect();
+            let files: Vec<_> = self.files.iter().map(|f| f.input.path().display().to_string()).collect();
             bail!("tensor {name} is missing from {}", files.join(", "));
         };
-        let file = &self.files[*file];
+        Ok((&self.files[*file], info))
+    }
+
+    /// The bytes of a tensor as they are stored.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let (file, info) = self.place(name)?;
+        file.typed(info)
+    }
+
+    fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let (file, info) = self.place(name)?;
         let dtype = DType::try_from(info.dtype)
             .map_err(|_| Error::msg(format!("tensor {name}: candle has no dtype {:?}", info.dtype)))?;
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64 | DType::U32) {
             bail!("tensor {name} is stored as {dtype:?}: give a checkpoint in F32, F16 or BF16");
         }
-        let (start, len) = (info.data_offsets.0 as u64, info.data_offsets.1 - info.data_offsets.0);
         let shape = info.shape.as_slice();
         match dtype {
-            DType::F32 => Tensor::from_vec(file.typed::<f32>(start, len)?, shape, device),
-            DType::F16 => Tensor::from_vec(file.typed::<f16>(start, len)?, shape, device),
-            DType::BF16 => Tensor::from_vec(file.typed::<bf16>(start, len)?, shape, device),
-            _ => Tensor::from_raw_buffer(&file.typed::<u8>(start, len)?, dtype, shape, device),
+            DType::F32 => Tensor::from_vec(file.typed::<f32>(info)?, shape, device),
+            DType::F16 => Tensor::from_vec(file.typed::<f16>(info)?, shape, device),
+            DType::BF16 => Tensor::from_vec(file.typed::<bf16>(info)?, shape, device),
+            _ => Tensor::from_raw_buffer(&file.typed::<u8>(info)?, dtype, shape, device),
         }
+    }
+
+    /// A `VarBuilder` that reads each tensor when it is asked for.
+    ///
+    /// With `dtype` `None` tensors come in the dtype of the first two-dimensional tensor.
+    #[must_use]
+    pub fn var_builder(self, dtype: Option<DType>, device: &Device) -> VarBuilder<'static> {
+        let stored = || {
+            let matrices = self.index.iter().filter(|(_, (_, info))| info.shape.len() == 2);
+            let first = matrices.min_by_key(|(name, _)| name.as_str())?.0;
+            self.dtype(first)
+        };
+        let dtype = dtype.or_else(stored).unwrap_or(DType::F32);
+        VarBuilder::from_backend(Box::new(self), dtype, device.clone())
     }
 }
 
 impl OpenFile {
-    /// `len` bytes from `start` of the data part as elements; the header check made sure that they are there.
-    fn typed<T: bytemuck::Pod>(&self, start: u64, len: usize) -> Result<Vec<T>> {
-        let mut data = vec![T::zeroed(); len / size_of::<T>()];
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.data_start + start))
-            .and_then(|_| file.read_exact(bytemuck::cast_slice_mut(&mut data)))
-            .map_err(|e| Error::msg(format!("cannot read {}: {e}", self.path.display())))?;
+    /// The elements of a tensor; the header check made sure that they are there.
+    fn typed<T: bytemuck::Pod>(&self, info: &TensorInfo) -> Result<Vec<T>> {
+        let (start, end) = info.data_offsets;
+        let mut data = vec![T::zeroed(); (end - start) / size_of::<T>()];
+        self.input.read_at(self.data_start + start as u64, bytemuck::cast_slice_mut(&mut data))?;
         Ok(data)
     }
 }
@@ -99,32 +129,62 @@ impl OpenFile {
 /// # Errors
 /// As [`SafetensorsFiles::open`].
 pub fn metadata(path: &Path) -> Result<HashMap<String, String>> {
-    let mut file =
-        File::open(path).map_err(|e| Error::msg(format!("cannot open {}: {e}", path.display())))?;
-    Ok(read_header(&mut file, path)?.1.metadata().clone().unwrap_or_default())
+    let input = InputFile::open(path, Expected::Safetensors)?;
+    Ok(read_header(&input)?.1.metadata().clone().unwrap_or_default())
 }
 
-fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata)> {
-    let bad = |what: String| Error::msg(format!("{} is not a safetensors file: {what}", path.display()));
-    let read = |e: std::io::Error| bad(format!("{e} (truncated download?)"));
-    let file_len = file.metadata().map_err(read)?.len();
+fn read_header(input: &InputFile) -> Result<(u64, Metadata)> {
+    let bad = |what: String| file_error(input.path(), format!("is no safetensors file: {what}"));
     let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(read)?;
-    let header_len = u64::from_le_bytes(length);
-    if header_len > MAX_HEADER || 8 + header_len > file_len {
-        return Err(bad(format!("its header claims {header_len} bytes, the file has {file_len}")));
+    if input.len() < length.len() as u64 {
+        return Err(bad(format!("it has {} bytes (truncated download?)", input.len())));
     }
-    let mut header = vec![0; 8 + header_len as usize];
-    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(read)?;
-    let metadata: Metadata = serde_json::from_slice(&header[8..]).map_err(|e| bad(e.to_string()))?;
+    input.read_at(0, &mut length)?;
+    let header_len = u64::from_le_bytes(length);
+    if header_len > MAX_HEADER || 8 + header_len > input.len() {
+        return Err(bad(format!(
+            "its header claims {header_len} bytes, the file has {} (truncated download?)",
+            input.len()
+        )));
+    }
+    let mut header = vec![0; header_len as usize];
+    input.read_at(8, &mut header)?;
+    check_names(&header).map_err(|e| bad(e.to_string()))?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| bad(e.to_string()))?;
     let data_len = check_layout(&metadata).map_err(bad)?;
     let expected = data_len.saturating_add(8 + header_len);
-    if expected != file_len {
+    if expected != input.len() {
         return Err(bad(format!(
-            "its tensors end at byte {expected}, the file at {file_len} (truncated download?)"
+            "its tensors end at byte {expected}, the file at {} (truncated download?)",
+            input.len()
         )));
     }
     Ok((8 + header_len, metadata))
+}
+
+/// No tensor may be described twice: the parser below would take the last one without a word.
+fn check_names(header: &[u8]) -> serde_json::Result<()> {
+    struct Names;
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of tensors")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+            let mut seen = HashSet::new();
+            while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+                if let Some(name) = seen.replace(name) {
+                    return Err(de::Error::custom(format!("{name} is there twice")));
+                }
+            }
+            Ok(())
+        }
+    }
+
+    serde_json::Deserializer::from_slice(header).deserialize_map(Names)
 }
 
 /// Bytes of the data part: tensors must follow one another without gap or overlap, each as long as its shape says.
@@ -177,19 +237,13 @@ pub fn var_builder<P: AsRef<Path>>(
     dtype: Option<DType>,
     device: &Device,
 ) -> Result<VarBuilder<'static>> {
-    let files = SafetensorsFiles::open(paths)?;
-    let stored = || {
-        let matrices = files.index.iter().filter(|(_, (_, info))| info.shape.len() == 2);
-        let first = matrices.min_by_key(|(name, _)| name.as_str())?.0;
-        files.dtype(first)
-    };
-    let dtype = dtype.or_else(stored).unwrap_or(DType::F32);
-    Ok(VarBuilder::from_backend(Box::new(files), dtype, device.clone()))
+    Ok(SafetensorsFiles::open(paths)?.var_builder(dtype, device))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn write(dir: &Path, name: &str) -> PathBuf {
         let path = dir.join(name);
@@ -234,5 +288,41 @@ mod tests {
             std::fs::write(&path, &bytes).unwrap();
             assert!(SafetensorsFiles::open(&[&path]).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_tensor_that_is_described_twice_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.safetensors");
+        let about = |from: usize| {
+            format!(r#""a":{{"dtype":"F32","shape":[1],"data_offsets":[{from},{}]}}"#, from + 4)
+        };
+        let header = format!("{{{},{}}}", about(0), about(4));
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let err = SafetensorsFiles::open(&[&path]).unwrap_err();
+        assert!(matches!(crate::Error::of(&err), Some(crate::Error::File { .. })), "{err}");
+        assert!(err.to_string().contains("a is there twice"), "{err}");
+    }
+
+    #[test]
+    fn no_changed_byte_is_a_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = std::fs::read(write(dir.path(), "m.safetensors")).unwrap();
+        let path = dir.path().join("changed.safetensors");
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for byte in [0, b'"', b'9', b'}', 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = byte;
+                std::fs::write(&path, &bytes).unwrap();
+                let read = SafetensorsFiles::open(&[&path]).and_then(|files| {
+                    let vb = files.var_builder(None, &Device::Cpu);
+                    vb.get((2, 3), "a").and_then(|_| vb.get((2, 3), "b"))
+                });
+                refused += usize::from(read.is_err());
+            }
+        }
+        assert!(refused > whole.len(), "{refused} of {}", whole.len());
     }
 }

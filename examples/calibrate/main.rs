@@ -85,6 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    candle_sparse::save::check(&cli.out)?;
     let start = Instant::now();
     let calibrator = cli.calibrator()?;
     let mut files = cli.model.files()?;

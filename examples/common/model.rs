@@ -32,7 +32,8 @@ pub(crate) struct ModelArgs {
     /// Format of the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as stored where not given
     #[arg(long, value_parser = format)]
     pub(crate) dtype: Option<Format>,
-    /// Copy the weights of a GGUF file into huge pages instead of mapping it: slower to load, decode may be faster
+    /// Copy the weights of a GGUF file into huge pages instead of mapping it: slower to load, decode may be faster. A mapped
+    /// file must not be written to, or shortened, while the program runs
     #[arg(long)]
     pub(crate) no_mmap: bool,
     #[command(flatten)]
@@ -142,8 +143,7 @@ impl ModelArgs {
         attention: AttentionConfig,
     ) -> Result<LoadOptions> {
         let threads = self.threads.map(Threads::new).transpose()?;
-        let (profile, copy_mapped) = (self.profile(files)?, self.no_mmap);
-        Ok(LoadOptions { format, copy_mapped, threads, profile, sparse, attention })
+        Ok(LoadOptions { format, threads, profile: self.profile(files)?, sparse, attention })
     }
 
     fn load_as(
@@ -153,7 +153,13 @@ impl ModelArgs {
         sparse: SparseConfig,
         attention: AttentionConfig,
     ) -> Result<Pretrained> {
-        let loaded = Pretrained::load(files, self.options(files, format, sparse, attention)?)?;
+        let options = self.options(files, format, sparse, attention)?;
+        let mut files = files.clone();
+        if !self.no_mmap {
+            // SAFETY: these programs write to no model file in place, and --help asks the user not to do so meanwhile.
+            unsafe { files.map() }?;
+        }
+        let loaded = Pretrained::load(&files, options)?;
         for notice in loaded.model.decoder().notices() {
             eprintln!("note: {notice}");
         }

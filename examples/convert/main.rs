@@ -56,6 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
+    candle_sparse::save::check(&cli.out)?;
     let files = ModelFiles::resolve(&cli.model, cli.revision.as_deref(), &HubSettings::from_env())?;
     let profile = profile(cli, &files)?;
     if cli.neuron_major && profile.is_none() {

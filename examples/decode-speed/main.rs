@@ -94,6 +94,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     if let Some(path) = &cli.write_gguf {
+        candle_sparse::save::check(path)?;
         let name = format!("{} with random weights", cli.shape.name());
         return Ok(gguf(&Source::new(cli, cli.dtype)?, cli.dtype, &name)?.save(path)?);
     }

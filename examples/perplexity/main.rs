@@ -108,6 +108,7 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
+    candle_sparse::save::check(path)?;
     let files = cli.model.files()?;
     let Some(profile) = cli.model.profile(&files)? else {
         bail!("--sweep needs a profile: make one with `calibrate` and give it with --profile");

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
     core::Gate,
     profile::{Profile, Rule},
+    save::save,
 };
 use candle_sparse_models::{
     llama::Cache,
@@ -147,23 +148,26 @@ pub(crate) fn print(points: &[Point], json: bool) -> Result<()> {
 
 /// Draws the change of perplexity against the active share.
 pub(crate) fn plot(points: &[Point], title: &str, path: &Path) -> Result<()> {
-    let failed = || format!("cannot write {}", path.display());
-    let root = SVGBackend::new(path, (720, 480)).into_drawing_area();
-    root.fill(&WHITE).with_context(failed)?;
+    let mut svg = String::new();
+    draw(points, title, &mut svg).context("cannot draw the plot")?;
+    Ok(save(path, |file| Ok(file.write_all(svg.as_bytes())?))?)
+}
+
+fn draw(points: &[Point], title: &str, svg: &mut String) -> Result<()> {
+    let root = SVGBackend::with_string(svg, (720, 480)).into_drawing_area();
+    root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
         .caption(title, ("sans-serif", 16))
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..1.0, (0.0003..3.0).log_scale())
-        .with_context(failed)?;
+        .build_cartesian_2d(0.0..1.0, (0.0003..3.0).log_scale())?;
     chart
         .configure_mesh()
         .x_desc("active share of the neurons")
         .y_desc("increase of perplexity")
         .y_label_formatter(&|v| format!("{} %", v * 100.0))
-        .draw()
-        .with_context(failed)?;
+        .draw()?;
     for (name, colour) in series(&[]).iter().map(|s| s.0).zip(COLOURS) {
         let line: Vec<_> = points
             .iter()
@@ -171,16 +175,10 @@ pub(crate) fn plot(points: &[Point], title: &str, path: &Path) -> Result<()> {
             .map(|p| (p.active, p.quality.ppl_change().clamp(0.0003, 3.0)))
             .collect();
         chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))
-            .with_context(failed)?
+            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
     }
-    chart
-        .configure_series_labels()
-        .background_style(WHITE)
-        .border_style(BLACK)
-        .draw()
-        .with_context(failed)?;
-    root.present().with_context(failed)
+    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    Ok(root.present()?)
 }

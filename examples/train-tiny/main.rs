@@ -126,12 +126,14 @@ fn run(args: &Args) -> Result<()> {
     let mut config = config(args, act);
     config.check()?;
     let recipe = recipe(args)?;
+    if let Some(path) = &args.write_heldout {
+        candle_sparse::save::check(path).or_else(|err| wrong(format!("{err:#}")))?;
+    }
     let corpus = Corpus::read(&args.text, args.heldout_percent)?;
     std::fs::create_dir_all(&args.out)
         .or_else(|err| wrong(format!("cannot make {}: {err}", args.out.display())))?;
     if let Some(path) = &args.write_heldout {
-        save::write_atomic(path, corpus.heldout_text().as_bytes())
-            .or_else(|err| wrong(format!("{err:#}")))?;
+        save::write_file(path, corpus.heldout_text().as_bytes()).or_else(|err| wrong(format!("{err:#}")))?;
     }
     let tokenizer = train_tokenizer(&corpus.train, args.vocab_size)?;
     config.bos_token_id = token_id(&tokenizer, BOS)?;
@@ -143,7 +145,7 @@ fn run(args: &Args) -> Result<()> {
         let _ = std::fs::remove_file(args.out.join(stale));
     }
     let json = tokenizer.to_string(true).map_err(|err| anyhow!("tokenizer: {err}"))?;
-    save::write_atomic(&args.out.join("tokenizer.json"), json.as_bytes())?;
+    save::write_file(&args.out.join("tokenizer.json"), json.as_bytes())?;
     let model = Llama::new(&config, &mut Rng::new(!args.seed))?;
     eprintln!("{} parameters, {} training tokens", model.parameters(), source.train.len());
     let outcome = train::train(&model, &recipe, &mut source, || save::save_weights(&model, &args.out))?;
@@ -184,7 +186,7 @@ fn finish(
         score,
         outcome,
     };
-    save::write_atomic(&args.out.join("README.md"), card.markdown().as_bytes())?;
+    save::write_file(&args.out.join("README.md"), card.markdown().as_bytes())?;
     eprintln!("{}", card.markdown());
     if args.json {
         writeln!(std::io::stdout(), "{}", card.json()).context("cannot write to stdout")?;

@@ -8,6 +8,7 @@
 //! `decode.rs`, where all threads run the whole step; everything else through `prefill.rs`, one region per operation.
 
 mod decode;
+mod inventory;
 mod load;
 mod payoff;
 mod prefill;
@@ -31,10 +32,11 @@ use candle_sparse::{
     sparse::{Plans, Points, SparseFfn},
     weight::{On, Stack},
 };
+pub(crate) use inventory::{check_names, has_mlp_bias};
 pub use load::{Checkpoint, Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
 use std::{sync::Arc, time::Duration};
-pub use stored::Stored;
+pub use stored::{Held, Stored};
 pub use tap::LayerTap;
 
 /// A projection and its bias.

@@ -6,12 +6,14 @@ use crate::gguf::GgufFile;
 #[cfg(feature = "hub")]
 use crate::hub::{HubRepo, HubSettings};
 use candle_core::{Error, Result};
-use candle_sparse::profile::Profile;
+use candle_sparse::{
+    input::{self, Expected},
+    profile::Profile,
+};
 use core::fmt;
 use source::{Folder, Source, weight_files};
 use std::{
     borrow::Cow,
-    fs,
     path::{Path, PathBuf},
 };
 use tokenizers::Tokenizer;
@@ -70,8 +72,10 @@ pub enum Weights {
     Files(Vec<PathBuf>),
     /// The content of one `safetensors` file.
     Embedded(&'static [u8]),
-    /// A GGUF file, which may hold configuration, tokenizer and profile too.
+    /// A GGUF file, which may hold configuration, tokenizer and profile too; any part of a split model.
     Gguf(PathBuf),
+    /// A GGUF file that is open, mapped perhaps.
+    Opened(GgufFile),
 }
 
 /// Where a sparse profile is.
@@ -111,6 +115,7 @@ impl fmt::Debug for Weights {
             Self::Files(paths) => f.debug_tuple("Files").field(paths).finish(),
             Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
             Self::Gguf(path) => f.debug_tuple("Gguf").field(path).finish(),
+            Self::Opened(file) => f.debug_tuple("Opened").field(&file.path()).finish(),
         }
     }
 }
@@ -170,7 +175,7 @@ impl ModelFiles {
         }
         let files = match gguf_on_hub(spec) {
             Some((id, file)) => {
-                HubRepo::new(settings, id, revision)?.get(file).and_then(|path| Self::from_gguf(&path))
+                HubRepo::new(settings, id, revision).and_then(|repo| gguf_from_hub(&repo, file))
             }
             None => HubRepo::new(settings, spec, revision).and_then(|repo| Self::from_hub(&repo)),
         };
@@ -215,12 +220,32 @@ impl ModelFiles {
         }
     }
 
-    /// The files of the model in a folder, laid out as on the Hub.
+    /// The files of the model in a folder, laid out as on the Hub, or the only GGUF model in it.
     ///
     /// # Errors
     /// If a needed file is missing or cannot be read, or the index of the shards is damaged.
     pub fn from_folder(folder: &Path) -> Result<Self> {
+        if !folder.join(CONFIG).exists()
+            && let Some(model) = source::only_gguf(folder)?
+        {
+            return Self::from_gguf(&model);
+        }
         Self::collect(last_name(folder), &Folder(folder), weight_files)
+    }
+
+    /// Has the weights of a GGUF file used where they lie, see [`GgufFile::map`]; others are as before.
+    ///
+    /// # Errors
+    /// As [`GgufFile::map`].
+    ///
+    /// # Safety
+    /// As [`GgufFile::map`].
+    pub unsafe fn map(&mut self) -> Result<()> {
+        if let Weights::Gguf(path) = &self.weights {
+            // SAFETY: the caller promises what it asks for.
+            self.weights = Weights::Opened(unsafe { GgufFile::map(path) }?);
+        }
+        Ok(())
     }
 
     /// The model in a GGUF file; a profile beside it is named `FILE.sparse.safetensors`.
@@ -239,21 +264,34 @@ impl ModelFiles {
             generation_config: None,
             tokenizer_config: None,
             chat_template: None,
-            sparse_profile: profile.is_file().then_some(SparseProfile::File(profile)),
+            sparse_profile: profile.symlink_metadata().is_ok().then_some(SparseProfile::File(profile)),
         })
     }
 
-    /// The files of a model whose weights are the one file `weights`.
+    /// The files of a model whose weights are the one file `weights`; its content decides which kind it is.
     ///
     /// # Errors
-    /// If it is neither a `.gguf` nor a `.safetensors` file, or the files beside the latter are missing or cannot be read.
+    /// If it is neither a GGUF nor a safetensors file, or the files beside the latter are missing or cannot be read.
     pub fn from_file(weights: &Path) -> Result<Self> {
-        if has_extension(weights, "gguf") {
+        let by_name = || {
+            let named = |extension| has_extension(weights, extension);
+            if named("gguf") {
+                Some(Expected::Gguf)
+            } else {
+                named("safetensors").then_some(Expected::Safetensors)
+            }
+        };
+        // What is wrong with a file that has the name of a model shows when it is loaded.
+        let kind = match (input::kind(weights), by_name()) {
+            (Ok(Some(kind)), _) | (_, Some(kind)) => kind,
+            (Err(e), None) => return Err(e),
+            (Ok(None), None) => {
+                let weights = weights.display();
+                return fail(format!("{weights}: not a model: a .safetensors or .gguf file is expected"));
+            }
+        };
+        if kind == Expected::Gguf {
             return Self::from_gguf(weights);
-        }
-        if !has_extension(weights, "safetensors") {
-            let weights = weights.display();
-            return fail(format!("{weights}: not a model: a .safetensors or .gguf file is expected"));
         }
         let folder = match weights.parent() {
             Some(parent) if parent != Path::new("") => parent,
@@ -285,16 +323,18 @@ impl ModelFiles {
         source: &S,
         weights: impl FnOnce(&S) -> Result<Vec<PathBuf>>,
     ) -> Result<Self> {
-        let optional = |file| source.get_optional(file)?.as_deref().map(read).transpose();
+        let json = |path: &Path| input::read(path, Expected::Json);
+        let optional = |file| source.get_optional(file)?.as_deref().map(json).transpose();
+        let template = source.get_optional("chat_template.jinja")?;
         let config = source.get(CONFIG)?;
         Ok(Self {
             name,
             folder: config.parent().map(Path::to_path_buf),
-            config: Some(Cow::Owned(read(&config)?)),
-            tokenizer: Some(Cow::Owned(read(&source.get(TOKENIZER)?)?)),
+            config: Some(Cow::Owned(json(&config)?)),
+            tokenizer: Some(Cow::Owned(json(&source.get(TOKENIZER)?)?)),
             generation_config: optional("generation_config.json")?,
             tokenizer_config: optional("tokenizer_config.json")?,
-            chat_template: optional("chat_template.jinja")?,
+            chat_template: template.map(|path| input::read(path, Expected::Text)).transpose()?,
             sparse_profile: source.get_optional(SPARSE_PROFILE)?.map(SparseProfile::File),
             weights: Weights::Files(weights(source)?),
         })
@@ -305,8 +345,12 @@ impl ModelFiles {
     /// # Errors
     /// If `tokenizer.json` is damaged or of an unknown kind, or a GGUF file holds none that can be read.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
-        if let (None, Weights::Gguf(path)) = (&self.tokenizer, &self.weights) {
-            return crate::gguf::tokenizer::tokenizer(GgufFile::open(path)?.content());
+        match (&self.tokenizer, &self.weights) {
+            (None, Weights::Gguf(path)) => {
+                return crate::gguf::tokenizer::tokenizer(GgufFile::open(path)?.content());
+            }
+            (None, Weights::Opened(file)) => return crate::gguf::tokenizer::tokenizer(file.content()),
+            _ => {}
         }
         let bytes = self.tokenizer.as_deref().unwrap_or_default();
         Tokenizer::from_bytes(bytes).map_err(|error| {
@@ -325,6 +369,16 @@ fn gguf_on_hub(spec: &str) -> Option<(&str, &str)> {
     let second = spec.match_indices('/').nth(1)?.0;
     let (id, file) = (&spec[..second], &spec[second + 1..]);
     has_extension(Path::new(file), "gguf").then_some((id, file))
+}
+
+/// A GGUF file of a repository with all parts of it, if it is one of several.
+#[cfg(feature = "hub")]
+fn gguf_from_hub(repo: &HubRepo, file: &str) -> Result<ModelFiles> {
+    let (folder, name) = file.rsplit_once('/').map_or(("", file), |(folder, name)| (folder, name));
+    for part in crate::gguf::part_names(name).unwrap_or_default() {
+        repo.get(&if folder.is_empty() { part } else { format!("{folder}/{part}") })?;
+    }
+    ModelFiles::from_gguf(&repo.get(file)?)
 }
 
 /// Refuses what can only be meant as a path, so that a misspelt one is not asked of the Hub.
@@ -354,10 +408,6 @@ fn known_names() -> String {
     let names: Vec<String> = EMBEDDED.iter().map(|model| format!("`{}`", model.name)).collect();
     let built_in = if names.is_empty() { "none".to_string() } else { names.join(", ") };
     format!("built-in models: {built_in}; a Hub id looks like `org/name`")
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|error| Error::Msg(format!("cannot read {}: {error}", path.display())))
 }
 
 fn last_name(path: &Path) -> String {

@@ -11,33 +11,49 @@
 //! Rows of `attn_q` and `attn_k` are ordered for rotary pairs of neighbours, not of halves as on the Hub.
 
 mod header;
+mod part;
 mod shape;
 pub mod tokenizer;
 pub mod write;
 
-use crate::decoder::{Checkpoint, Extras, Stored};
+use crate::decoder::{Checkpoint, Extras, Held, Stored};
+use crate::pretrained::first_line;
 use candle_core::{
     Error, Result, bail,
-    quantized::{GgmlDType, gguf_file},
+    quantized::{
+        GgmlDType,
+        gguf_file::{Content, TensorInfo, VersionedMagic},
+    },
 };
 use candle_sparse::{
-    Weight,
     core::{Config, Format},
-    mapped_file::MappedFile,
     profile::Profile,
-    weight::Memory,
 };
+use part::{Bytes, Split, failed};
+pub(crate) use part::{Place, part_names};
 pub use shape::config;
-use std::{io::Cursor, path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 /// So many last bytes of a file, behind its tensors, are a profile.
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
 
-/// A GGUF file, mapped: its weights are read where they lie.
-#[derive(Debug)]
+/// A model in a GGUF file, or in several that belong together. `Clone` shares it.
+#[derive(Clone, Debug)]
 pub struct GgufFile {
-    file: Arc<MappedFile>,
-    content: gguf_file::Content,
+    content: Arc<Content>,
+    parts: Arc<[Part]>,
+    /// In which part a tensor lies, where that is not the first.
+    later: Arc<HashMap<String, usize>>,
+}
+
+/// One of the files.
+#[derive(Clone, Debug)]
+struct Part {
+    bytes: Bytes,
+    /// Where its tensors' data begin.
+    data: u64,
+    /// Where they end.
+    end: u64,
 }
 
 /// What [`crate::decoder::Decoder::load`] needs.
@@ -49,60 +65,161 @@ pub(crate) struct Model {
 }
 
 impl GgufFile {
-    /// Maps a file and reads its header; weights are not touched.
+    /// Opens a file and reads its header. Weights are read when the model is loaded, into memory of their own, in huge pages
+    /// where the system has them.
+    ///
+    /// Any part of a split model opens all of them, which must lie beside it.
     ///
     /// # Errors
-    /// The file cannot be read, is truncated or corrupt, or holds a tensor of a type that is not supported, which is named.
+    /// [`candle_sparse::Error::File`]: a file cannot be read, is truncated, corrupt or something else, a part is missing, or a
+    /// tensor has a type that is not supported; named.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = MappedFile::open(path)?;
-        header::check(file.bytes()).map_err(|e| Error::Msg(format!("{}: {e}", path.display())))?;
-        let content = gguf_file::Content::read(&mut Cursor::new(file.bytes()))?;
-        Ok(Self { file: Arc::new(file), content })
+        Self::with(path.as_ref(), Bytes::open)
     }
 
-    /// The header as candle reads it.
+    /// As [`Self::open`], mapped: weights are used where they lie, their pages come from the disk when they are first touched,
+    /// and processes share them.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; also another program that holds a lock on the file to write it.
+    ///
+    /// # Safety
+    /// As long as the value, or a model that was made of it, exists, nobody may write to the file, or the parts beside it, or
+    /// shorten them. Replacing them by renaming is no harm.
+    pub unsafe fn map(path: impl AsRef<Path>) -> Result<Self> {
+        // SAFETY: the caller promises what `Bytes::map` asks for, of all parts.
+        Self::with(path.as_ref(), |path| unsafe { Bytes::map(path) })
+    }
+
+    fn with(path: &Path, open: impl Fn(&Path) -> Result<Bytes>) -> Result<Self> {
+        let (part, content) = Part::new(open(path)?)?;
+        let split = Split::of(&content).map_err(|e| failed(path, e))?;
+        let Some(split) = split else {
+            return Ok(Self { content: content.into(), parts: [part].into(), later: Arc::default() });
+        };
+        let mut all = Content {
+            magic: VersionedMagic::GgufV3,
+            metadata: HashMap::new(),
+            tensor_infos: HashMap::new(),
+            tensor_data_offset: 0,
+        };
+        let (mut parts, mut later) = (Vec::new(), HashMap::new());
+        for (i, file) in split.files(path)?.iter().enumerate() {
+            let (part, content) = Part::new(open(file)?)?;
+            let found = Split::of(&content).map_err(|e| failed(file, e))?;
+            if found.is_none_or(|found| (found.no, found.count) != (i, split.count)) {
+                return Err(failed(
+                    file,
+                    format!("is not part {} of {} of a split model, as its name says", i + 1, split.count),
+                ));
+            }
+            for (name, info) in content.tensor_infos {
+                if i > 0 {
+                    later.insert(name.clone(), i);
+                }
+                if all.tensor_infos.insert(name.clone(), info).is_some() {
+                    return Err(failed(file, format!("tensor {name} stands in another part too")));
+                }
+            }
+            if i == 0 {
+                (all.magic, all.metadata) = (content.magic, content.metadata);
+                all.tensor_data_offset = content.tensor_data_offset;
+            }
+            parts.push(part);
+        }
+        let tensors = all.tensor_infos.len();
+        if let Some(n) = split.tensors.filter(|n| *n != tensors) {
+            return Err(failed(
+                path,
+                format!("its parts hold {tensors} tensors, {n} are announced (of another model?)"),
+            ));
+        }
+        Ok(Self { content: all.into(), parts: parts.into(), later: later.into() })
+    }
+
+    /// Which file: the first, if there are several.
     #[must_use]
-    pub fn content(&self) -> &gguf_file::Content {
+    pub fn path(&self) -> &Path {
+        self.parts[0].bytes.path()
+    }
+
+    /// The header in candle's form. Of a split model it has the metadata of the first part and the tensors of all, each
+    /// placed in its own part.
+    #[must_use]
+    pub fn content(&self) -> &Content {
         &self.content
     }
 
     /// The sparse profile in the file; `None`: it holds none.
     ///
     /// # Errors
-    /// It is damaged.
+    /// It is damaged, or missing though the metadata speak of it.
     pub fn profile(&self) -> Result<Option<Profile>> {
         let Some(len) = profile_len(&self.content)? else { return Ok(None) };
-        let (bytes, name) = (self.file.bytes(), self.file.path().display());
-        let Some(start) = bytes.len().checked_sub(len) else {
-            bail!("{name}: the profile is said to be longer than the file")
-        };
-        let profile = Profile::from_bytes(&bytes[start..]);
-        profile.map(Some).map_err(|e| Error::Msg(format!("{name}: profile: {e} (truncated download?)")))
+        let Part { bytes, end, .. } = &self.parts[0];
+        if bytes.len().checked_sub(len as u64).is_none_or(|start| start < *end) {
+            return Err(failed(
+                self.path(),
+                "the profile is missing that should stand behind the tensors: a truncated download, or a copy by a program \
+                 that takes the tensors alone. Give a profile, or convert the model anew",
+            ));
+        }
+        let profile = Profile::from_bytes(&bytes.tail(len)?);
+        profile
+            .map(Some)
+            .map_err(|e| failed(self.path(), format!("profile: {} (truncated download?)", first_line(&e))))
     }
 
     pub(crate) fn model(&self) -> Result<Model> {
-        let origin = self.file.path().display().to_string();
-        model(&self.content, &origin, |start, len| {
-            Ok(Memory::File(Arc::clone(&self.file), start..start.saturating_add(len)))
+        let mut stored = Stored::new(self.path().display().to_string());
+        stored.mapped = matches!(self.parts[0].bytes, Bytes::Mapped(_));
+        model(&self.content, stored, |name, mut place| {
+            let part = &self.parts[self.later.get(name).copied().unwrap_or(0)];
+            place.start = place.start - self.content.tensor_data_offset + part.data;
+            match part.bytes {
+                Bytes::Mapped(_) => part.bytes.weight(&place).map(Held::Here),
+                Bytes::Read(_) => {
+                    let bytes = part.bytes.clone();
+                    Ok(Held::elsewhere(place.format, move || bytes.weight(&place)))
+                }
+            }
         })
     }
 }
 
-/// Bytes of the profile in a file.
-pub(crate) fn profile_len(content: &gguf_file::Content) -> Result<Option<usize>> {
-    content.metadata.get(PROFILE).map(|n| n.to_u64().map(|n| n as usize)).transpose()
+impl Part {
+    fn new(bytes: Bytes) -> Result<(Self, Content)> {
+        let content = bytes.header()?;
+        let data = content.tensor_data_offset;
+        let end = |info: &TensorInfo| {
+            let elements: u64 = info.shape.dims().iter().map(|n| *n as u64).product();
+            // Inside the file, as the header was checked to say.
+            data + info.offset
+                + elements / info.ggml_dtype.block_size() as u64 * info.ggml_dtype.type_size() as u64
+        };
+        let end = content.tensor_infos.values().map(end).max().unwrap_or(data);
+        Ok((Self { bytes, data, end }, content))
+    }
 }
 
-/// The model in a file; `memory` gives bytes by their place in it and their number.
+/// Bytes of the profile in a file.
+pub(crate) fn profile_len(content: &Content) -> Result<Option<usize>> {
+    let Some(value) = content.metadata.get(PROFILE) else { return Ok(None) };
+    match tokenizer::metadata::integer(value).and_then(|n| usize::try_from(n).ok()) {
+        Some(n) => Ok(Some(n)),
+        None => bail!("metadata {PROFILE} is no length"),
+    }
+}
+
+/// The model in a file; `hold` gives tensors by name and place in it, which are `stored`.
 pub(crate) fn model(
-    content: &gguf_file::Content,
-    origin: &str,
-    mut memory: impl FnMut(usize, usize) -> Result<Memory>,
+    content: &Content,
+    mut stored: Stored,
+    mut hold: impl FnMut(&str, Place) -> Result<Held>,
 ) -> Result<Model> {
-    let named = |e: Error| Error::Msg(format!("{origin}: {}", crate::pretrained::first_line(&e)));
+    let origin = stored.origin().to_string();
+    let named = |e: Error| Error::Msg(format!("{origin}: {}", first_line(&e)));
     let config = config(content).map_err(named)?;
-    let mut stored = Stored::new(origin);
     let mut rope_freqs = None;
     for (name, info) in &content.tensor_infos {
         let dims = info.shape.dims();
@@ -115,23 +232,23 @@ pub(crate) fn model(
             _ => bail!("{origin}: tensor {name} has shape {dims:?}, a llama has vectors and matrices"),
         };
         let start = content.tensor_data_offset.saturating_add(info.offset);
-        let len = rows.saturating_mul(format.row_bytes(cols));
-        let weight = Weight::from_memory(rows, cols, format, memory(start as usize, len)?)?;
+        let held = hold(name, Place { rows, cols, format, start })?;
         match shape::hugging_face_name(name, config.num_hidden_layers) {
-            Some(name) => stored.insert(name, weight, dims),
+            Some(other) if stored.contains(&other) => {
+                bail!("{origin}: tensor {name} is there under another name too")
+            }
+            Some(name) => stored.insert(name, held, dims),
             None if name == "rope_freqs.weight" => {
-                rope_freqs = Some(weight.dequantize()?.flatten_all()?.to_vec1()?);
+                rope_freqs = Some(held.weight()?.dequantize()?.flatten_all()?.to_vec1()?);
             }
             None => {
                 bail!("{origin}: tensor {name} is not part of a llama: this model would run wrongly here")
             }
         }
     }
-    let extras = Extras {
-        attention_bias: stored.contains("model.layers.0.self_attn.q_proj.bias"),
-        mlp_bias: stored.contains("model.layers.0.mlp.gate_proj.bias"),
-        tie_word_embeddings: !stored.contains("lm_head.weight"),
-    };
+    // Biases are used where there are any: a file does not say which it must have.
+    let tie_word_embeddings = !stored.contains("lm_head.weight");
+    let extras = Extras { tie_word_embeddings, ..Extras::default() };
     let stored = Arc::new(stored);
     let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs };
     let mut config = config.to_core().map_err(named)?;

@@ -2,14 +2,14 @@
 
 use crate::{
     chat::ChatTemplate,
-    decoder::LoadOptions,
+    decoder::{LoadOptions, check_names, has_mlp_bias},
     files::{ModelFiles, Weights},
     gguf::{self, GgufFile},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
 };
 use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::loading;
+use candle_sparse::loading::SafetensorsFiles;
 use std::sync::Arc;
 use tokenizers::Tokenizer;
 
@@ -52,8 +52,7 @@ impl Pretrained {
                 "{name}: the tokenizer has {tokens} tokens, the model only {vocab}: they do not belong together"
             )));
         }
-        let (model, stored_dtype) =
-            opened.load(&config, options).map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
+        let (model, stored_dtype) = opened.load(&config, options).map_err(|e| named(name, e))?;
         let chat_template = opened.chat_template(files, &config, &tokenizer);
         Ok(Self { model, config, tokenizer, stored_dtype, chat_template })
     }
@@ -89,11 +88,18 @@ impl Pretrained {
 /// The weights of a model as floats, read tensor by tensor, in `dtype` or as they are stored.
 ///
 /// # Errors
-/// A file that is missing, truncated or corrupt.
+/// A file that is missing, truncated or corrupt, or holds tensors that have no place in the model, which are named.
 pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilder<'static>> {
     let bytes = match &files.weights {
-        Weights::Files(paths) => return loading::var_builder(paths, dtype, &Device::Cpu),
+        Weights::Files(paths) => {
+            let opened = SafetensorsFiles::open(paths)?;
+            if let Some(layers) = num_hidden_layers(files) {
+                check_names(opened.names(), layers).map_err(|e| named(&files.name, e))?;
+            }
+            return Ok(opened.var_builder(dtype, &Device::Cpu));
+        }
         Weights::Gguf(path) => return Ok(GgufFile::open(path)?.model()?.checkpoint.vb),
+        Weights::Opened(file) => return Ok(file.model()?.checkpoint.vb),
         Weights::Embedded(bytes) => bytes,
     };
     let dtype = match dtype {
@@ -104,6 +110,12 @@ pub fn var_builder(files: &ModelFiles, dtype: Option<DType>) -> Result<VarBuilde
         }
     };
     VarBuilder::from_slice_safetensors(bytes, dtype, &Device::Cpu)
+}
+
+/// What `config.json` says, if it says it: what is wrong with it is for others to find.
+fn num_hidden_layers(files: &ModelFiles) -> Option<usize> {
+    let config: serde_json::Value = serde_json::from_slice(files.config.as_deref()?).ok()?;
+    config["num_hidden_layers"].as_u64()?.try_into().ok()
 }
 
 /// The configuration of a model: `config.json` or a GGUF file's, with the end tokens of `generation_config.json`.
@@ -126,7 +138,8 @@ impl Opened {
     fn new(files: &ModelFiles) -> Result<Self> {
         Ok(match &files.weights {
             Weights::Gguf(path) => Self::Gguf(GgufFile::open(path)?),
-            _ => Self::Floats(var_builder(files, None)?),
+            Weights::Opened(file) => Self::Gguf(file.clone()),
+            Weights::Files(_) | Weights::Embedded(_) => Self::Floats(var_builder(files, None)?),
         })
     }
 
@@ -136,11 +149,14 @@ impl Opened {
             (Some(json), _) => {
                 let config: LlamaConfig = serde_json::from_slice(json)
                     .map_err(|e| Error::msg(format!("{name}: config.json: {e}")))?;
-                Ok(config.into_config(false))
+                let mut config = config.into_config(false);
+                if let Self::Floats(vb) = self {
+                    // Biases that are there are used, whatever `config.json` says.
+                    config.mlp_bias |= has_mlp_bias(vb, config.num_hidden_layers);
+                }
+                Ok(config)
             }
-            (None, Self::Gguf(file)) => {
-                gguf::config(file.content()).map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))
-            }
+            (None, Self::Gguf(file)) => gguf::config(file.content()).map_err(|e| named(name, e)),
             (None, Self::Floats(_)) => bail!("{name}: config.json is missing"),
         }
     }
@@ -213,6 +229,11 @@ fn eos(config: &Config, files: &ModelFiles) -> Result<Option<LlamaEosToks>> {
     ids.sort_unstable();
     ids.dedup();
     Ok((!ids.is_empty()).then_some(LlamaEosToks::Multiple(ids)))
+}
+
+/// An error of the model `name`; one that can be told apart keeps its kind, and names the file itself.
+fn named(name: &str, e: Error) -> Error {
+    if candle_sparse::Error::of(&e).is_some() { e } else { Error::Msg(format!("{name}: {}", first_line(&e))) }
 }
 
 /// An error without the backtrace that `RUST_BACKTRACE` appends to candle's messages.

@@ -39,8 +39,6 @@ pub struct ModelWeights {
 impl ModelWeights {
     /// Loads a file that candle's reader has opened. Each tensor is read once, straight into its place.
     ///
-    /// [`Self::from_gguf_file`] maps the file instead and copies nothing.
-    ///
     /// # Errors
     /// A model that cannot be run, a tensor that is missing or lies past the end, or a device other than the CPU.
     pub fn from_gguf<R: Seek + Read>(
@@ -50,25 +48,28 @@ impl ModelWeights {
     ) -> Result<Self> {
         on_cpu(device)?;
         let end = reader.seek(SeekFrom::End(0))?;
-        let mut read = |start: usize, len: usize| -> Result<Buffer> {
-            if (start as u64).checked_add(len as u64).is_none_or(|e| e > end) {
+        let mut read = |start: u64, len: usize| -> Result<Buffer> {
+            if start.checked_add(len as u64).is_none_or(|e| e > end) {
                 bail!("{len} bytes from {start} are past the end of the file (truncated download?)");
             }
             let mut buffer = Buffer::zeroed(len)?;
-            reader.seek(SeekFrom::Start(start as u64))?;
+            reader.seek(SeekFrom::Start(start))?;
             reader.read_exact(&mut buffer.bytes_mut()[..len])?;
             Ok(buffer)
         };
         let mut options = LoadOptions::default();
         if let Some(len) = gguf::profile_len(&ct)? {
-            let start = (end as usize).saturating_sub(len);
+            let start = end.saturating_sub(len as u64);
             options.profile = Some(Arc::new(Profile::from_bytes(&read(start, len)?.bytes()[..len])?));
         }
-        let model = gguf::model(&ct, "GGUF", |start, len| Ok(Memory::Buffer(read(start, len)?)))?;
+        let model = gguf::model(&ct, Stored::new("GGUF"), |_, place| {
+            let memory = Memory::Buffer(read(place.start, place.bytes())?);
+            Ok(Weight::from_memory(place.rows, place.cols, place.format, memory)?.into())
+        })?;
         Self::new(model, options)
     }
 
-    /// Loads a mapped file: its pages are read when they are first used and never copied.
+    /// Loads an open file, which may be mapped.
     ///
     /// # Errors
     /// See [`crate::decoder::Decoder::load`].
@@ -77,7 +78,7 @@ impl ModelWeights {
         Self::with_llama(llama)
     }
 
-    /// Opens and loads a file, mapped.
+    /// Opens a file and loads it into memory; [`GgufFile::map`] and [`Self::from_gguf_file`] use it where it lies instead.
     ///
     /// # Errors
     /// As [`GgufFile::open`] and [`Self::from_gguf_file`].

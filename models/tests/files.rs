@@ -149,10 +149,10 @@ fn a_path_that_does_not_exist_is_not_a_hub_id() {
 fn a_corrupt_tokenizer_is_named() {
     let folder = with(&[("model.safetensors", "w")]);
     let path = folder.path().join("tokenizer.json");
-    for bad in ["", "{", "[1]", "\u{0}"] {
+    for (bad, what) in [("", "is empty"), ("{", "not a tok"), ("[1]", "not a tok"), ("\u{0}", "not a tok")] {
         fs::write(&path, bad).unwrap();
-        let files = local(folder.path()).unwrap();
-        assert_says(files.load_tokenizer(), &[path.to_str().unwrap(), "not a tokenizer file"]);
+        let result = local(folder.path()).and_then(|files| files.load_tokenizer());
+        assert_says(result, &[path.to_str().unwrap(), what]);
     }
 }
 
@@ -180,4 +180,128 @@ fn a_revision_needs_the_hub() {
 
     let result = ModelFiles::resolve("tales-silu", Some("v1"), &HubSettings::default());
     assert_says(result, &["`tales-silu`", "revision `v1` does not apply"]);
+}
+
+/// What stands in place of a file, and a word by which the message names it.
+const IMPOSTORS: [(&[u8], &str); 8] = [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345\n", "git lfs pull"),
+    (b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title>", "web page"),
+    (b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", "markup"),
+    (b"\x1f\x8b\x08\0\0\0\0\0\0\x03abcdefgh", "gzip"),
+    (b"PK\x03\x04\0\0\x08\x08archive/data.pkl", "PyTorch"),
+    (&[0; 64], "zeros"),
+    (b"", "empty"),
+    (b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", "GGUF"),
+];
+
+const CONFIG: &str = r#"{"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64}"#;
+
+#[test]
+fn whatever_stands_in_place_of_a_file_is_named() {
+    use candle_sparse::Error;
+    use candle_sparse_models::pretrained;
+
+    for (content, word) in IMPOSTORS {
+        for name in [
+            "config.json",
+            "tokenizer.json",
+            "generation_config.json",
+            "tokenizer_config.json",
+            "model.safetensors.index.json",
+            "chat_template.jinja",
+            "model.safetensors",
+            "sparse.safetensors",
+        ] {
+            // Markup and nothing at all are templates.
+            if name.ends_with("jinja") && ["markup", "empty"].contains(&word) {
+                continue;
+            }
+            let folder = folder(&[("config.json", CONFIG), ("tokenizer.json", "{}")]);
+            let path = folder.path().join(name);
+            if !name.ends_with("index.json") {
+                fs::write(folder.path().join("model.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+            }
+            fs::write(&path, content).unwrap();
+            let result = local(folder.path()).and_then(|files| {
+                if let Some(profile) = &files.sparse_profile {
+                    profile.load()?;
+                }
+                pretrained::var_builder(&files, None).map(|_| ())
+            });
+            let e = result.unwrap_err();
+            let typed = matches!(Error::of(&e), Some(Error::File { path: p, .. }) if *p == path);
+            let text = e.to_string();
+            assert!(typed && text.contains(word) && !text.contains('\n'), "{name}, {word}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_gguf_file_that_is_none_says_what_it_is() {
+    use candle_sparse_models::gguf::GgufFile;
+
+    let folder = folder(&[]);
+    let json = (b"{\"error\": \"Repository not found\"}".as_slice(), "Repository not found");
+    let text = (b"Entry not found".as_slice(), "Entry not found");
+    let old = (b"tjgg\x03\0\0\0 and so on".as_slice(), "before GGUF");
+    for (content, word) in IMPOSTORS[..7].iter().chain(&[json, text, old]) {
+        let path = folder.path().join("m.gguf");
+        fs::write(&path, content).unwrap();
+        assert_says(local(&path).and_then(|files| files.load_tokenizer()), &["m.gguf", word]);
+        // SAFETY: nobody writes to the file while it is open.
+        assert_says(unsafe { GgufFile::map(&path) }, &["m.gguf", word]);
+    }
+    fs::create_dir(folder.path().join("d.gguf")).unwrap();
+    assert_says(GgufFile::open(folder.path().join("d.gguf")), &["d.gguf", "is a folder"]);
+}
+
+#[test]
+fn content_decides_what_a_model_is() {
+    let tiny = b"\x02\0\0\0\0\0\0\0{}".as_slice();
+    let folder = with(&[]);
+    let write = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    // A blob of the Hub's cache has no extension; a browser may have changed it.
+    for name in ["sha256-0123", "x.safetensors", "x.gguf", "x.bin"] {
+        assert!(
+            matches!(local(&write(name, b"GGUF\x03\0\0\0")).unwrap().weights, Weights::Gguf(_)),
+            "{name}"
+        );
+        assert_eq!(weight_names(&local(&write(name, tiny)).unwrap()), [name]);
+    }
+    assert_says(
+        local(&write("pytorch_model.bin", IMPOSTORS[4].0)),
+        &["pytorch_model.bin", "PyTorch", "convert"],
+    );
+    assert_says(local(&write("notes.txt", b"hello")), &["a .safetensors or .gguf file is expected"]);
+}
+
+#[test]
+fn a_folder_without_a_model_says_what_it_holds() {
+    let one = folder(&[("README.md", ""), ("x.gguf", "GGUF"), ("tokenizer.json", "{}")]);
+    assert!(matches!(local(one.path()).unwrap().weights, Weights::Gguf(path) if path.ends_with("x.gguf")));
+    let two = folder(&[("x-q4.gguf", "GGUF"), ("x-q8.gguf", "GGUF")]);
+    assert_says(local(two.path()), &["2 GGUF files", "x-q4.gguf"]);
+    assert_says(
+        local(with(&[("pytorch_model.bin", "")]).path()),
+        &["no weights", "pytorch_model.bin", "safetensors"],
+    );
+    let folders = folder(&[]);
+    fs::create_dir(folders.path().join("config.json")).unwrap();
+    assert_says(local(folders.path()), &["config.json", "is a folder"]);
+}
+
+#[test]
+fn a_mark_of_utf_8_is_no_part_of_a_text() {
+    let folder = folder(&[BASE[1], ("config.json", "\u{feff}{}"), ("chat_template.jinja", "\u{feff}a")]);
+    fs::write(folder.path().join("model.safetensors"), "w").unwrap();
+    let files = local(folder.path()).unwrap();
+    assert_eq!(files.config.as_deref(), Some(&b"{}"[..]));
+    assert_eq!(files.chat_template.as_deref(), Some(&b"a"[..]));
+    fs::write(folder.path().join("config.json"), b"\xff\xfe{\0}\0").unwrap();
+    assert_says(local(folder.path()), &["config.json", "UTF-16"]);
 }

@@ -6,6 +6,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+// Weights are used as they lie in a file or in flash, which is little endian.
+#[cfg(target_endian = "big")]
+compile_error!("candle-sparse runs on little-endian machines only: weights are read in place");
+
 #[cfg(test)]
 extern crate std;
 

@@ -5,40 +5,58 @@
 //! loading, pages that are already there count as wanted.
 
 use super::{KvCache, KvConfig, KvDType, PAGE_LEN, Tier, page::PageShape};
-use crate::loading;
-use candle_core::{Device, Error, Result, Tensor, bail};
-use safetensors::SafeTensors;
+use crate::{
+    loading::{self, SafetensorsFiles},
+    save::save,
+};
+use candle_core::{Error, Result, bail};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    io::{BufWriter, Write},
+    path::Path,
+};
 
 const ABOUT: &str = "candle_sparse_kv_cache";
 const FORMAT: u64 = 1;
 
 impl KvCache {
-    /// Writes the cache to a file; one that was there is replaced when the new one is whole.
+    /// Writes the cache to a file, page by page; one that was there is replaced when the new one is whole.
     ///
     /// # Errors
-    /// The folder cannot be written to, or the cache was [cut back](Self::truncate) to where nothing can follow.
+    /// The cache was [cut back](Self::truncate) to where nothing can follow; those of [`save`](crate::save::save()).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
         self.check_window(self.len)?;
-        let mut tensors = HashMap::new();
+        save(path, |file| self.write_to(&mut BufWriter::new(file)))
+    }
+
+    fn write_to(&self, out: &mut impl Write) -> Result<()> {
         let pages = self.len.div_ceil(PAGE_LEN) - self.first;
+        let (mut tensors, mut end) = (Vec::new(), 0);
+        let mut add = |name: String, bytes: usize| {
+            let data_offsets = (end, end + bytes);
+            end += bytes;
+            tensors.push((name, TensorInfo { dtype: Dtype::U8, shape: vec![bytes], data_offsets }));
+        };
         for (s, layers) in self.sequences.iter().enumerate() {
             for (l, all) in layers.iter().enumerate() {
-                let bytes: Vec<u8> = all[..pages].iter().flat_map(|p| p.as_bytes()).copied().collect();
-                let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
-                let name = name(s, l);
-                let n = bytes.len();
-                tensors.insert(format!("{name}.tiers"), Tensor::from_vec(tiers, pages, &Device::Cpu)?);
-                tensors.insert(name, Tensor::from_vec(bytes, n, &Device::Cpu)?);
+                add(name(s, l), all[..pages].iter().map(|p| p.as_bytes().len()).sum());
+                add(format!("{}.tiers", name(s, l)), pages);
             }
         }
         let about = HashMap::from([(ABOUT.to_string(), self.about().to_string())]);
-        let part = path.with_extension("part");
-        let failed = |e: &dyn std::fmt::Display| Error::msg(format!("cannot write {}: {e}", path.display()));
-        safetensors::serialize_to_file(&tensors, Some(about), &part).map_err(|e| failed(&e))?;
-        std::fs::rename(&part, path).map_err(|e| failed(&e))
+        let header = Metadata::new(Some(about), tensors).map_err(Error::wrap)?;
+        let mut header = serde_json::to_vec(&header).map_err(Error::wrap)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for all in self.sequences.iter().flatten() {
+            all[..pages].iter().try_for_each(|p| out.write_all(p.as_bytes()))?;
+            let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
+            out.write_all(&tiers)?;
+        }
+        Ok(out.flush()?)
     }
 
     /// Fills this cache, made for the same model, with what [`Self::save`] wrote; its settings become the file's.
@@ -48,7 +66,7 @@ impl KvCache {
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let named = |e: Error| Error::msg(format!("kv cache {}: {e}", path.display()));
-        let metadata = loading::metadata(path).map_err(named)?;
+        let metadata = loading::metadata(path)?;
         let Some(about) = metadata.get(ABOUT) else {
             return Err(named(Error::msg("is no saved cache")));
         };
@@ -114,15 +132,13 @@ impl KvCache {
     }
 
     fn fill(&mut self, path: &Path, batch: usize, len: usize) -> Result<()> {
-        let file = std::fs::read(path)?;
-        let file = SafeTensors::deserialize(&file).map_err(Error::wrap)?;
+        let file = SafetensorsFiles::open(&[path])?;
         let (shape, dtype, pages) = (self.shape.page, self.config.dtype, len.div_ceil(PAGE_LEN) - self.first);
         for s in 0..batch {
             let mut layers = Vec::new();
             for l in 0..self.shape.layers {
-                let bytes = |name: &str| file.tensor(name).map(|t| t.data()).map_err(Error::wrap);
                 let name = name(s, l);
-                let (all, tiers) = (bytes(&name)?, bytes(&format!("{name}.tiers"))?);
+                let (all, tiers) = (file.bytes(&name)?, file.bytes(&format!("{name}.tiers"))?);
                 let tiers: Option<Vec<Tier>> =
                     tiers.iter().map(|t| Tier::ALL.get(*t as usize).copied()).collect();
                 let Some(tiers) = tiers.filter(|t| t.len() == pages) else {
@@ -132,7 +148,7 @@ impl KvCache {
                 if all.len() != needed {
                     bail!("{name} has {} bytes, its pages take {needed}", all.len());
                 }
-                let mut rest = all;
+                let mut rest = all.as_slice();
                 layers.push(Vec::new());
                 for tier in tiers {
                     let mut page = shape.new_page(tier, dtype);
@@ -153,4 +169,48 @@ impl KvCache {
 
 fn name(sequence: usize, layer: usize) -> String {
     format!("sequences.{sequence}.layers.{layer}")
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        Error,
+        kv_cache::tests::{config, fill, read},
+        kv_cache::{KvCache, KvConfig, KvDType},
+    };
+
+    #[test]
+    fn two_threads_save_beside_each_other() {
+        let (c, dir) = (config(2, 32), tempfile::tempdir().unwrap());
+        std::thread::scope(|scope| {
+            for (who, positions) in [("alice", 40), ("bob", 70)] {
+                let (c, path) = (&c, dir.path().join(format!("session.{who}")));
+                scope.spawn(move || {
+                    let new = || KvCache::new(c, KvConfig::exact(KvDType::F16));
+                    let mut cache = new();
+                    fill(&mut cache, c, 0..positions);
+                    for _ in 0..20 {
+                        cache.save(&path).unwrap();
+                        let mut back = new();
+                        back.load(&path).unwrap();
+                        assert_eq!(back.len(), positions);
+                        assert_eq!(read(&back, c, 1, positions - 1), read(&cache, c, 1, positions - 1));
+                    }
+                });
+            }
+        });
+        assert_eq!(dir.path().read_dir().unwrap().count(), 2, "something else stayed");
+    }
+
+    #[test]
+    fn a_folder_or_a_pointer_is_no_cache() {
+        let (c, dir) = (config(2, 32), tempfile::tempdir().unwrap());
+        let mut cache = KvCache::new(&c, KvConfig::exact(KvDType::F16));
+        assert!(matches!(Error::of(&cache.save(dir.path()).unwrap_err()), Some(Error::File { .. })));
+        let path = dir.path().join("pointer");
+        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n").unwrap();
+        let e = cache.load(&path).unwrap_err();
+        assert!(matches!(Error::of(&e), Some(Error::File { path: p, .. }) if *p == path), "{e}");
+        assert!(e.to_string().contains("Git LFS"), "{e}");
+    }
 }

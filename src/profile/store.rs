@@ -29,10 +29,10 @@
 //! | `….gate.readout` | `[kv_heads, hidden]`; without, a state counts by its norm |
 
 use super::{HeldOut, LayerProfile, LayerRule, Profile, Rule, gates};
-use crate::loading;
+use crate::{loading, save::save};
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType, bail};
 use candle_nn::VarBuilder;
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, io::Write, path::Path};
 
 /// The key of the JSON text in a profile's metadata.
 const ABOUT: &str = "candle_sparse_profile";
@@ -91,7 +91,8 @@ impl Profile {
     /// # Errors
     /// Its tensors do not fit together.
     pub fn from_tensors(vb: &VarBuilder<'_>) -> Result<Option<Self>> {
-        if !vb.contains_tensor(SHARES) {
+        // A backend that makes its tensors, such as candle's zeros, says that it has whatever it is asked for.
+        if !vb.contains_tensor(SHARES) || vb.contains_tensor("candle_sparse.no_such_tensor") {
             return Ok(None);
         }
         let shares: Vec<f32> = vector(vb, SHARES)?;
@@ -116,12 +117,10 @@ impl Profile {
     /// Writes a profile file; one that was there is replaced when the new one is whole.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// Its parts have not the sizes that they should have; those of [`save`](crate::save::save()).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let (path, bytes) = (path.as_ref(), self.to_bytes()?);
-        let part = path.with_extension("part");
-        let written = std::fs::write(&part, bytes).and_then(|()| std::fs::rename(&part, path));
-        written.map_err(|e| Error::msg(format!("cannot write {}: {e}", path.display())))
+        let bytes = self.to_bytes()?;
+        save(path, |file| Ok(file.write_all(&bytes)?))
     }
 
     /// The content of a profile file.

@@ -88,3 +88,28 @@ fn what_cannot_be_written_is_one_line_and_leaves_nothing() {
     let left: Vec<_> = std::fs::read_dir(dir.0.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
     assert_eq!(left, ["bare"]);
 }
+
+/// A node of the file system is never replaced by a file: as root that would break the machine.
+#[cfg(unix)]
+#[test]
+fn links_are_written_through_and_pipes_are_refused() {
+    use std::{os::unix::fs::FileTypeExt, process::Command};
+
+    let dir = Folder::new();
+    let [link, target, pipe] = ["link", "target", "pipe"].map(|name| dir.path(name));
+    std::fs::write(&target, "keep").unwrap();
+    std::os::unix::fs::symlink("target", &link).unwrap();
+    dir.convert("link", "tales-silu", &["--no-profile", "--dtype", "q4_0"]);
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(&std::fs::read(&target).unwrap()[..4], b"GGUF");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    one_line(&example("convert", &["--model", "tales-silu", "--out", &pipe]), "named pipe");
+    // Refused before the model is read, let alone hours of calibration.
+    one_line(
+        &example("calibrate", &["--model", "tales-silu", "--text", "/no/such/text", "--out", &pipe]),
+        "named pipe",
+    );
+    one_line(&example("convert", &["--model", "no-such-model", "--out", "/dev/null"]), "device");
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+}

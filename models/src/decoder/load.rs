@@ -2,7 +2,7 @@
 
 mod blocks;
 
-use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored};
+use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored, inventory::Inventory};
 use blocks::SparseBlocks;
 use candle_core::{Error, Result, bail};
 use candle_nn::VarBuilder;
@@ -21,9 +21,6 @@ use std::sync::Arc;
 pub struct LoadOptions {
     /// Format of the projections and the embedding; `None` keeps the dtype of the `VarBuilder`.
     pub format: Option<Format>,
-    /// Copies the weights of a mapped file into memory of our own, in huge pages where the system has them: loading reads the
-    /// whole file, decode may be faster. The memory in use is the same, but no longer shared with other processes.
-    pub copy_mapped: bool,
     /// Threads to use; `None` uses all of candle's pool.
     pub threads: Option<Threads>,
     /// What calibration learned: FFNs are held so that neurons can be left out, where that is measured to be faster on this
@@ -36,7 +33,7 @@ pub struct LoadOptions {
     pub attention: AttentionConfig,
 }
 
-/// Biases and head sharing of a checkpoint, which the shape does not tell.
+/// Biases that a checkpoint must have, and head sharing, which the shape does not tell. Biases that are there are used always.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extras {
     /// q, k, v and o have biases.
@@ -74,7 +71,8 @@ struct Loader<'a> {
     /// What the matrices become; `None`: what they are.
     format: Option<Format>,
     stored: Option<&'a Stored>,
-    copy_mapped: bool,
+    /// Biases are used where there are any, whatever the configuration says.
+    optional_biases: bool,
     notices: &'a mut Vec<String>,
 }
 
@@ -82,7 +80,7 @@ impl Loader<'_> {
     /// Rows that stand under a name, as they are stored.
     fn part(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Part> {
         Ok(match self.stored {
-            Some(stored) => stored.weight(&format!("{}.weight", vb.prefix()), &shape)?.clone().into(),
+            Some(stored) => stored.weight(&format!("{}.weight", vb.prefix()), &shape)?.into(),
             None => vb.get((shape[0], shape[1]), "weight")?.into(),
         })
     }
@@ -101,7 +99,6 @@ impl Loader<'_> {
         let format = self.format_of(&part);
         if let Part::Weight(w) = &part
             && w.format() == format
-            && !(self.copy_mapped && w.is_mapped())
         {
             return Ok(w.clone());
         }
@@ -120,10 +117,7 @@ impl Loader<'_> {
         parts: &[(&str, usize)],
         bias: bool,
     ) -> Result<Projection> {
-        let bias = bias.then(|| -> Result<Vec<f32>> {
-            let all = parts.iter().map(|(name, n)| vector(&vb.pp(name), *n, "bias"));
-            Ok(all.collect::<Result<Vec<_>>>()?.concat())
-        });
+        let bias = self.bias(vb, parts, bias)?;
         let weight = match self.format {
             Some(format) if self.stored.is_none() => {
                 let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
@@ -137,7 +131,19 @@ impl Loader<'_> {
                 Stack::new(parts.collect::<Result<_>>()?)?
             }
         };
-        Ok(Projection { weight, bias: bias.transpose()? })
+        Ok(Projection { weight, bias })
+    }
+
+    /// The biases of rows that are one matrix; where only some have one, as q, k and v may, the others have zeros.
+    fn bias(&self, vb: &VarBuilder<'_>, parts: &[(&str, usize)], needed: bool) -> Result<Option<Vec<f32>>> {
+        let there = |name: &str| self.optional_biases && vb.pp(name).contains_tensor("bias");
+        if !needed && !parts.iter().any(|(name, _)| there(name)) {
+            return Ok(None);
+        }
+        let all = parts.iter().map(|(name, n)| {
+            if needed || there(name) { vector(&vb.pp(name), *n, "bias") } else { Ok(vec![0.0; *n]) }
+        });
+        Ok(Some(all.collect::<Result<Vec<_>>>()?.concat()))
     }
 
     fn layer(
@@ -178,7 +184,7 @@ impl Loader<'_> {
             );
         }
         let mut half = |name: &str| -> Result<Projection<Weight>> {
-            let bias = if bias { Some(vector(&vb.pp(name), inner, "bias")?) } else { None };
+            let bias = self.bias(vb, &[(name, inner)], bias)?;
             Ok(Projection { weight: self.matrix(&vb.pp(name), inner, hidden)?, bias })
         };
         Ok(DenseFfn {
@@ -201,14 +207,17 @@ impl Loader<'_> {
             let up_down = self.matrix(&vb.pp("up_down_proj"), 2 * inner, hidden)?;
             return SparseFfn::new(gate, up_down, profile);
         }
-        let format = self.format_of(&self.part(&vb.pp("gate_proj"), [inner, hidden])?);
+        let format = match (self.format, self.stored) {
+            (None, Some(stored)) => stored.format(&format!("{}.gate_proj.weight", vb.prefix()))?,
+            _ => self.format_of(&self.part(&vb.pp("gate_proj"), [inner, hidden])?),
+        };
         let ffn = SparseFfn::load(format, hidden, profile, |name| {
             let shape = if name == "down_proj" { [hidden, inner] } else { [inner, hidden] };
             self.part(&vb.pp(name), shape)
         })?;
         if let Some(stored) = self.stored {
             for name in ["gate_proj", "up_proj"] {
-                stored.weight(&format!("{}.{name}.weight", vb.prefix()), &[inner, hidden])?.release();
+                stored.release(&format!("{}.{name}.weight", vb.prefix()));
             }
         }
         self.note_format(&vb.prefix(), hidden, ffn.gate.format());
@@ -237,8 +246,9 @@ impl Decoder {
     /// Matrices that are stored in the format they are wanted in are not copied.
     ///
     /// # Errors
-    /// A bad `config`, a missing or wrong-shaped tensor (named), a dtype or device that is not supported, a profile that
-    /// does not fit or settings without one, or a `CANDLE_SPARSE_LEVEL` that this CPU lacks.
+    /// A bad `config`, a missing or wrong-shaped tensor (named), tensors of another model such as `q_norm` or further layers
+    /// (as far as `from` can be asked), a dtype or device that is not supported, a profile that does not fit or settings
+    /// without one, or a `CANDLE_SPARSE_LEVEL` that this CPU lacks.
     pub fn load(from: &Checkpoint<'_>, config: Config, extras: Extras, options: LoadOptions) -> Result<Self> {
         config.validate().map_err(|e| Error::msg(format!("config: {e}")))?;
         let kernels = Kernels::get().map_err(|e| Error::msg(e.to_string()))?;
@@ -250,13 +260,20 @@ impl Decoder {
             (None, None, of_dtype) => of_dtype,
             (wanted, _, _) => wanted,
         };
+        let inventory = Inventory::of(vb, &config, extras)?;
         let mut notices = Vec::new();
         let mut options = options;
-        let profile = profile(vb, &mut options, &config, extras, &mut notices)?;
+        match stored {
+            // A GGUF file has no configuration that could ask for biases, and its loader refuses what it does not know.
+            Some(stored) => notices.extend(copied_notice(stored)),
+            None => notices.extend(inventory.notices),
+        }
+        let found = Extras { mlp_bias: inventory.mlp_bias, ..extras };
+        let profile = profile(vb, &mut options, &config, found, &mut notices)?;
         let mut loader = Loader {
             format,
             stored: stored.as_deref(),
-            copy_mapped: options.copy_mapped,
+            optional_biases: inventory.optional_biases,
             notices: &mut notices,
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
@@ -308,6 +325,14 @@ impl Decoder {
             None => decoder.with_attention(options.attention),
         }
     }
+}
+
+/// What was not possible of "used where they lie".
+fn copied_notice(stored: &Stored) -> Option<String> {
+    let n = stored.copied();
+    (n > 0).then(|| {
+        format!("{n} tensors are copied: they do not lie where their type can be read (general.alignment)")
+    })
 }
 
 /// Angle per position of each pair of a head.

@@ -1,24 +1,28 @@
-//! A GGUF header looked over before anything is made of it.
+//! Reading the header of a GGUF file.
 //!
-//! candle's reader stops at the first tensor type that it does not know, without its name, and turns a byte of an array
-//! into a value of 32 bytes. Here nothing is allocated but a list of the tensors' places, and what is wrong has a name.
+//! This reader alone decides: candle's own takes `general.alignment` of any kind, divides by it when it is 0, stops at the
+//! first tensor type that it does not know without its name, and takes the last of two values of one key. What it gives is
+//! candle's [`Content`], so that code for candle's files reads these.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
 
+use super::write::ggml_type;
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMagic};
 use candle_sparse::core::Format;
-use std::collections::HashSet;
+use std::{collections::HashMap, io::Read};
 
 /// Longest header that is read: those of the largest vocabularies take some 20 MB.
-const MOST_BYTES: usize = 256 << 20;
-/// Most elements of an array, and values nested in one another.
-const MOST_ELEMENTS: u64 = 1 << 24;
+const MOST_BYTES: u64 = 256 << 20;
+/// Most elements of all arrays together, 32 bytes each in memory: the largest vocabularies have 1.4 million.
+const MOST_ELEMENTS: u64 = 1 << 23;
 const MOST_NESTED: usize = 4;
 const MOST_DIMS: u32 = 4;
+const DEFAULT_ALIGNMENT: u64 = 32;
 
 type Result<T> = core::result::Result<T, String>;
 
 /// The format of a ggml type, by its number in a file.
-pub(super) fn format(ggml_type: u32) -> Option<Format> {
+fn format(ggml_type: u32) -> Option<Format> {
     Some(match ggml_type {
         0 => Format::F32,
         1 => Format::F16,
@@ -58,43 +62,49 @@ fn name_of_unknown(ggml_type: u32) -> &'static str {
     }
 }
 
-/// What is wrong with the file whose content is `bytes`.
-pub(super) fn check(bytes: &[u8]) -> Result<()> {
-    if bytes.get(..4) != Some(b"GGUF") {
+/// The header of a file of `len` bytes, read from its start.
+pub(super) fn read(input: impl Read, len: u64) -> Result<Content> {
+    let mut r = Reader { input, at: 0, len, wide: true, elements: 0 };
+    if r.array("the first bytes")? != *b"GGUF" {
         return Err("it does not begin as a GGUF file does".into());
     }
-    let mut r = Reader { bytes, at: 4, wide: true };
-    let version = r.u32("the version")?;
-    if !(1..=3).contains(&version) {
-        return Err(format!("it has GGUF version {version}, 1 to 3 are known"));
-    }
-    r.wide = version > 1;
+    let magic = r.version()?;
     let (tensors, values) = (r.length("the number of tensors")?, r.length("the number of values")?);
-    let mut alignment = 32;
+    let mut metadata = HashMap::new();
     for _ in 0..values {
         let key = r.string("a key")?;
         let what = format!("value {key}");
         let kind = r.u32(&what)?;
-        let start = r.at;
-        r.skip(kind, &what, 0)?;
-        if key == "general.alignment" && kind == 4 {
-            alignment =
-                u64::from(u32::from_le_bytes(r.bytes[start..start + 4].try_into().unwrap_or_default()));
+        let value = r.value(kind, &what, 0)?;
+        if metadata.insert(key, value).is_some() {
+            return Err(format!("{what} is there twice"));
         }
     }
-    if !alignment.is_power_of_two() {
-        return Err(format!("general.alignment is {alignment}, which is no power of two"));
-    }
-    let mut places = Vec::new();
-    let mut names = HashSet::new();
+    let alignment = alignment(&metadata)?;
+    let (mut places, mut tensor_infos) = (Vec::new(), HashMap::new());
     for _ in 0..tensors {
-        let (name, place) = r.tensor(alignment)?;
-        if !names.insert(name.clone()) {
+        let (name, info, bytes) = r.tensor(alignment)?;
+        places.push(((info.offset, bytes), name.clone()));
+        if tensor_infos.insert(name.clone(), info).is_some() {
             return Err(format!("tensor {name} is there twice"));
         }
-        places.push((place, name));
     }
-    check_places(places, (r.at as u64).next_multiple_of(alignment), bytes.len() as u64)
+    let tensor_data_offset = r.at.next_multiple_of(alignment);
+    check_places(places, tensor_data_offset, len)?;
+    Ok(Content { magic, metadata, tensor_infos, tensor_data_offset })
+}
+
+/// The format says that it is a U32. Another kind is refused: readers differ in what they make of it, and so in where they
+/// look for the weights.
+fn alignment(metadata: &HashMap<String, Value>) -> Result<u64> {
+    match metadata.get("general.alignment") {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(Value::U32(n)) if n.is_power_of_two() => Ok(u64::from(*n)),
+        Some(Value::U32(n)) => Err(format!("general.alignment is {n}, which is no power of two")),
+        Some(other) => {
+            Err(format!("general.alignment is a {:?}, the format asks for a U32", other.value_type()))
+        }
+    }
 }
 
 /// Tensors must lie apart from one another and within the file.
@@ -116,71 +126,113 @@ fn check_places(mut places: Vec<((u64, u64), String)>, data: u64, file: u64) -> 
     Ok(())
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+struct Reader<R> {
+    input: R,
+    at: u64,
+    /// Bytes of the file.
+    len: u64,
     /// Lengths have 64 bits, in version 1 32.
     wide: bool,
+    /// Elements of all arrays so far.
+    elements: u64,
 }
 
-impl<'a> Reader<'a> {
-    fn take(&mut self, len: u64, what: &str) -> Result<&'a [u8]> {
-        let end = usize::try_from(len).ok().and_then(|n| self.at.checked_add(n));
-        let Some(end) = end.filter(|end| *end <= self.bytes.len()) else {
+impl<R: Read> Reader<R> {
+    /// Moves on by `len` bytes, if there are so many.
+    fn advance(&mut self, len: u64, what: &str) -> Result<()> {
+        let Some(end) = self.at.checked_add(len).filter(|end| *end <= self.len) else {
             return Err(format!("{what} takes {len} bytes, the file ends before (truncated download?)"));
         };
         if end > MOST_BYTES {
             return Err(format!("{what} ends past the first {} MB: that is no header", MOST_BYTES >> 20));
         }
-        let taken = &self.bytes[self.at..end];
         self.at = end;
-        Ok(taken)
+        Ok(())
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        self.advance(N as u64, what)?;
+        let mut bytes = [0; N];
+        self.input.read_exact(&mut bytes).map_err(|e| format!("{what} cannot be read: {e}"))?;
+        Ok(bytes)
     }
 
     fn u32(&mut self, what: &str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.take(4, what)?.try_into().unwrap_or_default()))
+        self.array(what).map(u32::from_le_bytes)
     }
 
     fn u64(&mut self, what: &str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.take(8, what)?.try_into().unwrap_or_default()))
+        self.array(what).map(u64::from_le_bytes)
     }
 
     fn length(&mut self, what: &str) -> Result<u64> {
         if self.wide { self.u64(what) } else { self.u32(what).map(u64::from) }
     }
 
+    fn version(&mut self) -> Result<VersionedMagic> {
+        let version = self.u32("the version")?;
+        self.wide = version != 1;
+        match version {
+            1 => Ok(VersionedMagic::GgufV1),
+            2 => Ok(VersionedMagic::GgufV2),
+            3 => Ok(VersionedMagic::GgufV3),
+            // No version is so large: the bytes of a small one in the other order.
+            n if n & 0xffff == 0 && n > 0 => {
+                Err("it is a big-endian GGUF file, for machines such as s390x: take the little-endian one"
+                    .into())
+            }
+            n => Err(format!("it has GGUF version {n}, 1 to 3 are known")),
+        }
+    }
+
     fn string(&mut self, what: &str) -> Result<String> {
         let len = self.length(what)?;
-        Ok(String::from_utf8_lossy(self.take(len, what)?).into_owned())
+        self.advance(len, what)?;
+        let mut bytes = vec![0; len as usize];
+        self.input.read_exact(&mut bytes).map_err(|e| format!("{what} cannot be read: {e}"))?;
+        // As in candle: some files end their strings with zeros, and some are not quite UTF-8.
+        while bytes.last() == Some(&0) {
+            bytes.pop();
+        }
+        Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
 
-    /// Passes over a value.
-    fn skip(&mut self, kind: u32, what: &str, depth: usize) -> Result<()> {
-        let size = match kind {
-            0 | 1 | 7 => 1,
-            2 | 3 => 2,
-            4..=6 => 4,
-            10..=12 => 8,
-            8 => self.length(what)?,
-            9 => return self.skip_array(what, depth + 1),
+    fn value(&mut self, kind: u32, what: &str, depth: usize) -> Result<Value> {
+        Ok(match kind {
+            0 => Value::U8(u8::from_le_bytes(self.array(what)?)),
+            1 => Value::I8(i8::from_le_bytes(self.array(what)?)),
+            2 => Value::U16(u16::from_le_bytes(self.array(what)?)),
+            3 => Value::I16(i16::from_le_bytes(self.array(what)?)),
+            4 => Value::U32(self.u32(what)?),
+            5 => Value::I32(i32::from_le_bytes(self.array(what)?)),
+            6 => Value::F32(f32::from_le_bytes(self.array(what)?)),
+            7 => match self.array(what)? {
+                [n @ (0 | 1)] => Value::Bool(n == 1),
+                [n] => return Err(format!("{what} is {n}, which is neither true nor false")),
+            },
+            8 => Value::String(self.string(what)?),
+            9 => self.values(what, depth + 1)?,
+            10 => Value::U64(self.u64(what)?),
+            11 => Value::I64(i64::from_le_bytes(self.array(what)?)),
+            12 => Value::F64(f64::from_le_bytes(self.array(what)?)),
             other => return Err(format!("{what} has type {other}, which GGUF does not know")),
-        };
-        self.take(size, what).map(|_| ())
+        })
     }
 
-    fn skip_array(&mut self, what: &str, depth: usize) -> Result<()> {
+    fn values(&mut self, what: &str, depth: usize) -> Result<Value> {
         let (kind, n) = (self.u32(what)?, self.length(what)?);
-        if n > MOST_ELEMENTS || depth > MOST_NESTED {
-            return Err(format!("{what} is an array of {n} elements, nested {depth} deep: that is absurd"));
+        self.elements = self.elements.saturating_add(n);
+        if self.elements > MOST_ELEMENTS || depth > MOST_NESTED {
+            return Err(format!(
+                "{what} is an array of {n} elements, nested {depth} deep, of {} in all: that is absurd",
+                self.elements
+            ));
         }
-        for _ in 0..n {
-            self.skip(kind, what, depth)?;
-        }
-        Ok(())
+        (0..n).map(|_| self.value(kind, what, depth)).collect::<Result<_>>().map(Value::Array)
     }
 
-    /// A tensor's name, where its data begins, and its bytes.
-    fn tensor(&mut self, alignment: u64) -> Result<(String, (u64, u64))> {
+    /// A tensor's name, what is said of it, and its bytes.
+    fn tensor(&mut self, alignment: u64) -> Result<(String, TensorInfo, u64)> {
         let name = self.string("a tensor's name")?;
         let what = format!("tensor {name}");
         let dims = self.u32(&what)?;
@@ -188,9 +240,9 @@ impl<'a> Reader<'a> {
             return Err(format!("{what} has {dims} dimensions, 1 to {MOST_DIMS} are possible"));
         }
         // The first dimension is that of a row.
-        let mut sizes = [1_u64; MOST_DIMS as usize];
-        for size in &mut sizes[..dims as usize] {
-            *size = self.length(&what)?;
+        let sizes = (0..dims).map(|_| self.length(&what)).collect::<Result<Vec<_>>>()?;
+        if sizes.contains(&0) {
+            return Err(format!("{what} has no elements"));
         }
         let kind = self.u32(&what)?;
         let Some(format) = format(kind) else {
@@ -216,7 +268,11 @@ impl<'a> Reader<'a> {
         }
         let row_bytes = (sizes[0] / block as u64).checked_mul(format.row_bytes(block) as u64);
         let len = sizes[1..].iter().try_fold(row_bytes.unwrap_or(u64::MAX), |n, d| n.checked_mul(*d));
+        let dims =
+            sizes.iter().rev().map(|n| usize::try_from(*n)).collect::<core::result::Result<Vec<_>, _>>();
+        let shape = dims.map_err(|_| format!("{what} is too large for this machine"))?.into();
+        let info = TensorInfo { ggml_dtype: ggml_type(format), shape, offset };
         // More than any file holds: the check of places names the tensor.
-        Ok((name, (offset, len.unwrap_or(u64::MAX))))
+        Ok((name, info, len.unwrap_or(u64::MAX)))
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{decoder::Checkpoint, llama::Config};
 use candle_core::{
-    Device, Error, Result, Tensor, bail,
+    Device, Result, Tensor, bail,
     quantized::{
         GgmlDType, QStorage, QTensor,
         gguf_file::{self, Value},
@@ -26,6 +26,7 @@ use candle_sparse::{
     Profile, Weight,
     core::{self, Format},
     profile::fingerprint,
+    save::save,
     sparse,
     weight::{Part, dtype_of, format_of},
 };
@@ -177,21 +178,12 @@ impl GgufModel {
         Ok(out.flush()?)
     }
 
-    /// Writes the file beside its place first, so that a run that fails leaves no half of it.
+    /// Writes the file, whole or not at all.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// Those of [`save`](save()).
     pub fn save(&self, path: &Path) -> Result<()> {
-        let part = path.with_extension("gguf.part");
-        let written = || {
-            self.write(std::fs::File::create(&part)?)?;
-            Ok::<_, Error>(std::fs::rename(&part, path)?)
-        };
-        written().map_err(|e| {
-            // What is there of it is of no use; that it cannot be removed either changes nothing.
-            let _ = std::fs::remove_file(&part);
-            Error::Msg(format!("cannot write {}: {e}", path.display()))
-        })
+        save(path, |file| self.write(file))
     }
 }
 
@@ -254,9 +246,11 @@ impl Source<'_> {
                 self.quantized(&from, [rows, cols])?
             };
             out.push((format!("{to}.weight"), weight));
-            let biased = if gguf.starts_with("attn") { c.attention_bias } else { c.mlp_bias };
-            if biased {
-                let bias = self.from.vb.get(rows, &format!("{from}.bias"))?;
+            let needed = if gguf.starts_with("attn") { c.attention_bias } else { c.mlp_bias };
+            let bias = format!("{from}.bias");
+            // A GGUF file does not say which it must have.
+            if self.from.vb.contains_tensor(&bias) || needed && !self.interleaved {
+                let bias = self.from.vb.get(rows, &bias)?;
                 let bias =
                     if turned { neighbours(&bias.reshape((rows, 1))?, heads)?.flatten_all()? } else { bias };
                 out.push((format!("{to}.bias"), QTensor::quantize(&bias, GgmlDType::F32)?));

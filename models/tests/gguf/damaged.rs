@@ -3,7 +3,10 @@
 use crate::files::{Gguf, HIDDEN, LAYERS};
 use candle_core::{
     Device, Tensor,
-    quantized::{GgmlDType, gguf_file::Value},
+    quantized::{
+        GgmlDType,
+        gguf_file::{Content, Value},
+    },
 };
 use candle_sparse_models::{gguf::GgufFile, quantized_llama::ModelWeights};
 use std::path::PathBuf;
@@ -60,6 +63,142 @@ fn no_changed_byte_of_the_header_is_a_panic() {
     assert!(refused > 500, "{refused}");
 }
 
+/// A header with all kinds of values, alignment and split among them, and little behind it.
+fn header() -> Gguf {
+    let mut file = Gguf { metadata: Vec::new(), tensors: Vec::new() };
+    let text = |s: &str| Value::String(s.into());
+    for (key, value) in [
+        ("general.architecture", text("llama")),
+        ("general.alignment", Value::U32(64)),
+        ("split.no", Value::U16(0)),
+        ("split.count", Value::U16(1)),
+        ("split.tensors.count", Value::I32(1)),
+        ("flag", Value::Bool(true)),
+        ("small", Value::I8(-3)),
+        ("wide", Value::F64(0.5)),
+        ("list", Value::Array(vec![text("a"), text("b\0"), text("")])),
+        ("numbers", Value::Array((0..5).map(Value::I16).collect())),
+        ("candle_sparse.profile.length", Value::U64(7)),
+    ] {
+        file.set(key, value);
+    }
+    let t = Tensor::zeros((2, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+    file.add("blk.0.attn_q.weight", &t, GgmlDType::Q4_0);
+    file
+}
+
+/// The file with 64 more bytes, so that weights are inside of it wherever the alignment puts them.
+fn longer(file: &Gguf) -> Vec<u8> {
+    [file.bytes(), vec![0; 64]].concat()
+}
+
+#[test]
+fn our_reader_of_headers_says_what_candles_says() {
+    let dir = tempfile::tempdir().unwrap();
+    for alignment in [8, 32, 64, 4096] {
+        let mut file = header();
+        file.set("general.alignment", Value::U32(alignment));
+        let bytes = [file.bytes(), vec![0; 4096]].concat();
+        let ours = GgufFile::open(write(&dir, &bytes)).unwrap();
+        let theirs = Content::read(&mut std::io::Cursor::new(&bytes)).unwrap();
+        let sorted = |c: &Content| {
+            let mut all: Vec<_> = c.metadata.iter().map(|v| format!("{v:?}")).collect();
+            all.extend(c.tensor_infos.iter().map(|t| format!("{t:?}")));
+            all.sort();
+            (all, c.tensor_data_offset, c.magic)
+        };
+        assert_eq!(sorted(ours.content()), sorted(&theirs), "{alignment}");
+    }
+}
+
+#[test]
+fn an_alignment_that_readers_take_differently_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for value in [
+        Value::U8(0),
+        Value::U8(64),
+        Value::I32(64),
+        Value::U64(64),
+        Value::String("64".into()),
+        Value::U32(0),
+        Value::U32(48),
+    ] {
+        let mut file = header();
+        file.set("general.alignment", value.clone());
+        let e = GgufFile::open(write(&dir, &longer(&file))).unwrap_err().to_string();
+        assert!(e.contains("m.gguf") && e.contains("general.alignment"), "{value:?}: {e}");
+    }
+}
+
+#[test]
+fn no_changed_byte_of_any_kind_of_value_is_a_panic() {
+    let whole = longer(&header());
+    let dir = tempfile::tempdir().unwrap();
+    let mut refused = 0;
+    for at in 0..whole.len() - 100 {
+        for byte in [0x00, 0x01, 0x40, 0x7f, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = byte;
+            let path = write(&dir, &bytes);
+            let opened = GgufFile::open(&path).and_then(|file| file.profile().map(|_| ()));
+            refused += usize::from(opened.is_err());
+            refused += usize::from(ModelWeights::from_path(&path).is_err());
+        }
+    }
+    assert!(refused > 1000, "{refused}");
+}
+
+#[test]
+fn what_is_said_twice_is_refused() {
+    let mut file = header();
+    file.metadata.push(("small".into(), Value::U32(1)));
+    assert!(error(&longer(&file)).contains("value small is there twice"));
+    // The same tensor of ours under two names of theirs.
+    let mut file = small();
+    let t = Tensor::zeros((HIDDEN, HIDDEN), candle_core::DType::F32, &Device::Cpu).unwrap();
+    file.add("blk.+0.attn_q.weight", &t, GgmlDType::F16);
+    let e = error(&file.bytes());
+    assert!(e.contains("attn_q") && e.contains("another name"), "{e}");
+}
+
+#[test]
+fn many_arrays_may_not_take_more_together_than_one() {
+    // One byte in the file is 32 in memory: nine arrays of a million bytes each.
+    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+    bytes.extend([0_u64, 9].map(u64::to_le_bytes).concat());
+    for i in 0..9 {
+        bytes.extend(2_u64.to_le_bytes());
+        bytes.extend(format!("a{i}").bytes());
+        bytes.extend([9_u32, 0].map(u32::to_le_bytes).concat());
+        bytes.extend((1_u64 << 20).to_le_bytes());
+        bytes.extend(vec![1; 1 << 20]);
+    }
+    let e = error(&bytes);
+    assert!(e.contains("value a8") && e.contains("absurd"), "{e}");
+}
+
+#[test]
+fn other_versions_and_byte_orders_are_named() {
+    let whole = small().bytes();
+    let with_version = |version: [u8; 4]| error(&[b"GGUF".as_slice(), &version, &whole[8..]].concat());
+    let e = with_version([0, 0, 0, 3]);
+    assert!(e.contains("big-endian"), "{e}");
+    let e = with_version([4, 0, 0, 0]);
+    assert!(e.contains("version 4"), "{e}");
+    // Version 1 has lengths of 32 bits, so this is none.
+    let e = with_version([1, 0, 0, 0]);
+    assert!(e.contains("m.gguf"), "{e}");
+}
+
+/// Programs that copy tensors and metadata leave out what stands behind them.
+#[test]
+fn a_profile_that_is_announced_and_missing_is_named() {
+    let mut file = small();
+    file.set("candle_sparse.profile.length", Value::U64(100));
+    let e = error(&file.bytes());
+    assert!(e.contains("m.gguf") && e.contains("profile is missing"), "{e}");
+}
+
 #[test]
 fn absurd_counts_are_refused_before_anything_is_allocated() {
     let whole = small().bytes();
@@ -104,6 +243,8 @@ fn unknown_types_overlaps_and_strange_places_name_the_tensor() {
     assert!(e.contains("alignment"), "{e}");
     let e = with(offset, &(!31_u64).to_le_bytes());
     assert!(e.contains("past the end"), "{e}");
+    let e = with(at + 4, &[0_u64, 1 << 40].map(u64::to_le_bytes).concat());
+    assert!(e.contains("blk.1.ffn_up.weight") && e.contains("no elements"), "{e}");
     let e = with(at + 4, &(1_u64 << 40).to_le_bytes());
     assert!(e.contains("blk.1.ffn_up.weight") && e.contains("past the end"), "{e}");
     let e = error(&replaced(&whole, b"blk.1.ffn_up.weight", b"blk.1.ffn_uq.weight"));

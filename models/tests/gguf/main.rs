@@ -7,4 +7,5 @@ mod files;
 mod ggml;
 mod logits;
 mod pretrained;
+mod split;
 mod swap;

@@ -120,8 +120,8 @@ fn both_ways(
     blocks: &[usize],
 ) -> Result<([Vec<Layer>; 2], usize)> {
     let mut notices = Vec::new();
-    let Loader { format, stored, copy_mapped, .. } = *source.loader;
-    let mut loader = Loader { format, stored, copy_mapped, notices: &mut notices };
+    let Loader { format, stored, optional_biases, .. } = *source.loader;
+    let mut loader = Loader { format, stored, optional_biases, notices: &mut notices };
     let (mut held, mut bytes) = ([Vec::new(), Vec::new()], 0);
     for &i in blocks {
         let vb = source.at(i);

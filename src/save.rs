@@ -1,0 +1,263 @@
+//! Putting a file in its place: whole, or not at all.
+
+use crate::input::{file_error, irregular};
+use candle_core::{Error, Result};
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// So many symbolic links may lead to a file, as in Linux.
+const MOST_LINKS: usize = 40;
+
+/// Whether a file can be put at `path`: to ask before a long computation.
+///
+/// # Errors
+/// [`Error::File`](crate::Error::File), as [`save`], except for what happens while writing.
+pub fn check(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    // A new file beside it is what saving needs; this one is gone when the value is dropped.
+    Part::beside(&place(path)?).map(drop).map_err(|e| unwritable(path, &e))
+}
+
+/// Writes a file by way of a new one beside it that is renamed when it is whole, so that a crash, a full disk or an error of
+/// `write` leaves what was there before, and a reader sees the old content or the new.
+///
+/// A symbolic link stays one: the file that it names is written. Permissions of a file that is replaced are kept.
+///
+/// # Errors
+/// Those of `write`; [`Error::File`](crate::Error::File): the folder is missing or cannot be written to, or what is there is
+/// no regular file (a device, a pipe, a folder) or is write-protected, which is never replaced.
+pub fn save(path: impl AsRef<Path>, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    let failed = |e: &io::Error| unwritable(path, e);
+    let place = place(path)?;
+    let mut part = Part::beside(&place).map_err(|e| failed(&e))?;
+    write(&mut part.file).map_err(|e| match e {
+        Error::Io(io) if io.get_ref().is_none_or(|inner| !inner.is::<crate::Error>()) => failed(&io),
+        other => other,
+    })?;
+    part.put(&place).map_err(|e| failed(&e))
+}
+
+fn unwritable(path: &Path, e: &io::Error) -> Error {
+    let mend = match e.kind() {
+        ErrorKind::NotFound => " (its folder must exist)",
+        ErrorKind::StorageFull => " (what was there before is unchanged)",
+        _ => "",
+    };
+    file_error(path, format!("cannot be written: {e}{mend}"))
+}
+
+/// Where the file really goes: behind symbolic links, be there a file already or not.
+fn place(path: &Path) -> Result<PathBuf> {
+    let refuse =
+        |what: &str| Err(file_error(path, format!("{what}; a file is written to a regular file only")));
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return refuse("names a folder");
+    }
+    // Follows links too, also those of /dev and /proc that name no path.
+    match fs::metadata(path) {
+        Ok(about) => {
+            if let Some(what) = irregular(&about) {
+                return refuse(&format!("is {what}"));
+            }
+            if about.permissions().readonly() {
+                return refuse("is write-protected");
+            }
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(unwritable(path, &e)),
+    }
+    let mut place = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&place) {
+            // A relative link counts from the folder that it is in.
+            Ok(target) => place = place.with_file_name("").join(target),
+            Err(_) if place.file_name().is_none() => return refuse("names no file"),
+            Err(_) => return Ok(place),
+        }
+    }
+    refuse("leads through too many symbolic links")
+}
+
+/// A new file beside its later place, removed unless it was put there.
+struct Part {
+    path: PathBuf,
+    file: File,
+    is_there: bool,
+}
+
+impl Part {
+    fn beside(place: &Path) -> io::Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let n = COUNT.fetch_add(1, Ordering::Relaxed);
+            // Short whatever the file is called: names have a greatest length.
+            let path = place.with_file_name(format!(".candle-sparse-{}-{n}.part", std::process::id()));
+            match File::options().write(true).read(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(Self { path, file, is_there: true }),
+                // Left by a process of the same number that was killed.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn put(mut self, place: &Path) -> io::Result<()> {
+        if let Ok(about) = fs::metadata(place) {
+            self.file.set_permissions(about.permissions())?;
+        }
+        self.file.sync_all()?;
+        fs::rename(&self.path, place)?;
+        self.is_there = false;
+        // The new name lasts when the folder is on the disk too. Some file systems cannot do that for a folder; the file
+        // is whole and in its place either way.
+        #[cfg(unix)]
+        if let Some(folder) = place.parent() {
+            let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.is_there {
+            // What is there of it is of no use; that it cannot be removed either changes nothing.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn put(path: &Path, text: &str) -> Result<()> {
+        save(path, |file| Ok(file.write_all(text.as_bytes())?))
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn refused(path: &Path, needle: &str) {
+        for e in [check(path).unwrap_err(), put(path, "x").unwrap_err()] {
+            assert!(
+                matches!(crate::Error::of(&e), Some(crate::Error::File { path: p, .. }) if p == path),
+                "{e}"
+            );
+            let e = e.to_string();
+            assert!(e.contains(needle) && !e.contains('\n'), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        check(&path).unwrap();
+        assert!(!path.exists());
+        put(&path, "old").unwrap();
+        put(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        let e = save(&path, |file| {
+            file.write_all(b"half")?;
+            candle_core::bail!("the reason")
+        });
+        assert!(e.unwrap_err().to_string().contains("the reason"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn many_threads_save_beside_one_another() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for who in ["alice", "bob", "carol", "dave"] {
+                let path = dir.path().join(format!("session.{who}"));
+                scope.spawn(move || {
+                    let text = who.repeat(5000);
+                    for _ in 0..50 {
+                        put(&path, &text).unwrap();
+                        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+                    }
+                });
+            }
+        });
+        assert_eq!(names(dir.path()), ["session.alice", "session.bob", "session.carol", "session.dave"]);
+    }
+
+    #[test]
+    fn what_is_no_place_for_a_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        refused(dir.path(), "is a folder");
+        refused(&dir.path().join("none/x"), "folder must exist");
+        refused(Path::new(""), "names no file");
+        refused(&dir.path().join("new/"), "names a folder");
+        let protected = dir.path().join("protected");
+        put(&protected, "keep").unwrap();
+        let mut permissions = fs::metadata(&protected).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&protected, permissions).unwrap();
+        refused(&protected, "write-protected");
+        assert_eq!(names(dir.path()), ["protected"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_pipes_and_sockets_stay_what_they_are() {
+        use std::os::unix::fs::FileTypeExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        refused(Path::new("/dev/null"), "is a device");
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        refused(&socket, "is a socket");
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        refused(&pipe, "is a named pipe");
+        // A link to one is one.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        refused(&link, "is a named pipe");
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_written_through() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("far")).unwrap();
+        fs::write(at("far/target"), "old").unwrap();
+        fs::set_permissions(at("far/target"), fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("far/target", at("one")).unwrap();
+        symlink(at("one"), at("two")).unwrap();
+        // One whose target is not there yet makes it.
+        symlink("far/new", at("dangling")).unwrap();
+        for (link, target) in [("one", "far/target"), ("two", "far/target"), ("dangling", "far/new")] {
+            check(at(link)).unwrap();
+            put(&at(link), link).unwrap();
+            assert!(fs::symlink_metadata(at(link)).unwrap().is_symlink(), "{link}");
+            assert_eq!(fs::read_to_string(at(target)).unwrap(), link);
+        }
+        let mode = fs::metadata(at("far/target")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "permissions are kept");
+        symlink("round", at("round")).unwrap();
+        refused(&at("round"), "");
+        assert_eq!(names(dir.path()), ["dangling", "far", "one", "round", "two"]);
+        assert_eq!(names(&at("far")), ["new", "target"]);
+    }
+}
