@@ -150,7 +150,7 @@ impl ModelArgs {
         attention: AttentionConfig,
     ) -> Result<Pretrained> {
         let loaded = Pretrained::load(files, self.options(files, format, sparse, attention)?)?;
-        for notice in loaded.model.decoder().notices() {
+        for notice in &loaded.notices {
             eprintln!("note: {notice}");
         }
         Ok(loaded)

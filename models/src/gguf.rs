@@ -28,6 +28,7 @@ use candle_sparse::{
     weight::Memory,
 };
 pub use shape::config;
+pub(crate) use shape::notices as config_notices;
 use std::{io::Cursor, path::Path, sync::Arc};
 
 /// So many last bytes of a file, behind its tensors, are a profile.

@@ -149,6 +149,15 @@ pub fn config(content: &Content) -> Result<Config> {
     })
 }
 
+/// What [`config`] takes for granted where a wrong guess would change what the model says without an error.
+pub(crate) fn notices(content: &Content) -> Vec<String> {
+    let Ok(architecture) = architecture(content) else { return Vec::new() };
+    let m = Metadata { content, architecture };
+    let context = || format!("a context of {DEFAULT_CONTEXT} tokens is taken");
+    let missing = [("context_length", context())].into_iter().filter(|(key, _)| m.get(key).is_none());
+    missing.map(|(key, taken)| format!("GGUF metadata: `{architecture}.{key}` is missing: {taken}")).collect()
+}
+
 /// Parts of a layer, in GGUF's words and ours.
 pub(crate) const LAYER_NAMES: [(&str, &str); 10] = [
     ("attn_norm", "input_layernorm"),
