@@ -21,9 +21,10 @@ fn pieces(first: Option<&str>) -> Value {
         first.map(special).into_iter().chain([text]).collect::<Vec<_>>()
     };
     let tokens = first.map(|name| (name.to_string(), json!({"id": name, "ids": [1], "tokens": [name]})));
+    let pair = [around("A"), around("B")].concat();
     let post_processor = first.map(|_| {
         json!({
-            "type": "TemplateProcessing", "single": around("A"), "pair": [around("A"), around("B")].concat(),
+            "type": "TemplateProcessing", "single": around("A"), "pair": pair,
             "special_tokens": tokens.into_iter().collect::<serde_json::Map<_, _>>(),
         })
     });
@@ -203,8 +204,8 @@ fn all_pieces_are_the_text_of_all_tokens() {
         (state >> 33) as u32 % n
     };
     let bytes = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
-    let vocab: Value =
-        bytes.iter().map(ToString::to_string).zip(0..).collect::<serde_json::Map<_, _>>().into();
+    let vocab: serde_json::Map<String, Value> =
+        bytes.iter().zip(0..).map(|(c, id)| (c.to_string(), json!(id))).collect();
     let mut byte_level = pieces(None);
     for part in ["normalizer", "pre_tokenizer"] {
         byte_level[part] = Value::Null;
