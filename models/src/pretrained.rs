@@ -193,28 +193,30 @@ impl Opened {
     }
 }
 
-/// The chat template in the files of a model. Where a template comes without `tokenizer_config.json`, its tokens are those
-/// of `config.json`.
+/// The chat template in the files of a model. Where `tokenizer_config.json` does not name the tokens that a template begins
+/// and ends texts with, they are those of `config.json`.
 pub(crate) fn chat_template(
     files: &ModelFiles,
     config: &Config,
     tokenizer: &Tokenizer,
 ) -> Result<Option<ChatTemplate>> {
-    let named = |e| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
-    match (&files.tokenizer_config, &files.chat_template) {
-        (Some(json), jinja) => ChatTemplate::from_tokenizer_config(json, jinja.as_deref()).map_err(named),
-        (None, None) => Ok(None),
-        (None, Some(jinja)) => {
-            let eos = match &config.eos_token_id {
-                Some(LlamaEosToks::Single(id)) => Some(*id),
-                Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
-                None => None,
-            };
-            let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
-            let source = String::from_utf8_lossy(jinja);
-            ChatTemplate::new(&source, &text(config.bos_token_id), &text(eos)).map(Some).map_err(named)
-        }
-    }
+    let named_error = |e| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
+    let (json, jinja) = (files.tokenizer_config.as_deref().unwrap_or(b"{}"), files.chat_template.as_deref());
+    let Some(template) = ChatTemplate::from_tokenizer_config(json, jinja).map_err(named_error)? else {
+        return Ok(None);
+    };
+    let eos = match &config.eos_token_id {
+        Some(LlamaEosToks::Single(id)) => Some(*id),
+        Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
+        None => None,
+    };
+    let named = TokenizerConfig::from_json(json).map_err(named_error)?;
+    let token = |name: &str, id: Option<u32>| {
+        let named = named.token(name).map(str::to_string);
+        named.or_else(|| tokenizer.id_to_token(id?)).unwrap_or_default()
+    };
+    let (bos, eos) = (token("bos_token", config.bos_token_id), token("eos_token", eos));
+    ChatTemplate::new(template.source(), &bos, &eos).map(Some).map_err(named_error)
 }
 
 /// The tokens that end an answer of a model: those that `config.json` or the keys of a GGUF file, `generation_config.json`

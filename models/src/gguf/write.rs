@@ -17,7 +17,7 @@ use super::{
     shape::ARCHITECTURES,
     tokenizer::{from_metadata, own::KEY as OWN_KEY},
 };
-use crate::{decoder::Checkpoint, llama::Config};
+use crate::{decoder::Checkpoint, files::ModelFiles, llama::Config, pretrained::end_tokens};
 use candle_core::{
     Device, Error, Result, Tensor, bail,
     quantized::{
@@ -52,6 +52,8 @@ pub struct GgufModel {
     shape: core::Config,
     /// What the file's tokenizer must read as.
     tokenizer: Option<Tokenizer>,
+    /// The tokens that must end an answer, where they are known.
+    ends: Option<Vec<u32>>,
     notices: Vec<String>,
 }
 
@@ -178,9 +180,17 @@ impl GgufModel {
         let file = GgufFile::open(path)?;
         super::config(file.content())?;
         file.profile()?;
-        match &self.tokenizer {
-            Some(_) => self.check_tokenizer(&from_metadata(&file.content().metadata)?.0),
-            None => Ok(()),
+        if self.tokenizer.is_none() {
+            return Ok(());
+        }
+        let (tokenizer, _) = from_metadata(&file.content().metadata)?;
+        self.check_tokenizer(&tokenizer)?;
+        let ends = end_tokens(&ModelFiles::from_gguf(path)?, &tokenizer)?;
+        match &self.ends {
+            Some(expected) if *expected != ends => Err(Error::Msg(format!(
+                "the tokens {expected:?} end an answer of the model, in its GGUF file {ends:?} would"
+            ))),
+            _ => Ok(()),
         }
     }
 

@@ -8,3 +8,4 @@ mod ggml;
 mod logits;
 mod pretrained;
 mod swap;
+mod words;

@@ -123,3 +123,58 @@ fn merges(tokenizer: &Tokenizer) -> Result<BTreeSet<(String, String)>> {
 fn differs<T>(how: String) -> Result<T> {
     Err(Error::Msg(format!("the tokenizer would not come back from a GGUF file as it is: {how}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn tokenizer(change: impl Fn(&mut Value)) -> Tokenizer {
+        let mut bytes: Vec<char> =
+            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+        bytes.sort_unstable();
+        let tokens = bytes.iter().map(ToString::to_string).chain(["12", "ab", "abc"].map(str::to_string));
+        let vocab: serde_json::Map<String, Value> = tokens.zip(0..).map(|(t, id)| (t, json!(id))).collect();
+        let mut json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "added_tokens": [{
+                "id": 259, "content": "<think>", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": false,
+            }],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
+                "merges": ["1 2", "a b", "ab c"],
+            },
+        });
+        change(&mut json);
+        Tokenizer::from_bytes(json.to_string()).unwrap()
+    }
+
+    #[test]
+    fn a_difference_is_found_and_shown() {
+        let own = tokenizer(|_| ());
+        same_tokens(&own, &tokenizer(|_| ()), 260).unwrap();
+        let digits = |json: &mut Value| {
+            let level = json["pre_tokenizer"].take();
+            json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, level]});
+        };
+        let cases: [(&str, &dyn Fn(&mut Value)); 7] = [
+            ("would be read as", &digits),
+            ("would be read as", &|json| json["normalizer"] = json!({"type": "Lowercase"})),
+            ("would be read as", &|json| json["added_tokens"][0]["rstrip"] = json!(true)),
+            ("would be printed as", &|json| json["added_tokens"][0]["special"] = json!(true)),
+            ("token 259 would be '<thunk>' instead of '<think>'", &|json| {
+                json["added_tokens"][0]["content"] = json!("<thunk>");
+            }),
+            ("token 259 would be none instead of '<think>'", &|json| json["added_tokens"] = json!([])),
+            ("'ab' and 'c' are put together", &|json| json["model"]["merges"] = json!(["1 2", "a b"])),
+        ];
+        for (needle, change) in cases {
+            let error = same_tokens(&own, &tokenizer(change), 260).unwrap_err().to_string();
+            assert!(error.contains(needle) && error.lines().count() == 1, "{needle}: {error}");
+        }
+    }
+}

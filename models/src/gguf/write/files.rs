@@ -23,7 +23,11 @@ impl GgufModel {
     /// when it comes back.
     pub fn from_files(files: &ModelFiles, layout: Layout<'_>) -> Result<Self> {
         if let Weights::Gguf(path) = &files.weights {
-            return Self::from_gguf(&GgufFile::open(path)?, layout);
+            let mut model = Self::from_gguf(&GgufFile::open(path)?, layout)?;
+            if let Some(tokenizer) = &model.tokenizer {
+                model.ends = Some(pretrained::end_tokens(files, tokenizer)?);
+            }
+            return Ok(model);
         }
         let (tokenizer, notices) = files.load_tokenizer_and_notices()?;
         let mut config = pretrained::config(files)?;
@@ -31,6 +35,8 @@ impl GgufModel {
         let id = |name: &str| named.as_ref().and_then(|config| tokenizer.token_to_id(config.token(name)?));
         config.bos_token_id = id("bos_token").or(config.bos_token_id);
         let mut ends = pretrained::end_tokens(files, &tokenizer)?;
+        let mut written = ends.clone();
+        written.retain(|id| (*id as usize) < config.vocab_size);
         // The one that templates know as `eos_token` comes first.
         let of_config = match &config.eos_token_id {
             Some(LlamaEosToks::Single(id)) => Some(*id),
@@ -47,6 +53,7 @@ impl GgufModel {
             .with_tokenizer(&tokenizer, &config)
             .map_err(named_error)?;
         model.notices.extend(notices);
+        model.ends = Some(written);
         if let Some(template) = &template {
             model = model.with_value(TEMPLATE, Value::String(template.source().to_string()));
             model.check_template(template).map_err(named_error)?;

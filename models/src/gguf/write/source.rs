@@ -47,6 +47,7 @@ impl Source<'_> {
             fingerprint,
             shape,
             tokenizer: None,
+            ends: None,
             notices: Vec::new(),
         };
         if let Some(profile) = self.layout.neuron_major {
