@@ -65,7 +65,8 @@ impl Turn {
     /// What the tokenizer cannot encode.
     pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         if self.context.is_empty() {
-            return prompt_tokens(tokenizer, &self.text);
+            // A conversation that a template makes no text of is none, whatever a text begins with.
+            return if self.text.is_empty() { Ok(Vec::new()) } else { prompt_tokens(tokenizer, &self.text) };
         }
         // Where a token would span what was read and what is new, a line's end stands for the former: what matters is that
         // tokenizers which put a blank before a text do not do so here.

@@ -323,6 +323,8 @@ fn what_a_file_does_not_say_is_said() {
         (sentencepiece(&PIECES), set(byte_level("llama-bpe"), "eos_token_id", Value::U32(99)));
     assert!(tokenizer_and_notices(&pieces).unwrap().1.is_empty());
     assert!(tokenizer_and_notices(&bytes).unwrap().1.is_empty());
+    let (_, notices) = without(&pieces, "bos_token_id");
+    assert!(notices.len() == 1 && notices[0].contains("'<s>' is taken"), "{notices:?}");
     for (key, notices) in
         [without(&pieces, "bos_token_id"), without(&bytes, "bos_token_id"), without(&bytes, "token_type")]
     {

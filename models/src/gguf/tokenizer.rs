@@ -58,31 +58,44 @@ pub(crate) fn from_metadata(metadata: &Metadata) -> Result<(Tokenizer, Vec<Strin
     Ok((tokenizer, notices))
 }
 
-/// Puts the tokens around texts that the file's flags ask for; `adds_bos`: where they do not say.
+/// What is put around texts where a file does not say.
+struct Defaults {
+    adds_bos: bool,
+    /// The first and the last token.
+    ids: [Option<u32>; 2],
+}
+
+/// Puts the tokens around texts that the file's flags ask for.
 fn around_texts(
     tokenizer: &mut Tokenizer,
     metadata: &Metadata,
-    adds_bos: bool,
+    defaults: &Defaults,
     notices: &mut Vec<String>,
 ) -> Result<()> {
-    let mut wanted = |flag_key: &str, default: bool, id_key: &str| {
+    let mut wanted = |flag_key: &str, default: bool, id_key: &str, default_id: Option<u32>| {
         let said = flag(metadata, flag_key)?;
         if !said.unwrap_or(default) {
             return Ok(Vec::new());
         }
-        match id(metadata, id_key)? {
-            Some(id) => Ok(vec![id]),
-            None if said == Some(true) => {
+        match (id(metadata, id_key)?, default_id) {
+            (Some(id), _) => Ok(vec![id]),
+            (None, Some(id)) => {
+                let text = tokenizer.id_to_token(id).unwrap_or_default();
+                notices.push(format!("GGUF metadata: `{id_key}` is missing: '{text}' is taken"));
+                Ok(vec![id])
+            }
+            (None, None) if said == Some(true) => {
                 fail(format!("GGUF metadata: `{flag_key}` is set, `{id_key}` is missing"))
             }
-            None => {
+            (None, None) => {
                 notices.push(format!("GGUF metadata: `{id_key}` is missing: no token is put before a text"));
                 Ok(Vec::new())
             }
         }
     };
-    let first = wanted("tokenizer.ggml.add_bos_token", adds_bos, BOS)?;
-    let last = wanted("tokenizer.ggml.add_eos_token", false, EOS)?;
+    let [bos, eos] = defaults.ids;
+    let first = wanted("tokenizer.ggml.add_bos_token", defaults.adds_bos, BOS, bos)?;
+    let last = wanted("tokenizer.ggml.add_eos_token", false, EOS, eos)?;
     Frame { first, last }.apply(tokenizer)
 }
 

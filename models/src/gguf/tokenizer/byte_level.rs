@@ -1,7 +1,7 @@
 //! Byte-level vocabularies: GPT-2's kind.
 
 use super::{
-    around_texts,
+    Defaults, around_texts,
     metadata::{Metadata, array, fail, flag, string},
     own::Own,
     splits::Splits,
@@ -42,7 +42,8 @@ pub(super) fn tokenizer(metadata: &Metadata, notices: &mut Vec<String>) -> Resul
     tokenizer.with_pre_tokenizer(Some(splits.pre_tokenizer()?));
     tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
     vocabulary.add_tokens(&mut tokenizer, &Own::read(metadata)?)?;
-    around_texts(&mut tokenizer, metadata, splits.adds_bos, notices)?;
+    let defaults = Defaults { adds_bos: splits.adds_bos, ids: [None; 2] };
+    around_texts(&mut tokenizer, metadata, &defaults, notices)?;
     Ok(tokenizer)
 }
 

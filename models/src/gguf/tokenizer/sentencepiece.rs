@@ -1,7 +1,7 @@
 //! `SentencePiece` vocabularies as the tokenizer that transformers makes of them.
 
 use super::{
-    around_texts,
+    Defaults, around_texts,
     metadata::{Metadata, TOKENS, array, fail, flag, id},
     own::Own,
     pieces::Prefix,
@@ -42,7 +42,10 @@ pub(super) fn tokenizer(metadata: &Metadata, notices: &mut Vec<String>) -> Resul
     };
     prefix.apply(&mut tokenizer)?;
     vocabulary.add_tokens(&mut tokenizer, &own)?;
-    around_texts(&mut tokenizer, metadata, true, notices)?;
+    // As in llama.cpp: such vocabularies begin with an unknown token and these two.
+    let control = |id: usize| vocabulary.kinds.get(id) == Some(&Kind::Control);
+    let ids = [1, 2].map(|id| control(id).then_some(id as u32));
+    around_texts(&mut tokenizer, metadata, &Defaults { adds_bos: true, ids }, notices)?;
     Ok(tokenizer)
 }
 

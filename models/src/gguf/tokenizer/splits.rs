@@ -162,9 +162,10 @@ impl Splits {
             let mut broken = 0;
             for text in &texts {
                 let mut parts = PreTokenizedString::from(text.as_str());
-                pre_tokenizer.pre_tokenize(&mut parts).map_err(wrong)?;
-                broken +=
-                    usize::from(parts.get_splits(OffsetReferential::Normalized, OffsetType::None).len() > 1);
+                // A text that an expression gives up on is no token of its making.
+                let failed = pre_tokenizer.pre_tokenize(&mut parts).is_err();
+                let parts = parts.get_splits(OffsetReferential::Normalized, OffsetType::None);
+                broken += usize::from(failed || parts.len() > 1);
                 if broken * BROKEN_SHARE > texts.len() {
                     break;
                 }
