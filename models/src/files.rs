@@ -314,7 +314,11 @@ impl ModelFiles {
     /// As [`Self::load_tokenizer`].
     pub fn load_tokenizer_and_notices(&self) -> Result<(Tokenizer, Vec<String>)> {
         if let (None, Weights::Gguf(path)) = (&self.tokenizer, &self.weights) {
-            return crate::gguf::tokenizer::tokenizer_and_notices(GgufFile::open(path)?.content());
+            let file = GgufFile::open(path)?;
+            return crate::gguf::tokenizer::tokenizer_and_notices(file.content()).map_err(|error| {
+                let problem = crate::pretrained::first_line(&error);
+                candle_sparse::Error::File { path: path.clone(), problem }.into()
+            });
         }
         let bytes = self.tokenizer.as_deref().unwrap_or_default();
         crate::tokenizer::from_json(bytes, self.tokenizer_config.as_deref()).map_err(|error| {

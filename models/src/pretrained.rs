@@ -11,7 +11,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::loading;
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 use tokenizers::Tokenizer;
 
 /// A Llama with its tokenizer.
@@ -255,7 +255,7 @@ fn all_ends(
     Ok(ids)
 }
 
-/// The end tokens of `config.json` and `generation_config.json`; chat models name some only in the latter.
+/// The end tokens of `config.json` and `generation_config.json`, in this order; chat models name some only in the latter.
 fn named_ends(config: &Config, files: &ModelFiles) -> Result<Vec<u32>> {
     #[derive(serde::Deserialize)]
     struct Generation {
@@ -273,8 +273,8 @@ fn named_ends(config: &Config, files: &ModelFiles) -> Result<Vec<u32>> {
             .map_err(|e| Error::msg(format!("{}: generation_config.json: {e}", files.name)))?;
         add(&generation.eos_token_id);
     }
-    ids.sort_unstable();
-    ids.dedup();
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
     Ok(ids)
 }
 

@@ -5,12 +5,13 @@ use crate::{
     chat::{ChatTemplate, Message},
     files::{ModelFiles, Weights},
     gguf::GgufFile,
-    llama::LlamaEosToks,
+    llama::{Config, LlamaEosToks},
     pretrained::{self, first_line},
     tokenizer::TokenizerConfig,
 };
 use candle_core::{Error, Result, quantized::gguf_file::Value};
 use std::collections::HashMap;
+use tokenizers::Tokenizer;
 
 const TEMPLATE: &str = "tokenizer.chat_template";
 
@@ -30,43 +31,42 @@ impl GgufModel {
             return Ok(model);
         }
         let (tokenizer, notices) = files.load_tokenizer_and_notices()?;
-        let mut config = pretrained::config(files)?;
         let named = files.tokenizer_config.as_deref().and_then(|json| TokenizerConfig::from_json(json).ok());
-        let id = |name: &str| named.as_ref().and_then(|config| tokenizer.token_to_id(config.token(name)?));
-        config.bos_token_id = id("bos_token").or(config.bos_token_id);
-        let mut ends = pretrained::end_tokens(files, &tokenizer)?;
-        let mut written = ends.clone();
-        written.retain(|id| (*id as usize) < config.vocab_size);
-        // The one that templates know as `eos_token` comes first.
-        let of_config = match &config.eos_token_id {
-            Some(LlamaEosToks::Single(id)) => Some(*id),
-            Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
-            None => None,
-        };
-        let first = id("eos_token").or(of_config);
-        ends.sort_by_key(|id| Some(*id) != first);
-        config.eos_token_id = (!ends.is_empty()).then_some(LlamaEosToks::Multiple(ends));
+        let config = config(files, &tokenizer, named.as_ref())?;
         let template = pretrained::chat_template(files, &config, &tokenizer)?;
         let vb = pretrained::var_builder(files, None)?;
-        let named_error = |e: Error| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
         let mut model = Self::new(&vb, &config, layout, &files.name)?
             .with_tokenizer(&tokenizer, &config)
-            .map_err(named_error)?;
+            .map_err(|e| refused(files, "tokenizer.json", &e))?;
         model.notices.extend(notices);
-        model.ends = Some(written);
-        if let Some(template) = &template {
-            model = model.with_value(TEMPLATE, Value::String(template.source().to_string()));
-            model.check_template(template).map_err(named_error)?;
-            let more = named.as_ref().map(TokenizerConfig::more_templates).unwrap_or_default();
-            for (name, source) in &more {
-                model = model.with_value(&format!("{TEMPLATE}.{name}"), Value::String((*source).to_string()));
-            }
-            if !more.is_empty() {
-                let names = more.iter().map(|(name, _)| Value::String((*name).to_string()));
-                model = model.with_value("tokenizer.chat_templates", Value::Array(names.collect()));
-            }
+        let mut ends = end_list(&config);
+        ends.retain(|id| (*id as usize) < config.vocab_size);
+        ends.sort_unstable();
+        model.ends = Some(ends);
+        match &template {
+            Some(template) => model.with_templates(files, template, named.as_ref()),
+            None => Ok(model),
         }
-        Ok(model)
+    }
+
+    /// With the template that loading takes, and others of the model by their names.
+    fn with_templates(
+        mut self,
+        files: &ModelFiles,
+        template: &ChatTemplate,
+        named: Option<&TokenizerConfig>,
+    ) -> Result<Self> {
+        self = self.with_value(TEMPLATE, Value::String(template.source().to_string()));
+        self.check_template(template).map_err(|e| refused(files, "tokenizer_config.json", &e))?;
+        let more = named.map(TokenizerConfig::more_templates).unwrap_or_default();
+        for (name, source) in &more {
+            self = self.with_value(&format!("{TEMPLATE}.{name}"), Value::String((*source).to_string()));
+        }
+        if !more.is_empty() {
+            let names = more.iter().map(|(name, _)| Value::String((*name).to_string()));
+            self = self.with_value("tokenizer.chat_templates", Value::Array(names.collect()));
+        }
+        Ok(self)
     }
 
     /// The template in the metadata finds other tokens than the model's own where the file has other names for them.
@@ -88,5 +88,34 @@ impl GgufModel {
             }
         }
         Ok(())
+    }
+}
+
+/// The configuration with all end tokens; the one that templates know as `eos_token` comes first.
+fn config(files: &ModelFiles, tokenizer: &Tokenizer, named: Option<&TokenizerConfig>) -> Result<Config> {
+    let mut config = pretrained::config(files)?;
+    let id = |name: &str| tokenizer.token_to_id(named?.token(name)?);
+    config.bos_token_id = id("bos_token").or(config.bos_token_id);
+    let first = id("eos_token").or_else(|| end_list(&config).first().copied());
+    let mut ends = pretrained::end_tokens(files, tokenizer)?;
+    ends.sort_by_key(|id| Some(*id) != first);
+    config.eos_token_id = (!ends.is_empty()).then_some(LlamaEosToks::Multiple(ends));
+    Ok(config)
+}
+
+fn end_list(config: &Config) -> Vec<u32> {
+    match &config.eos_token_id {
+        Some(LlamaEosToks::Single(id)) => vec![*id],
+        Some(LlamaEosToks::Multiple(ids)) => ids.clone(),
+        None => Vec::new(),
+    }
+}
+
+/// A file that cannot be written as GGUF.
+fn refused(files: &ModelFiles, name: &str, error: &Error) -> Error {
+    let problem = first_line(error);
+    match &files.folder {
+        Some(folder) => candle_sparse::Error::File { path: folder.join(name), problem }.into(),
+        None => Error::Msg(format!("{name} of `{}`: {problem}", files.name)),
     }
 }

@@ -163,12 +163,15 @@ impl Words {
         if matches!(prefix, Prefix::Always | Prefix::First) {
             own.prefix = Some(prefix);
         }
-        if prefix == Prefix::First {
-            self.notices.push(
-                "llama.cpp puts a blank before the text behind each special token, this model's tokenizer only before the \
-                 first text"
-                    .into(),
-            );
+        let others = match prefix {
+            Prefix::Parts | Prefix::None => None,
+            Prefix::Always => Some("a text that begins with one"),
+            Prefix::First => Some("a text that begins with one or stands behind a special token"),
+        };
+        if let Some(others) = others {
+            self.notices.push(format!(
+                "llama.cpp puts a blank also before {others}, this model's tokenizer does not"
+            ));
         }
         let mut first: HashMap<String, usize> = HashMap::new();
         for (rank, merge) in model.merges.iter().enumerate() {
