@@ -1,6 +1,7 @@
 //! A weight matrix held once, in its own format, shared by every clone of a model.
 
 mod convert;
+mod fit;
 mod stack;
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Tensor, bail, quantized::QTensor};
 pub(crate) use convert::with_cpu_storage;
 use convert::{Gather, convert, gather_rows, room, write_rows};
+pub use fit::Conversions;
 use rayon::prelude::*;
 pub use stack::{Input, On, ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};
@@ -84,15 +86,6 @@ impl Part {
             _ => Ok(()),
         }
     }
-
-    /// The format of rows that cannot be quantised.
-    fn plain_format(&self) -> Format {
-        match self {
-            Self::Tensor(t) => format_of(t.dtype()).unwrap_or(Format::F16),
-            Self::Weight(w) if w.format.is_quantized() => Format::F16,
-            Self::Weight(w) => w.format,
-        }
-    }
 }
 
 /// The format that keeps a candle dtype as it is.
@@ -121,7 +114,7 @@ impl Weight {
     /// A matrix whose rows are those of several parts `[rows_i, cols]`, one below the other.
     ///
     /// Parts are asked for one at a time and dropped before the next, so peak memory is the matrix and one part.
-    /// Rows that are no whole number of blocks cannot be quantised and keep their dtype.
+    /// Rows that are no whole number of blocks take another format: [`Part::fitting`].
     ///
     /// # Errors
     /// A part fails to load, has another shape or a dtype other than F32, F16, BF16, or lies on another device.

@@ -14,6 +14,7 @@ use candle_core::{Device, Tensor};
 use candle_sparse_models::{
     causal_lm::{CausalLm, LlamaSession},
     quality::Quality,
+    tokenizer::prompt_tokens,
 };
 use clap::Parser;
 use cli::process_bytes;
@@ -101,7 +102,7 @@ fn run(cli: &Cli) -> Result<()> {
         Ok((name, Box::new(LlamaSession { model: loaded.model, cache })))
     })?;
     let Some((tokenizer, context)) = found else { bail!("the model has no tokenizer") };
-    let prompt = tokenizer.encode(cli.prompt.as_str(), true).map_err(anyhow::Error::msg)?.get_ids().to_vec();
+    let prompt = prompt_tokens(&tokenizer, &cli.prompt)?;
     if prompt.is_empty() {
         bail!("the prompt is empty: give at least one character with --prompt");
     }

@@ -160,7 +160,7 @@ impl ModelArgs {
             unsafe { files.map() }?;
         }
         let loaded = Pretrained::load(&files, options)?;
-        for notice in loaded.model.decoder().notices() {
+        for notice in &loaded.notices {
             eprintln!("note: {notice}");
         }
         Ok(loaded)

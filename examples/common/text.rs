@@ -1,6 +1,7 @@
 //! Texts as windows of tokens.
 
 use anyhow::{Context, Result};
+use candle_sparse_models::tokenizer::prompt_tokens;
 use std::path::PathBuf;
 use tokenizers::Tokenizer;
 
@@ -11,15 +12,15 @@ const SHORTEST: usize = 32;
 
 /// The texts as windows of at most `context` tokens; none spans two documents, each begins as the tokenizer begins a text.
 pub(crate) fn windows(tokenizer: &Tokenizer, paths: &[PathBuf], context: usize) -> Result<Vec<Vec<u32>>> {
-    let encode = |text: &str| tokenizer.encode(text, true).map_err(anyhow::Error::msg);
-    let start = encode("")?.get_ids().to_vec();
+    // No end token: what goes on behind a window is text.
+    let start = prompt_tokens(tokenizer, "")?;
     let mut all = Vec::new();
     for path in paths {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         for document in text.split(SEPARATOR) {
-            let ids = encode(document.trim())?;
-            let ids = ids.get_ids().strip_prefix(start.as_slice()).unwrap_or(ids.get_ids());
+            let ids = prompt_tokens(tokenizer, document.trim())?;
+            let ids = ids.strip_prefix(start.as_slice()).unwrap_or(&ids);
             for piece in ids.chunks(context - start.len()).filter(|p| p.len() >= SHORTEST) {
                 all.push([&start, piece].concat());
             }

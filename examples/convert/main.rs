@@ -6,7 +6,6 @@
 mod cli;
 
 use anyhow::{Context, Result, bail};
-use candle_core::quantized::gguf_file::Value;
 use candle_sparse::{Profile, core::Format};
 use candle_sparse_models::{
     files::{ModelFiles, Weights},
@@ -15,7 +14,6 @@ use candle_sparse_models::{
         write::{GgufModel, Layout},
     },
     hub::HubSettings,
-    pretrained,
 };
 use clap::Parser;
 use std::{io::Write, path::PathBuf, process::ExitCode};
@@ -65,14 +63,19 @@ fn run(cli: &Cli) -> Result<()> {
         );
     }
     let layout = Layout { format: cli.dtype, neuron_major: profile.as_ref().filter(|_| cli.neuron_major) };
-    let mut model = match &files.weights {
-        Weights::Gguf(path) => GgufModel::from_gguf(&GgufFile::open(path)?, layout)?,
-        _ => from_checkpoint(&files, layout)?,
-    };
+    let mut model = GgufModel::from_files(&files, layout)?;
     if let Some(profile) = &profile {
         model = model.with_profile(profile)?;
     }
+    for notice in model.notices() {
+        eprintln!("note: {notice}");
+    }
     model.save(&cli.out)?;
+    if let Err(e) = model.check_file(&cli.out) {
+        // A file that does not say what the model says is worse than none.
+        std::fs::remove_file(&cli.out).with_context(|| format!("cannot remove {}", cli.out.display()))?;
+        return Err(e).with_context(|| format!("{} was written and removed", cli.out.display()));
+    }
     let bytes = std::fs::metadata(&cli.out)?.len();
     if cli.json {
         let json = serde_json::json!({
@@ -95,18 +98,5 @@ fn profile(cli: &Cli, files: &ModelFiles) -> Result<Option<Profile>> {
         (None, Some(profile), _) => Some(profile.load()?),
         (None, None, Weights::Gguf(path)) => GgufFile::open(path)?.profile()?,
         (None, None, _) => None,
-    })
-}
-
-fn from_checkpoint(files: &ModelFiles, layout: Layout<'_>) -> Result<GgufModel> {
-    let config = pretrained::config(files)?;
-    let vb = pretrained::var_builder(files, None)?;
-    let tokenizer = files.load_tokenizer()?;
-    let model = GgufModel::new(&vb, &config, layout, &files.name)?.with_tokenizer(&tokenizer, &config)?;
-    let Some(bytes) = &files.tokenizer_config else { return Ok(model) };
-    let json: serde_json::Value = serde_json::from_slice(bytes).context("tokenizer_config.json")?;
-    Ok(match json["chat_template"].as_str() {
-        Some(template) => model.with_value("tokenizer.chat_template", Value::String(template.to_string())),
-        None => model,
     })
 }

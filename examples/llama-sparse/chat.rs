@@ -3,11 +3,7 @@
 use crate::{Cli, sample};
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
-use candle_sparse_models::{
-    chat::{Chat, stop_tokens},
-    llama::Cache,
-    pretrained::Pretrained,
-};
+use candle_sparse_models::{chat::Chat, llama::Cache, pretrained::Pretrained, tokenizer::TextStream};
 use candle_transformers::generation::LogitsProcessor;
 use std::{
     io::{BufRead, IsTerminal, Write},
@@ -38,7 +34,6 @@ struct Session<'a> {
     cache: &'a mut Cache,
     sampler: &'a mut LogitsProcessor,
     chat: Chat,
-    stops: Vec<u32>,
     /// What was read and written.
     ids: Vec<u32>,
     /// How many of them the cache holds: the last one of an answer that was cut off waits for the next turn.
@@ -55,9 +50,8 @@ pub(crate) fn chat(
     let Some(template) = loaded.chat_template()? else {
         bail!("'{}' has no chat template: give one with --chat-template FILE", cli.model.model);
     };
-    let stops = stop_tokens(&loaded.tokenizer, template);
     let chat = Chat::new(template.clone(), cli.system.as_deref());
-    let mut session = Session { cli, loaded, cache, sampler, chat, stops, ids: Vec::new(), fed: 0 };
+    let mut session = Session { cli, loaded, cache, sampler, chat, ids: Vec::new(), fed: 0 };
     let mut turns = Vec::new();
     let input = std::io::stdin().lock();
     let prompt = if input.is_terminal() { "> " } else { "" };
@@ -119,7 +113,7 @@ impl Session<'_> {
         let mut logits = self.feed()?;
         let prefill_s = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let mut stream = self.loaded.tokenizer.decode_stream(true);
+        let mut stream = TextStream::new(&self.loaded.tokenizer);
         let (mut text, mut written) = (String::new(), 0);
         let end = loop {
             if written == self.cli.sample_len {
@@ -132,17 +126,18 @@ impl Session<'_> {
                 logits = self.feed()?;
             }
             let next = sample(self.cli, self.sampler, &logits, &self.ids)?;
-            if self.loaded.is_eos(next) || self.stops.contains(&next) {
+            if self.loaded.is_eos(next) {
                 break End::Token;
             }
             self.ids.push(next);
             written += 1;
-            if let Some(piece) = stream.step(next).map_err(anyhow::Error::msg)? {
-                self.cli.print(&piece)?;
-                text.push_str(&piece);
-            }
+            let piece = stream.push(next);
+            self.cli.print(&piece)?;
+            text.push_str(&piece);
         };
-        self.cli.print("\n")?;
+        let rest = stream.finish();
+        text.push_str(&rest);
+        self.cli.print(&format!("{rest}\n"))?;
         Ok(Report { text, read, written, end, prefill_s, decode_s: start.elapsed().as_secs_f64() })
     }
 }

@@ -12,7 +12,12 @@ mod model;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
-use candle_sparse_models::{decoder::Decoder, llama::Cache, pretrained::Pretrained};
+use candle_sparse_models::{
+    decoder::Decoder,
+    llama::Cache,
+    pretrained::Pretrained,
+    tokenizer::{TextStream, prompt_tokens},
+};
 use candle_transformers::{
     generation::{LogitsProcessor, Sampling},
     utils::apply_repeat_penalty,
@@ -117,11 +122,11 @@ impl Cli {
         if let Some(ids) = &self.prompt_ids {
             return Ok(ids.clone());
         }
-        let encoding = loaded.tokenizer.encode(self.prompt.as_str(), true).map_err(anyhow::Error::msg)?;
-        if encoding.get_ids().is_empty() {
+        let ids = prompt_tokens(&loaded.tokenizer, &self.prompt)?;
+        if ids.is_empty() {
             bail!("the prompt is empty: give at least one character with --prompt");
         }
-        Ok(encoding.get_ids().to_vec())
+        Ok(ids)
     }
 
     /// Where the text goes: standard output, unless that belongs to the JSON object.
@@ -178,17 +183,14 @@ fn generate(
 ) -> Result<Generated> {
     let mut ids = cli.prompt_ids(loaded)?;
     let prompt_tokens = ids.len();
-    let mut stream = loaded.tokenizer.decode_stream(true);
+    let mut stream = TextStream::new(&loaded.tokenizer);
     let mut text = String::new();
-    let mut say = |id: u32| -> Result<()> {
-        if let Some(piece) = stream.step(id).map_err(anyhow::Error::msg)? {
-            cli.print(&piece)?;
-            text.push_str(&piece);
-        }
-        Ok(())
+    let mut say = |piece: &str| {
+        text.push_str(piece);
+        cli.print(piece)
     };
     for &id in &ids {
-        say(id)?;
+        say(&stream.push(id))?;
     }
     let start = Instant::now();
     let x = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
@@ -207,8 +209,9 @@ fn generate(
             break;
         }
         ids.push(next);
-        say(next)?;
+        say(&stream.push(next))?;
     }
+    say(&stream.finish())?;
     cli.print("\n")?;
     let decode_s = start.elapsed().as_secs_f64();
     Ok(Generated { ids, prompt_tokens, text, prompt_logits, prefill_s, decode_s })

@@ -18,7 +18,8 @@ use candle_sparse_models::{
     files::{ModelFiles, Weights},
     llama::LlamaConfig,
     mistral::{Config, Model as Mistral},
-    pretrained::var_builder,
+    pretrained::{end_tokens, var_builder},
+    tokenizer::{TextStream, prompt_tokens},
 };
 use candle_transformers::{generation::LogitsProcessor, utils::apply_repeat_penalty};
 use clap::Parser;
@@ -66,25 +67,22 @@ struct TextGeneration {
     model: Mistral,
     tokenizer: Tokenizer,
     logits_processor: LogitsProcessor,
-    eos_token: Option<u32>,
+    eos_tokens: Vec<u32>,
 }
 
 impl TextGeneration {
     fn run(&mut self, cli: &Cli, context: usize) -> Result<()> {
-        let encoding = self.tokenizer.encode(cli.prompt.as_str(), true).map_err(anyhow::Error::msg)?;
-        let mut tokens = encoding.get_ids().to_vec();
+        let mut tokens = prompt_tokens(&self.tokenizer, &cli.prompt)?;
         if tokens.is_empty() {
             bail!("the prompt is empty: give at least one character with --prompt");
         }
-        let mut stream = self.tokenizer.decode_stream(true);
-        let mut say = |token: u32| -> Result<()> {
+        let mut stream = TextStream::new(&self.tokenizer);
+        let say = |piece: String| -> Result<()> {
             let mut out = std::io::stdout().lock();
-            if let Some(piece) = stream.step(token).map_err(anyhow::Error::msg)? {
-                write!(out, "{piece}")?;
-            }
+            write!(out, "{piece}")?;
             Ok(out.flush()?)
         };
-        tokens.iter().try_for_each(|token| say(*token))?;
+        tokens.iter().try_for_each(|token| say(stream.push(*token)))?;
         let (prompt, start) = (tokens.len(), Instant::now());
         for index in 0..cli.sample_len.min((context + 1).saturating_sub(prompt).max(1)) {
             let context_size = if index > 0 { 1 } else { tokens.len() };
@@ -96,11 +94,12 @@ impl TextGeneration {
             let logits = apply_repeat_penalty(&logits, cli.repeat_penalty, recent)?;
             let next_token = self.logits_processor.sample(&logits)?;
             tokens.push(next_token);
-            if Some(next_token) == self.eos_token {
+            if self.eos_tokens.contains(&next_token) {
                 break;
             }
-            say(next_token)?;
+            say(stream.push(next_token))?;
         }
+        say(stream.finish())?;
         let (generated, seconds) = (tokens.len() - prompt, start.elapsed().as_secs_f64());
         writeln!(std::io::stdout())?;
         eprintln!(
@@ -138,16 +137,14 @@ fn run(cli: &Cli) -> Result<()> {
     let options =
         cli.model.options(&files, cli.model.dtype, cli.model.sparse()?, cli.model.memory.attention())?;
     let model = Mistral::load_with(&config, vb, options)?.with_kv(kv)?;
-    for notice in model.llama().decoder().notices() {
+    let (tokenizer, notices) = files.load_tokenizer_and_notices()?;
+    for notice in notices.iter().chain(model.llama().decoder().notices()) {
         eprintln!("note: {notice}");
     }
-    let tokenizer = files.load_tokenizer()?;
-    let named: serde_json::Value = serde_json::from_slice(json)?;
-    let eos_token =
-        named["eos_token_id"].as_u64().map(|id| id as u32).or_else(|| tokenizer.token_to_id("</s>"));
+    let eos_tokens = end_tokens(&files, &tokenizer)?;
     let temperature = Some(cli.temperature).filter(|t| *t > 0.0);
     let logits_processor = LogitsProcessor::new(cli.seed, temperature, cli.top_p);
-    let mut generation = TextGeneration { model, tokenizer, logits_processor, eos_token };
+    let mut generation = TextGeneration { model, tokenizer, logits_processor, eos_tokens };
     generation.run(cli, config.max_position_embeddings)
 }
 

@@ -24,6 +24,7 @@ use candle_sparse_models::{
     llama::{Cache, Llama},
     pretrained::Pretrained,
     quality::Quality,
+    tokenizer::prompt_tokens,
 };
 use clap::Parser;
 use cli::process_bytes;
@@ -133,8 +134,7 @@ fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
     for path in &cli.text {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let encoding = loaded.tokenizer.encode(text, true).map_err(anyhow::Error::msg)?;
-        ids.extend_from_slice(encoding.get_ids());
+        ids.extend(prompt_tokens(&loaded.tokenizer, &text)?);
     }
     Ok(ids)
 }

@@ -5,6 +5,7 @@ mod template;
 
 pub use template::ChatTemplate;
 
+use crate::tokenizer::prompt_tokens;
 use candle_core::{Error, Result};
 use tokenizers::Tokenizer;
 
@@ -64,7 +65,8 @@ impl Turn {
     /// What the tokenizer cannot encode.
     pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         if self.context.is_empty() {
-            return encode_start(tokenizer, &self.text);
+            // A conversation that a template makes no text of is none, whatever a text begins with.
+            return if self.text.is_empty() { Ok(Vec::new()) } else { prompt_tokens(tokenizer, &self.text) };
         }
         // Where a token would span what was read and what is new, a line's end stands for the former: what matters is that
         // tokenizers which put a blank before a text do not do so here.
@@ -84,17 +86,6 @@ fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result
         .encode(text, add_special_tokens)
         .map_err(|e| Error::Msg(format!("the tokenizer cannot encode the conversation: {e}")))?;
     Ok(encoding.get_ids().to_vec())
-}
-
-fn encode_start(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let mut ids = encode(tokenizer, text, true)?;
-    let plain = encode(tokenizer, text, false)?;
-    let added = (0..ids.len()).find(|&i| ids[i..].starts_with(&plain)).unwrap_or(0);
-    if plain.starts_with(&ids[..added]) {
-        return Ok(plain);
-    }
-    ids.truncate(added + plain.len());
-    Ok(ids)
 }
 
 /// A conversation whose history the model never reads again: it knows what was read and written so far.

@@ -340,25 +340,37 @@ impl ModelFiles {
         })
     }
 
-    /// The tokenizer of the model.
+    /// The tokenizer of the model; see [`crate::tokenizer`] for what its files say and which of them decides.
     ///
     /// # Errors
     /// If `tokenizer.json` is damaged or of an unknown kind, or a GGUF file holds none that can be read.
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
-        match (&self.tokenizer, &self.weights) {
-            (None, Weights::Gguf(path)) => {
-                return crate::gguf::tokenizer::tokenizer(GgufFile::open(path)?.content());
-            }
-            (None, Weights::Opened(file)) => return crate::gguf::tokenizer::tokenizer(file.content()),
-            _ => {}
+        self.load_tokenizer_and_notices().map(|(tokenizer, _)| tokenizer)
+    }
+
+    /// As [`Self::load_tokenizer`], with notices of what was taken for granted or decided between two files.
+    ///
+    /// # Errors
+    /// As [`Self::load_tokenizer`].
+    pub fn load_tokenizer_and_notices(&self) -> Result<(Tokenizer, Vec<String>)> {
+        let opened = match (&self.tokenizer, &self.weights) {
+            (None, Weights::Gguf(path)) => Some(GgufFile::open(path)?),
+            (None, Weights::Opened(file)) => Some(file.clone()),
+            _ => None,
+        };
+        if let Some(file) = opened {
+            return crate::gguf::tokenizer::tokenizer_and_notices(file.content()).map_err(|error| {
+                let problem = crate::pretrained::first_line(&error);
+                candle_sparse::Error::File { path: file.path().to_path_buf(), problem }.into()
+            });
         }
         let bytes = self.tokenizer.as_deref().unwrap_or_default();
-        Tokenizer::from_bytes(bytes).map_err(|error| {
-            let place = self.folder.as_ref().map_or_else(
-                || format!("{TOKENIZER} of the built-in model `{}`", self.name),
-                |folder| folder.join(TOKENIZER).display().to_string(),
-            );
-            Error::Msg(format!("{place}: not a tokenizer file: {error}"))
+        crate::tokenizer::from_json(bytes, self.tokenizer_config.as_deref()).map_err(|error| {
+            let problem = format!("not a tokenizer file: {}", crate::pretrained::first_line(&error));
+            match &self.folder {
+                Some(folder) => candle_sparse::Error::File { path: folder.join(TOKENIZER), problem }.into(),
+                None => Error::Msg(format!("{TOKENIZER} of `{}`: {problem}", self.name)),
+            }
         })
     }
 }

@@ -32,6 +32,7 @@ use candle_sparse::{
 use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
 pub use shape::config;
+pub(crate) use shape::notices as config_notices;
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 /// So many last bytes of a file, behind its tensors, are a profile.

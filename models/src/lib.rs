@@ -18,6 +18,7 @@ pub mod quantized_llama;
 #[cfg(feature = "transformers")]
 pub mod quantized_mistral;
 pub mod simulate;
+pub mod tokenizer;
 
 #[cfg(feature = "calibrate")]
 pub mod calibrate;

@@ -1,16 +1,17 @@
 //! A model ready to generate: files found, tokenizer and config read, weights loaded.
 
 use crate::{
-    chat::ChatTemplate,
+    chat::{ChatTemplate, stop_tokens},
     decoder::{LoadOptions, check_names, has_mlp_bias},
     files::{ModelFiles, Weights},
     gguf::{self, GgufFile},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
+    tokenizer::{TokenizerConfig, end_tokens_by_text},
 };
 use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::loading::SafetensorsFiles;
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 use tokenizers::Tokenizer;
 
 /// A Llama with its tokenizer.
@@ -24,6 +25,8 @@ pub struct Pretrained {
     pub tokenizer: Tokenizer,
     /// The dtype its checkpoint is stored in.
     pub stored_dtype: DType,
+    /// What was taken for granted where the files do not say, and what was done otherwise than asked: for the user to read.
+    pub notices: Vec<String>,
     /// A broken template is an error for those alone who chat.
     pub(crate) chat_template: Result<Option<ChatTemplate>>,
 }
@@ -42,19 +45,27 @@ impl Pretrained {
         }
         let opened = Opened::new(files)?;
         let mut config = opened.config(files)?;
-        config.eos_token_id = eos(&config, files)?;
-        let tokenizer = files.load_tokenizer()?;
+        let (tokenizer, mut notices) = files.load_tokenizer_and_notices()?;
         // Added tokens, such as padding, may lie past the embedding; using one is an error of its own.
         let tokens = tokenizer.get_vocab_size(false);
         if tokens > config.vocab_size {
             let vocab = config.vocab_size;
-            return Err(Error::msg(format!(
-                "{name}: the tokenizer has {tokens} tokens, the model only {vocab}: they do not belong together"
-            )));
+            return Err(candle_sparse::Error::WrongModel {
+                what: "the tokenizer",
+                problem: format!(
+                    "{name}: the tokenizer has {tokens} tokens, the model only {vocab}: they do not belong together"
+                ),
+            }
+            .into());
         }
-        let (model, stored_dtype) = opened.load(&config, options).map_err(|e| named(name, e))?;
         let chat_template = opened.chat_template(files, &config, &tokenizer);
-        Ok(Self { model, config, tokenizer, stored_dtype, chat_template })
+        let template = chat_template.as_ref().ok().and_then(Option::as_ref);
+        let ends = all_ends(files, &config, &tokenizer, template)?;
+        config.eos_token_id = (!ends.is_empty()).then_some(LlamaEosToks::Multiple(ends));
+        notices.extend(opened.notices());
+        let (model, stored_dtype) = opened.load(&config, options).map_err(|e| named(name, e))?;
+        notices.extend_from_slice(model.decoder().notices());
+        Ok(Self { model, config, tokenizer, stored_dtype, notices, chat_template })
     }
 
     /// How the model reads conversations; `None` where its files do not say.
@@ -65,13 +76,13 @@ impl Pretrained {
         self.chat_template.as_ref().map(Option::as_ref).map_err(|e| Error::Msg(first_line(e)))
     }
 
-    /// Whether a token ends the text: `eos_token_id`, or `</s>` where the configuration has none.
+    /// Whether a token ends an answer; [`end_tokens`] says which do.
     #[must_use]
     pub fn is_eos(&self, token: u32) -> bool {
         match &self.config.eos_token_id {
             Some(LlamaEosToks::Single(id)) => token == *id,
             Some(LlamaEosToks::Multiple(ids)) => ids.contains(&token),
-            None => self.tokenizer.token_to_id("</s>") == Some(token),
+            None => false,
         }
     }
 
@@ -124,7 +135,8 @@ fn num_hidden_layers(files: &ModelFiles) -> Option<usize> {
 /// A file that is missing or corrupt, or a model that cannot be run.
 pub fn config(files: &ModelFiles) -> Result<Config> {
     let mut config = Opened::new(files)?.config(files)?;
-    config.eos_token_id = eos(&config, files)?;
+    let ends = named_ends(&config, files)?;
+    config.eos_token_id = (!ends.is_empty()).then_some(LlamaEosToks::Multiple(ends));
     Ok(config)
 }
 
@@ -161,6 +173,13 @@ impl Opened {
         }
     }
 
+    fn notices(&self) -> Vec<String> {
+        match self {
+            Self::Floats(_) => Vec::new(),
+            Self::Gguf(file) => gguf::config_notices(file.content()),
+        }
+    }
+
     fn load(&self, config: &Config, options: LoadOptions) -> Result<(Llama, DType)> {
         match self {
             Self::Floats(vb) => {
@@ -190,45 +209,89 @@ impl Opened {
     }
 }
 
-/// The chat template in the files of a model. Where a template comes without `tokenizer_config.json`, its tokens are those
-/// of `config.json`.
-fn chat_template(files: &ModelFiles, config: &Config, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
-    let named = |e| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
-    match (&files.tokenizer_config, &files.chat_template) {
-        (Some(json), jinja) => ChatTemplate::from_tokenizer_config(json, jinja.as_deref()).map_err(named),
-        (None, None) => Ok(None),
-        (None, Some(jinja)) => {
-            let eos = match &config.eos_token_id {
-                Some(LlamaEosToks::Single(id)) => Some(*id),
-                Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
-                None => None,
-            };
-            let text = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
-            let source = String::from_utf8_lossy(jinja);
-            ChatTemplate::new(&source, &text(config.bos_token_id), &text(eos)).map(Some).map_err(named)
-        }
-    }
+/// The chat template in the files of a model. Where `tokenizer_config.json` does not name the tokens that a template begins
+/// and ends texts with, they are those of `config.json`.
+pub(crate) fn chat_template(
+    files: &ModelFiles,
+    config: &Config,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>> {
+    let named_error = |e| Error::Msg(format!("{}: {}", files.name, first_line(&e)));
+    let (json, jinja) = (files.tokenizer_config.as_deref().unwrap_or(b"{}"), files.chat_template.as_deref());
+    let Some(template) = ChatTemplate::from_tokenizer_config(json, jinja).map_err(named_error)? else {
+        return Ok(None);
+    };
+    let eos = match &config.eos_token_id {
+        Some(LlamaEosToks::Single(id)) => Some(*id),
+        Some(LlamaEosToks::Multiple(ids)) => ids.first().copied(),
+        None => None,
+    };
+    let named = TokenizerConfig::from_json(json).map_err(named_error)?;
+    let token = |name: &str, id: Option<u32>| {
+        let named = named.token(name).map(str::to_string);
+        named.or_else(|| tokenizer.id_to_token(id?)).unwrap_or_default()
+    };
+    let (bos, eos) = (token("bos_token", config.bos_token_id), token("eos_token", eos));
+    ChatTemplate::new(template.source(), &bos, &eos).map(Some).map_err(named_error)
 }
 
-/// The end tokens of `config.json` and `generation_config.json`; chat models name some only in the latter.
-fn eos(config: &Config, files: &ModelFiles) -> Result<Option<LlamaEosToks>> {
+/// The tokens that end an answer of a model: those that `config.json` or the keys of a GGUF file, `generation_config.json`
+/// and `tokenizer_config.json` name, the one that the chat template writes behind an answer, and control tokens whose text
+/// says so ([`end_tokens_by_text`]).
+///
+/// # Errors
+/// A file that is missing or corrupt.
+pub fn end_tokens(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let opened = Opened::new(files)?;
+    let config = opened.config(files)?;
+    let template = opened.chat_template(files, &config, tokenizer);
+    all_ends(files, &config, tokenizer, template.as_ref().ok().and_then(Option::as_ref))
+}
+
+fn all_ends(
+    files: &ModelFiles,
+    config: &Config,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<Vec<u32>> {
+    let mut ids = named_ends(config, files)?;
+    let tokenizer_config = files.tokenizer_config.as_deref().map(TokenizerConfig::from_json);
+    // One that cannot be read is told of where the tokenizer is loaded.
+    let config_end =
+        tokenizer_config.and_then(Result::ok).and_then(|c| tokenizer.token_to_id(c.token("eos_token")?));
+    ids.extend(config_end);
+    ids.extend(template.map(|template| stop_tokens(tokenizer, template)).unwrap_or_default());
+    ids.extend(end_tokens_by_text(tokenizer));
+    if ids.is_empty() {
+        // Tokenizers that do not mark their special tokens.
+        ids.extend(tokenizer.token_to_id("</s>"));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// The end tokens of `config.json` and `generation_config.json`, in this order; chat models name some only in the latter.
+fn named_ends(config: &Config, files: &ModelFiles) -> Result<Vec<u32>> {
     #[derive(serde::Deserialize)]
     struct Generation {
         eos_token_id: Option<LlamaEosToks>,
     }
-    let Some(bytes) = &files.generation_config else { return Ok(config.eos_token_id.clone()) };
-    let generation: Generation = serde_json::from_slice(bytes)
-        .map_err(|e| Error::msg(format!("{}: generation_config.json: {e}", files.name)))?;
     let mut ids = Vec::new();
-    for toks in [&config.eos_token_id, &generation.eos_token_id].into_iter().flatten() {
-        match toks {
-            LlamaEosToks::Single(id) => ids.push(*id),
-            LlamaEosToks::Multiple(more) => ids.extend(more),
-        }
+    let mut add = |tokens: &Option<LlamaEosToks>| match tokens {
+        Some(LlamaEosToks::Single(id)) => ids.push(*id),
+        Some(LlamaEosToks::Multiple(more)) => ids.extend(more),
+        None => (),
+    };
+    add(&config.eos_token_id);
+    if let Some(bytes) = &files.generation_config {
+        let generation: Generation = serde_json::from_slice(bytes)
+            .map_err(|e| Error::msg(format!("{}: generation_config.json: {e}", files.name)))?;
+        add(&generation.eos_token_id);
     }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok((!ids.is_empty()).then_some(LlamaEosToks::Multiple(ids)))
+    let mut seen = HashSet::new();
+    ids.retain(|id| seen.insert(*id));
+    Ok(ids)
 }
 
 /// An error of the model `name`; one that can be told apart keeps its kind, and names the file itself.

@@ -3,7 +3,7 @@
 
 use candle_core::quantized::gguf_file::{Content, Value, VersionedMagic};
 use candle_sparse_models::chat::{Chat, ChatTemplate};
-use candle_sparse_models::gguf::tokenizer::{eos_tokens, tokenizer};
+use candle_sparse_models::gguf::tokenizer::{eos_tokens, tokenizer, tokenizer_and_notices};
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
@@ -15,6 +15,7 @@ const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
 const TEXTS: [&str; 14] = [
@@ -195,7 +196,7 @@ fn what_is_wrong_with_a_file_is_said() {
         (one("eot_token_id", Value::I32(-1)), "`tokenizer.ggml.eot_token_id` is not the id of a token"),
         (one("unknown_token_id", Value::U32(999)), "`tokenizer.ggml.unknown_token_id` is 999"),
         (one("add_space_prefix", text("yes")), "`tokenizer.ggml.add_space_prefix` is neither true nor false"),
-        (gpt2("tekken"), "pre-tokenizer 'tekken' are not supported"),
+        (gpt2("viking"), "pre-tokenizer 'viking' are not supported"),
         (gpt2("gpt-2"), "the tokenizer in the GGUF metadata: "),
     ] {
         let error = tokenizer(&content).unwrap_err().to_string();
@@ -231,6 +232,118 @@ fn byte_level_files_are_cut_as_their_models_were_trained() {
     // llama.cpp takes whole words from the vocabulary and begins a text with the bos token.
     assert_eq!(tokens("llama-bpe", "llo ello12", true), "<|e|> llo \u{120}ello 12");
     assert_eq!(tokens("llama-bpe", "llo<|e|>", false), "llo <|e|>");
+}
+
+#[test]
+fn a_type_of_token_means_the_same_in_both_vocabularies() {
+    let pieces = sentencepiece(&[PIECES.as_slice(), &[("<gone>", 0.0, UNUSED)]].concat());
+    let mut bytes = byte_level("smollm");
+    let more = [("<turn>", USER_DEFINED), ("<end>", CONTROL), ("<gone>", UNUSED)];
+    for (key, values) in
+        [("tokens", more.map(|(name, _)| text(name))), ("token_type", more.map(|(_, kind)| Value::I32(kind)))]
+    {
+        let Some(Value::Array(all)) = bytes.metadata.get_mut(&format!("tokenizer.ggml.{key}")) else {
+            panic!("{key}")
+        };
+        all.extend(values);
+    }
+    for content in [pieces, bytes] {
+        let tokenizer = tokenizer(&content).unwrap();
+        let id = |name: &str| tokenizer.token_to_id(name);
+        let [turn, end] = ["<turn>", "<end>"].map(|name| id(name).unwrap());
+        let read = ids(&tokenizer, "o<turn>o<end>o");
+        assert!(read.contains(&turn) && read.contains(&end), "{read:?}");
+        // User defined tokens are text, control tokens are not.
+        assert_eq!(tokenizer.decode(&read, true).unwrap().replace(' ', ""), "o<turn>oo");
+        // An unused token is neither found nor printed.
+        assert_eq!(id("<gone>"), None);
+        assert!(ids(&tokenizer, "<gone>").len() > 4);
+        let unused = content.metadata["tokenizer.ggml.tokens"].to_vec().unwrap().len() as u32 - 1;
+        assert_eq!(tokenizer.decode(&[unused], false).unwrap(), "");
+    }
+}
+
+/// A byte-level vocabulary that some splits make, large enough to show it: pairs of letters, digits as given.
+fn large(numbers: &[&str], marks: &[&str]) -> Content {
+    let mut content = byte_level("default");
+    let letters: Vec<char> = ('a'..='z').collect();
+    let pairs = letters.iter().flat_map(|a| letters.iter().map(move |b| format!("{a}{b}")));
+    let words = pairs.flat_map(|pair| (0..10).map(move |i| format!("\u{120}{pair}{}", "x".repeat(i))));
+    let all = words.chain(numbers.iter().chain(marks).map(ToString::to_string));
+    for (key, one) in [("tokens", None), ("token_type", Some(Value::I32(NORMAL)))] {
+        let Some(Value::Array(values)) = content.metadata.get_mut(&format!("tokenizer.ggml.{key}")) else {
+            panic!("{key}")
+        };
+        values.extend(all.clone().map(|token| one.clone().unwrap_or_else(|| text(&token))));
+    }
+    content
+}
+
+#[test]
+fn splits_that_a_file_does_not_name_are_recognised_or_told_of() {
+    let many = |one: &str| (0..60).map(|i| format!("{one}{i:03}")).collect::<Vec<_>>();
+    let [numbers, spaced] = ["9", "\u{120}4"].map(many);
+    let [numbers, spaced] = [&numbers, &spaced].map(|all| all.iter().map(String::as_str).collect::<Vec<_>>());
+    let threes: Vec<&str> = numbers.iter().map(|n| &n[1..]).collect();
+    let marks: Vec<String> = ('a'..='z').flat_map(|a| ('a'..='z').map(move |b| format!("({a}{b}"))).collect();
+    let marks: Vec<_> = marks.iter().map(String::as_str).collect();
+    for (content, name) in [
+        (large(&[], &[]), "'smollm'"),
+        (large(&spaced, &[]), "'gpt-2'"),
+        (large(&[], &marks), "'qwen2'"),
+        (large(&threes, &marks), "'llama-bpe'"),
+        (byte_level("default"), "may not be how the model was trained"),
+    ] {
+        let (_, notices) = tokenizer_and_notices(&content).unwrap();
+        let about = notices.iter().filter(|n| n.contains("`tokenizer.ggml.pre`") && n.contains(name));
+        assert_eq!(about.count(), 1, "{name}: {notices:?}");
+        let mut missing = content;
+        missing.metadata.remove("tokenizer.ggml.pre");
+        assert_eq!(tokenizer_and_notices(&missing).unwrap().1, notices, "{name}");
+    }
+    let (_, notices) = tokenizer_and_notices(&byte_level("gpt-2")).unwrap();
+    assert_eq!(notices, ["GGUF metadata: `tokenizer.ggml.eos_token_id` is missing: no token ends an answer"]);
+}
+
+#[test]
+fn what_a_file_does_not_say_is_said() {
+    let without = |content: &Content, key: &str| {
+        let key = format!("tokenizer.ggml.{key}");
+        let mut metadata = content.metadata.clone();
+        metadata.remove(&key);
+        let content = Content {
+            magic: VersionedMagic::GgufV3,
+            metadata,
+            tensor_infos: HashMap::new(),
+            tensor_data_offset: 0,
+        };
+        (key, tokenizer_and_notices(&content).unwrap().1)
+    };
+    let (pieces, bytes) =
+        (sentencepiece(&PIECES), set(byte_level("llama-bpe"), "eos_token_id", Value::U32(99)));
+    assert!(tokenizer_and_notices(&pieces).unwrap().1.is_empty());
+    assert!(tokenizer_and_notices(&bytes).unwrap().1.is_empty());
+    let (_, notices) = without(&pieces, "bos_token_id");
+    assert!(notices.len() == 1 && notices[0].contains("'<s>' is taken"), "{notices:?}");
+    for (key, notices) in
+        [without(&pieces, "bos_token_id"), without(&bytes, "bos_token_id"), without(&bytes, "token_type")]
+    {
+        assert!(notices.iter().any(|n| n.contains(&key)), "{key}: {notices:?}");
+    }
+}
+
+#[test]
+fn a_token_of_a_megabyte_is_read_in_seconds() {
+    let long = "ab".repeat(1 << 19);
+    let other = long[..long.len() - 2].to_string();
+    let pieces = [
+        PIECES.as_slice(),
+        &[("a", 0.0, NORMAL), ("b", 0.0, NORMAL), (&long, 0.0, NORMAL), (&other, 0.0, NORMAL)],
+    ];
+    let content = sentencepiece(&pieces.concat());
+    let start = Instant::now();
+    assert_eq!(ids(&tokenizer(&content).unwrap(), "hello"), [269]);
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 /// The vocabulary of a `tokenizer.json` as a GGUF file would hold it; a piece scores by its first merge.

@@ -25,10 +25,9 @@ pub(crate) fn with_cpu_storage<R>(t: &Tensor, f: impl FnOnce(&CpuStorage, usize)
     }
 }
 
-/// Memory for a matrix in `format`, or, where its rows cannot be quantised, as plain as `part`.
+/// Memory for a matrix in `format`, or in what the rows of `part` take in its stead.
 pub(super) fn room(format: Format, rows: usize, cols: usize, part: &Part) -> Result<(Format, Buffer)> {
-    let fits = cols.is_multiple_of(format.block_len());
-    let format = if fits { format } else { part.plain_format() };
+    let format = part.fitting(format, cols);
     let len = rows.checked_mul(format.row_bytes(cols)).ok_or_else(|| Error::msg("weight: size overflows"))?;
     Ok((format, Buffer::zeroed(len)?))
 }

@@ -6,7 +6,7 @@ use candle_core::{Error, Result, quantized::gguf_file};
 use core::{error::Error as _, fmt};
 use minijinja::{Environment, Value, context};
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 /// The name of the template in its environment: jinja's messages show it.
 const NAME: &str = "chat_template";
@@ -20,6 +20,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    /// As it was given.
+    source: Arc<str>,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -95,7 +97,14 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, environment::without_generation_tags(source))
             .map_err(invalid)?;
-        Ok(Self { environment, bos_token: bos_token.to_string(), eos_token: eos_token.to_string() })
+        let (bos_token, eos_token) = (bos_token.to_string(), eos_token.to_string());
+        Ok(Self { environment, bos_token, eos_token, source: source.into() })
+    }
+
+    /// The template as it was given.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The template of a model on the Hub: the file `chat_template.jinja`, else what `tokenizer_config.json` holds,

@@ -12,7 +12,7 @@ use candle_sparse::{
     kernels::Kernels,
     profile::{LayerProfile, fingerprint},
     sparse::{self, Plans, Points, SparseFfn},
-    weight::{Part, Stack, format_of},
+    weight::{Conversions, Part, Stack, format_of},
 };
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ struct Loader<'a> {
     stored: Option<&'a Stored>,
     /// Biases are used where there are any, whatever the configuration says.
     optional_biases: bool,
-    notices: &'a mut Vec<String>,
+    conversions: Conversions,
 }
 
 impl Loader<'_> {
@@ -96,17 +96,18 @@ impl Loader<'_> {
 
     fn matrix(&mut self, vb: &VarBuilder<'_>, rows: usize, cols: usize) -> Result<Weight> {
         let part = self.part(vb, [rows, cols])?;
-        let format = self.format_of(&part);
+        let (format, stored) = (part.fitting(self.format_of(&part), cols), part.bytes());
         if let Part::Weight(w) = &part
             && w.format() == format
         {
+            self.note_format(1, cols, stored, format, stored);
             return Ok(w.clone());
         }
         let weight = Weight::stacked(format, cols, &[rows], |_| Ok(part.clone()))?;
         if let Part::Weight(w) = part {
             w.release();
         }
-        self.note_format(&vb.prefix(), cols, weight.format());
+        self.note_format(1, cols, stored, weight.format(), weight.bytes());
         Ok(weight)
     }
 
@@ -123,7 +124,8 @@ impl Loader<'_> {
                 let rows: Vec<usize> = parts.iter().map(|p| p.1).collect();
                 let part = |i: usize| self.part(&vb.pp(parts[i].0), [rows[i], cols]);
                 let weight = Weight::stacked(format, cols, &rows, part)?;
-                self.note_format(&vb.pp(parts[0].0).prefix(), cols, weight.format());
+                let stored = rows.iter().sum::<usize>() * cols * vb.dtype().size_in_bytes();
+                self.note_format(parts.len(), cols, stored, weight.format(), weight.bytes());
                 weight.into()
             }
             _ => {
@@ -207,30 +209,29 @@ impl Loader<'_> {
             let up_down = self.matrix(&vb.pp("up_down_proj"), 2 * inner, hidden)?;
             return SparseFfn::new(gate, up_down, profile);
         }
-        let format = match (self.format, self.stored) {
-            (None, Some(stored)) => stored.format(&format!("{}.gate_proj.weight", vb.prefix()))?,
-            _ => self.format_of(&self.part(&vb.pp("gate_proj"), [inner, hidden])?),
-        };
+        let gate = self.part(&vb.pp("gate_proj"), [inner, hidden])?;
+        // One format for all rows, whatever they are stored in.
+        let format = gate.fitting(self.format_of(&gate), hidden);
+        drop(gate);
+        let mut before = 0;
         let ffn = SparseFfn::load(format, hidden, profile, |name| {
             let shape = if name == "down_proj" { [hidden, inner] } else { [inner, hidden] };
-            self.part(&vb.pp(name), shape)
+            self.part(&vb.pp(name), shape).inspect(|part| before += part.bytes())
         })?;
         if let Some(stored) = self.stored {
             for name in ["gate_proj", "up_proj"] {
                 stored.release(&format!("{}.{name}.weight", vb.prefix()));
             }
         }
-        self.note_format(&vb.prefix(), hidden, ffn.gate.format());
+        let after = ffn.gate.bytes() + ffn.up_down.bytes();
+        self.note_format(3, hidden, before, ffn.gate.format(), after);
         Ok(ffn)
     }
 
-    /// A notice where rows could not be quantised.
-    fn note_format(&mut self, name: &str, cols: usize, got: Format) {
-        if let Some(wanted) = self.format.filter(|wanted| *wanted != got) {
-            let (wanted, got, block) = (wanted.name(), got.name(), wanted.block_len());
-            self.notices.push(format!(
-                "{name}: {cols} columns are no multiple of {block}, kept in {got} instead of {wanted}"
-            ));
+    /// What became of matrices for which a format was asked.
+    fn note_format(&mut self, matrices: usize, cols: usize, before: usize, got: Format, after: usize) {
+        if let Some(wanted) = self.format {
+            self.conversions.note(wanted, matrices, cols, before, got, after);
         }
     }
 }
@@ -274,7 +275,7 @@ impl Decoder {
             format,
             stored: stored.as_deref(),
             optional_biases: inventory.optional_biases,
-            notices: &mut notices,
+            conversions: Conversions::default(),
         };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embed_tokens = loader.matrix(&vb.pp("model.embed_tokens"), vocab, hidden)?;
@@ -311,6 +312,9 @@ impl Decoder {
             loader.layer(&decoder.config, extras, of_block, &vb.pp(format!("model.layers.{i}")))
         });
         decoder.layers = layers.collect::<Result<_>>()?;
+        if let Some(wanted) = options.format {
+            notices.extend(loader.conversions.notices(wanted));
+        }
         let any = options.sparse.force || choice.sparse.contains(&true);
         if let Some(points) = profile.as_deref().filter(|_| any).map(Points::from) {
             let plans = Plans::new(options.sparse, &points, decoder.layers.iter().map(|l| l.ffn.sparse()))?;

@@ -13,6 +13,8 @@ pub(crate) const ARCHITECTURES: [&str; 2] = ["llama", "candle_sparse_llama"];
 
 /// The context of files that do not say, as in candle.
 const DEFAULT_CONTEXT: usize = 4096;
+/// That of files that do not say, as in llama.cpp.
+const DEFAULT_ROPE_BASE: f64 = 10_000.0;
 
 struct Metadata<'a> {
     content: &'a Content,
@@ -132,7 +134,7 @@ pub fn config(content: &Content) -> Result<Config> {
         head_dim: Some(head_dim),
         use_flash_attn: false,
         rms_norm_eps: eps,
-        rope_theta: m.number("rope.freq_base")?.unwrap_or(10_000.0) as f32,
+        rope_theta: m.number("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_BASE) as f32,
         bos_token_id: token("tokenizer.ggml.bos_token_id"),
         eos_token_id: Some(tokenizer::eos_tokens(content))
             .filter(|e| !e.is_empty())
@@ -147,6 +149,18 @@ pub fn config(content: &Content) -> Result<Config> {
         norm_shift: m.number("norm_shift")?.map(|x| x as f32),
         sliding_window: m.size("attention.sliding_window")?.filter(|w| *w > 0),
     })
+}
+
+/// What [`config`] takes for granted where a wrong guess would change what the model says without an error.
+pub(crate) fn notices(content: &Content) -> Vec<String> {
+    let Ok(architecture) = architecture(content) else { return Vec::new() };
+    let m = Metadata { content, architecture };
+    let context = || format!("a context of {DEFAULT_CONTEXT} tokens is taken");
+    let base =
+        || format!("rotary frequencies of base {DEFAULT_ROPE_BASE} are taken, as Llama 1 and 2 have them");
+    let defaults = [("context_length", context()), ("rope.freq_base", base())];
+    let missing = defaults.into_iter().filter(|(key, _)| m.get(key).is_none());
+    missing.map(|(key, taken)| format!("GGUF metadata: `{architecture}.{key}` is missing: {taken}")).collect()
 }
 
 /// Parts of a layer, in GGUF's words and ours.

@@ -2,17 +2,25 @@
 
 mod byte_level;
 pub(crate) mod metadata;
+pub(crate) mod own;
+pub(crate) mod pieces;
 mod sentencepiece;
+pub(crate) mod splits;
+pub(crate) mod vocabulary;
 
+use crate::tokenizer::{Frame, end_tokens_by_text};
 use candle_core::{Error, Result, quantized::gguf_file::Content};
-use metadata::{fail, id, string};
+use metadata::{Metadata, fail, flag, id, string};
+use own::Own;
 use tokenizers::Tokenizer;
 
 const HINT: &str = "give the model's tokenizer.json (`--tokenizer FILE`)";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
+pub(crate) const BOS: &str = "tokenizer.ggml.bos_token_id";
+pub(crate) const EOS: &str = "tokenizer.ggml.eos_token_id";
+pub(crate) const EOT: &str = "tokenizer.ggml.eot_token_id";
+pub(crate) const EOM: &str = "tokenizer.ggml.eom_token_id";
 /// The keys of tokens that end an answer: of a text, a turn and a message.
-const ENDS: [&str; 3] = [EOS, "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+const ENDS: [&str; 3] = [EOS, EOT, EOM];
 
 /// Builds the tokenizer of a GGUF file: `tokenizer.ggml.model` is `llama` (`SentencePiece`: Llama 1 and 2, TinyLlama,
 /// Mistral 7B) or `gpt2` (byte-level: Llama 3, `SmolLM`).
@@ -20,26 +28,89 @@ const ENDS: [&str; 3] = [EOS, "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom
 /// # Errors
 /// Another kind of tokenizer, or metadata that are missing, of another type, or contradict each other.
 pub fn tokenizer(content: &Content) -> Result<Tokenizer> {
-    let Some(kind) = string(&content.metadata, "tokenizer.ggml.model")? else {
+    tokenizer_and_notices(content).map(|(tokenizer, _)| tokenizer)
+}
+
+/// As [`tokenizer`], with notices of what was taken for granted where the file does not say.
+///
+/// # Errors
+/// As [`tokenizer`].
+pub fn tokenizer_and_notices(content: &Content) -> Result<(Tokenizer, Vec<String>)> {
+    from_metadata(&content.metadata)
+}
+
+pub(crate) fn from_metadata(metadata: &Metadata) -> Result<(Tokenizer, Vec<String>)> {
+    let Some(kind) = string(metadata, "tokenizer.ggml.model")? else {
         return fail(format!("the GGUF file has no `tokenizer.ggml.model`: {HINT}"));
     };
     for key in [BOS].into_iter().chain(ENDS) {
-        metadata::token_text(&content.metadata, key)?;
+        metadata::token_text(metadata, key)?;
     }
-    match kind {
-        "llama" => sentencepiece::tokenizer(&content.metadata),
-        "gpt2" => byte_level::tokenizer(content),
-        other => fail(format!("GGUF tokenizers of the kind '{other}' are not supported: {HINT}")),
+    let mut notices = Vec::new();
+    let tokenizer = match kind {
+        "llama" => sentencepiece::tokenizer(metadata, &mut notices)?,
+        "gpt2" => byte_level::tokenizer(metadata, &mut notices)?,
+        other => return fail(format!("GGUF tokenizers of the kind '{other}' are not supported: {HINT}")),
+    };
+    if named_ends(metadata).is_empty() && end_tokens_by_text(&tokenizer).is_empty() {
+        notices.push(format!("GGUF metadata: `{EOS}` is missing: no token ends an answer"));
     }
+    Ok((tokenizer, notices))
+}
+
+/// What is put around texts where a file does not say.
+struct Defaults {
+    adds_bos: bool,
+    /// The first and the last token.
+    ids: [Option<u32>; 2],
+}
+
+/// Puts the tokens around texts that the file's flags ask for.
+fn around_texts(
+    tokenizer: &mut Tokenizer,
+    metadata: &Metadata,
+    defaults: &Defaults,
+    notices: &mut Vec<String>,
+) -> Result<()> {
+    let mut wanted = |flag_key: &str, default: bool, id_key: &str, default_id: Option<u32>| {
+        let said = flag(metadata, flag_key)?;
+        if !said.unwrap_or(default) {
+            return Ok(Vec::new());
+        }
+        match (id(metadata, id_key)?, default_id) {
+            (Some(id), _) => Ok(vec![id]),
+            (None, Some(id)) => {
+                let text = tokenizer.id_to_token(id).unwrap_or_default();
+                notices.push(format!("GGUF metadata: `{id_key}` is missing: '{text}' is taken"));
+                Ok(vec![id])
+            }
+            (None, None) if said == Some(true) => {
+                fail(format!("GGUF metadata: `{flag_key}` is set, `{id_key}` is missing"))
+            }
+            (None, None) => {
+                notices.push(format!("GGUF metadata: `{id_key}` is missing: no token is put before a text"));
+                Ok(Vec::new())
+            }
+        }
+    };
+    let [bos, eos] = defaults.ids;
+    let first = wanted("tokenizer.ggml.add_bos_token", defaults.adds_bos, BOS, bos)?;
+    let last = wanted("tokenizer.ggml.add_eos_token", false, EOS, eos)?;
+    Frame { first, last }.apply(tokenizer)
+}
+
+fn named_ends(metadata: &Metadata) -> Vec<u32> {
+    let mut ids: Vec<_> = ENDS.iter().filter_map(|key| id(metadata, key).ok().flatten()).collect();
+    ids.extend(Own::read(metadata).unwrap_or_default().end_tokens);
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// The tokens that end a text, a turn or a message, as far as the file names them.
 #[must_use]
 pub fn eos_tokens(content: &Content) -> Vec<u32> {
-    let mut ids: Vec<_> = ENDS.iter().filter_map(|key| id(&content.metadata, key).ok().flatten()).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
+    named_ends(&content.metadata)
 }
 
 fn wrong(error: impl core::fmt::Display) -> Error {

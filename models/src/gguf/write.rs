@@ -6,33 +6,35 @@
 //! cannot run it, and neither can they run activations that `llama` does not name, so such files have an architecture of
 //! their own that others refuse.
 
+mod check;
+mod files;
 mod metadata;
+mod source;
 mod tokenizer;
 
 use super::{
     GgufFile, PROFILE,
-    shape::{ARCHITECTURES, LAYER_NAMES},
+    shape::ARCHITECTURES,
+    tokenizer::{from_metadata, own::KEY as OWN_KEY},
 };
-use crate::{decoder::Checkpoint, llama::Config};
+use crate::{decoder::Checkpoint, files::ModelFiles, llama::Config, pretrained::end_tokens};
 use candle_core::{
     Device, Result, Tensor, bail,
     quantized::{
-        GgmlDType, QStorage, QTensor,
+        GgmlDType, QTensor,
         gguf_file::{self, Value},
     },
 };
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    Profile, Weight,
+    Profile,
     core::{self, Format},
-    profile::fingerprint,
     save::save,
     sparse,
-    weight::{Part, dtype_of, format_of},
 };
 use metadata::put;
+use source::Source;
 use std::{
-    borrow::Cow,
     collections::HashMap,
     io::{BufWriter, Seek, SeekFrom, Write},
     path::Path,
@@ -49,6 +51,11 @@ pub struct GgufModel {
     /// What a profile must have been made for.
     fingerprint: Vec<f32>,
     shape: core::Config,
+    /// What the file's tokenizer must read as.
+    tokenizer: Option<Tokenizer>,
+    /// The tokens that must end an answer, where they are known.
+    ends: Option<Vec<u32>>,
+    notices: Vec<String>,
 }
 
 /// How the weights are written.
@@ -60,15 +67,6 @@ pub struct Layout<'a> {
     pub neuron_major: Option<&'a Profile>,
 }
 
-/// Where the tensors come from.
-struct Source<'a> {
-    from: &'a Checkpoint<'a>,
-    config: &'a Config,
-    layout: Layout<'a>,
-    /// Rows of q and k are turned with their neighbours already.
-    interleaved: bool,
-}
-
 impl GgufModel {
     /// A checkpoint with Hugging Face names. Tensors are taken one at a time, so that no more than one is held as floats.
     ///
@@ -76,7 +74,8 @@ impl GgufModel {
     /// A tensor that is missing, a model that GGUF has no words for, or a profile that was made for another one.
     pub fn new(vb: &VarBuilder<'_>, config: &Config, layout: Layout<'_>, name: &str) -> Result<Self> {
         let from = Checkpoint::from(vb.clone());
-        let source = Source { from: &from, config, layout, interleaved: false };
+        let source =
+            Source { from: &from, config, layout, interleaved: false, conversions: Default::default() };
         let mut file = source.model(HashMap::from([("general.name".into(), Value::String(name.into()))]))?;
         if let Some(factors) = metadata::rope_freqs(config)? {
             let n = factors.len();
@@ -96,10 +95,23 @@ impl GgufModel {
         if from.vb.contains_tensor("model.layers.0.mlp.up_down_proj.weight") {
             bail!("the file is neuron-major already: convert the one that it was made from");
         }
-        let source = Source { from: &from, config: &config, layout, interleaved: true };
+        let source = Source {
+            from: &from,
+            config: &config,
+            layout,
+            interleaved: true,
+            conversions: Default::default(),
+        };
         let mut kept = file.content().metadata.clone();
-        kept.retain(|key, _| key.starts_with("tokenizer.") || key.starts_with("general."));
+        // What is said of the old file's bytes does not hold for the new one's.
+        kept.retain(|key, _| {
+            let general = key.starts_with("general.") && !OF_THE_BYTES.contains(&key.as_str());
+            general || key.starts_with("tokenizer.") || key == OWN_KEY
+        });
+        // A file whose tokenizer is not read here may hold one for others.
+        let tokenizer = from_metadata(&kept).ok().map(|(tokenizer, _)| tokenizer);
         let mut model = source.model(kept)?;
+        model.tokenizer = tokenizer;
         if let Some(factors) = &from.rope_freqs {
             let t = Tensor::new(factors.as_slice(), &Device::Cpu)?;
             model.tensors.push(("rope_freqs.weight".into(), QTensor::quantize(&t, GgmlDType::F32)?));
@@ -107,15 +119,26 @@ impl GgufModel {
         Ok(model)
     }
 
-    /// With the tokenizer's vocabulary in the metadata.
+    /// With the tokenizer in the metadata. The first of the end tokens in `config` is the file's `eos_token_id`.
     ///
     /// # Errors
-    /// A kind of tokenizer that GGUF has no words for.
+    /// A tokenizer that GGUF has no words for, or that would read a text otherwise when it comes back from the file.
     pub fn with_tokenizer(mut self, tokenizer: &Tokenizer, config: &Config) -> Result<Self> {
-        for (key, value) in tokenizer::metadata(tokenizer, config)? {
+        let words = tokenizer::metadata(tokenizer, config)?;
+        for (key, value) in words.metadata {
             put(&mut self.metadata, key, value);
         }
+        self.notices.extend(words.notices);
+        self.tokenizer = Some(tokenizer.clone());
+        let written: HashMap<_, _> = self.metadata.iter().cloned().collect();
+        self.check_tokenizer(&from_metadata(&written)?.0)?;
         Ok(self)
+    }
+
+    /// What the file cannot hold as it was asked, or as the model has it: for the user to read.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// With a value in the metadata, such as a chat template.
@@ -148,6 +171,35 @@ impl GgufModel {
         put(&mut self.metadata, PROFILE, Value::U64(bytes.len() as u64));
         self.profile = Some(bytes);
         Ok(())
+    }
+
+    /// Opens a file that was written and reads it as any other: its tokenizer must give the tokens of the model's own.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or one text has other tokens in it.
+    pub fn check_file(&self, path: &Path) -> Result<()> {
+        let file = GgufFile::open(path)?;
+        super::config(file.content())?;
+        file.profile()?;
+        if self.tokenizer.is_none() {
+            return Ok(());
+        }
+        let (tokenizer, _) = from_metadata(&file.content().metadata)?;
+        self.check_tokenizer(&tokenizer)?;
+        let ends = end_tokens(&ModelFiles::from_gguf(path)?, &tokenizer)?;
+        match &self.ends {
+            Some(expected) if *expected != ends => Err(Error::Msg(format!(
+                "the tokens {expected:?} end an answer of the model, in its GGUF file {ends:?} would"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_tokenizer(&self, written: &Tokenizer) -> Result<()> {
+        match &self.tokenizer {
+            Some(tokenizer) => check::same_tokens(tokenizer, written, self.shape.vocab_size),
+            None => Ok(()),
+        }
     }
 
     /// Whether llama.cpp and candle open the file too.
@@ -187,172 +239,7 @@ impl GgufModel {
     }
 }
 
-impl Source<'_> {
-    fn model(&self, kept: HashMap<String, Value>) -> Result<GgufModel> {
-        let c = self.config;
-        let (table, shape) = ([c.vocab_size, c.hidden_size], c.to_core()?);
-        let fingerprint =
-            fingerprint(&self.from.vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?;
-        let embedding = self.quantized("model.embed_tokens", table)?;
-        let metadata = metadata::metadata(kept, c, embedding.dtype(), self.layout.neuron_major.is_some())?;
-        let mut file = GgufModel { metadata, tensors: Vec::new(), profile: None, fingerprint, shape };
-        if let Some(profile) = self.layout.neuron_major {
-            file.check(profile)?;
-        }
-        file.tensors.push(("token_embd.weight".into(), embedding));
-        if !c.tie_word_embeddings {
-            file.tensors.push(("output.weight".into(), self.quantized("lm_head", table)?));
-        }
-        for i in 0..c.num_hidden_layers {
-            self.layer(i, &mut file.tensors)?;
-        }
-        self.vector("model.norm", c.hidden_size, "weight", "output_norm", &mut file.tensors)?;
-        if let Some(profile) = self.layout.neuron_major {
-            file.set_profile(&self.in_order(profile)?)?;
-        }
-        Ok(file)
-    }
-
-    fn layer(&self, i: usize, out: &mut Vec<(String, QTensor)>) -> Result<()> {
-        let c = self.config;
-        let (hidden, inner, core) = (c.hidden_size, c.intermediate_size, c.to_core()?);
-        for (gguf, name) in LAYER_NAMES {
-            let (to, from) = (format!("blk.{i}.{gguf}"), format!("model.layers.{i}.{name}"));
-            let (rows, cols, heads) = match gguf {
-                "attn_norm" | "ffn_norm" => {
-                    self.vector(&from, hidden, "weight", &to, out)?;
-                    continue;
-                }
-                "ffn_up_down" => match self.layout.neuron_major {
-                    Some(profile) => {
-                        self.neurons(i, &profile.layers[i].order, out)?;
-                        continue;
-                    }
-                    None => continue,
-                },
-                "ffn_gate" | "ffn_up" | "ffn_down" if self.layout.neuron_major.is_some() => continue,
-                "attn_q" => (core.q_dim(), hidden, core.num_attention_heads),
-                "attn_k" => (core.kv_dim(), hidden, core.num_key_value_heads),
-                "attn_v" => (core.kv_dim(), hidden, 0),
-                "attn_output" => (hidden, core.q_dim(), 0),
-                "ffn_down" => (hidden, inner, 0),
-                _ => (inner, hidden, 0),
-            };
-            let turned = heads > 0 && !self.interleaved;
-            let weight = if turned {
-                let part = neighbours(&self.floats(&from, [rows, cols])?, heads)?;
-                to_tensor(&self.weight(part.into(), rows, cols)?)?
-            } else {
-                self.quantized(&from, [rows, cols])?
-            };
-            out.push((format!("{to}.weight"), weight));
-            let needed = if gguf.starts_with("attn") { c.attention_bias } else { c.mlp_bias };
-            let bias = format!("{from}.bias");
-            // A GGUF file does not say which it must have.
-            if self.from.vb.contains_tensor(&bias) || needed && !self.interleaved {
-                let bias = self.from.vb.get(rows, &bias)?;
-                let bias =
-                    if turned { neighbours(&bias.reshape((rows, 1))?, heads)?.flatten_all()? } else { bias };
-                out.push((format!("{to}.bias"), QTensor::quantize(&bias, GgmlDType::F32)?));
-            }
-        }
-        Ok(())
-    }
-
-    /// The FFN of a layer, neuron-major.
-    fn neurons(&self, i: usize, order: &[u32], out: &mut Vec<(String, QTensor)>) -> Result<()> {
-        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        let name = |part: &str| format!("model.layers.{i}.mlp.{part}_proj");
-        let gate = self.part(&name("gate"), [inner, hidden])?;
-        let format = self.format(&gate);
-        let gate = Weight::interleaved(format, hidden, 1, order, |_| Ok(gate.clone()))?;
-        let up_down = Weight::interleaved(format, hidden, 2, order, |part| match part {
-            0 => self.part(&name("up"), [inner, hidden]),
-            _ => Ok(self.floats(&name("down"), [hidden, inner])?.t()?.into()),
-        })?;
-        out.push((format!("blk.{i}.ffn_gate.weight"), to_tensor(&gate)?));
-        out.push((format!("blk.{i}.ffn_up_down.weight"), to_tensor(&up_down)?));
-        Ok(())
-    }
-
-    /// The profile of a file whose neurons stand in its order.
-    fn in_order(&self, profile: &Profile) -> Result<Profile> {
-        let mut profile = profile.clone();
-        let shape = [self.config.intermediate_size, self.config.hidden_size];
-        let first = profile.layers[0].order[0] as usize;
-        let row = self.floats("model.layers.0.mlp.gate_proj", shape)?.get(first)?;
-        let row = row.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
-        profile.set_first_gate(&row);
-        for layer in &mut profile.layers {
-            layer.order = (0..layer.order.len() as u32).collect();
-        }
-        Ok(profile)
-    }
-
-    fn part(&self, name: &str, shape: [usize; 2]) -> Result<Part> {
-        let name = format!("{name}.weight");
-        Ok(match &self.from.stored {
-            Some(stored) => stored.weight(&name, &shape)?.clone().into(),
-            None => self.from.vb.get((shape[0], shape[1]), &name)?.into(),
-        })
-    }
-
-    fn floats(&self, name: &str, shape: [usize; 2]) -> Result<Tensor> {
-        self.from.vb.get((shape[0], shape[1]), &format!("{name}.weight"))
-    }
-
-    fn format(&self, part: &Part) -> Format {
-        match (self.layout.format, part) {
-            (Some(format), _) => format,
-            (None, Part::Weight(w)) => w.format(),
-            (None, Part::Tensor(t)) => format_of(t.dtype()).unwrap_or(Format::F16),
-        }
-    }
-
-    fn weight(&self, part: Part, rows: usize, cols: usize) -> Result<Weight> {
-        Weight::stacked(self.format(&part), cols, &[rows], |_| Ok(part.clone()))
-    }
-
-    fn quantized(&self, name: &str, shape: [usize; 2]) -> Result<QTensor> {
-        to_tensor(&self.weight(self.part(name, shape)?, shape[0], shape[1])?)
-    }
-
-    fn vector(
-        &self,
-        from: &str,
-        n: usize,
-        kind: &str,
-        to: &str,
-        out: &mut Vec<(String, QTensor)>,
-    ) -> Result<()> {
-        let t = self.from.vb.get(n, &format!("{from}.{kind}"))?;
-        out.push((format!("{to}.{kind}"), QTensor::quantize(&t, GgmlDType::F32)?));
-        Ok(())
-    }
-}
-
-/// Hugging Face turns row `i` of a head with row `i + head_dim / 2`, GGUF's llama with its neighbour.
-fn neighbours(t: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, cols) = t.dims2()?;
-    t.reshape((heads, 2, rows / heads / 2, cols))?.transpose(1, 2)?.contiguous()?.reshape((rows, cols))
-}
-
-/// Our bytes are ggml's.
-fn to_tensor(weight: &Weight) -> Result<QTensor> {
-    let dtype = ggml_type(weight.format());
-    let shape = (weight.rows(), weight.cols());
-    let plain = dtype_of(weight.format()).map(|dtype| {
-        // candle makes float blocks of tensors only.
-        let t = Tensor::from_raw_buffer(weight.as_bytes(), dtype, &[shape.0, shape.1], &Device::Cpu)?;
-        QTensor::quantize(&t, ggml_type(weight.format()))
-    });
-    match plain {
-        Some(t) => t,
-        None => {
-            QTensor::new(QStorage::from_data(Cow::Borrowed(weight.as_bytes()), &Device::Cpu, dtype)?, shape)
-        }
-    }
-}
+    save::save,
 
 /// candle's name of a format.
 #[must_use]

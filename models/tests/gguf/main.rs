@@ -9,3 +9,4 @@ mod logits;
 mod pretrained;
 mod split;
 mod swap;
+mod words;

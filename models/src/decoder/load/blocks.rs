@@ -7,6 +7,7 @@ use candle_nn::VarBuilder;
 use candle_sparse::{
     FfnMode, Profile, SparseConfig,
     sparse::{self, BREAK_EVEN, Points, expected_share},
+    weight::Conversions,
 };
 
 /// Of a token's time: what a profile must save to be used, beyond the noise of the measurement.
@@ -119,9 +120,8 @@ fn both_ways(
     profile: &Profile,
     blocks: &[usize],
 ) -> Result<([Vec<Layer>; 2], usize)> {
-    let mut notices = Vec::new();
     let Loader { format, stored, optional_biases, .. } = *source.loader;
-    let mut loader = Loader { format, stored, optional_biases, notices: &mut notices };
+    let mut loader = Loader { format, stored, optional_biases, conversions: Conversions::default() };
     let (mut held, mut bytes) = ([Vec::new(), Vec::new()], 0);
     for &i in blocks {
         let vb = source.at(i);

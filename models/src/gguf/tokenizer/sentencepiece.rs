@@ -1,134 +1,90 @@
 //! `SentencePiece` vocabularies as the tokenizer that transformers makes of them.
 
 use super::{
-    BOS, EOS,
-    metadata::{self, Metadata, TOKENS, array, fail, flag, id, integer},
+    Defaults, around_texts,
+    metadata::{Metadata, TOKENS, array, fail, flag, id},
+    own::Own,
+    pieces::Prefix,
+    vocabulary::{Kind, TYPES, Vocabulary},
     wrong,
 };
 use candle_core::{Result, quantized::gguf_file::Value};
-use std::collections::HashMap;
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, Tokenizer,
-    decoders::{
-        byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as DecoderSequence, strip::Strip,
-    },
-    models::bpe::{BPE, Vocab},
-    normalizers::{Prepend, Replace, Sequence},
-    processors::template::{SpecialToken, TemplateProcessing},
-};
+use std::collections::{HashMap, HashSet};
+use tokenizers::{Tokenizer, models::bpe::BPE};
 
-const BLANK: char = '\u{2581}';
 const SCORES: &str = "tokenizer.ggml.scores";
-const TYPES: &str = "tokenizer.ggml.token_type";
-
-/// A token of the vocabulary; its id is its place.
-struct Piece {
-    text: String,
-    score: f32,
-    kind: Kind,
-}
-
-/// [`llama_token_type`](https://github.com/ggml-org/llama.cpp/blob/eb6a99c6fab2e530114a5fc996629ba17ec85096/include/llama.h).
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Normal,
-    Unknown,
-    Control,
-    UserDefined,
-    Unused,
-    Byte,
-}
-
-impl Kind {
-    fn new(value: &Value) -> Option<Self> {
-        Some(match integer(value)? {
-            1 => Self::Normal,
-            2 => Self::Unknown,
-            3 => Self::Control,
-            4 => Self::UserDefined,
-            5 => Self::Unused,
-            6 => Self::Byte,
-            _ => return None,
-        })
-    }
-}
 
 /// As transformers' [`LlamaConverter`], for texts and special tokens alike.
 ///
 /// [`LlamaConverter`]: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/convert_slow_tokenizer.py#L1617-L1660
-pub(super) fn tokenizer(metadata: &Metadata) -> Result<Tokenizer> {
-    let pieces = pieces(metadata)?;
+pub(super) fn tokenizer(metadata: &Metadata, notices: &mut Vec<String>) -> Result<Tokenizer> {
+    let scores = scores(metadata)?;
+    // Without types no byte is known.
+    array(metadata, TYPES)?;
+    let vocabulary = Vocabulary::read(metadata)?;
     let unknown = id(metadata, "tokenizer.ggml.unknown_token_id")?.unwrap_or(0);
-    let Some(unknown) = pieces.get(unknown as usize) else {
+    let Some(unknown) = vocabulary.texts.get(unknown as usize) else {
         return fail(format!("GGUF metadata: `tokenizer.ggml.unknown_token_id` is {unknown}: no such token"));
     };
-    let (ids, merges) = (ids(&pieces)?, merges(&pieces));
+    let (ids, merges) = (vocabulary.ids(&HashSet::from([unknown.as_str()]))?, merges(&vocabulary, &scores));
     let bpe = BPE::builder()
         .vocab_and_merges(ids, merges)
-        .unk_token(unknown.text.clone())
+        .unk_token(unknown.clone())
         .fuse_unk(true)
         .byte_fallback(true)
         .build()
         .map_err(wrong)?;
     let mut tokenizer = Tokenizer::new(bpe);
-    let prefix = flag(metadata, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    tokenizer.with_normalizer(Some(normalizer(prefix)?)).map_err(wrong)?;
-    tokenizer.with_decoder(Some(decoder(prefix)?));
-    add_tokens(&mut tokenizer, metadata, &pieces)?;
-    if let Some(processor) = post_processor(metadata)? {
-        tokenizer.with_post_processor(Some(processor));
-    }
+    let own = Own::read(metadata)?;
+    let prefix = match flag(metadata, "tokenizer.ggml.add_space_prefix")? {
+        Some(false) => Prefix::None,
+        _ => own.prefix.unwrap_or(Prefix::Parts),
+    };
+    prefix.apply(&mut tokenizer)?;
+    vocabulary.add_tokens(&mut tokenizer, &own)?;
+    // As in llama.cpp: such vocabularies begin with an unknown token and these two.
+    let control = |id: usize| vocabulary.kinds.get(id) == Some(&Kind::Control);
+    let ids = [1, 2].map(|id| control(id).then_some(id as u32));
+    around_texts(&mut tokenizer, metadata, &Defaults { adds_bos: true, ids }, notices)?;
     Ok(tokenizer)
 }
 
-fn pieces(metadata: &Metadata) -> Result<Vec<Piece>> {
-    let tokens = array(metadata, TOKENS)?;
-    let (scores, types) = (array(metadata, SCORES)?, array(metadata, TYPES)?);
-    for (key, values) in [(SCORES, scores), (TYPES, types)] {
-        if values.len() != tokens.len() {
-            let (tokens, values) = (tokens.len(), values.len());
-            return fail(format!("GGUF metadata: `{TOKENS}` has {tokens} entries, `{key}` {values}"));
-        }
+fn scores(metadata: &Metadata) -> Result<Vec<f32>> {
+    let (tokens, scores) = (array(metadata, TOKENS)?.len(), array(metadata, SCORES)?);
+    if scores.len() != tokens {
+        let values = scores.len();
+        return fail(format!("GGUF metadata: `{TOKENS}` has {tokens} entries, `{SCORES}` {values}"));
     }
-    let piece = |i: usize| {
-        let text = metadata::text(tokens, i)?;
-        // As in llama.cpp, for no two tokens may be the same text.
-        let text = if text.is_empty() { format!("[EMPTY_{i}]") } else { text.to_string() };
-        let score = match scores[i] {
-            Value::F32(score) if !score.is_nan() => score,
-            _ => return fail(format!("GGUF metadata: entry {i} of `{SCORES}` is not a number in F32")),
-        };
-        match Kind::new(&types[i]) {
-            Some(kind) => Ok(Piece { text, score, kind }),
-            None => fail(format!("GGUF metadata: entry {i} of `{TYPES}` is no type of token (1 to 6)")),
-        }
+    let score = |(i, score): (usize, &Value)| match score {
+        Value::F32(score) if !score.is_nan() => Ok(*score),
+        _ => fail(format!("GGUF metadata: entry {i} of `{SCORES}` is not a number in F32")),
     };
-    (0..tokens.len()).map(piece).collect()
-}
-
-fn ids(pieces: &[Piece]) -> Result<Vocab> {
-    let mut ids = Vocab::with_capacity(pieces.len());
-    for (id, piece) in (0..).zip(pieces) {
-        if let Some(first) = ids.insert(piece.text.clone(), id) {
-            return fail(format!("GGUF metadata: tokens {first} and {id} are both '{}'", piece.text));
-        }
-    }
-    Ok(ids)
+    scores.iter().enumerate().map(score).collect()
 }
 
 /// All ways to put a piece together of two others, best pieces first: [`generate_merges`].
 ///
 /// [`generate_merges`]: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/convert_slow_tokenizer.py#L122-L143
-fn merges(pieces: &[Piece]) -> Vec<(String, String)> {
-    let normal = || (0_u32..).zip(pieces).filter(|(_, p)| p.kind == Kind::Normal);
-    let ids: HashMap<&str, u32> = normal().map(|(id, piece)| (piece.text.as_str(), id)).collect();
+fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Vec<(String, String)> {
+    let all = (0_u32..).zip(&vocabulary.texts).zip(scores).zip(&vocabulary.kinds);
+    let pieces: Vec<(u32, &str, f32)> = all
+        .filter(|(_, kind)| **kind == Kind::Normal)
+        .map(|(((id, text), score), _)| (id, text.as_str(), *score))
+        .collect();
+    let ids: HashMap<&str, u32> = pieces.iter().map(|&(id, text, _)| (text, id)).collect();
+    // Only where both parts have a length that some piece has is there anything to look up: a piece of a megabyte would
+    // otherwise take a megabyte's look-ups of a megabyte each.
+    let lengths: HashSet<usize> = pieces.iter().map(|(_, text, _)| text.len()).collect();
     let mut merges = Vec::new();
-    for (_, piece) in normal() {
+    for &(_, text, score) in &pieces {
         let first = merges.len();
-        for (chars, (at, _)) in piece.text.char_indices().enumerate().skip(1) {
-            let (left, right) = piece.text.split_at(at);
+        for (chars, (at, _)) in text.char_indices().enumerate().skip(1) {
+            if !(lengths.contains(&at) && lengths.contains(&(text.len() - at))) {
+                continue;
+            }
+            let (left, right) = text.split_at(at);
             if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
-                merges.push((piece.score, chars, (left, right), (l, r)));
+                merges.push((score, chars, (left, right), (l, r)));
             }
         }
         merges[first..].sort_by_key(|&(.., ids)| ids);
@@ -139,65 +95,4 @@ fn merges(pieces: &[Piece]) -> Vec<(String, String)> {
         score_b.total_cmp(score_a).then(chars_b.cmp(chars_a)).then_with(|| right(b).cmp(&right(a)))
     });
     merges.into_iter().map(|(_, _, (left, right), _)| (left.to_string(), right.to_string())).collect()
-}
-
-fn normalizer(prefix: bool) -> Result<NormalizerWrapper> {
-    let replace = Replace::new(" ", BLANK.to_string()).map_err(wrong)?.into();
-    let prepend = prefix.then(|| Prepend::new(BLANK.to_string()).into());
-    Ok(Sequence::new(prepend.into_iter().chain([replace]).collect()).into())
-}
-
-fn decoder(prefix: bool) -> Result<DecoderWrapper> {
-    let replace = Replace::new(BLANK.to_string(), " ").map_err(wrong)?.into();
-    let mut steps: Vec<DecoderWrapper> = vec![replace, ByteFallback::new().into(), Fuse::new().into()];
-    if prefix {
-        steps.push(Strip::new(' ', 1, 0).into());
-    }
-    Ok(DecoderSequence::new(steps).into())
-}
-
-fn add_tokens(tokenizer: &mut Tokenizer, metadata: &Metadata, pieces: &[Piece]) -> Result<()> {
-    let special: Vec<_> = [BOS, EOS].iter().filter_map(|key| id(metadata, key).transpose()).collect();
-    let special = special.into_iter().collect::<Result<Vec<_>>>()?;
-    let added = (0..).zip(pieces).filter_map(|(id, piece)| {
-        let special = special.contains(&id) || matches!(piece.kind, Kind::Control | Kind::Unknown);
-        let added = special || piece.kind == Kind::UserDefined;
-        added.then(|| AddedToken::from(piece.text.clone(), special).normalized(false))
-    });
-    let (special, plain): (Vec<_>, Vec<_>) = added.partition(|token| token.special);
-    tokenizer.add_special_tokens(special).map_err(wrong)?;
-    tokenizer.add_tokens(plain).map_err(wrong)?;
-    Ok(())
-}
-
-fn post_processor(metadata: &Metadata) -> Result<Option<TemplateProcessing>> {
-    let wanted = |flag_key: &str, default: bool, id_key: &str, name: &str| {
-        if !flag(metadata, flag_key)?.unwrap_or(default) {
-            return Ok(None);
-        }
-        match (id(metadata, id_key)?, metadata::token_text(metadata, id_key)?) {
-            (Some(id), Some(text)) => {
-                let token = SpecialToken::new(name.to_string(), vec![id], vec![text.to_string()]);
-                token.map(Some).map_err(wrong)
-            }
-            _ if default => Ok(None),
-            _ => fail(format!("GGUF metadata: `{flag_key}` is set, `{id_key}` is missing")),
-        }
-    };
-    let bos = wanted("tokenizer.ggml.add_bos_token", true, BOS, "bos")?;
-    let eos = wanted("tokenizer.ggml.add_eos_token", false, EOS, "eos")?;
-    if bos.is_none() && eos.is_none() {
-        return Ok(None);
-    }
-    let around = |sequence: &str, segment: usize| {
-        let name = |name: &str| format!("{name}:{segment}");
-        let parts =
-            [bos.as_ref().map(|_| name("bos")), Some(name(sequence)), eos.as_ref().map(|_| name("eos"))];
-        parts.into_iter().flatten().collect::<Vec<_>>()
-    };
-    let mut template = TemplateProcessing::builder();
-    template.try_single(around("$A", 0)).map_err(wrong)?;
-    template.try_pair([around("$A", 0), around("$B", 1)].concat()).map_err(wrong)?;
-    template.special_tokens(bos.into_iter().chain(eos).collect::<Vec<_>>());
-    template.build().map(Some).map_err(wrong)
 }
