@@ -1,6 +1,8 @@
 //! Conversations: chat templates, and turns that make a model read only what is new.
 
 mod environment;
+mod python;
+mod source;
 mod template;
 
 pub use template::ChatTemplate;
