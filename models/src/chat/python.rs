@@ -1,6 +1,7 @@
 //! What Python's types do, for templates that were written for it.
 
 mod arguments;
+mod characters;
 mod containers;
 mod filters;
 mod format;
@@ -216,7 +217,7 @@ fn write_quoted(out: &mut String, text: &str) {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             c if c == quote => out.extend(['\\', c]),
-            c if strings::is_printable(c) => out.push(c),
+            c if characters::is_printable(c) => out.push(c),
             c => out.push_str(&match u32::from(c) {
                 code @ 0..0x100 => format!("\\x{code:02x}"),
                 code @ 0x100..0x10000 => format!("\\u{code:04x}"),

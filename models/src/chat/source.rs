@@ -4,10 +4,12 @@
 //! becomes expressions, and what Python's operators do differently becomes a filter of ours.
 
 mod expression;
+mod parser;
+mod statement;
 mod tokens;
 
-use expression::Parser;
 use minijinja::{Error, ErrorKind};
+use parser::Parser;
 use tokens::{Tag, Token};
 
 /// What Python calls white space; Rust does not count the four separators of ASCII.

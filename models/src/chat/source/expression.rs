@@ -1,12 +1,9 @@
-//! Jinja's grammar of expressions and statements, in the order of its parser.
+//! Jinja's grammar of expressions, in the order of its parser.
 
+use super::literal;
+use super::parser::{Binds, MOST_DEPTH, Parsed, Parser, Piece};
 use super::tokens::Token;
-use super::{literal, shown};
 use crate::chat::python::METHODS;
-
-/// How deep expressions may nest and how many operators one may have: both the engine and this parser recurse.
-const MOST_DEPTH: usize = 60;
-const MOST_OPERATORS: usize = 1000;
 
 /// Filters of the engine that make a list as long as what they are given, and do not count it.
 const COPYING: [&str; 10] =
@@ -14,231 +11,14 @@ const COPYING: [&str; 10] =
 
 const COMPARISONS: [&str; 6] = ["==", "!=", "<=", ">=", "<", ">"];
 
-/// An expression in the engine's words, and what may follow it without brackets.
-struct Piece {
-    text: String,
-    binds: Binds,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Binds {
-    /// An operator is outermost.
-    Loosely,
-    /// A filter may follow.
-    AsFiltered,
-    /// `.`, `[` and `(` may follow.
-    Tightly,
-}
-
-impl Piece {
-    fn new(text: impl Into<String>, binds: Binds) -> Self {
-        Self { text: text.into(), binds }
-    }
-
-    fn bound(self, binds: Binds) -> String {
-        if self.binds >= binds { self.text } else { format!("({})", self.text) }
-    }
-
-    fn operand(self) -> String {
-        self.bound(Binds::AsFiltered)
-    }
-
-    fn filtered(self, filter: &str, arguments: &str) -> Self {
-        Self::new(format!("{}|{filter}({arguments})", self.operand()), Binds::AsFiltered)
-    }
-}
-
-pub(super) struct Parser<'t> {
-    tokens: &'t [Token],
-    at: usize,
-    depth: usize,
-    operators: usize,
-}
-
-type Parsed<T = Piece> = Result<T, String>;
-
-impl<'t> Parser<'t> {
-    pub(super) fn new(tokens: &'t [Token]) -> Self {
-        Self { tokens, at: 0, depth: 0, operators: 0 }
-    }
-
-    fn peek(&self) -> Option<&'t Token> {
-        self.tokens.get(self.at)
-    }
-
-    fn is_operator(&self, operator: &str) -> bool {
-        matches!(self.peek(), Some(Token::Operator(found)) if *found == operator)
-    }
-
-    fn is_name(&self, name: &str) -> bool {
-        matches!(self.peek(), Some(Token::Name(found)) if found == name)
-    }
-
-    fn take(&mut self, operator: &str) -> bool {
-        let found = self.is_operator(operator);
-        self.at += usize::from(found);
-        found
-    }
-
-    fn take_name(&mut self, name: &str) -> bool {
-        let found = self.is_name(name);
-        self.at += usize::from(found);
-        found
-    }
-
-    fn take_any(&mut self, operators: &[&'static str]) -> Option<&'static str> {
-        operators.iter().copied().find(|operator| self.take(operator))
-    }
-
-    fn expect(&mut self, operator: &str) -> Parsed<()> {
-        if self.take(operator) { Ok(()) } else { Err(self.unexpected()) }
-    }
-
-    fn name(&mut self) -> Parsed<&'t str> {
-        let Some(Token::Name(name)) = self.peek() else { return Err(self.unexpected()) };
-        self.at += 1;
-        Ok(name)
-    }
-
-    fn unexpected(&self) -> String {
-        format!("unexpected {}", shown(self.peek()))
-    }
-
-    /// Counts one more operator, or level.
-    fn count(&mut self) -> Parsed<()> {
-        self.operators += 1;
-        if self.operators > MOST_OPERATORS { Err("an expression is too long".to_string()) } else { Ok(()) }
-    }
-
-    fn end(&self, text: String) -> Parsed<String> {
-        if self.peek().is_none() { Ok(text) } else { Err(self.unexpected()) }
-    }
-
-    /// What stands between `{{` and `}}`.
-    pub(super) fn variable(mut self) -> Parsed<String> {
-        let text = self.tuple()?.text;
-        self.end(text)
-    }
-
-    /// What stands between `{%` and `%}`.
-    pub(super) fn statement(mut self) -> Parsed<String> {
-        let tag = self.name()?;
-        let text = match tag {
-            "if" | "elif" => format!("{tag} {}", self.tuple()?.text),
-            "for" => self.loop_head()?,
-            "set" => self.assignment()?,
-            "macro" => format!("macro {}({})", self.name()?, self.parameters()?),
-            "call" => {
-                let parameters = if self.is_operator("(") { self.parameters()? } else { String::new() };
-                format!("call({parameters}) {}", self.expression()?.text)
-            }
-            "filter" => format!("filter {}", self.filter_chain()?),
-            "with" => self.with_head()?,
-            // Marks what the assistant says, for training; a scope of its own in transformers too.
-            "generation" => "with".to_string(),
-            "endgeneration" => "endwith".to_string(),
-            "do" | "autoescape" | "trans" => {
-                return Err(format!("the tag `{tag}` is not known to chat templates"));
-            }
-            _ => return Ok(self.verbatim(tag)),
-        };
-        self.end(text)
-    }
-
-    /// Tags that need no change, such as `else`; unknown ones are refused by the engine.
-    fn verbatim(self, tag: &str) -> String {
-        let written = |token: &Token| match token {
-            Token::Name(text) | Token::Number(text) => text.clone(),
-            Token::Operator(text) => (*text).to_string(),
-            Token::Text(text) => literal(text),
-        };
-        let rest: Vec<_> = self.tokens[self.at..].iter().map(written).collect();
-        format!("{tag} {}", rest.join(" "))
-    }
-
-    /// Names to assign to, as written: `a`, `ns.b`, `(a, b), c`.
-    fn target(&mut self) -> Parsed<String> {
-        let mut text = String::new();
-        loop {
-            match self.peek() {
-                Some(Token::Name(name)) if name != "in" => text.push_str(name),
-                Some(Token::Operator(part @ ("," | "." | "(" | ")"))) => text.push_str(part),
-                _ if text.is_empty() => return Err(self.unexpected()),
-                _ => return Ok(text),
-            }
-            self.at += 1;
-        }
-    }
-
-    fn loop_head(&mut self) -> Parsed<String> {
-        let target = self.target()?;
-        if !self.take_name("in") {
-            return Err(self.unexpected());
-        }
-        let first = self.or()?;
-        let items = self.tuple_from(first, Self::or)?.filtered("__each", "");
-        let mut text = format!("for {target} in {}", items.text);
-        if self.take_name("if") {
-            text = format!("{text} if {}", self.expression()?.operand());
-        }
-        if self.take_name("recursive") {
-            text.push_str(" recursive");
-        }
-        Ok(text)
-    }
-
-    fn assignment(&mut self) -> Parsed<String> {
-        let target = self.target()?;
-        if self.take("=") {
-            let check = if target.contains('.') { "true" } else { "false" };
-            return Ok(format!("set {target} = {}", self.tuple()?.filtered("__stored", check).text));
-        }
-        if self.take("|") {
-            return Ok(format!("set {target} | {}", self.filter_chain()?));
-        }
-        Ok(format!("set {target}"))
-    }
-
-    fn filter_chain(&mut self) -> Parsed<String> {
-        let mut text = self.filter()?;
-        while self.take("|") {
-            text = format!("{text}|{}", self.filter()?);
-        }
-        Ok(text)
-    }
-
-    fn with_head(&mut self) -> Parsed<String> {
-        let mut parts = Vec::new();
-        while self.peek().is_some() {
-            let target = self.target()?;
-            self.expect("=")?;
-            parts.push(format!("{target} = {}", self.expression()?.operand()));
-            self.take(",");
-        }
-        Ok(format!("with {}", parts.join(", ")))
-    }
-
-    fn parameters(&mut self) -> Parsed<String> {
-        self.expect("(")?;
-        let mut parts = Vec::new();
-        while !self.take(")") {
-            let name = self.name()?;
-            let default = self.take("=").then(|| self.expression()).transpose()?;
-            parts.push(default.map_or_else(|| name.to_string(), |d| format!("{name}={}", d.operand())));
-            if !self.is_operator(")") {
-                self.expect(",")?;
-            }
-        }
-        Ok(parts.join(", "))
-    }
-
+impl Parser<'_> {
     /// An expression, or several with commas between them.
-    fn tuple(&mut self) -> Parsed {
+    pub(super) fn tuple(&mut self) -> Parsed {
         let first = self.expression()?;
         self.tuple_from(first, Self::expression)
     }
 
-    fn tuple_from(&mut self, first: Piece, part: fn(&mut Self) -> Parsed) -> Parsed {
+    pub(super) fn tuple_from(&mut self, first: Piece, part: fn(&mut Self) -> Parsed) -> Parsed {
         if !self.is_operator(",") {
             return Ok(first);
         }
@@ -252,7 +32,7 @@ impl<'t> Parser<'t> {
         Ok(Piece::new(format!("({},)", parts.join(", ")), Binds::Tightly))
     }
 
-    fn expression(&mut self) -> Parsed {
+    pub(super) fn expression(&mut self) -> Parsed {
         self.depth += 1;
         if self.depth > MOST_DEPTH {
             return Err("an expression nests too deep".to_string());
@@ -272,7 +52,7 @@ impl<'t> Parser<'t> {
         Ok(value)
     }
 
-    fn or(&mut self) -> Parsed {
+    pub(super) fn or(&mut self) -> Parsed {
         self.words("or", |parser| parser.words("and", Self::not))
     }
 
@@ -531,7 +311,7 @@ impl<'t> Parser<'t> {
         Ok(text.trim_end().to_string())
     }
 
-    fn filter(&mut self) -> Parsed<String> {
+    pub(super) fn filter(&mut self) -> Parsed<String> {
         let mut name = self.name()?.to_string();
         while self.take(".") {
             name = format!("{name}.{}", self.name()?);
