@@ -196,7 +196,7 @@ impl HubRepo {
                 }
                 Err(Broken::Server(failure)) if tries < RETRIES && failure.may_pass() => {
                     tries += 1;
-                    std::thread::sleep(Duration::from_millis(100 << (2 * tries)));
+                    std::thread::sleep(Duration::from_millis(200 << tries));
                 }
                 Err(Broken::Server(failure)) => return Err(self.explain(file, &failure)),
             }
