@@ -43,6 +43,14 @@ pub enum Error {
         /// Where the two differ.
         problem: String,
     },
+    /// A file did not come from the Hub.
+    #[error("{what}: {problem}")]
+    Download {
+        /// The file, and the model it is of.
+        what: String,
+        /// Why, and how to mend it.
+        problem: String,
+    },
     /// A step ran out of the time it was given.
     #[error(transparent)]
     Deadline(#[from] DeadlineExceeded),

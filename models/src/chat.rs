@@ -1,6 +1,8 @@
 //! Conversations: chat templates, and turns that make a model read only what is new.
 
 mod environment;
+mod python;
+mod source;
 mod template;
 
 pub use template::ChatTemplate;
@@ -97,6 +99,8 @@ pub struct Chat {
     read: String,
     /// The end token after the last answer, if the model has it in its cache.
     read_end: String,
+    /// The turn that the last message makes, until it is answered: whether the model has read it is not known before.
+    unanswered: Option<Turn>,
 }
 
 impl Chat {
@@ -104,28 +108,28 @@ impl Chat {
     #[must_use]
     pub fn new(template: ChatTemplate, system: Option<&str>) -> Self {
         let messages = system.map(Message::system).into_iter().collect();
-        Self { template, messages, read: String::new(), read_end: String::new() }
+        Self { template, messages, read: String::new(), read_end: String::new(), unanswered: None }
     }
 
-    /// The messages so far.
+    /// The messages so far; the last is the user's if it is not answered yet.
     #[must_use]
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The user's next message: feed the turn's text, let the model answer, then say [`Self::answered`].
+    /// The user's next message: feed the turn's text, let the model answer, then say [`Self::answered`]. A message that was not
+    /// answered, since feeding it failed, is taken back: say it again, or another.
     ///
     /// # Errors
     /// What the template refuses; the conversation is then as before.
     pub fn say(&mut self, user_text: &str) -> Result<Turn> {
+        let before = self.unanswered.is_some().then(|| self.messages.pop()).flatten();
         self.messages.push(Message::user(user_text));
         let turn = self.turn().inspect_err(|_| {
             self.messages.pop();
+            self.messages.extend(before);
         })?;
-        if !turn.continues {
-            self.read.clear();
-        }
-        self.read.push_str(&turn.text);
+        self.unanswered = Some(turn.clone());
         Ok(turn)
     }
 
@@ -133,6 +137,12 @@ impl Chat {
     /// `fed_end` is `None`, and the next turn begins with what the template writes after an answer. If it was fed,
     /// `fed_end` is its text, and the next turn begins behind it.
     pub fn answered(&mut self, generated_text: &str, fed_end: Option<&str>) {
+        if let Some(turn) = self.unanswered.take() {
+            if !turn.continues {
+                self.read.clear();
+            }
+            self.read.push_str(&turn.text);
+        }
         self.messages.push(Message::assistant(generated_text));
         self.read_end = fed_end.unwrap_or_default().to_string();
         self.read.push_str(generated_text);

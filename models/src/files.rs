@@ -173,16 +173,18 @@ impl ModelFiles {
                 }
             };
         }
-        let files = match gguf_on_hub(spec) {
+        // Without a slash it is a misspelt name: all models of the Hub have one.
+        if !spec.contains('/') {
+            let names = known_names();
+            return fail(format!(
+                "`{spec}` is no folder or file here, no built-in model ({names}), and no model of the Hub: these are called `org/name`"
+            ));
+        }
+        match gguf_on_hub(spec) {
             Some((id, file)) => {
                 HubRepo::new(settings, id, revision).and_then(|repo| gguf_from_hub(&repo, file))
             }
             None => HubRepo::new(settings, spec, revision).and_then(|repo| Self::from_hub(&repo)),
-        };
-        match files {
-            // Without a slash it may be a misspelt built-in name rather than a Hub id.
-            Err(error) if !spec.contains('/') => fail(format!("{error} ({})", known_names())),
-            other => other,
         }
     }
 

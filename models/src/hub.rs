@@ -1,42 +1,41 @@
 //! Files of a model on the Hugging Face Hub, in the cache folder that Python's `huggingface_hub`
 //! shares.
 //!
-//! [`hf_hub`] makes the requests; what its version 0.5 leaves out stands here:
-//!
-//! - It reads `HF_HOME` and `HF_ENDPOINT` only: [`HubSettings::from_env`] reads the others.
-//! - It takes a body that ends early for a whole file, keeps a `.part` file of a cut connection
-//!   (and may resume it at the wrong place), and gives up after 5 s when another process
-//!   downloads. So a file comes into a staging folder under a lock, its size is compared with the
-//!   announced one, and only then it is renamed into the cache.
-//! - It asks again for a file that the Hub does not have: `.no_exist` remembers that, as in Python.
+//! The folder's layout is [`hf_hub`]'s; the requests are our own (`hub/client.rs`), since its version 0.5 shows the token to
+//! other hosts and waits for ever. A file comes into a staging folder under a lock, its size is compared with the announced one, and
+//! only then it is renamed into the cache. `.no_exist` remembers files that a model does not have, as in Python.
 
 use core::fmt;
-use std::fs;
-use std::io::{self, IsTerminal};
+use core::time::Duration;
+use std::fs::File;
+use std::io::{self, IsTerminal, Read as _, Write as _};
 use std::path::PathBuf;
 
-use candle_core::{Error, Result};
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, Metadata};
-use hf_hub::{Cache, Repo, RepoType};
+use candle_core::Result;
+use candle_sparse::Error;
+use hf_hub::{Repo, RepoType};
 use indicatif::{ProgressBar, ProgressStyle};
+use ureq::http::Uri;
 
-use cache::RepoCache;
+use cache::{RepoCache, Wanted};
+use client::{Announced, Client, Failure};
 pub use settings::HubSettings;
 
 mod cache;
+mod client;
 mod settings;
 
 const PUBLIC_ENDPOINT: &str = "https://huggingface.co";
 const DEFAULT_REVISION: &str = "main";
-const RETRIES: usize = 2;
+/// How often a download that broke off goes on.
+const RETRIES: u32 = 3;
 
 /// One model of the Hub at one revision. Displayed as in `` model `org/name` at revision `main` on
 /// https://huggingface.co ``.
 pub struct HubRepo {
     id: String,
     repo: Repo,
-    api: Api,
+    client: Client,
     endpoint: String,
     cache: RepoCache,
     cache_dir: PathBuf,
@@ -44,32 +43,36 @@ pub struct HubRepo {
 }
 
 impl HubRepo {
-    /// Names a model by its id, `org/name` or `name`, and a revision: a branch (`None` is `main`),
+    /// Names a model by its id, `org/name`, and a revision: a branch (`None` is `main`),
     /// a tag or a commit. Nothing is asked of the Hub yet.
     ///
     /// # Errors
-    /// If the id or the revision is not of that form.
+    /// If the id or the revision is not of that form, the endpoint is no address, or there is no folder for the cache.
     pub fn new(settings: &HubSettings, id: &str, revision: Option<&str>) -> Result<Self> {
         let revision = revision.unwrap_or(DEFAULT_REVISION);
         check_id(id)?;
         check_path("revision", revision)?;
         let endpoint = settings.endpoint.as_deref().unwrap_or(PUBLIC_ENDPOINT);
         let endpoint = endpoint.trim_end_matches('/').to_string();
-        let default_dir = || Cache::from_env().path().clone();
-        let cache_dir = settings.cache_dir.clone().unwrap_or_else(default_dir);
+        let address: Option<Uri> = endpoint.parse().ok();
+        let can_be_asked =
+            |url: &Uri| matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some();
+        let Some(address) = address.filter(can_be_asked) else {
+            let problem = format!("`{endpoint}` is no address; one looks like {PUBLIC_ENDPOINT}");
+            return Err(Error::Setting { name: "HF_ENDPOINT", problem }.into());
+        };
+        let cache_dir = settings.cache_dir.clone().or_else(settings::default_cache_dir);
+        let Some(cache_dir) = cache_dir else {
+            let problem = "there is no home folder for the cache; name another folder".to_string();
+            return Err(Error::Setting { name: "HF_HUB_CACHE", problem }.into());
+        };
         let repo = Repo::with_revision(id.to_string(), RepoType::Model, revision.to_string());
         let cache = RepoCache::new(&cache_dir, &repo);
-        let api = ApiBuilder::from_env()
-            .with_endpoint(endpoint.clone())
-            .with_cache_dir(cache.staging_dir())
-            .with_token(settings.token.clone())
-            .with_retries(RETRIES)
-            .build()
-            .map_err(|e| Error::Msg(format!("cannot set up the Hub client: {e}")))?;
-        Ok(Self { id: id.to_string(), api, endpoint, cache, cache_dir, repo, settings: settings.clone() })
+        let client = Client::new(address, settings);
+        Ok(Self { id: id.to_string(), client, endpoint, cache, cache_dir, repo, settings: settings.clone() })
     }
 
-    /// The model's id, `org/name` or `name`.
+    /// The model's id, `org/name`.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
@@ -117,66 +120,163 @@ impl HubRepo {
         }
     }
 
-    /// What the Hub announces of the file before anything is written; `None` on a 404.
-    fn probe(&self, file: &str) -> Result<Option<Metadata>> {
-        let url = self.api.repo(self.repo.clone()).url(file);
-        let announced = match self.api.metadata(&url) {
-            Err(error) if status(&error) == Some(404) => return Ok(None),
-            Err(error) => return Err(self.explain(file, &error)),
-            Ok(announced) => announced,
-        };
-        // Both become names in the cache folder.
-        check_path("ETag in the server's answer", announced.etag())?;
-        check_path("X-Repo-Commit in the server's answer", announced.commit_hash())?;
-        Ok(Some(announced))
+    fn url(&self, file: &str) -> Result<Uri> {
+        let (repo, revision) = (self.repo.url(), self.repo.url_revision());
+        let url = format!("{}/{repo}/resolve/{revision}/{file}", self.endpoint);
+        url.parse().map_err(|e| self.error(file, &format!("`{url}` is no address ({e})")))
     }
 
-    fn download(&self, file: &str, announced: &Metadata) -> Result<PathBuf> {
+    /// What the Hub announces of the file before anything is written; `None` on a 404.
+    fn probe(&self, file: &str) -> Result<Option<Wanted>> {
+        let url = self.url(file)?;
+        let answer = self.patiently(|| self.client.announced(&url));
+        let Announced { commit, etag, size } = match answer {
+            Err(Failure::Status(404)) => return Ok(None),
+            Err(failure) => return Err(self.explain(file, &failure)),
+            Ok(announced) => announced,
+        };
+        // A mirror need not say what the revision says already.
+        let revision = self.repo.revision();
+        let is_commit = revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit());
+        let commit = commit.or_else(|| (is_commit && etag.is_some()).then(|| revision.to_string()));
+        let Some(commit) = commit else {
+            let text = "the server does not answer as the Hub does: it names no commit (X-Repo-Commit); check HF_ENDPOINT, \
+                        or whether a proxy or a login page answers in its place";
+            return Err(self.error(file, text));
+        };
+        // Both become names in the cache folder.
+        check_path("X-Repo-Commit in the server's answer", &commit)?;
+        etag.as_deref().map_or(Ok(()), |etag| check_path("ETag in the server's answer", etag))?;
+        Ok(Some(Wanted { commit, etag, size }))
+    }
+
+    /// Asks again where that may help.
+    fn patiently<T>(
+        &self,
+        ask: impl Fn() -> core::result::Result<T, Failure>,
+    ) -> core::result::Result<T, Failure> {
+        let mut answer = ask();
+        for wait in [200, 800] {
+            match &answer {
+                Err(failure) if failure.may_pass() => std::thread::sleep(Duration::from_millis(wait)),
+                _ => break,
+            }
+            answer = ask();
+        }
+        answer
+    }
+
+    fn download(&self, file: &str, wanted: &Wanted) -> Result<PathBuf> {
         let unwritable = |error: io::Error| self.cache_error(&error);
         let _lock = self.cache.lock().map_err(unwritable)?;
         // Another process may have brought the file while this one waited.
         if let Some(path) = self.cache.get(file) {
             return Ok(path);
         }
-        if let Some(path) = self.cache.reuse(file, announced).map_err(unwritable)? {
+        if let Some(path) = self.cache.reuse(file, wanted).map_err(unwritable)? {
             return Ok(path);
         }
-        let _staging = self.cache.stage().map_err(unwritable)?;
-        let staged = self
-            .api
-            .repo(self.repo.clone())
-            .download_with_progress(file, Bar::new(self.settings.progress))
-            .map_err(|e| self.explain(file, &e))?;
-        let got = fs::metadata(&staged).map_err(unwritable)?.len();
-        let expected = announced.size();
-        if got != expected as u64 {
-            let text = format!(
-                "the download has {got} bytes instead of the announced {expected}; \
-                 it was thrown away, run it again"
-            );
-            return Err(self.error(file, &text));
+        let staging = self.cache.stage().map_err(unwritable)?;
+        let staged = staging.file();
+        self.bring(file, wanted, File::create(&staged).map_err(unwritable)?)?;
+        self.cache.publish(file, &staged, wanted).map_err(unwritable)
+    }
+
+    /// Writes the file's content; what breaks off goes on where it broke off.
+    fn bring(&self, file: &str, wanted: &Wanted, mut out: File) -> Result<()> {
+        let url = self.url(file)?;
+        let bar = bar(self.settings.progress, file, wanted.size);
+        let (mut got, mut tries) = (0, 0);
+        loop {
+            match self.bring_on(&url, wanted, &mut out, &mut got, &bar) {
+                Ok(()) => break,
+                Err(Broken::Cache(error)) => return Err(self.cache_error(&error)),
+                Err(Broken::Changed) => {
+                    return Err(self.error(file, "changed on the Hub during the download; run it again"));
+                }
+                Err(Broken::Server(failure)) if tries < RETRIES && failure.may_pass() => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(200 << tries));
+                }
+                Err(Broken::Server(failure)) => return Err(self.explain(file, &failure)),
+            }
         }
-        let changed = "changed on the Hub during the download; run it again";
-        let published = self.cache.publish(file, &staged, announced).map_err(unwritable)?;
-        published.ok_or_else(|| self.error(file, changed))
+        bar.finish();
+        match wanted.size {
+            Some(expected) if expected != got => {
+                let text = format!(
+                    "the download has {got} bytes instead of the announced {expected}; it was thrown away, run it again"
+                );
+                Err(self.error(file, &text))
+            }
+            _ => out.sync_all().map_err(|error| self.cache_error(&error)),
+        }
     }
 
-    fn error(&self, file: &str, text: &str) -> Error {
-        // No backtrace, as `bail!` would add one: these are not mistakes in the code.
-        Error::Msg(format!("`{file}` of {self}: {text}"))
+    fn bring_on(
+        &self,
+        url: &Uri,
+        wanted: &Wanted,
+        out: &mut File,
+        got: &mut u64,
+        bar: &ProgressBar,
+    ) -> core::result::Result<(), Broken> {
+        if wanted.size == Some(*got) {
+            return Ok(());
+        }
+        let answer = self.client.content(url, *got, wanted.etag.as_deref());
+        let answer = match answer {
+            // The part that is here is none of this file.
+            Err(Failure::Status(416)) if *got > 0 => self.client.content(url, 0, None),
+            answer => answer,
+        }
+        .map_err(Broken::Server)?;
+        let said = &answer.announced;
+        let differs =
+            |ours: Option<&String>, theirs: Option<&String>| ours.zip(theirs).is_some_and(|(a, b)| a != b);
+        if differs(Some(&wanted.commit), said.commit.as_ref())
+            || differs(wanted.etag.as_ref(), said.etag.as_ref())
+        {
+            return Err(Broken::Changed);
+        }
+        if answer.start() != Some(*got) {
+            io::Seek::rewind(out).and_then(|()| out.set_len(0)).map_err(Broken::Cache)?;
+            *got = 0;
+        }
+        if !matches!(answer.start(), Some(start) if start == *got) {
+            let text = "the server sends another part of the file than it was asked for";
+            return Err(Broken::Server(Failure::Body(io::Error::other(text))));
+        }
+        let mut body = answer.read();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            bar.set_position(*got);
+            let count = match body.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) => return Err(Broken::Server(Failure::Body(error))),
+            };
+            out.write_all(&buffer[..count]).map_err(Broken::Cache)?;
+            *got += count as u64;
+        }
     }
 
-    fn cache_error(&self, error: &io::Error) -> Error {
-        Error::Msg(format!(
-            "cannot write {self} to the cache folder {}: {error}; HF_HUB_CACHE names another folder",
-            self.cache_dir.display()
-        ))
+    fn error(&self, file: &str, text: &str) -> candle_core::Error {
+        let what = format!("`{file}` of {self}");
+        Error::Download { what, problem: text.to_string() }.into()
     }
 
-    fn missing(&self, file: &str) -> Error {
+    fn cache_error(&self, error: &io::Error) -> candle_core::Error {
+        let problem = format!(
+            "{self} cannot be written to the cache folder: {error}; HF_HUB_CACHE names another folder"
+        );
+        Error::File { path: self.cache_dir.clone(), problem }.into()
+    }
+
+    fn missing(&self, file: &str) -> candle_core::Error {
         if self.settings.offline {
             let text = format!(
-                "not in the cache folder {}, and offline mode (HF_HUB_OFFLINE) forbids a download",
+                "not in the cache folder {}, and HF_HUB_OFFLINE forbids a download: unset it, or name a folder with the model",
                 self.cache_dir.display()
             );
             return self.error(file, &text);
@@ -184,38 +284,41 @@ impl HubRepo {
         self.error(file, "not found (404); check the model id, the revision and the file name")
     }
 
-    fn explain(&self, file: &str, error: &ApiError) -> Error {
-        let root = root_cause(error);
-        let text = match (status(root), root) {
-            (Some(code @ (401 | 403)), _) if self.settings.token.is_some() => format!(
-                "access denied ({code}); it does not exist, or it is private or gated and this \
-                 HF_TOKEN may not read it"
+    fn explain(&self, file: &str, failure: &Failure) -> candle_core::Error {
+        let text = match failure {
+            Failure::Status(code @ (401 | 403)) if self.settings.token.is_some() => format!(
+                "access denied ({code}); it does not exist, or it is private or gated and this HF_TOKEN may not read it"
             ),
-            (Some(code @ (401 | 403)), _) => format!(
-                "access denied ({code}); it does not exist, or it is private or gated: \
-                 set HF_TOKEN to a token that may read it"
+            Failure::Status(code @ (401 | 403)) => format!(
+                "access denied ({code}); it does not exist, or it is private or gated: set HF_TOKEN to a token that may read it"
             ),
-            (Some(code), _) => format!("the server answered {code}; try again later"),
-            (None, ApiError::RequestError(cause)) => format!(
-                "cannot reach the server ({cause}); check the network and HF_ENDPOINT, \
-                 or set HF_HUB_OFFLINE=1 to use the cache only"
-            ),
-            (None, ApiError::IoError(cause)) => {
-                format!("the download broke off ({cause}); no part of it was kept, run it again")
+            Failure::Status(404) => "not found (404); check the model id, the revision and the file name".to_string(),
+            Failure::Status(429) => {
+                "the server answered 429, too many requests; wait some minutes, or set HF_TOKEN, which has a larger share".to_string()
             }
-            (None, cause) => {
-                format!("the server does not answer as the Hub does ({cause}); check HF_ENDPOINT")
-            }
+            Failure::Status(code) => format!("the server answered {code}; try again later"),
+            Failure::Request(cause) => format!(
+                "cannot reach the server ({cause}); check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use the cache only"
+            ),
+            Failure::Body(cause) => format!("the download broke off ({cause}); no part of it was kept, run it again"),
+            other => format!("{other}; check HF_ENDPOINT"),
         };
         self.error(file, &text)
     }
 }
 
+/// Why a download does not go on.
+enum Broken {
+    Server(Failure),
+    Cache(io::Error),
+    Changed,
+}
+
 impl fmt::Display for HubRepo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (id, revision) = (&self.id, self.repo.revision());
-        let place = if self.settings.offline { "the cache, HF_HUB_OFFLINE is set; else on " } else { "" };
-        write!(f, "model `{id}` at revision `{revision}` on {place}{}", self.endpoint)
+        write!(f, "model `{id}` at revision `{revision}`")?;
+        if self.settings.offline { Ok(()) } else { write!(f, " on {}", self.endpoint) }
     }
 }
 
@@ -229,55 +332,19 @@ impl fmt::Debug for HubRepo {
     }
 }
 
-/// A bar that stands still while a resumed download catches up; hf-hub's own counts the first
-/// part twice.
-struct Bar {
-    bar: ProgressBar,
-    done: u64,
-}
-
-impl Bar {
-    fn new(wanted: bool) -> Self {
-        if !wanted || !io::stderr().is_terminal() {
-            return Self { bar: ProgressBar::hidden(), done: 0 };
-        }
-        let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self { bar: ProgressBar::new(0).with_style(style), done: 0 }
+fn bar(wanted: bool, file: &str, size: Option<u64>) -> ProgressBar {
+    if !wanted || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
     }
-}
-
-impl Progress for Bar {
-    fn init(&mut self, size: usize, filename: &str) {
-        self.bar.set_length(size as u64);
-        self.bar.set_message(filename.to_string());
-        self.done = 0;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        self.bar.set_position(self.done.max(self.bar.position()));
-    }
-
-    fn finish(&mut self) {
-        self.bar.finish();
-    }
-}
-
-fn root_cause(error: &ApiError) -> &ApiError {
-    match error {
-        ApiError::TooManyRetries(inner) => root_cause(inner),
-        other => other,
-    }
-}
-
-/// HTTP status of a refused request. hf-hub does not export the error type of its HTTP crate, so
-/// the number is read from the text; the tests would notice another wording.
-fn status(error: &ApiError) -> Option<u16> {
-    let ApiError::RequestError(error) = root_cause(error) else {
-        return None;
+    let template = if size.is_some() {
+        "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})"
+    } else {
+        "{msg} {bytes} {bytes_per_sec}"
     };
-    error.to_string().strip_prefix("http status: ")?.parse().ok()
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(size, indicatif::ProgressDrawTarget::stderr())
+        .with_style(style)
+        .with_message(file.to_string())
 }
 
 fn check_id(id: &str) -> Result<()> {
@@ -287,13 +354,13 @@ fn check_id(id: &str) -> Result<()> {
         let ends = edges.iter().all(|c| c.is_some_and(|c| c != '-' && c != '.'));
         letters && ends && !part.contains("..") && !part.contains("--")
     };
-    if id.len() <= 96 && id.split('/').count() <= 2 && id.split('/').all(plain) {
+    if id.len() <= 96 && id.split('/').count() == 2 && id.split('/').all(plain) {
         return Ok(());
     }
-    Err(Error::Msg(format!(
-        "`{id}` is not a model id of the Hub: one looks like `org/name`, the end of the address of \
-         the model's page"
-    )))
+    let problem = format!(
+        "`{id}` is not a model id of the Hub: one looks like `org/name`, the end of the address of the model's page"
+    );
+    Err(Error::Setting { name: "model", problem }.into())
 }
 
 /// Refuses what would leave the cache folder or change the meaning of the URL.
@@ -303,5 +370,5 @@ fn check_path(what: &str, path: &str) -> Result<()> {
     if parts && path.bytes().all(plain) {
         return Ok(());
     }
-    Err(Error::Msg(format!("`{path}` is not a valid {what}")))
+    Err(candle_core::Error::Msg(format!("`{path}` is not a valid {what}")))
 }

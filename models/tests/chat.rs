@@ -90,6 +90,87 @@ fn the_environment_is_that_of_transformers() {
 }
 
 #[test]
+fn one_liners_render_what_the_reference_renders() {
+    let golden = golden("one-liners");
+    let variables = golden["variables"].as_str().unwrap();
+    let results = golden["results"].as_array().unwrap();
+    assert!(results.len() > 350);
+    let messages = [Message::system("Sys"), Message::user("Hello big world")];
+    let mut wrong = Vec::new();
+    for result in results {
+        let line = result[0].as_str().unwrap().replace('⏎', "\n").replace('␍', "\r");
+        let source = if result[1].as_bool().unwrap() { format!("{variables}{line}") } else { line };
+        let text = ChatTemplate::new(&source, "<s>", "</s>").and_then(|t| t.render(&messages, true));
+        if text.as_ref().ok().map(String::as_str) != result[2].as_str() {
+            wrong.push(format!("{}\n  wanted {}\n  got {text:?}", result[0], result[2]));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), results.len(), wrong.join("\n"));
+}
+
+#[test]
+fn what_jinja_has_and_we_have_not_fails_by_name() {
+    for (source, needle) in [
+        ("{{ 'a'|wordwrap(3) }}", "wordwrap"),
+        ("{{ 'a'.encode() }}", "encode"),
+        ("{{ [1].append(2) }}", "`append` changes a list"),
+        ("{% autoescape true %}{% endautoescape %}", "autoescape"),
+        ("{% do [1].append(2) %}", "`do`"),
+        ("{{ lipsum() }}", "lipsum"),
+        ("{{ '\\N{BULLET}' }}", "\\N"),
+        ("{{ 2 ** 200 }}", "2 ** 200"),
+        ("{{ 'a'|split }}", "split"),
+        ("{{ 'a'|__add('b') }}", "__add"),
+    ] {
+        let text = ChatTemplate::new(source, "", "").and_then(|template| template.render(&[], true));
+        let error = text.expect_err(source).to_string();
+        assert!(error.contains(needle) && error.lines().count() == 1, "{source}: {error}");
+    }
+}
+
+#[test]
+fn a_template_makes_no_more_than_its_share_of_memory() {
+    let twice = |step: &str| {
+        format!(
+            "{{% set ns = namespace(s='xxxx', l=[1]) %}}{{% for i in range(99) %}}{{% set {step} %}}{{% endfor %}}"
+        )
+    };
+    let text = "y".repeat(10_000);
+    for source in [
+        "{{ 'x' * 10**9 }}".to_string(),
+        "{{ 'a'.ljust(10**9) }}{{ 'a'|center(10**9) }}".to_string(),
+        "{{ 'a\\n'|indent(10**9) }}".to_string(),
+        "{{ [0] * 10**12 }}".to_string(),
+        "{{ [0]|batch(10**12, 'x')|list }}".to_string(),
+        twice("ns.s = ns.s ~ ns.s"),
+        twice("ns.s = [ns.s, ns.s]|join"),
+        twice("ns.s = ns.s|replace('xx', 'xxxx')"),
+        format!("{{% set x %}}{{% for i in range(100000) %}}{text}{{% endfor %}}{{% endset %}}"),
+    ] {
+        let error = jinja(&source).render(&[], true).unwrap_err().to_string();
+        assert!(error.contains("more than 256 MB of text"), "{source}: {error}");
+    }
+    for (source, needle) in [
+        ("{{ '%99999999d' | format(1) }}".to_string(), "a field of more than"),
+        ("{{ '{:{}}'.format(1, 99999999) }}".to_string(), "a field of more than"),
+        ("{{ 1|tojson(indent=10**9) }}".to_string(), "indent"),
+        ("{{ range(10**6) }}".to_string(), "range"),
+        ("{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns == ns }}".to_string(), "a namespace"),
+        (twice("ns.l = [ns.l]"), "nests too deep"),
+        (twice("ns.l = ns.l + ns.l"), "too many parts"),
+    ] {
+        let error = jinja(&source).render(&[], true).unwrap_err().to_string();
+        assert!(error.contains(needle) && error.lines().count() == 1, "{source}: {error}");
+    }
+    for long in
+        [format!("{{{{ {}1 }}}}", "(".repeat(100_000)), format!("{{{{ 1{} }}}}", "+1".repeat(100_000))]
+    {
+        let error = ChatTemplate::new(&long, "", "").unwrap_err().to_string();
+        assert!(error.contains("an expression") || error.contains("no end"), "{error}");
+    }
+}
+
+#[test]
 fn a_template_comes_to_an_end() {
     let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{{ a * b }}{% endfor %}{% endfor %}";
     let error = jinja(endless).render(&[], true).unwrap_err().to_string();
@@ -223,14 +304,48 @@ fn a_history_that_is_rendered_otherwise_is_read_again() {
 
 #[test]
 fn a_refused_message_leaves_the_conversation_as_it_was() {
-    let mut chat = Chat::new(template("mistral"), None);
+    let source = "{% for m in messages %}{{ raise_exception('bad') if m.content == 'bad' }}<{{ m.content }}>{% endfor %}";
+    let mut chat = Chat::new(jinja(source), None);
     chat.say("a").unwrap();
-    let error = chat.say("b").unwrap_err().to_string();
-    assert!(error.contains("must alternate"), "{error}");
-    chat.answered("c", None);
-    assert_eq!(chat.say("d").unwrap().text, "</s> [INST] d [/INST]");
+    let error = chat.say("bad").unwrap_err().to_string();
+    assert!(error.contains("refuses"), "{error}");
+    assert_eq!(chat.messages(), [Message::user("a")]);
+    chat.answered("b", None);
+    assert_eq!(chat.say("c").unwrap().text, "><c>");
     let error = Chat::new(template("mistral"), Some("s")).say("a").unwrap_err().to_string();
     assert!(error.contains("refuses"), "{error}");
+}
+
+#[test]
+fn a_turn_that_was_not_answered_can_be_said_again() {
+    for name in NAMES {
+        let mut chat = Chat::new(template(name), None);
+        let failed = chat.say("A").unwrap();
+        assert_eq!(chat.say("A").unwrap(), failed, "{name}");
+        let first = chat.say("B").unwrap();
+        assert!(
+            first.text.contains('B') && !first.text.contains('A'),
+            "{name}: the model has not read the failed turn"
+        );
+        chat.answered("b", None);
+        let lost = chat.say("C").unwrap();
+        assert!(lost.continues && lost.text.contains('C'), "{name}");
+        let second = chat.say("D").unwrap();
+        assert!(
+            second.continues && second.text.contains('D') && !second.text.contains('C'),
+            "{name}: {second:?}"
+        );
+        assert_eq!(chat.messages(), [Message::user("B"), Message::assistant("b"), Message::user("D")]);
+    }
+    // A history that had to be read again, and was not.
+    let source = "{% for m in messages %}<{{ m.content.split('.')[-1] }}>{% endfor %}";
+    let mut chat = Chat::new(jinja(source), None);
+    chat.say("a").unwrap();
+    chat.answered("hm.b", None);
+    for _ in 0..2 {
+        let turn = chat.say("c").unwrap();
+        assert_eq!((turn.text.as_str(), turn.continues), ("<a><b><c>", false));
+    }
 }
 
 /// Bytes, a merge of two blanks, and special tokens.

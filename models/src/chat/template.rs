@@ -1,6 +1,6 @@
 //! A model's chat template: from its files to the text that the model reads.
 
-use super::{Message, environment};
+use super::{Message, environment, source};
 use crate::{gguf::tokenizer::metadata, pretrained::first_line};
 use candle_core::{Error, Result, quantized::gguf_file};
 use core::{error::Error as _, fmt};
@@ -13,8 +13,14 @@ const NAME: &str = "chat_template";
 
 /// A template that renders conversations as a model was trained to read them.
 ///
-/// It is a program by the model's author: how long it runs is bounded, how much memory it takes is not. What users write
-/// is not escaped: the text of a special token is that token.
+/// It is a program by the model's author: how long it runs and how much text it makes is bounded. What users write is not
+/// escaped: the text of a special token is that token.
+///
+/// It renders as with Jinja 3.1 in transformers. What still differs fails by the name of what is missing: the filters `pprint`,
+/// `random`, `urlize`, `wordwrap` and `xmlattr`, the tag `autoescape`, `lipsum`, `varargs` and `kwargs` of macros, `\N{…}` in
+/// strings, `str.encode`, `str.translate`, integers beyond 128 bits, a namespace in a namespace. Not noticed is: what `escape`
+/// gives is escaped again where it is escaped twice; a macro's default stands in for an undefined argument too; a dict's key comes
+/// before a method of that name; other files are never included.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -94,9 +100,8 @@ impl ChatTemplate {
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self> {
         let invalid = |e: minijinja::Error| Error::Msg(format!("the chat template cannot be read: {e}"));
         let mut environment = environment::environment().map_err(invalid)?;
-        environment
-            .add_template_owned(NAME, environment::without_generation_tags(source))
-            .map_err(invalid)?;
+        let translated = source::translated(source).map_err(invalid)?;
+        environment.add_template_owned(NAME, translated).map_err(invalid)?;
         let (bos_token, eos_token) = (bos_token.to_string(), eos_token.to_string());
         Ok(Self { environment, bos_token, eos_token, source: source.into() })
     }

@@ -239,8 +239,6 @@ impl GgufModel {
     }
 }
 
-    save::save,
-
 /// candle's name of a format.
 #[must_use]
 pub fn ggml_type(format: Format) -> GgmlDType {

@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::Metadata;
 use hf_hub::{Cache, CacheRepo, Repo};
 
 const STAGING: &str = ".candle-sparse";
@@ -17,8 +16,15 @@ pub(super) struct RepoCache {
     folder: PathBuf,
     lock: PathBuf,
     repo: CacheRepo,
-    /// The same repository in the staging folder, which is a cache folder of its own.
-    staged: CacheRepo,
+}
+
+/// A file that is to be brought into the cache.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) commit: String,
+    /// Its content's name, if the server gives it one.
+    pub(super) etag: Option<String>,
+    pub(super) size: Option<u64>,
 }
 
 impl RepoCache {
@@ -28,14 +34,8 @@ impl RepoCache {
             revision: repo.revision().to_string(),
             lock: cache_dir.join(".locks").join(repo.folder_name()).join("candle-sparse.lock"),
             repo: Cache::new(cache_dir.to_path_buf()).repo(repo.clone()),
-            staged: Cache::new(folder.join(STAGING)).repo(repo.clone()),
             folder,
         }
-    }
-
-    /// The cache folder for hf-hub to download to.
-    pub(super) fn staging_dir(&self) -> PathBuf {
-        self.folder.join(STAGING)
     }
 
     /// The commit that the cache knows the revision by; a commit is its own name.
@@ -76,61 +76,63 @@ impl RepoCache {
         Ok(file)
     }
 
-    /// An empty staging folder; to be called under the lock.
+    /// The place for a file that comes, empty and gone at the end however that comes; to be called under the lock.
     pub(super) fn stage(&self) -> io::Result<Staging> {
         let staging = Staging { folder: self.folder.clone() };
         // Left by a process that was killed; whoever made it no longer holds the lock.
         staging.clear()?;
-        fs::create_dir_all(self.staging_dir())?;
+        fs::create_dir_all(self.folder.join(STAGING))?;
         Ok(staging)
     }
 
     /// Takes over the content that another revision has brought already, if there is any.
-    pub(super) fn reuse(&self, file: &str, announced: &Metadata) -> io::Result<Option<PathBuf>> {
-        let blob = self.repo.blob_path(announced.etag());
-        if !blob.metadata().is_ok_and(|held| held.len() == announced.size() as u64) {
-            return Ok(None);
+    pub(super) fn reuse(&self, file: &str, wanted: &Wanted) -> io::Result<Option<PathBuf>> {
+        let Some(etag) = &wanted.etag else { return Ok(None) };
+        let held = self.repo.blob_path(etag).metadata();
+        let is_whole =
+            held.is_ok_and(|held| held.is_file() && wanted.size.is_none_or(|size| held.len() == size));
+        let pointer = if is_whole { self.point(file, wanted, etag)? } else { None };
+        if pointer.is_some() {
+            self.repo.create_ref(&wanted.commit)?;
         }
-        let pointer = self.pointer(file, announced)?;
-        let up = "../".repeat(file.split('/').count() + 1);
-        // Links may be forbidden, as on Windows: then the file is downloaded again.
-        if symlink(&format!("{up}blobs/{}", announced.etag()), &pointer).is_err() {
-            return Ok(None);
-        }
-        self.repo.create_ref(announced.commit_hash())?;
-        Ok(Some(pointer))
+        Ok(pointer)
     }
 
-    /// Moves a downloaded file out of the staging folder. `None` if it is not of the announced
-    /// commit and content.
-    pub(super) fn publish(
-        &self,
-        file: &str,
-        staged: &Path,
-        announced: &Metadata,
-    ) -> io::Result<Option<PathBuf>> {
-        let staged_blob = self.staged.blob_path(announced.etag());
-        let same_commit = staged == self.staged.pointer_path(announced.commit_hash()).join(file);
-        // Where links are forbidden, hf-hub has put the file itself into the snapshot.
-        let linked = staged.is_symlink();
-        if !same_commit || (linked && !staged_blob.is_file()) {
-            return Ok(None);
-        }
-        let pointer = self.pointer(file, announced)?;
-        if linked {
-            let blob = self.repo.blob_path(announced.etag());
+    /// Moves a downloaded file into its place.
+    pub(super) fn publish(&self, file: &str, staged: &Path, wanted: &Wanted) -> io::Result<PathBuf> {
+        let mut pointer = None;
+        if let Some(etag) = &wanted.etag {
+            let blob = self.repo.blob_path(etag);
             create_parent(&blob)?;
-            fs::rename(staged_blob, &blob)?;
+            fs::rename(staged, &blob)?;
+            pointer = self.point(file, wanted, etag)?;
+            if pointer.is_none() {
+                fs::rename(&blob, staged)?;
+            }
         }
-        // A link is relative, so it holds in its new place.
-        fs::rename(staged, &pointer)?;
-        self.repo.create_ref(announced.commit_hash())?;
-        Ok(Some(pointer))
+        let pointer = match pointer {
+            Some(pointer) => pointer,
+            // Without a name for its content, or without links, the file itself stands in the snapshot.
+            None => {
+                let pointer = self.pointer(file, wanted)?;
+                fs::rename(staged, &pointer)?;
+                pointer
+            }
+        };
+        self.repo.create_ref(&wanted.commit)?;
+        Ok(pointer)
+    }
+
+    /// Links a file of the snapshot to its content; `None` where links are forbidden, as on Windows.
+    fn point(&self, file: &str, wanted: &Wanted, etag: &str) -> io::Result<Option<PathBuf>> {
+        let pointer = self.pointer(file, wanted)?;
+        let up = "../".repeat(file.split('/').count() + 1);
+        Ok(symlink(&format!("{up}blobs/{etag}"), &pointer).is_ok().then_some(pointer))
     }
 
     /// The place of a new file, with its folder made and a broken link removed.
-    fn pointer(&self, file: &str, announced: &Metadata) -> io::Result<PathBuf> {
-        let pointer = self.repo.pointer_path(announced.commit_hash()).join(file);
+    fn pointer(&self, file: &str, wanted: &Wanted) -> io::Result<PathBuf> {
+        let pointer = self.repo.pointer_path(&wanted.commit).join(file);
         create_parent(&pointer)?;
         if pointer.is_symlink() {
             fs::remove_file(&pointer)?;
@@ -145,6 +147,11 @@ pub(super) struct Staging {
 }
 
 impl Staging {
+    /// The file to write.
+    pub(super) fn file(&self) -> PathBuf {
+        self.folder.join(STAGING).join("part")
+    }
+
     fn clear(&self) -> io::Result<()> {
         match fs::remove_dir_all(self.folder.join(STAGING)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -23,8 +23,11 @@ fn child() {
 fn spawn(environment: &[(&str, &str)]) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "environment::child", "--nocapture"]).env("HUB_TEST_CHILD", "1");
-    for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"] {
-        command.env_remove(name);
+    for (name, _) in std::env::vars() {
+        let ours = ["HF_", "HUGGING", "XDG_", "TRANSFORMERS_"].iter().any(|start| name.starts_with(start));
+        if ours || name.to_lowercase().ends_with("_proxy") {
+            command.env_remove(name);
+        }
     }
     command.envs(environment.iter().copied());
     command.stderr(Stdio::piped()).stdout(Stdio::null());
@@ -85,5 +88,36 @@ fn the_environment_is_read() {
         let text =
             run(&[("HF_TOKEN_PATH", other.to_str().unwrap()), ("HF_HUB_CACHE", elsewhere.to_str().unwrap())]);
         assert!(text.contains(elsewhere.to_str().unwrap()), "{text}");
+    });
+}
+
+#[test]
+fn paths_and_switches_are_read_as_in_python() {
+    bounded(|| {
+        let home = TempDir::new().unwrap();
+        let server = Hub { token: Some(TOKEN), ..tiny() }.serve();
+        fs::write(home.path().join("tok"), format!(" {TOKEN}\n\n")).unwrap();
+        let base = [("HF_ENDPOINT", server.url.as_str()), ("HOME", home.path().to_str().unwrap())];
+        let run = |more: &[(&str, &str)]| said(spawn(&[&base, more].concat()));
+        for (variables, folder) in [
+            (&[("HF_HOME", "~/hf"), ("HF_TOKEN_PATH", "~/tok")][..], "hf/hub"),
+            (&[("HF_HUB_CACHE", "$HOME/cache"), ("HF_TOKEN_PATH", "${HOME}/tok")], "cache"),
+            (&[("HUGGINGFACE_HUB_CACHE", "~/old"), ("HF_TOKEN", TOKEN)], "old"),
+            (&[("XDG_CACHE_HOME", "~/xdg"), ("HUGGING_FACE_HUB_TOKEN", TOKEN)], "xdg/huggingface/hub"),
+            (&[("HF_HOME", " "), ("HF_HUB_CACHE", ""), ("HF_TOKEN", TOKEN)], ".cache/huggingface/hub"),
+        ] {
+            let text = run(variables);
+            let snapshots = home.path().join(folder).join("models--org--tiny/snapshots");
+            assert!(text.contains(snapshots.to_str().unwrap()), "{variables:?}: {text}");
+            fs::remove_dir_all(home.path().join(folder)).unwrap();
+        }
+        let kept = run(&[("HF_TOKEN", TOKEN), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "YES")]);
+        assert!(kept.contains("401"), "{kept}");
+        for offline in ["TRANSFORMERS_OFFLINE", "HF_HUB_OFFLINE"] {
+            let asked = server.requests().len();
+            assert!(run(&[(offline, "on")]).contains("forbids a download"));
+            assert_eq!(server.requests().len(), asked);
+        }
+        assert!(run(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]).contains("401"));
     });
 }

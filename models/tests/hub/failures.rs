@@ -1,5 +1,6 @@
 //! What a user is told when a download fails, and what is left of it: nothing.
 
+use core::time::Duration;
 use std::fs;
 
 use candle_core::Error;
@@ -51,8 +52,10 @@ fn what_is_unknown_is_named_and_leaves_no_trace() {
         assert_says(&error, &["`config.json`", "`org/other`", "`v9`", &server.url, "404"]);
         assert!(!error.to_string().contains("built-in"));
 
+        let asked = server.requests().len();
         let error = ModelFiles::resolve("tales-slu", None, &settings).unwrap_err();
-        assert_says(&error, &["`tales-slu`", "org/name", "404"]);
+        assert_says(&error, &["`tales-slu`", "no folder", "org/name"]);
+        assert_eq!(server.requests().len(), asked, "a name without a slash is none of the Hub");
         for model in EMBEDDED {
             assert_says(&error, &[model.name]);
         }
@@ -163,12 +166,76 @@ fn a_body_longer_than_announced_leaves_nothing() {
 #[test]
 fn a_server_that_resumes_at_the_wrong_place_leaves_nothing() {
     bounded(|| {
-        assert_recovers(&["bytes instead of the announced 200000"], |request, reply| {
-            if request.header("range") == Some("bytes=0-") {
-                return Reply { cut: Some(50_000), ..reply };
-            }
-            Reply::new(200, &weights())
+        assert_recovers(&["broke off", "run it again"], |request, reply| match request.header("range") {
+            None => Reply { cut: Some(50_000), ..reply },
+            Some(_) => Reply::new(206, &weights()[10..]).header("Content-Range", "bytes 10-199999/200000"),
         });
+    });
+}
+
+#[test]
+fn a_file_that_changes_meanwhile_leaves_nothing() {
+    bounded(|| {
+        assert_recovers(&["changed on the Hub", "run it again"], |_, mut reply| {
+            reply.headers.retain(|(name, _)| *name != "ETag");
+            reply.header("ETag", "\"other\"")
+        });
+    });
+}
+
+#[test]
+fn redirects_that_lead_nowhere_are_named() {
+    bounded(|| {
+        for (location, needle) in [
+            (None, "302"),
+            (Some("/org/tiny/resolve/main/config.json"), "more than 10 times"),
+            (Some("ftp://example.org/x"), "ftp://"),
+            (Some("http://"), "cannot be followed"),
+        ] {
+            let cache = TempDir::new().unwrap();
+            let server = Server::start(move |_| match location {
+                Some(location) => Reply::new(302, b"").header("Location", location),
+                None => Reply::new(302, b""),
+            });
+            assert_says(&repo(&server, &cache).get("config.json").unwrap_err(), &[needle, ID, "HF_ENDPOINT"]);
+            assert_clean(&cache, &[]);
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_silent_is_given_up() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = Server::start(|_| {
+            std::thread::sleep(Duration::from_secs(5));
+            Reply::new(200, b"")
+        });
+        let settings = HubSettings { timeout: Duration::from_millis(100), ..settings(&server, &cache) };
+        let start = std::time::Instant::now();
+        let error = HubRepo::new(&settings, ID, None).unwrap().get("config.json").unwrap_err();
+        assert_says(&error, &["cannot reach the server", "timeout"]);
+        assert!(start.elapsed() < Duration::from_secs(5));
+    });
+}
+
+#[test]
+fn a_failed_download_can_be_told_from_others() {
+    bounded(|| {
+        let cache = TempDir::new().unwrap();
+        let server = Server::start(|_| Reply::new(429, b""));
+        let error = repo(&server, &cache).get("config.json").unwrap_err();
+        assert_says(&error, &["429", "wait", "HF_TOKEN"]);
+        assert!(matches!(candle_sparse::Error::of(&error), Some(candle_sparse::Error::Download { .. })));
+        let broken = HubSettings { endpoint: Some("huggingface.co".into()), ..HubSettings::default() };
+        let error = HubRepo::new(&broken, ID, None).unwrap_err();
+        assert_says(&error, &["HF_ENDPOINT", "`huggingface.co` is no address", "https://"]);
+        let missing = std::path::Path::new("/proc/none/cache").to_path_buf();
+        let unwritable = HubSettings { cache_dir: Some(missing), ..settings(&tiny().serve(), &cache) };
+        let server = tiny().serve();
+        let unwritable = HubSettings { endpoint: Some(server.url.clone()), ..unwritable };
+        let error = HubRepo::new(&unwritable, ID, None).unwrap().get("config.json").unwrap_err();
+        assert_says(&error, &["/proc/none/cache", "cannot be written", "HF_HUB_CACHE"]);
     });
 }
 
@@ -209,6 +276,7 @@ fn bad_ids_revisions_and_names_are_refused_without_a_request() {
         "../x",
         "org/..",
         "https://huggingface.co/org/name",
+        "name",
         "org/na me",
         "org/name?x",
         "a--b",

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 /// A request as it came in; header names in lower case.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
+    pub(crate) method: String,
     pub(crate) path: String,
     headers: BTreeMap<String, String>,
 }
@@ -23,14 +24,16 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// Whether the file itself is wanted, and not only its size.
+    /// Whether the file itself is wanted, and not only what is announced of it.
     pub(crate) fn wants_body(&self) -> bool {
-        self.header("range") != Some("bytes=0-0")
+        self.method == "GET"
     }
 
     fn read(stream: &TcpStream) -> Option<Self> {
         let mut lines = BufReader::new(stream).lines();
-        let path = lines.next()?.ok()?.split(' ').nth(1)?.to_string();
+        let first = lines.next()?.ok()?;
+        let (method, path) = first.split_once(' ')?;
+        let (method, path) = (method.to_string(), path.split(' ').next()?.to_string());
         let headers = lines
             .map_while(Result::ok)
             .take_while(|line| !line.is_empty())
@@ -39,22 +42,23 @@ impl Request {
                 Some((name.to_lowercase(), value.trim().to_string()))
             })
             .collect();
-        Some(Self { path, headers })
+        Some(Self { method, path, headers })
     }
 }
 
-/// An answer; `cut` closes the connection after so many bytes of the body.
+/// An answer; `cut` closes the connection after so many bytes of the body, `chunked` tells no length.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
     pub(crate) cut: Option<usize>,
+    pub(crate) chunked: bool,
 }
 
 impl Reply {
     pub(crate) fn new(status: u16, body: &[u8]) -> Self {
-        Self { status, headers: Vec::new(), body: body.to_vec(), cut: None }
+        Self { status, headers: Vec::new(), body: body.to_vec(), cut: None, chunked: false }
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -77,14 +81,27 @@ impl Reply {
             .header("Content-Range", format!("bytes {first}-{last}/{}", file.len()))
     }
 
-    fn write(&self, mut stream: &TcpStream) -> std::io::Result<()> {
+    fn write(&self, mut stream: &TcpStream, with_body: bool) -> std::io::Result<()> {
         write!(stream, "HTTP/1.1 {} x\r\nConnection: close\r\n", self.status)?;
-        write!(stream, "Content-Length: {}\r\n", self.body.len())?;
+        if self.chunked {
+            write!(stream, "Transfer-Encoding: chunked\r\n")?;
+        } else {
+            write!(stream, "Content-Length: {}\r\n", self.body.len())?;
+        }
         for (name, value) in &self.headers {
             write!(stream, "{name}: {value}\r\n")?;
         }
         stream.write_all(b"\r\n")?;
-        stream.write_all(&self.body[..self.cut.unwrap_or(self.body.len())])
+        let body = &self.body[..self.cut.unwrap_or(self.body.len())];
+        if with_body && self.chunked {
+            for part in body.chunks(1000) {
+                write!(stream, "{:x}\r\n", part.len())?;
+                stream.write_all(part)?;
+                stream.write_all(b"\r\n")?;
+            }
+            return stream.write_all(if self.cut.is_none() { b"0\r\n\r\n" } else { b"" });
+        }
+        if with_body { stream.write_all(body) } else { Ok(()) }
     }
 }
 
@@ -115,7 +132,7 @@ impl Server {
                     if let Some(request) = Request::read(&stream) {
                         seen.lock().unwrap().push(request.clone());
                         // A client may hang up first.
-                        let _ = answer(&request).write(&stream);
+                        let _ = answer(&request).write(&stream, request.method != "HEAD");
                     }
                 });
             }
