@@ -18,7 +18,7 @@ mod gates;
 mod store;
 
 use crate::gate::FastGrnnGate;
-pub use fingerprint::fingerprint;
+pub use fingerprint::{Fingerprint, difference, fingerprint};
 
 /// The modes that a profile serves; the dense mode needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct Profile {
     pub shares: Vec<f32>,
     /// The point at which each [`Rule`] loses what calibration allowed.
     pub fitted: [usize; 3],
-    /// Numbers that tell the model, see [`fingerprint`](fingerprint()).
+    /// Numbers that tell the model, see [`Fingerprint`].
     pub fingerprint: Vec<f32>,
     /// Settings and held-out quality, for people.
     pub about: serde_json::Value,

@@ -187,8 +187,6 @@ fn broken_profiles_are_refused_by_name() {
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     assert!(Profile::load(&path).is_err());
-    let other = profile().belongs_to(&[2.0; 24]).unwrap_err().to_string();
-    assert!(other.contains("another model") && profile().belongs_to(&[1.001; 24]).is_ok(), "{other}");
 }
 
 /// A gate of each kind: ridge alone, with a cell and its reading, an imported cell.

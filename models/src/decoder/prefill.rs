@@ -13,6 +13,11 @@ use candle_sparse::{
 
 /// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
 const CHUNK: usize = 512;
+/// Positions of a batch's sequences that go through the layers together.
+pub(super) fn chunk(batch: usize) -> usize {
+    (CHUNK / batch.max(1)).max(1)
+}
+
 /// Fewer rows of activations than this share the neurons instead of the rows.
 const FEW_ROWS: usize = 8;
 /// Tasks of a transposed product at most.
@@ -54,7 +59,7 @@ impl Decoder {
         let vocab = self.config.vocab_size;
         let Step { batch, seq_len, index_pos } = step;
         cache.truncate(index_pos);
-        let chunk = (CHUNK / batch).max(1);
+        let chunk = chunk(batch);
         for start in (0..seq_len).step_by(chunk) {
             let n = chunk.min(seq_len - start);
             // Part by part: what a sliding window has passed makes room for the next.
