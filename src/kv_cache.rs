@@ -29,10 +29,10 @@ pub use page::Tier;
 use page::{Page, PageShape};
 use pool::Pool;
 use salience::Salience;
+use std::sync::Arc;
 use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 pub use undo::Before;
-use std::sync::Arc;
 use undo::Cooled;
 pub(crate) use window::most_pages;
 

@@ -13,6 +13,7 @@
 //! with `E[act(g)²] = (act(ĝ − √v_g)² + act(ĝ + √v_g)²) / 2`. Scores are thus expected squares: a neuron of which little is
 //! known stays a candidate. What is skipped is replaced by its mean, `bias`.
 
+mod check;
 mod fingerprint;
 mod gates;
 mod store;
@@ -53,7 +54,7 @@ pub struct Profile {
 pub struct LayerProfile {
     /// `[intermediate_size]`: neuron i in memory is neuron `order[i]` of the checkpoint.
     pub order: Vec<u32>,
-    /// Rank of the prediction.
+    /// Rank of the prediction; 0: there is none, and P and Q are empty.
     pub rank: usize,
     /// P `[rank, hidden_size]`.
     pub p: Vec<f32>,

@@ -70,23 +70,6 @@ impl AttentionConfig {
         Self { mode, ..Self::default() }
     }
 
-    /// Whether the sizes make sense for the mode.
-    ///
-    /// # Errors
-    /// [`Error::Setting`]: a mode that brings pages back and may bring none.
-    pub fn check(&self) -> Result<()> {
-        let nothing = match self.mode {
-            AttentionMode::Dense | AttentionMode::Window => false,
-            AttentionMode::Recall => self.budget == 0,
-            AttentionMode::Gated => self.budget == 0 && self.recall == 0,
-        };
-        if nothing {
-            let problem = format!("0 positions leave {:?} nothing to read between sinks and window: give 32 or more, or Window", self.mode);
-            return Err(Error::Setting { name: "attention budget", problem }.into());
-        }
-        Ok(())
-    }
-
     /// Pages that a token recalls.
     #[must_use]
     pub fn recalled_pages(&self) -> usize {
@@ -131,9 +114,8 @@ impl<'a> Selector<'a> {
     /// With the gates of all layers, `layers` of them, or none.
     ///
     /// # Errors
-    /// [`AttentionMode::Gated`] without gates, or settings that [`AttentionConfig::check`] refuses.
+    /// [`AttentionMode::Gated`] without gates.
     pub fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
-        config.check()?;
         if config.mode == AttentionMode::Gated && gates.len() != layers {
             let problem = format!(
                 "gated attention: the model has {layers} layers and gates for {}: fit them with `calibrate`, or choose \

@@ -95,9 +95,14 @@ impl KvCache {
         match number("format")? as u64 {
             FORMAT => {}
             1 => bail!("was saved before caches said which model they are of: read the text again"),
-            other => bail!("has format {other}, which is not known here, only {FORMAT}: update candle-sparse"),
+            other => {
+                bail!("has format {other}, which is not known here, only {FORMAT}: update candle-sparse")
+            }
         }
-        self.check_shape([number("layers")?, number("heads")?, number("head_dim")?], &about["sliding_window"])?;
+        self.check_shape(
+            [number("layers")?, number("heads")?, number("head_dim")?],
+            &about["sliding_window"],
+        )?;
         let len = number("positions")?;
         if len > self.limit {
             let problem =
@@ -139,7 +144,11 @@ impl KvCache {
         let window = window.as_u64().map(|w| w as usize);
         if window != self.window {
             let name = |w: Option<usize>| w.map_or("none".to_string(), |w| w.to_string());
-            return wrong(format!("it has a sliding window of {}, the model {}", name(window), name(self.window)));
+            return wrong(format!(
+                "it has a sliding window of {}, the model {}",
+                name(window),
+                name(self.window)
+            ));
         }
         Ok(())
     }
@@ -176,19 +185,23 @@ impl KvCache {
             let pages = (0..layers).map(|l| self.read_layer(file, &name(s, l), len.div_ceil(PAGE_LEN)));
             self.sequences.push(pages.collect::<Result<_>>()?);
         }
-        let cooled = |layers: &Vec<Vec<Page>>| layers.iter().map(|p| self.cooled_of(p)).collect::<Option<Vec<_>>>();
+        let cooled =
+            |layers: &Vec<Vec<Page>>| layers.iter().map(|p| self.cooled_of(p)).collect::<Option<Vec<_>>>();
         let mut each = self.sequences.iter().map(cooled);
         // The page that is written next may be cold still, all others are as cold as those before them or hotter.
         match each.next() {
             Some(Some(cooled)) if each.all(|c| c.as_ref() == Some(&cooled)) => self.cooled = cooled,
             None => {}
-            _ => bail!("its pages do not grow warmer from the first to the last, or not in all sequences alike"),
+            _ => bail!(
+                "its pages do not grow warmer from the first to the last, or not in all sequences alike"
+            ),
         }
         self.len = len;
         self.notes = vec![vec![Notes::default(); layers]; batch];
         self.adopt(batch);
         if self.pool.bytes() > self.config.max_bytes.unwrap_or(usize::MAX) {
-            let problem = format!("the saved kv cache takes {} bytes, more than the budget", self.pool.bytes());
+            let problem =
+                format!("the saved kv cache takes {} bytes, more than the budget", self.pool.bytes());
             return Err(Reason::Full { problem }.into());
         }
         Ok(())
@@ -223,8 +236,8 @@ impl KvCache {
         let (first, rest) = pages.split_at(sinks.min(pages.len()));
         let count = |least: Tier| rest.iter().take_while(|p| p.tier() >= least).count();
         let (cooled, cold) = (count(Tier::Warm), count(Tier::Cold));
-        let sorted = first.iter().all(|p| p.tier() == Tier::Hot)
-            && rest.is_sorted_by(|a, b| a.tier() >= b.tier());
+        let sorted =
+            first.iter().all(|p| p.tier() == Tier::Hot) && rest.is_sorted_by(|a, b| a.tier() >= b.tier());
         sorted.then_some([self.first + sinks + cooled, self.first + sinks + cold])
     }
 }

@@ -63,7 +63,8 @@ impl KvCache {
     /// # Errors
     /// [`Error::WrongModel`]: it is another model's.
     pub fn check_origin(&self, model: &Arc<Origin>) -> Result<()> {
-        let Some(own) = self.origin.as_ref().filter(|own| !self.is_empty() && !Arc::ptr_eq(own, model)) else {
+        let Some(own) = self.origin.as_ref().filter(|own| !self.is_empty() && !Arc::ptr_eq(own, model))
+        else {
             return Ok(());
         };
         let Some(problem) = own.difference(model) else { return Ok(()) };

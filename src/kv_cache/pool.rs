@@ -46,7 +46,9 @@ impl Pool {
         }
         let more = self.shape.bytes(tier, self.dtype);
         while self.bytes().saturating_add(more) > self.max_bytes {
-            let Some(waiting) = Tier::ALL.into_iter().find(|t| !self.spare[*t as usize].is_empty()) else { break };
+            let Some(waiting) = Tier::ALL.into_iter().find(|t| !self.spare[*t as usize].is_empty()) else {
+                break;
+            };
             self.spare[waiting as usize].pop();
             self.alive[waiting as usize] -= 1;
         }

@@ -197,7 +197,11 @@ fn read_prompt(cache: &mut KvCache, c: &Config, n: usize) -> Result<()> {
             cache.write(0, layer, position, &k, &v);
         }
     }
-    assert!(cache.bytes() <= cache.config.max_bytes.unwrap_or(usize::MAX), "{} bytes in a prompt", cache.bytes());
+    assert!(
+        cache.bytes() <= cache.config.max_bytes.unwrap_or(usize::MAX),
+        "{} bytes in a prompt",
+        cache.bytes()
+    );
     cache.advance(n);
     Ok(())
 }
@@ -219,7 +223,10 @@ fn a_budget_is_an_error_and_changes_nothing() {
             most += 1;
         }
         // All but a page of each layer and one more.
-        assert!(cache.bytes_at(1, most + 1) + 3 * cache.shape.page.bytes(Tier::Hot, kv.dtype) > max, "{kv:?}: {most}");
+        assert!(
+            cache.bytes_at(1, most + 1) + 3 * cache.shape.page.bytes(Tier::Hot, kv.dtype) > max,
+            "{kv:?}: {most}"
+        );
         let error = cache.begin(1, most, 1).unwrap_err();
         assert!(is_full(&error) && error.to_string().contains("60000"), "{error}");
         assert_eq!(cache.len(), most);
@@ -284,17 +291,24 @@ fn layers_grow_old_one_after_the_other() {
             for len in 1..300 {
                 fill(&mut cache, &c, len - 1..len);
                 let now = tiers(&cache);
-                let colder = |(a, b): (&Vec<Tier>, &Vec<Tier>)| a.iter().zip(b).filter(|(a, b)| a != b).count();
+                let colder =
+                    |(a, b): (&Vec<Tier>, &Vec<Tier>)| a.iter().zip(b).filter(|(a, b)| a != b).count();
                 let changed: usize = before.iter().zip(&now).map(colder).sum();
                 // A page that becomes warm and one that becomes cold, of as few layers as can be.
-                assert!(changed <= 2 * layers.div_ceil(PAGE_LEN), "{layers} layers, {kv:?} at {len}: {changed}");
+                assert!(
+                    changed <= 2 * layers.div_ceil(PAGE_LEN),
+                    "{layers} layers, {kv:?} at {len}: {changed}"
+                );
                 before = now;
             }
             // However the text was cut: the same tiers, the same bits.
             let mut whole = KvCache::new(&c, kv);
             [100, 150, 49].into_iter().for_each(|n| read_prompt(&mut whole, &c, n).unwrap());
             assert_eq!(tiers(&whole), before, "{kv:?}");
-            assert!((0..299).all(|p| read(&whole, &c, layers - 1, p) == read(&cache, &c, layers - 1, p)), "{kv:?}");
+            assert!(
+                (0..299).all(|p| read(&whole, &c, layers - 1, p) == read(&cache, &c, layers - 1, p)),
+                "{kv:?}"
+            );
             let bytes: usize = before.iter().flatten().map(|t| cache.shape.page.bytes(*t, kv.dtype)).sum();
             assert_eq!(cache.bytes_at(1, 299), bytes);
         }
@@ -313,7 +327,12 @@ fn no_size_is_too_large_to_be_asked_for() {
             KvConfig { max_bytes: Some(n), ..KvConfig::q4() },
         ] {
             let mut cache = KvCache::new(&c, kv);
-            let _ = (cache.bytes_at(1, 1 << 20), cache.bytes_at(n, n), cache.check(1, 0, n), cache.check(n, 0, 1));
+            let _ = (
+                cache.bytes_at(1, 1 << 20),
+                cache.bytes_at(n, n),
+                cache.check(1, 0, n),
+                cache.check(n, 0, 1),
+            );
             if cache.check(1, 0, 100).is_ok() {
                 fill(&mut cache, &c, 0..100);
             }
@@ -351,7 +370,11 @@ fn a_file_of_another_model_is_refused() {
     cache.set_origin(&own);
     fill(&mut cache, &c, 0..130);
     cache.save(&path).unwrap();
-    let others = [(origin(true, 1e4, 1.0), "GGUF"), (origin(false, 5e5, 1.0), "RoPE"), (origin(false, 1e4, 1.1), "differs")];
+    let others = [
+        (origin(true, 1e4, 1.0), "GGUF"),
+        (origin(false, 5e5, 1.0), "RoPE"),
+        (origin(false, 1e4, 1.1), "differs"),
+    ];
     for (other, needle) in others {
         let mut tied = KvCache::new(&c, KvConfig::q4());
         tied.set_origin(&other);
@@ -370,7 +393,11 @@ fn a_file_of_another_model_is_refused() {
     let mut same = KvCache::new(&c, KvConfig { max_bytes: Some(1 << 30), ..KvConfig::q4() });
     same.set_origin(&Arc::new((*own).clone()));
     same.load(&path).unwrap();
-    assert_eq!((same.config().max_bytes, same.config().hot), (Some(1 << 30), 32), "the budget is the caller's");
+    assert_eq!(
+        (same.config().max_bytes, same.config().hot),
+        (Some(1 << 30), 32),
+        "the budget is the caller's"
+    );
     let mut small = KvCache::new(&c, KvConfig { max_bytes: Some(1000), ..KvConfig::q4() });
     assert!(is_full(&small.load(&path).unwrap_err()) && small.is_empty());
     // One that does not say.
@@ -398,7 +425,10 @@ fn files_that_no_cache_would_write_are_refused() {
         std::fs::write(&path, changed).unwrap();
         let mut cache = KvCache::new(&c, KvConfig::q4());
         let error = cache.load(&path).unwrap_err();
-        assert!(Error::of(&error).is_some() && cache.is_empty() && !error.to_string().contains('\n'), "{error}");
+        assert!(
+            Error::of(&error).is_some() && cache.is_empty() && !error.to_string().contains('\n'),
+            "{error}"
+        );
         error.to_string()
     };
     assert!(change("format\\\":2", "format\\\":1").contains("read the text again"));

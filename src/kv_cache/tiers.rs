@@ -199,10 +199,17 @@ impl KvCache {
     }
 
     /// An error if a step needs more than the budget at any time.
-    pub(super) fn check_bytes(&self, batch: usize, index_pos: usize, seq_len: usize, part: usize) -> Result<()> {
+    pub(super) fn check_bytes(
+        &self,
+        batch: usize,
+        index_pos: usize,
+        seq_len: usize,
+        part: usize,
+    ) -> Result<()> {
         let Some(max) = self.config.max_bytes else { return Ok(()) };
         let starts = (index_pos..index_pos + seq_len).step_by(part.max(1));
-        let most = |start: usize| self.bytes_of_part(batch, index_pos, start, part.min(index_pos + seq_len - start));
+        let most =
+            |start: usize| self.bytes_of_part(batch, index_pos, start, part.min(index_pos + seq_len - start));
         let needed = starts.map(most).max().unwrap_or(0);
         if needed > max {
             let problem = format!(
@@ -234,7 +241,8 @@ impl KvCache {
         } else {
             ([bytes(Tier::Hot), warm, cold], 0)
         };
-        let each = all.iter().zip(sizes).fold(0_usize, |sum, (n, size)| sum.saturating_add(n.saturating_mul(size)));
+        let each =
+            all.iter().zip(sizes).fold(0_usize, |sum, (n, size)| sum.saturating_add(n.saturating_mul(size)));
         // One that is filled while the one it replaces is still held.
         each.saturating_mul(batch).saturating_add(one_more)
     }
@@ -244,13 +252,16 @@ impl KvCache {
     #[must_use]
     pub fn bytes_at(&self, batch: usize, positions: usize) -> usize {
         let pages = Tier::ALL.into_iter().zip(self.pages_at(positions));
-        let bytes = |(tier, pages): (Tier, usize)| pages.saturating_mul(self.shape.page.bytes(tier, self.config.dtype));
+        let bytes = |(tier, pages): (Tier, usize)| {
+            pages.saturating_mul(self.shape.page.bytes(tier, self.config.dtype))
+        };
         pages.map(bytes).fold(0, usize::saturating_add).saturating_mul(batch)
     }
 
     /// Pages by tier of all layers of a sequence of `positions` positions that has settled.
     fn pages_at(&self, positions: usize) -> [usize; 3] {
-        let (first, end, layers) = (self.first_kept(positions), positions.div_ceil(PAGE_LEN), self.shape.layers);
+        let (first, end, layers) =
+            (self.first_kept(positions), positions.div_ceil(PAGE_LEN), self.shape.layers);
         let mut all = [0; 3];
         for layer in 0..layers {
             let tiers = tiers(first, end, self.config.cooled((layer, layers), positions));

@@ -289,7 +289,9 @@ impl Profile {
         let norms = (0..self.layers.len()).flat_map(|l| [INPUT_NORM, POST_NORM].map(|i| (l, i)));
         let entries = std::iter::once((0, GATE)).chain(norms).map(|(l, i)| 1 + l * NAMES.len() + i);
         for (n, (entry, a)) in entries.zip(self.fingerprint.chunks(OLD_ENTRY)).enumerate() {
-            let Some((rounds, b)) = model.get(entry * ENTRY..).and_then(<[f32]>::split_first) else { continue };
+            let Some((rounds, b)) = model.get(entry * ENTRY..).and_then(<[f32]>::split_first) else {
+                continue;
+            };
             if rounds.is_nan() {
                 continue;
             }

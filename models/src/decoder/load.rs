@@ -66,7 +66,12 @@ impl Checkpoint<'_> {
     ///
     /// # Errors
     /// A tensor is missing.
-    pub fn fingerprint(&self, num_hidden_layers: usize, hidden_size: usize, inner: usize) -> Result<Fingerprint> {
+    pub fn fingerprint(
+        &self,
+        num_hidden_layers: usize,
+        hidden_size: usize,
+        inner: usize,
+    ) -> Result<Fingerprint> {
         let Some(stored) = &self.stored else {
             return Ok(Fingerprint::new(fingerprint(&self.vb, num_hidden_layers, hidden_size, inner)?));
         };
@@ -320,7 +325,8 @@ impl Decoder {
         // Sizes are now those of tensors that exist.
         let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
         let fingerprint = loader.fingerprint.numbers().into();
-        let origin = Origin { interleaved: config.rope.interleaved, inv_freq: Arc::clone(&inv_freq), fingerprint };
+        let origin =
+            Origin { interleaved: config.rope.interleaved, inv_freq: Arc::clone(&inv_freq), fingerprint };
         let sparse = match profile.as_deref().map(Points::from) {
             Some(points) => {
                 let plans = Plans::new(options.sparse, &points, layers.iter().map(|l| l.ffn.sparse()))?;

@@ -240,10 +240,12 @@ impl Decoder {
         }
         let pieces = (w.bytes() / PIECE_BYTES).clamp(1, MOST_TASKS);
         let piece = inner.div_ceil(pieces);
+        // Rounded up, so that fewer may do.
+        let pieces = inner.div_ceil(piece);
         resize(partials, pieces * y.len());
         let tasks = partials.chunks_mut(y.len()).enumerate();
         self.threads.for_each(tasks, |(i, y)| {
-            let r = (i * piece).min(inner)..((i + 1) * piece).min(inner);
+            let r = i * piece..((i + 1) * piece).min(inner);
             self.sum_rows(w.slice_rows(r.clone()), inner, &a[r.start..], y);
         });
         y.fill(0.0);

@@ -198,8 +198,11 @@ impl Source<'_> {
     fn model(&self, kept: HashMap<String, Value>) -> Result<GgufModel> {
         let c = self.config;
         let (table, shape) = ([c.vocab_size, c.hidden_size], c.to_core()?);
-        let fingerprint =
-            self.from.fingerprint(c.num_hidden_layers, c.hidden_size, c.intermediate_size)?.numbers().to_vec();
+        let fingerprint = self
+            .from
+            .fingerprint(c.num_hidden_layers, c.hidden_size, c.intermediate_size)?
+            .numbers()
+            .to_vec();
         let embedding = self.quantized("model.embed_tokens", table)?;
         let metadata = metadata::metadata(kept, c, embedding.dtype(), self.layout.neuron_major.is_some())?;
         let mut file = GgufModel { metadata, tensors: Vec::new(), profile: None, fingerprint, shape };
@@ -286,7 +289,9 @@ impl Source<'_> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
         let mut fingerprint = self.from.fingerprint(c.num_hidden_layers, hidden, inner)?;
         for (i, layer) in profile.layers.iter_mut().enumerate() {
-            for (part, shape) in [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])] {
+            for (part, shape) in
+                [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])]
+            {
                 let name = format!("model.layers.{i}.mlp.{part}_proj");
                 fingerprint.note(&name, &self.part(&name, shape)?, Some(&layer.order))?;
             }

@@ -8,7 +8,7 @@ use crate::{
     },
     profile::{LayerProfile, LayerRule},
 };
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 const ACT: Gate = Gate { act: Activation::Silu, shift: 0.1 };
 const MODES: [FfnMode; 3] = [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];
@@ -174,8 +174,18 @@ fn wrong_input_is_named() {
     let case = Case::new();
     let mlp = case.mlp(Format::F16, FfnMode::Cascade, Selection::Fitted).unwrap();
     let error = |x: &Tensor| mlp.forward(x).unwrap_err().to_string();
-    for x in [noise(&[HIDDEN + 1]), noise(&[HIDDEN]).to_dtype(DType::F16).unwrap()] {
-        assert!(error(&x).contains("F32 [.., 64]"), "{}", error(&x));
+    for x in [noise(&[HIDDEN + 1]), noise(&[HIDDEN]).to_dtype(DType::F64).unwrap()] {
+        assert!(error(&x).contains("F32, F16 or BF16"), "{}", error(&x));
+    }
+    assert!(mlp.active(&noise(&[2, HIDDEN])).unwrap_err().to_string().contains("one row"));
+    for (dims, dtype) in [(vec![1, HIDDEN], DType::F16), (vec![1, 5, HIDDEN], DType::BF16)] {
+        let x = noise(&dims).to_dtype(dtype).unwrap();
+        let want = mlp.forward(&x.to_dtype(DType::F32).unwrap()).unwrap().to_dtype(dtype).unwrap();
+        let got = mlp.forward(&x).unwrap();
+        assert_eq!(
+            (got.dtype(), values(&got.to_dtype(DType::F32).unwrap())),
+            (dtype, values(&want.to_dtype(DType::F32).unwrap()))
+        );
     }
     let nan = (noise(&[3, HIDDEN]) * f64::NAN).unwrap();
     assert!(error(&nan).contains("x[0] is NaN"), "{}", error(&nan));

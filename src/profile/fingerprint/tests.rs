@@ -159,7 +159,10 @@ fn an_old_profile_is_compared_by_what_it_has() {
         }
     }
     let mut profile = profile(old);
-    assert!(profile.belongs_to(&print(&base)).is_ok() && profile.belongs_to(&print_in(&base, Format::Q4_0)).is_ok());
+    assert!(
+        profile.belongs_to(&print(&base)).is_ok()
+            && profile.belongs_to(&print_in(&base, Format::Q4_0)).is_ok()
+    );
     assert!(profile.belongs_to(&print(&model(2))).is_err());
     profile.fingerprint[8 * 5] += 1.0;
     let error = profile.belongs_to(&print(&base)).unwrap_err().to_string();
