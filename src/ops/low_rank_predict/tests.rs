@@ -77,7 +77,7 @@ fn equals_its_slow_twin() {
         for format in [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0] {
             for act in [Activation::Silu, Activation::Relu, Activation::GeluPytorchTanh] {
                 for p in tensors.predictors(format, Gate { act, shift: 0.05 }) {
-                    let got = p.scores(&x).unwrap().to_vec1::<f32>().unwrap();
+                    let got = p.scores(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                     let want = scores_slow(&x, &p).unwrap().to_vec1::<f32>().unwrap();
                     let bound = if format.is_quantized() { 0.2 } else { 1e-4 };
                     for (i, (g, w)) in got.iter().zip(&want).enumerate() {

@@ -170,6 +170,25 @@ fn more_rows_are_dense_and_so_is_the_dense_mode() {
 }
 
 #[test]
+fn a_weight_that_is_no_number_shows_whatever_its_bits() {
+    let x = noise(&[1, HIDDEN]);
+    for bits in [select::inactive().to_bits(), select::rejected().to_bits(), f32::NAN.to_bits()] {
+        let mut case = Case::new();
+        let mut gate = values(&case.gate);
+        gate[17 * HIDDEN] = f32::from_bits(bits);
+        case.gate = Tensor::from_vec(gate, (INNER, HIDDEN), &Device::Cpu).unwrap();
+        for (mode, selection) in [
+            (FfnMode::Gate, Selection::Fitted),
+            (FfnMode::Cascade, Selection::Scale(1e-6)),
+            (FfnMode::Gate, Selection::TopK(INNER / 2)),
+        ] {
+            let y = values(&case.mlp(Format::F32, mode, selection).unwrap().forward(&x).unwrap());
+            assert!(y.iter().any(|y| y.is_nan()), "{bits:x} {mode:?} {selection:?}");
+        }
+    }
+}
+
+#[test]
 fn wrong_input_is_named() {
     let case = Case::new();
     let mlp = case.mlp(Format::F16, FfnMode::Cascade, Selection::Fitted).unwrap();
@@ -201,5 +220,5 @@ fn wrong_input_is_named() {
     assert!(build([&case.gate, &case.up, &case.down], 1).contains("layer 1"));
     let half = |t: &Tensor, dim| t.narrow(dim, 0, INNER / 2).unwrap();
     let e = build([&half(&case.gate, 0), &half(&case.up, 0), &half(&case.down, 1)], 0);
-    assert!(e.contains("this model"), "{e}");
+    assert!(e.contains("another model"), "{e}");
 }
