@@ -233,14 +233,14 @@ impl KvCache {
             let tiers = tiers(first, end, [0, 1].map(|i| was[i].max(settled[i])));
             all.iter_mut().zip(tiers).for_each(|(all, n)| *all += n);
         }
-        // Of heads of a few channels a quantised page can be the larger one.
-        let bytes = |tier: Tier| self.shape.page.bytes(tier, self.config.dtype);
-        let (warm, cold) = (bytes(Tier::Warm), bytes(Tier::Cold));
-        let (sizes, one_more) = if self.config.is_tiered() {
-            ([bytes(Tier::Hot).max(warm), warm, cold], warm)
-        } else {
-            ([bytes(Tier::Hot), warm, cold], 0)
+        let [hot, warm, cold] = Tier::ALL.map(|t| self.shape.page.bytes(t, self.config.dtype));
+        let one_more = match (self.config.is_tiered(), self.config.skips_warm()) {
+            (false, _) => 0,
+            (true, true) => cold,
+            (true, false) => warm,
         };
+        // Of heads of a few channels a quantised page can be the larger one.
+        let sizes = [hot.max(one_more), warm, cold];
         let each =
             all.iter().zip(sizes).fold(0_usize, |sum, (n, size)| sum.saturating_add(n.saturating_mul(size)));
         // One that is filled while the one it replaces is still held.
