@@ -315,6 +315,31 @@ fn layers_grow_old_one_after_the_other() {
     }
 }
 
+/// `cargo test -p candle-sparse --lib -- --ignored --nocapture longest`: what a token of a 7B model waits for pages that grow old.
+#[test]
+#[ignore = "a measurement"]
+fn longest_wait_for_pages_that_grow_old() {
+    let c = Config { num_hidden_layers: 32, ..config(32, 128) };
+    for (name, kv) in [("tiered", tiered(64, 128)), ("q4", KvConfig::q4())] {
+        let mut cache = KvCache::new(&c, kv);
+        let [k, v] = [noise(c.kv_dim(), 1), noise(c.kv_dim(), 2)];
+        let (mut longest, mut of_a_page) = (0.0_f64, Vec::new());
+        for position in 0..320 {
+            cache.begin(1, position, 1).unwrap();
+            (0..32).for_each(|layer| cache.write(0, layer, position, &k, &v));
+            let start = std::time::Instant::now();
+            cache.advance(1);
+            let time = start.elapsed().as_secs_f64() * 1e3;
+            if position >= 224 {
+                longest = longest.max(time);
+                of_a_page.push(time);
+            }
+        }
+        let page: f64 = of_a_page.iter().sum::<f64>() / 3.0;
+        println!("{name}: {longest:.2} ms at most; all layers at once would be {page:.2} ms");
+    }
+}
+
 #[test]
 fn no_size_is_too_large_to_be_asked_for() {
     let large = [usize::MAX, usize::MAX / 2, 1 << 62, 1_000_000_000_000_000, 4_294_967_295, 0, 1];
