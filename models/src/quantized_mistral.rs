@@ -77,9 +77,11 @@ impl Model {
 
     /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
     /// limit.
-    #[must_use]
-    pub fn with_kv(self, kv: KvConfig) -> Self {
-        Self { cache: Cache::of(&self.llama, kv), ..self }
+    ///
+    /// # Errors
+    /// None today; it is candle's way to say that a cache cannot be made.
+    pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
+        Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
     /// This model with other settings of the sparse FFN; it has seen what it had.

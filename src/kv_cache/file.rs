@@ -30,7 +30,7 @@ impl KvCache {
         let pages = self.len.div_ceil(PAGE_LEN) - self.first;
         for (s, layers) in self.sequences.iter().enumerate() {
             for (l, all) in layers.iter().enumerate() {
-                let bytes: Vec<u8> = all[..pages].iter().flat_map(|p| p.as_bytes()).copied().collect();
+                let bytes = all[..pages].iter().map(Page::as_bytes).collect::<Vec<_>>().concat();
                 let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
                 let name = name(s, l);
                 let n = bytes.len();
