@@ -6,13 +6,16 @@
 mod bounds;
 mod dtype;
 mod file;
+mod origin;
 mod page;
+mod pool;
 mod salience;
 mod tiers;
 mod undo;
 mod window;
 
 use crate::{
+    Error,
     core::{Config, Matrix},
     gate::FastGrnnGate,
     kernels::Kernels,
@@ -21,9 +24,12 @@ use bounds::Bounds;
 use candle_core::{Result, bail};
 pub use dtype::KvDType;
 use half::{bf16, f16};
+pub use origin::Origin;
 pub use page::Tier;
 use page::{Page, PageShape};
+use pool::Pool;
 use salience::Salience;
+use std::sync::Arc;
 use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 pub use undo::Before;
@@ -32,6 +38,8 @@ pub(crate) use window::most_pages;
 
 /// Positions per page.
 pub const PAGE_LEN: usize = 32;
+/// Positions of a sequence, whatever a model's configuration says: numbers of pages are exact in f32.
+const MOST_POSITIONS: usize = PAGE_LEN << 24;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
@@ -39,30 +47,7 @@ struct Shape {
     page: PageShape,
 }
 
-/// Pages that wait for their next use, by tier.
-#[derive(Clone, Debug, Default)]
-struct Spare([Vec<Page>; 3]);
-
-impl Spare {
-    fn take(&mut self, tier: Tier) -> Option<Page> {
-        self.0[tier as usize].pop()
-    }
-
-    fn give(&mut self, page: Page) {
-        self.0[page.tier() as usize].push(page);
-    }
-
-    fn count(&self, tier: Tier) -> usize {
-        self.0[tier as usize].len()
-    }
-
-    fn clear(&mut self) {
-        self.0.iter_mut().for_each(Vec::clear);
-    }
-}
-
-/// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy.
-#[derive(Clone)]
+/// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy of what it holds.
 pub struct KvCache {
     shape: Shape,
     config: KvConfig,
@@ -74,9 +59,11 @@ pub struct KvCache {
     first: usize,
     /// `[sequence][layer][page − first]`
     sequences: Vec<Vec<Vec<Page>>>,
-    /// Pages at the front that have been made warm and cold.
-    cooled: [usize; 2],
-    spare: Spare,
+    /// `[layer]`: pages at the front that have been made warm and cold.
+    cooled: Vec<[usize; 2]>,
+    pool: Pool,
+    /// Whose keys and values they are.
+    origin: Option<Arc<Origin>>,
     /// `[sequence][layer]`
     notes: Vec<Vec<Notes>>,
     /// Grows whenever positions are cut off.
@@ -90,6 +77,29 @@ pub struct KvCache {
 struct Notes {
     bounds: Bounds,
     salience: Salience,
+}
+
+impl Clone for KvCache {
+    /// Without pages that wait for their next use, and without the way back from a step that is under way.
+    fn clone(&self) -> Self {
+        let mut clone = Self {
+            shape: self.shape,
+            config: self.config,
+            len: self.len,
+            limit: self.limit,
+            window: self.window,
+            first: self.first,
+            sequences: self.sequences.clone(),
+            cooled: self.cooled.clone(),
+            pool: Pool::new(self.shape.page, &self.config),
+            origin: self.origin.clone(),
+            notes: self.notes.clone(),
+            generation: self.generation,
+            undo: None,
+        };
+        clone.adopt(self.sequences.len());
+        clone
+    }
 }
 
 impl core::fmt::Debug for KvCache {
@@ -107,20 +117,21 @@ impl KvCache {
     pub fn new(config: &Config, kv: KvConfig) -> Self {
         let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
         let shape = Shape { layers: config.num_hidden_layers, page: PageShape { heads, head_dim } };
-        Self { config: kv, ..Self::empty(shape, config.max_position_embeddings, window::of(config)) }
+        Self::empty(shape, kv, config.max_position_embeddings, window::of(config))
     }
 
-    fn empty(shape: Shape, limit: usize, window: Option<usize>) -> Self {
+    fn empty(shape: Shape, config: KvConfig, limit: usize, window: Option<usize>) -> Self {
         Self {
             shape,
-            config: KvConfig::exact(KvDType::F32),
+            config,
             len: 0,
-            limit,
+            limit: limit.min(MOST_POSITIONS),
             window,
             first: 0,
             sequences: Vec::new(),
-            cooled: [0; 2],
-            spare: Spare::default(),
+            cooled: Vec::new(),
+            pool: Pool::new(shape.page, &config),
+            origin: None,
             notes: Vec::new(),
             generation: 0,
             undo: None,
@@ -171,8 +182,8 @@ impl KvCache {
         Tier::ALL.map(|t| self.tier(t).bytes).iter().sum()
     }
 
-    /// Forgets every position from `len` on. A page that is then written again in the middle becomes hot again, with the
-    /// values to which its tier had rounded it.
+    /// Forgets every position from `len` on and gives their pages back. A page that is then written again in the middle
+    /// becomes hot again, with the values to which its tier had rounded it.
     ///
     /// The last 32 positions can always be forgotten, and all. Where a sliding window has dropped what a token at `len` would
     /// see, nothing can follow but position 0: [`Self::check`] and every step say so.
@@ -185,31 +196,50 @@ impl KvCache {
             self.first = 0;
         }
         self.generation += 1;
+        let pages = len.div_ceil(PAGE_LEN).saturating_sub(self.first);
+        for layer in self.sequences.iter_mut().flatten() {
+            layer.drain(pages.min(layer.len())..).for_each(|page| self.pool.give(page));
+        }
         for notes in self.notes.iter_mut().flatten() {
             notes.bounds.cut(len / PAGE_LEN);
             notes.salience.cut(len);
         }
     }
 
-    /// Forgets every position; pages stay allocated for the next use.
+    /// Forgets every position; of the pages one per layer stays for the next use, or as many as [`Self::reserve`] asked for.
     pub fn clear(&mut self) {
         self.truncate(0);
     }
 
-    /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
+    /// Makes room for `positions` positions of `batch` sequences, so that reaching them token by token allocates nothing, as far
+    /// as a budget goes.
     ///
     /// # Errors
-    /// More positions than the model's context or more bytes than the budget, or another batch size than the cached one.
+    /// More positions than the model's context, more bytes than the budget or than there is memory for, or another batch size
+    /// than the cached one.
     pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
-        self.check(batch, self.len, positions.saturating_sub(self.len))?;
+        self.check_in_parts(batch, self.len, positions.saturating_sub(self.len), 1)?;
         self.grow(batch, self.len);
         // And the one that is kept to step back.
         let pages = positions.div_ceil(PAGE_LEN).min(self.most_pages() + 1);
         for layer in self.sequences.iter_mut().flatten() {
-            layer.reserve(pages.saturating_sub(layer.len()));
+            if let Err(e) = layer.try_reserve(pages.saturating_sub(layer.len())) {
+                bail!("kv cache: no room for {positions} positions: {e}");
+            }
         }
         self.provide(batch, positions);
         Ok(())
+    }
+
+    /// Gives back the memory that waits for its next use, also what [`Self::reserve`] asked for.
+    pub fn shrink_to_fit(&mut self) {
+        self.pool.shrink();
+        self.sequences.iter_mut().flatten().for_each(Vec::shrink_to_fit);
+    }
+
+    /// Pages that a layer can have before anything is allocated for it.
+    pub(crate) fn pages_with_room(&self) -> usize {
+        self.sequences.iter().flatten().map(Vec::capacity).max().unwrap_or(0).min(self.most_pages() + 1)
     }
 
     /// Whether [`Self::begin`] would succeed; changes nothing.
@@ -217,14 +247,24 @@ impl KvCache {
     /// # Errors
     /// As [`Self::begin`].
     pub fn check(&self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
+        self.check_in_parts(batch, index_pos, seq_len, seq_len)
+    }
+
+    /// Whether a step succeeds that is cut into parts of `part` positions, of which one is old before the next begins; changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn check_in_parts(&self, batch: usize, index_pos: usize, seq_len: usize, part: usize) -> Result<()> {
         if index_pos > self.len {
             bail!("index_pos {index_pos} leaves a gap: the cache holds {} positions", self.len);
         }
         if seq_len > self.limit || index_pos > self.limit - seq_len {
-            bail!(
+            let problem = format!(
                 "{seq_len} tokens from position {index_pos} are past the model's context of {} positions",
                 self.limit
             );
+            return Err(Error::Full { problem }.into());
         }
         if index_pos > 0 && batch != self.sequences.len() {
             bail!(
@@ -233,15 +273,15 @@ impl KvCache {
             );
         }
         self.check_window(index_pos)?;
-        self.check_bytes(batch, index_pos + seq_len)
+        self.check_bytes(batch, index_pos, seq_len, part)
     }
 
     /// Cuts the cache back to `index_pos` and makes room for `seq_len` more positions of `batch` sequences.
     ///
     /// # Errors
     /// `index_pos` leaves a gap behind the cached positions or lies before what a sliding window has left, the end is past
-    /// the model's context or needs more bytes than the budget, or the batch is not the cached one. The cache is unchanged
-    /// then.
+    /// the model's context or needs more bytes than the budget ([`Error::Full`]), or the batch is not the cached one. The cache
+    /// is unchanged then.
     pub fn begin(&mut self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
         self.check(batch, index_pos, seq_len)?;
         self.truncate(index_pos);
@@ -249,29 +289,42 @@ impl KvCache {
         Ok(())
     }
 
-    /// Makes room for `seq_len` more positions: a part of a longer step that was [checked](Self::check) as a whole and is
-    /// cut into parts so that a sliding window can pass between them.
+    /// Makes room for `seq_len` more positions: a part of a longer step that was [checked](Self::check_in_parts) as a whole.
     pub fn extend(&mut self, batch: usize, seq_len: usize) {
         self.grow(batch, self.len + seq_len);
     }
 
+    /// What the pool is to know of `batch` sequences, and of the pages that they have.
+    fn adopt(&mut self, batch: usize) {
+        // Where all layers need a page at once they gave as many back before, one by one.
+        let each = batch * self.shape.layers;
+        let others = if self.window.is_some() { each } else { 1 };
+        self.pool.keep([each, others, others]);
+        self.pool.recount(self.sequences.iter().flatten().flatten());
+    }
+
     fn grow(&mut self, batch: usize, positions: usize) {
+        let layers = self.shape.layers;
         if batch != self.sequences.len() {
-            self.spare.clear();
+            self.pool.shrink();
+            self.sequences.clear();
+            self.notes.clear();
+            self.adopt(batch);
         }
-        self.thaw(positions);
-        self.sequences.resize_with(batch, || vec![Vec::new(); self.shape.layers]);
-        self.notes.resize_with(batch, || vec![Notes::default(); self.shape.layers]);
-        let (shape, pages, dtype) = (self.shape.page, positions.div_ceil(PAGE_LEN), self.config.dtype);
+        self.sequences.resize_with(batch, || vec![Vec::new(); layers]);
+        self.notes.resize_with(batch, || vec![Notes::default(); layers]);
+        self.cooled.resize(layers, [0; 2]);
+        self.thaw();
+        let pages = positions.div_ceil(PAGE_LEN);
         for layer in self.sequences.iter_mut().flatten() {
             while self.first + layer.len() < pages {
-                layer.push(self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype)));
+                layer.push(self.pool.take(Tier::Hot));
             }
         }
     }
 
-    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers, those that no later
-    /// token sees are given back.
+    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers, layer by layer as
+    /// [`KvConfig`] says, those that no later token sees are given back.
     pub fn advance(&mut self, seq_len: usize) {
         self.len += seq_len;
         // First, so that their memory serves those that become colder.

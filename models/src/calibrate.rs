@@ -27,7 +27,7 @@ use candle_sparse::{
     KvConfig, KvDType,
     calibrate::{FfnWeights, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer},
     core::Gate,
-    profile::{Profile, Rule, fingerprint},
+    profile::{Profile, Rule},
 };
 pub use held_out::RuleReport;
 pub use own_text::{OwnText, own_text};
@@ -208,7 +208,7 @@ impl Calibrator {
         let shares: Vec<Vec<f32>> = points.iter().map(|&p| divide(&fits, &sensitivities, p)).collect();
         let of_layer = |l: usize| -> Vec<f32> { shares.iter().map(|s| s[l]).collect() };
         let (layers, runs) = fits.iter().enumerate().map(|(l, f)| f.ordered(&of_layer(l))).unzip();
-        let fingerprint = fingerprint(vb, config.num_hidden_layers, hidden, config.intermediate_size)?;
+        let fingerprint = model.decoder().origin().fingerprint.to_vec();
         let mut about = serde_json::json!({ "format": 1, "rank": self.settings.rank });
         if let Some(s) = &self.gate {
             about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));

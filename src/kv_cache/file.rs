@@ -1,25 +1,31 @@
 //! A cache as a file: continue a conversation without reading it again.
 //!
 //! A `safetensors` file: per sequence and layer a tensor of bytes `sequences.S.layers.L`, page after page in the form they
-//! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata. What the gate said is not kept: after
-//! loading, pages that are already there count as wanted.
+//! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata; the [`Origin`], `origin.inv_freq` and
+//! `origin.fingerprint`, where it is known. What the gate said is not kept: after loading, pages that are already there count
+//! as wanted.
 
-use super::{KvCache, KvConfig, KvDType, PAGE_LEN, Tier, page::PageShape};
+use super::{KvCache, KvConfig, KvDType, Notes, Origin, PAGE_LEN, Page, Tier, page::PageShape};
 use crate::{
+    Error as Reason,
     loading::{self, SafetensorsFiles},
     save::save,
 };
-use candle_core::{Error, Result, bail};
+use candle_core::{DType, Error, Result, bail};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
     io::{BufWriter, Write},
     path::Path,
+    sync::Arc,
 };
 
 const ABOUT: &str = "candle_sparse_kv_cache";
-const FORMAT: u64 = 1;
+/// Files of format 1 do not say which model they are of.
+const FORMAT: u64 = 2;
+const INV_FREQ: &str = "origin.inv_freq";
+const FINGERPRINT: &str = "origin.fingerprint";
 
 impl KvCache {
     /// Writes the cache to a file, page by page; one that was there is replaced when the new one is whole.
@@ -34,15 +40,21 @@ impl KvCache {
     fn write_to(&self, out: &mut impl Write) -> Result<()> {
         let pages = self.len.div_ceil(PAGE_LEN) - self.first;
         let (mut tensors, mut end) = (Vec::new(), 0);
-        let mut add = |name: String, bytes: usize| {
+        let mut add = |name: String, dtype: Dtype, elements: usize| {
+            let bytes = if dtype == Dtype::F32 { 4 * elements } else { elements };
             let data_offsets = (end, end + bytes);
             end += bytes;
-            tensors.push((name, TensorInfo { dtype: Dtype::U8, shape: vec![bytes], data_offsets }));
+            tensors.push((name, TensorInfo { dtype, shape: vec![elements], data_offsets }));
         };
+        let origin = self.origin.as_deref();
+        let numbers = origin.map(|o| [(INV_FREQ, &o.inv_freq), (FINGERPRINT, &o.fingerprint)]);
+        for (name, numbers) in numbers.iter().flatten() {
+            add((*name).into(), Dtype::F32, numbers.len());
+        }
         for (s, layers) in self.sequences.iter().enumerate() {
             for (l, all) in layers.iter().enumerate() {
-                add(name(s, l), all[..pages].iter().map(|p| p.as_bytes().len()).sum());
-                add(format!("{}.tiers", name(s, l)), pages);
+                add(name(s, l), Dtype::U8, all[..pages].iter().map(|p| p.as_bytes().len()).sum());
+                add(format!("{}.tiers", name(s, l)), Dtype::U8, pages);
             }
         }
         let about = HashMap::from([(ABOUT.to_string(), self.about().to_string())]);
@@ -51,6 +63,9 @@ impl KvCache {
         header.resize(header.len().next_multiple_of(8), b' ');
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
+        for number in numbers.iter().flatten().flat_map(|(_, numbers)| numbers.iter()) {
+            out.write_all(&number.to_le_bytes())?;
+        }
         for all in self.sequences.iter().flatten() {
             all[..pages].iter().try_for_each(|p| out.write_all(p.as_bytes()))?;
             let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
@@ -59,57 +74,64 @@ impl KvCache {
         Ok(out.flush()?)
     }
 
-    /// Fills this cache, made for the same model, with what [`Self::save`] wrote; its settings become the file's.
+    /// Fills this cache, made for the same model, with what [`Self::save`] wrote. How positions are kept is then as the file says;
+    /// the budget stays this cache's.
+    ///
+    /// Which model the file is of is compared here where this cache is tied to one (made for a loaded model, or used), else by
+    /// the first step that continues it.
     ///
     /// # Errors
-    /// The file is none of these, truncated, or of another shape or sliding window. The cache is unchanged then.
+    /// [`Error::File`](Reason::File): it is none of these, or damaged. [`Error::WrongModel`](Reason::WrongModel): it is of another
+    /// model, shape or sliding window. [`Error::Full`](Reason::Full): it holds more than the context or the budget. The cache is
+    /// unchanged then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let named = |e: Error| Error::msg(format!("kv cache {}: {e}", path.display()));
-        let metadata = loading::metadata(path)?;
-        let Some(about) = metadata.get(ABOUT) else {
-            return Err(named(Error::msg("is no saved cache")));
-        };
-        let about: Value = serde_json::from_str(about).map_err(|e| named(Error::wrap(e)))?;
         let generation = self.generation + 1;
-        *self = Self { generation, ..self.read(path, &about).map_err(named)? };
+        let read = self.read(path).map_err(|e| match Reason::of(&e) {
+            Some(_) => e,
+            None => {
+                let problem = e.to_string().lines().next().unwrap_or_default().to_string();
+                Reason::File { path: path.into(), problem }.into()
+            }
+        })?;
+        *self = Self { generation, ..read };
         Ok(())
     }
 
     fn about(&self) -> Value {
-        let KvConfig { dtype, hot, warm, stochastic, max_bytes } = self.config;
+        let KvConfig { dtype, hot, warm, stochastic, max_bytes: _ } = self.config;
         json!({
             "format": FORMAT, "positions": self.len, "sequences": self.sequences.len(), "layers": self.shape.layers,
             "heads": self.shape.page.heads, "head_dim": self.shape.page.head_dim, "dtype": dtype.name(), "hot": hot,
-            "warm": warm, "stochastic": stochastic, "max_bytes": max_bytes, "sliding_window": self.window,
-            "first_page": self.first,
+            "warm": warm, "stochastic": stochastic, "sliding_window": self.window, "first_page": self.first,
+            "interleaved": self.origin.as_ref().map(|o| o.interleaved),
         })
     }
 
-    fn read(&self, path: &Path, about: &Value) -> Result<Self> {
+    fn read(&self, path: &Path) -> Result<Self> {
+        let metadata = loading::metadata(path)?;
+        let Some(about) = metadata.get(ABOUT) else { bail!("is no saved kv cache") };
+        let about: Value = serde_json::from_str(about).map_err(Error::wrap)?;
         let number = |key: &str| match about[key].as_u64() {
             Some(n) => Ok(n as usize),
-            None => bail!("metadata has no number {key}"),
+            None => bail!("is a damaged kv cache: its metadata has no number {key}"),
         };
-        if number("format")? as u64 != FORMAT {
-            bail!("format {} is not known here, only {FORMAT}: update candle-sparse", about["format"]);
+        match number("format")? as u64 {
+            FORMAT => {}
+            1 => bail!("was saved before caches said which model they are of: read the text again"),
+            other => {
+                bail!("has format {other}, which is not known here, only {FORMAT}: update candle-sparse")
+            }
         }
-        let (PageShape { heads, head_dim }, layers) = (self.shape.page, self.shape.layers);
-        let [got_layers, got_heads, got_dim] = [number("layers")?, number("heads")?, number("head_dim")?];
-        if [got_layers, got_heads, got_dim] != [layers, heads, head_dim] {
-            bail!(
-                "made for {got_layers} layers of {got_heads} heads of {got_dim}, the model has {layers} of {heads} of \
-                 {head_dim}"
-            );
-        }
-        let window = about["sliding_window"].as_u64().map(|w| w as usize);
-        if window != self.window {
-            let name = |w: Option<usize>| w.map_or("none".to_string(), |w| w.to_string());
-            bail!("made for a sliding window of {}, the model has {}", name(window), name(self.window));
-        }
+        self.check_shape(
+            [number("layers")?, number("heads")?, number("head_dim")?],
+            &about["sliding_window"],
+        )?;
         let len = number("positions")?;
         if len > self.limit {
-            bail!("{len} positions are past the model's context of {}", self.limit);
+            let problem =
+                format!("{}: {len} positions are past the model's context of {}", path.display(), self.limit);
+            return Err(Reason::Full { problem }.into());
         }
         let Some(dtype) = KvDType::ALL.into_iter().find(|d| about["dtype"] == d.name()) else {
             bail!("dtype {} is not known", about["dtype"]);
@@ -119,51 +141,126 @@ impl KvCache {
             hot: number("hot")?,
             warm: number("warm")?,
             stochastic: about["stochastic"].as_u64(),
-            max_bytes: about["max_bytes"].as_u64().map(|n| n as usize),
+            max_bytes: self.config.max_bytes,
         };
-        let mut cache = Self { config, ..Self::empty(self.shape, self.limit, self.window) };
-        // Files from before there were sliding windows hold all pages.
-        cache.first = about["first_page"].as_u64().unwrap_or(0) as usize;
+        let mut cache = Self::empty(self.shape, config, self.limit, self.window);
+        cache.first = number("first_page")?;
         if cache.first > cache.first_page(len / PAGE_LEN) {
             bail!("first_page {} is past what {len} positions need", cache.first);
         }
-        cache.fill(path, number("sequences")?, len)?;
+        let file = SafetensorsFiles::open(&[path])?;
+        cache.origin = self.read_origin(&file, about["interleaved"].as_bool())?;
+        cache.fill(&file, number("sequences")?, len)?;
         Ok(cache)
     }
 
-    fn fill(&mut self, path: &Path, batch: usize, len: usize) -> Result<()> {
-        let file = SafetensorsFiles::open(&[path])?;
-        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, len.div_ceil(PAGE_LEN) - self.first);
-        for s in 0..batch {
-            let mut layers = Vec::new();
-            for l in 0..self.shape.layers {
-                let name = name(s, l);
-                let (all, tiers) = (file.bytes(&name)?, file.bytes(&format!("{name}.tiers"))?);
-                let tiers: Option<Vec<Tier>> =
-                    tiers.iter().map(|t| Tier::ALL.get(*t as usize).copied()).collect();
-                let Some(tiers) = tiers.filter(|t| t.len() == pages) else {
-                    bail!("{name}.tiers does not name the tiers of {pages} pages");
-                };
-                let needed: usize = tiers.iter().map(|t| shape.bytes(*t, dtype)).sum();
-                if all.len() != needed {
-                    bail!("{name} has {} bytes, its pages take {needed}", all.len());
-                }
-                let mut rest = all.as_slice();
-                layers.push(Vec::new());
-                for tier in tiers {
-                    let mut page = shape.new_page(tier, dtype);
-                    let (bytes, behind) = rest.split_at(shape.bytes(tier, dtype));
-                    page.as_bytes_mut().copy_from_slice(bytes);
-                    layers[l].push(page);
-                    rest = behind;
-                }
+    /// Whether a file of another shape or window is asked for.
+    fn check_shape(&self, got: [usize; 3], window: &Value) -> Result<()> {
+        let (PageShape { heads, head_dim }, layers) = (self.shape.page, self.shape.layers);
+        let wrong = |problem: String| Err(Reason::WrongModel { what: "the saved kv cache", problem }.into());
+        if got != [layers, heads, head_dim] {
+            let [got_layers, got_heads, got_dim] = got;
+            return wrong(format!(
+                "it has {got_layers} layers of {got_heads} heads of {got_dim}, the model {layers} of {heads} of {head_dim}"
+            ));
+        }
+        let window = window.as_u64().map(|w| w as usize);
+        if window != self.window {
+            let name = |w: Option<usize>| w.map_or("none".to_string(), |w| w.to_string());
+            return wrong(format!(
+                "it has a sliding window of {}, the model {}",
+                name(window),
+                name(self.window)
+            ));
+        }
+        Ok(())
+    }
+
+    /// The model that a file is of, where that is this cache's.
+    fn read_origin(&self, file: &SafetensorsFiles, interleaved: Option<bool>) -> Result<Option<Arc<Origin>>> {
+        let numbers = |name: &str| -> Result<Arc<[f32]>> {
+            if file.dtype(name) != Some(DType::F32) {
+                bail!("{name} is missing, or not in F32");
             }
-            self.sequences.push(layers);
+            Ok(file.bytes(name)?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let read = match interleaved {
+            Some(interleaved) => {
+                Some(Origin { interleaved, inv_freq: numbers(INV_FREQ)?, fingerprint: numbers(FINGERPRINT)? })
+            }
+            None => None,
+        };
+        let problem = match (&read, &self.origin) {
+            (Some(read), Some(own)) => read.difference(own),
+            (None, Some(_)) => Some("it does not say which it is of".into()),
+            (_, None) => None,
+        };
+        match problem {
+            Some(problem) => Err(Reason::WrongModel { what: "the saved kv cache", problem }.into()),
+            None => Ok(read.map(Arc::new)),
+        }
+    }
+
+    fn fill(&mut self, file: &SafetensorsFiles, batch: usize, len: usize) -> Result<()> {
+        let layers = self.shape.layers;
+        for s in 0..batch {
+            let pages = (0..layers).map(|l| self.read_layer(file, &name(s, l), len.div_ceil(PAGE_LEN)));
+            self.sequences.push(pages.collect::<Result<_>>()?);
+        }
+        let cooled =
+            |layers: &Vec<Vec<Page>>| layers.iter().map(|p| self.cooled_of(p)).collect::<Option<Vec<_>>>();
+        let mut each = self.sequences.iter().map(cooled);
+        // The page that is written next may be cold still, all others are as cold as those before them or hotter.
+        match each.next() {
+            Some(Some(cooled)) if each.all(|c| c.as_ref() == Some(&cooled)) => self.cooled = cooled,
+            None => {}
+            _ => bail!(
+                "its pages do not grow warmer from the first to the last, or not in all sequences alike"
+            ),
         }
         self.len = len;
-        self.notes = vec![vec![super::Notes::default(); self.shape.layers]; batch];
-        self.cooled = self.config.cooled(len);
+        self.notes = vec![vec![Notes::default(); layers]; batch];
+        self.adopt(batch);
+        if self.pool.bytes() > self.config.max_bytes.unwrap_or(usize::MAX) {
+            let problem =
+                format!("the saved kv cache takes {} bytes, more than the budget", self.pool.bytes());
+            return Err(Reason::Full { problem }.into());
+        }
         Ok(())
+    }
+
+    /// The pages of a layer up to page `end`.
+    fn read_layer(&self, file: &SafetensorsFiles, name: &str, end: usize) -> Result<Vec<Page>> {
+        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, end - self.first);
+        let (all, tiers) = (file.bytes(name)?, file.bytes(&format!("{name}.tiers"))?);
+        let mut rest = all.as_slice();
+        let tiers: Option<Vec<Tier>> = tiers.iter().map(|t| Tier::ALL.get(*t as usize).copied()).collect();
+        let Some(tiers) = tiers.filter(|t| t.len() == pages) else {
+            bail!("{name}.tiers does not name the tiers of {pages} pages");
+        };
+        let needed: usize = tiers.iter().map(|t| shape.bytes(*t, dtype)).sum();
+        if rest.len() != needed {
+            bail!("{name} has {} bytes, its pages take {needed}", rest.len());
+        }
+        let read = |tier: Tier| {
+            let mut page = shape.new_page(tier, dtype);
+            let (bytes, behind) = rest.split_at(shape.bytes(tier, dtype));
+            page.as_bytes_mut().copy_from_slice(bytes);
+            rest = behind;
+            page
+        };
+        Ok(tiers.into_iter().map(read).collect())
+    }
+
+    /// Pages at the front of a layer that are warm or cold, and cold; `None`: one is colder than one before it.
+    fn cooled_of(&self, pages: &[Page]) -> Option<[usize; 2]> {
+        let sinks = usize::from(self.first == 0);
+        let (first, rest) = pages.split_at(sinks.min(pages.len()));
+        let count = |least: Tier| rest.iter().take_while(|p| p.tier() >= least).count();
+        let (cooled, cold) = (count(Tier::Warm), count(Tier::Cold));
+        let sorted =
+            first.iter().all(|p| p.tier() == Tier::Hot) && rest.is_sorted_by(|a, b| a.tier() >= b.tier());
+        sorted.then_some([self.first + sinks + cooled, self.first + sinks + cold])
     }
 }
 
@@ -172,45 +269,4 @@ fn name(sequence: usize, layer: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::{
-        Error,
-        kv_cache::tests::{config, fill, read},
-        kv_cache::{KvCache, KvConfig, KvDType},
-    };
-
-    #[test]
-    fn two_threads_save_beside_each_other() {
-        let (c, dir) = (config(2, 32), tempfile::tempdir().unwrap());
-        std::thread::scope(|scope| {
-            for (who, positions) in [("alice", 40), ("bob", 70)] {
-                let (c, path) = (&c, dir.path().join(format!("session.{who}")));
-                scope.spawn(move || {
-                    let new = || KvCache::new(c, KvConfig::exact(KvDType::F16));
-                    let mut cache = new();
-                    fill(&mut cache, c, 0..positions);
-                    for _ in 0..20 {
-                        cache.save(&path).unwrap();
-                        let mut back = new();
-                        back.load(&path).unwrap();
-                        assert_eq!(back.len(), positions);
-                        assert_eq!(read(&back, c, 1, positions - 1), read(&cache, c, 1, positions - 1));
-                    }
-                });
-            }
-        });
-        assert_eq!(dir.path().read_dir().unwrap().count(), 2, "something else stayed");
-    }
-
-    #[test]
-    fn a_folder_or_a_pointer_is_no_cache() {
-        let (c, dir) = (config(2, 32), tempfile::tempdir().unwrap());
-        let mut cache = KvCache::new(&c, KvConfig::exact(KvDType::F16));
-        assert!(matches!(Error::of(&cache.save(dir.path()).unwrap_err()), Some(Error::File { .. })));
-        let path = dir.path().join("pointer");
-        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n").unwrap();
-        let e = cache.load(&path).unwrap_err();
-        assert!(matches!(Error::of(&e), Some(Error::File { path: p, .. }) if *p == path), "{e}");
-        assert!(e.to_string().contains("Git LFS"), "{e}");
-    }
-}
+mod tests;

@@ -4,13 +4,14 @@ mod blocks;
 
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored, inventory::Inventory};
 use blocks::SparseBlocks;
-use candle_core::{Error, Result, bail};
+use candle_core::{DType, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
     AttentionConfig, FfnMode, Profile, Selection, SparseConfig, Threads, Weight,
     core::{Config, Format},
     kernels::Kernels,
-    profile::{LayerProfile, fingerprint},
+    kv_cache::Origin,
+    profile::{Fingerprint, LayerProfile, fingerprint},
     sparse::{self, Plans, Points, SparseFfn},
     weight::{Conversions, Part, Stack, format_of},
 };
@@ -61,6 +62,28 @@ impl<'a> From<VarBuilder<'a>> for Checkpoint<'a> {
     }
 }
 
+impl Checkpoint<'_> {
+    /// The model's [`Fingerprint`], of the tensors as they are stored.
+    ///
+    /// # Errors
+    /// A tensor is missing.
+    pub fn fingerprint(
+        &self,
+        num_hidden_layers: usize,
+        hidden_size: usize,
+        inner: usize,
+    ) -> Result<Fingerprint> {
+        let Some(stored) = &self.stored else {
+            return Ok(Fingerprint::new(fingerprint(&self.vb, num_hidden_layers, hidden_size, inner)?));
+        };
+        let mut all = Fingerprint::default();
+        for (name, weight) in stored.weights() {
+            all.note(name.strip_suffix(".weight").unwrap_or(name), &weight?.into(), None)?;
+        }
+        Ok(all)
+    }
+}
+
 impl core::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Checkpoint").field("stored", &self.stored).finish_non_exhaustive()
@@ -68,6 +91,10 @@ impl core::fmt::Debug for Checkpoint<'_> {
 }
 
 struct Loader<'a> {
+    /// Names of tensors that begin with it, and a point, are the model's.
+    root: String,
+    /// Of the tensors that were read.
+    fingerprint: Fingerprint,
     /// What the matrices become; `None`: what they are.
     format: Option<Format>,
     stored: Option<&'a Stored>,
@@ -78,11 +105,25 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     /// Rows that stand under a name, as they are stored.
-    fn part(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Part> {
-        Ok(match self.stored {
+    fn part(&mut self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Part> {
+        let part = match self.stored {
             Some(stored) => stored.weight(&format!("{}.weight", vb.prefix()), &shape)?.into(),
             None => vb.get((shape[0], shape[1]), "weight")?.into(),
-        })
+        };
+        self.note(vb, &part)?;
+        Ok(part)
+    }
+
+    fn norm(&mut self, vb: &VarBuilder<'_>, n: usize) -> Result<Vec<f32>> {
+        let norm = vb.get(n, "weight")?;
+        self.note(vb, &norm.clone().into())?;
+        norm.to_dtype(DType::F32)?.to_vec1()
+    }
+
+    fn note(&mut self, vb: &VarBuilder<'_>, part: &Part) -> Result<()> {
+        let name = vb.prefix();
+        let name = name.strip_prefix(&self.root).unwrap_or(&name);
+        self.fingerprint.note(name.strip_prefix('.').unwrap_or(name), part, None)
     }
 
     /// What parts become that are to be one weight.
@@ -159,10 +200,10 @@ impl Loader<'_> {
         let (hidden, q, kv) = (c.hidden_size, c.q_dim(), c.kv_dim());
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         Ok(Layer {
-            input_layernorm: vector(&vb.pp("input_layernorm"), hidden, "weight")?,
+            input_layernorm: self.norm(&vb.pp("input_layernorm"), hidden)?,
             qkv_proj: self.projection(&attn, hidden, &qkv, extras.attention_bias)?,
             o_proj: self.projection(&attn, q, &[("o_proj", hidden)], extras.attention_bias)?,
-            post_attention_layernorm: vector(&vb.pp("post_attention_layernorm"), hidden, "weight")?,
+            post_attention_layernorm: self.norm(&vb.pp("post_attention_layernorm"), hidden)?,
             ffn: match profile {
                 Some(profile) => Ffn::Sparse(self.sparse_ffn(c, profile, &vb.pp("mlp"))?),
                 None => Ffn::Dense(self.dense_ffn(c, extras.mlp_bias, &vb.pp("mlp"))?),
@@ -237,7 +278,7 @@ impl Loader<'_> {
 }
 
 fn vector(vb: &VarBuilder<'_>, n: usize, name: &str) -> Result<Vec<f32>> {
-    vb.get(n, name)?.to_dtype(candle_core::DType::F32)?.to_vec1()
+    vb.get(n, name)?.to_dtype(DType::F32)?.to_vec1()
 }
 
 impl Decoder {
@@ -272,6 +313,8 @@ impl Decoder {
         let found = Extras { mlp_bias: inventory.mlp_bias, ..extras };
         let profile = profile(vb, &mut options, &config, found, &mut notices)?;
         let mut loader = Loader {
+            root: vb.prefix(),
+            fingerprint: Fingerprint::default(),
             format,
             stored: stored.as_deref(),
             optional_biases: inventory.optional_biases,
@@ -284,8 +327,15 @@ impl Decoder {
         } else {
             loader.matrix(&vb.pp("lm_head"), vocab, hidden)?
         };
+        // Sizes are now those of tensors that exist.
+        let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
+        let mut origin = Origin {
+            interleaved: config.rope.interleaved,
+            inv_freq: Arc::clone(&inv_freq),
+            fingerprint: Arc::default(),
+        };
         let mut decoder = Self {
-            inv_freq: inv_freq(&config, rope_freqs.as_deref())?,
+            inv_freq,
             config,
             kernels,
             threads: options.threads.unwrap_or_default(),
@@ -298,6 +348,7 @@ impl Decoder {
             norm: vector(&vb.pp("model.norm"), hidden, "weight")?,
             lm_head,
             notices: Vec::new(),
+            origin: Arc::new(origin.clone()),
         };
         let blocks = decoder.config.num_hidden_layers;
         let choice = match &profile {
@@ -309,9 +360,15 @@ impl Decoder {
         };
         let layers = (0..blocks).map(|i| {
             let of_block = profile.as_ref().filter(|_| choice.sparse[i]).map(|p| &p.layers[i]);
-            loader.layer(&decoder.config, extras, of_block, &vb.pp(format!("model.layers.{i}")))
+            let layer =
+                loader.layer(&decoder.config, extras, of_block, &vb.pp(format!("model.layers.{i}")))?;
+            // With what is known so far: a profile of another model is refused before all of this one is read.
+            profile.as_ref().map_or(Ok(()), |p| p.belongs_to(loader.fingerprint.numbers()))?;
+            Ok(layer)
         });
         decoder.layers = layers.collect::<Result<_>>()?;
+        origin.fingerprint = loader.fingerprint.numbers().into();
+        decoder.origin = Arc::new(origin);
         if let Some(wanted) = options.format {
             notices.extend(loader.conversions.notices(wanted));
         }
@@ -390,7 +447,6 @@ fn profile(
         bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
     }
     sparse::check(&profile, c)?;
-    profile.belongs_to(&fingerprint(vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?)?;
     Ok(Some(profile))
 }
 

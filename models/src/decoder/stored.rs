@@ -129,6 +129,11 @@ impl Stored {
         if self.mapped { self.tensors.values().filter(|(held, _)| copied(held)).count() } else { 0 }
     }
 
+    /// All tensors, in no order; read anew where they are not in memory.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, Result<Weight>)> {
+        self.tensors.iter().map(|(name, (held, _))| (name.as_str(), held.weight()))
+    }
+
     /// The tensors as a `VarBuilder` that gives floats.
     #[must_use]
     pub fn var_builder(self: &Arc<Self>) -> VarBuilder<'static> {

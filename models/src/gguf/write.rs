@@ -239,6 +239,9 @@ impl GgufModel {
     }
 }
 
+/// Keys that say how the bytes of a file lie.
+const OF_THE_BYTES: [&str; 3] = ["general.alignment", "general.quantization_version", "general.file_type"];
+
 /// candle's name of a format.
 #[must_use]
 pub fn ggml_type(format: Format) -> GgmlDType {

@@ -6,6 +6,7 @@ mod damaged;
 mod files;
 mod ggml;
 mod logits;
+mod options;
 mod pretrained;
 mod split;
 mod swap;

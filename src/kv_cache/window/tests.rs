@@ -133,7 +133,7 @@ fn a_step_taken_back_brings_dropped_pages_back() {
             let before = cache.remember(from);
             fill(&mut cache, &c, from..from + 300);
             cache.restore(before);
-            assert_eq!((cache.len(), cache.cooled, cache.first), (was.len(), was.cooled, was.first));
+            assert_eq!((cache.len(), &cache.cooled, cache.first), (was.len(), &was.cooled, was.first));
             let first = was.first * PAGE_LEN;
             let same = |p: usize| (0..2).all(|l| read(&cache, &c, l, p) == read(&was, &c, l, p));
             assert!((first..300).all(same), "{kv:?}, window {window} from {from}");

@@ -6,6 +6,7 @@ use candle_core::Result;
 use candle_nn::VarBuilder;
 use candle_sparse::{
     FfnMode, Profile, SparseConfig,
+    profile::Fingerprint,
     sparse::{self, BREAK_EVEN, Points, expected_share},
     weight::Conversions,
 };
@@ -121,7 +122,9 @@ fn both_ways(
     blocks: &[usize],
 ) -> Result<([Vec<Layer>; 2], usize)> {
     let Loader { format, stored, optional_biases, .. } = *source.loader;
-    let mut loader = Loader { format, stored, optional_biases, conversions: Conversions::default() };
+    let (root, fingerprint, conversions) =
+        (source.loader.root.clone(), Fingerprint::default(), Conversions::default());
+    let mut loader = Loader { root, fingerprint, format, stored, optional_biases, conversions };
     let (mut held, mut bytes) = ([Vec::new(), Vec::new()], 0);
     for &i in blocks {
         let vb = source.at(i);
