@@ -38,7 +38,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Instant}
 
 /// Fit a sparse profile to a model.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "calibrate", version)]
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
@@ -77,7 +77,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    cli::exit(run(&cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -216,10 +216,10 @@ fn report_rows(files: &ModelFiles, profile: &Profile, windows: &[Vec<u32>]) -> R
 }
 
 fn print(cli: &Cli, fitted: &Fitted, rows: &[Row], seconds: f64) -> Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = cli::output::stdout();
     if cli.json {
         let json = serde_json::json!({
-            "out": cli.out, "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
+            "out": cli.out.display().to_string(), "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
             "held_out": rows.iter().map(Row::json).collect::<Vec<_>>(), "gates": gates::json(&fitted.gates),
         });
         writeln!(out, "{json}")?;

@@ -1,22 +1,31 @@
 //! The engines that are measured, behind one trait.
 
-use super::{Cli, gguf::gguf, sparse::Drawn};
+use super::{Cli, gguf::gguf, model, sparse::Drawn};
 use anyhow::{Context, Result, bail};
 use candle_core::{
     DType, Device, Shape, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file::Content},
+    quantized::{
+        GgmlDType,
+        gguf_file::{Content, TensorInfo},
+    },
 };
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use candle_sparse::{
     AttentionMode, FastGrnnGate, FfnMode, Selection, SparseConfig, Threads, core::Format, kernels::Kernels,
 };
 use candle_sparse_models::{
-    decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama, pretrained::var_builder,
+    decoder::LoadOptions,
+    files::{ModelFiles, Weights},
+    gguf::GgufFile,
+    llama,
+    pretrained::{self, var_builder},
 };
 use candle_transformers::models::{llama as candle_llama, quantized_llama};
 use half::{bf16, f16};
 use std::{
+    fs::File,
     io::{BufReader, Seek},
+    path::Path,
     sync::Arc,
 };
 
@@ -41,39 +50,84 @@ pub(crate) trait Engine {
 
 /// Where configuration and weights come from.
 pub(crate) struct Source {
-    config: Vec<u8>,
-    files: Option<ModelFiles>,
-    dtype: DType,
+    from: Origin,
+    /// What the weights are to become; `None`: what they are.
+    pub(crate) format: Option<Format>,
+}
+
+enum Origin {
+    /// Random weights for a `config.json`.
+    Shape(String),
+    Files(ModelFiles),
 }
 
 impl Source {
-    pub(crate) fn new(cli: &Cli, format: Format) -> Result<Self> {
-        let Some(spec) = &cli.model else {
-            return Ok(Self::random(cli.shape.config(), format));
+    pub(crate) fn new(cli: &Cli) -> Result<Self> {
+        let from = match &cli.model {
+            None => Origin::Shape(cli.shape.config()),
+            Some(name) => Origin::Files(model::resolve(name, None)?),
         };
-        let files = ModelFiles::resolve(spec, None, &HubSettings::from_env())?;
-        let Some(config) = files.config.as_ref().map(|c| c.to_vec()) else {
-            bail!("--model {spec}: give the safetensors model; for a GGUF file see --gguf")
-        };
-        Ok(Self { config, files: Some(files), dtype: load_dtype(format) })
+        Ok(Self { from, format: cli.format() })
     }
 
     /// Random weights for a `config.json`.
+    #[cfg(test)]
     pub(crate) fn random(config: String, format: Format) -> Self {
-        Self { config: config.into_bytes(), files: None, dtype: load_dtype(format) }
+        Self { from: Origin::Shape(config), format: Some(format) }
+    }
+
+    /// The GGUF file, if it is one.
+    fn gguf_file(&self) -> Option<&Path> {
+        match &self.from {
+            Origin::Files(ModelFiles { weights: Weights::Gguf(path), .. }) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Whether candle needs its model for quantised weights.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.format.map_or(self.gguf_file().is_some(), Format::is_quantized)
     }
 
     pub(crate) fn config(&self) -> Result<llama::Config> {
-        let config: llama::LlamaConfig = serde_json::from_slice(&self.config).context("config.json")?;
-        Ok(config.into_config(false))
+        match &self.from {
+            Origin::Shape(json) => {
+                let config: llama::LlamaConfig = serde_json::from_str(json).context("config.json")?;
+                Ok(config.into_config(false))
+            }
+            Origin::Files(files) => Ok(pretrained::config(files)?),
+        }
+    }
+
+    /// `config.json`, which a GGUF file has not.
+    fn config_json(&self) -> Result<&[u8]> {
+        match &self.from {
+            Origin::Shape(json) => Ok(json.as_bytes()),
+            Origin::Files(files) => files.config.as_deref().with_context(|| {
+                format!("{}: candle runs a GGUF file in blocks alone: leave out --dtype", files.name)
+            }),
+        }
     }
 
     /// For all engines: candle's memory map would need unsafe code, and changes the load alone.
     pub(crate) fn var_builder(&self) -> Result<VarBuilder<'static>> {
-        Ok(match &self.files {
-            None => VarBuilder::from_backend(Box::new(Random), self.dtype, Device::Cpu),
-            Some(files) => var_builder(files, Some(self.dtype))?,
+        let dtype = self.format.map(load_dtype);
+        Ok(match &self.from {
+            Origin::Shape(_) => {
+                VarBuilder::from_backend(Box::new(Random), dtype.unwrap_or(DType::F16), Device::Cpu)
+            }
+            Origin::Files(files) => var_builder(files, dtype)?,
         })
+    }
+
+    /// The dtype of a cache.
+    fn cache_dtype(&self) -> Result<DType> {
+        let stored = match (self.format, self.gguf_file()) {
+            (Some(format), _) => format,
+            (None, Some(_)) => Format::F16,
+            (None, None) => return Ok(self.var_builder()?.dtype()),
+        };
+        Ok(if stored == Format::F32 { DType::F32 } else { DType::F16 })
     }
 }
 
@@ -150,41 +204,47 @@ fn prompt(n: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(ids, (1, n), &Device::Cpu)?)
 }
 
-fn cache_dtype(format: Format) -> DType {
-    if format == Format::F32 { DType::F32 } else { DType::F16 }
-}
-
 /// Our model.
 pub(crate) struct Ours {
     name: &'static str,
     model: llama::Llama,
     cache: llama::Cache,
     config: llama::Config,
+    cache_dtype: DType,
     logits: Vec<f32>,
 }
 
 impl Ours {
     pub(crate) fn load(
         source: &Source,
-        format: Format,
         threads: Threads,
         drawn: Option<Drawn>,
         positions: usize,
     ) -> Result<Self> {
         let mut config = source.config()?;
-        config.max_position_embeddings = config.max_position_embeddings.max(positions);
-        let vb = source.var_builder()?;
         let mut options =
-            LoadOptions { format: Some(format), threads: Some(threads), ..LoadOptions::default() };
+            LoadOptions { format: source.format, threads: Some(threads), ..LoadOptions::default() };
         options.sparse.mode = FfnMode::Dense;
-        if let Some(drawn) = drawn {
-            options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
-            options.sparse.mode = drawn.ffn.into();
+        let model = if let Some(path) = source.gguf_file() {
+            llama::Llama::from_gguf(&GgufFile::open(path)?, options)?
+        } else {
+            config.max_position_embeddings = config.max_position_embeddings.max(positions);
+            let vb = source.var_builder()?;
+            if let Some(drawn) = drawn {
+                options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
+                options.sparse.mode = drawn.ffn.into();
+            }
+            llama::Llama::load_with(vb, &config, options)?
+        };
+        let (limit, cache_dtype) = (config.max_position_embeddings, source.cache_dtype()?);
+        if positions > limit {
+            bail!(
+                "the model has {limit} positions: {positions} of --prefill, --depth and --steps do not fit"
+            );
         }
-        let model = llama::Llama::load_with(vb, &config, options)?;
-        let cache = llama::Cache::new(true, cache_dtype(format), &config, &Device::Cpu)?;
-        let mut ours = Self { name: "dense", model, cache, config, logits: Vec::new() };
-        ours.logits.resize(ours.config.vocab_size, 0.0);
+        let cache = llama::Cache::new(true, cache_dtype, &config, &Device::Cpu)?;
+        let logits = vec![0.0; config.vocab_size];
+        let mut ours = Self { name: "dense", model, cache, config, cache_dtype, logits };
         if let Some(drawn) = drawn {
             ours.tune(drawn)?;
         }
@@ -193,7 +253,7 @@ impl Ours {
 
     /// With the memory of the flags; gates are drawn, since random weights teach nothing.
     pub(crate) fn reading(mut self, cli: &Cli) -> Result<Self> {
-        let (kv, attention) = (cli.memory.kv(cache_dtype(cli.dtype))?, cli.memory.attention());
+        let (kv, attention) = (cli.memory.kv(self.cache_dtype)?, cli.memory.attention()?);
         let c = &self.config;
         self.cache = llama::Cache::with_config(true, kv, c, &Device::Cpu)?;
         if attention.mode == AttentionMode::Gated {
@@ -302,16 +362,18 @@ pub(crate) struct Candle {
 impl Candle {
     pub(crate) fn load(source: &Source) -> Result<Self> {
         let config: candle_llama::LlamaConfig =
-            serde_json::from_slice(&source.config).context("config.json")?;
+            serde_json::from_slice(source.config_json()?).context("config.json")?;
         let config = config.into_config(false);
-        let model = candle_llama::Llama::load(source.var_builder()?, &config)?;
-        let cache = candle_llama::Cache::new(true, source.dtype, &config, &Device::Cpu)?;
+        let vb = source.var_builder()?;
+        let dtype = vb.dtype();
+        let model = candle_llama::Llama::load(vb, &config)?;
+        let cache = candle_llama::Cache::new(true, dtype, &config, &Device::Cpu)?;
         let (h, i) = (config.hidden_size, config.intermediate_size);
         let kv = h / config.num_attention_heads * config.num_key_value_heads;
         let elements =
             config.num_hidden_layers * (2 * h * h + 2 * h * kv + 3 * h * i) + config.vocab_size * h;
-        let weight_bytes_per_token = elements * source.dtype.size_in_bytes();
-        Ok(Self { model, config, cache, dtype: source.dtype, weight_bytes_per_token })
+        let weight_bytes_per_token = elements * dtype.size_in_bytes();
+        Ok(Self { model, config, cache, dtype, weight_bytes_per_token })
     }
 }
 
@@ -363,7 +425,7 @@ pub(crate) struct CandleQuantized {
 
 impl CandleQuantized {
     /// A model that is asked for `positions` positions at most.
-    pub(crate) fn load(source: &Source, format: Format, threads: Threads, positions: usize) -> Result<Self> {
+    pub(crate) fn load(source: &Source, threads: Threads, positions: usize) -> Result<Self> {
         if threads.count() != Threads::default().count() {
             bail!(
                 "candle's quantised llama uses all of candle's pool: set CANDLE_NUM_THREADS, not --threads"
@@ -375,19 +437,17 @@ impl CandleQuantized {
                 "candle's quantised llama has {limit} positions: {positions} of --prefill, --depth and --steps do not fit"
             );
         }
-        let gguf = gguf(source, format, "for candle")?;
         let c = source.config()?;
-        let read = gguf.matrices().filter(|(name, _)| c.tie_word_embeddings || *name != "token_embd.weight");
+        let mut file = BufReader::new(match (source.format, source.gguf_file()) {
+            (None, Some(path)) => File::open(path)?,
+            (format, _) => made_for_candle(source, format.unwrap_or(Format::F16))?,
+        });
+        let content = Content::read(&mut file)?;
+        let matrices = content.tensor_infos.iter().filter(|(_, t)| t.shape.rank() == 2);
+        let read = matrices.filter(|(name, _)| c.tie_word_embeddings || *name != "token_embd.weight");
         let weight_bytes_per_token: usize = read.map(|(_, t)| held_bytes(t)).sum();
         // candle unpacks the embedding to F32, beside a tied head that stays quantised.
         let weight_bytes = weight_bytes_per_token + c.vocab_size * c.hidden_size * size_of::<f32>();
-        // Through a file without a name: in memory it would be one more copy of the model while loading.
-        let mut file = tempfile::tempfile()?;
-        gguf.write(&mut file)?;
-        drop(gguf);
-        file.rewind()?;
-        let mut file = BufReader::new(file);
-        let content = Content::read(&mut file)?;
         let model = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
         Ok(Self { model, weight_bytes, weight_bytes_per_token })
     }
@@ -399,11 +459,20 @@ impl CandleQuantized {
     }
 }
 
+/// Through a file without a name: in memory it would be one more copy of the model while loading.
+fn made_for_candle(source: &Source, format: Format) -> Result<File> {
+    let mut file = tempfile::tempfile()?;
+    gguf(source, format, "for candle")?.write(&mut file)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// Bytes that candle holds for a matrix: what is not quantised becomes F32.
-fn held_bytes(t: &QTensor) -> usize {
-    match t.dtype() {
-        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => t.shape().elem_count() * size_of::<f32>(),
-        _ => t.storage_size_in_bytes(),
+fn held_bytes(t: &TensorInfo) -> usize {
+    let (elements, dtype) = (t.shape.elem_count(), t.ggml_dtype);
+    match dtype {
+        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => elements * size_of::<f32>(),
+        _ => elements / dtype.block_size() * dtype.type_size(),
     }
 }
 

@@ -26,40 +26,43 @@ use candle_sparse_models::{
     quality::Quality,
 };
 use clap::Parser;
-use cli::process_bytes;
+use cli::{OutputArgs, output, process_bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 /// Measure the quality of a setting against the dense model.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "perplexity", version)]
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
     /// Text files, read one after the other
-    #[arg(long, required = true, num_args = 1..)]
+    #[arg(long, required = true, num_args = 1.., help_heading = "Text")]
     text: Vec<PathBuf>,
     /// Tokens per window; the model's context, at most 1024, where not given
-    #[arg(long)]
+    #[arg(long, help_heading = "Text")]
     context: Option<usize>,
-    /// Tokens from one window to the next; only the last `stride` tokens of a window count
-    #[arg(long)]
+    /// Tokens from one window to the next; only the last `stride` tokens of a window count; half of --context where not given
+    #[arg(long, conflicts_with = "sweep", help_heading = "Text")]
     stride: Option<usize>,
     /// Stop after this many counted tokens
-    #[arg(long)]
+    #[arg(long, help_heading = "Text")]
     tokens: Option<usize>,
     /// Compare random, static, low-rank, gate, cascade and oracle choices at every share of the profile, and draw them
     /// into this SVG file; windows are then documents (separated by <|endoftext|>) cut at --context, 256 if not given
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     sweep: Option<PathBuf>,
-    /// Print one JSON object as the last line of standard output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    let cli: Cli = cli::parse();
+    if cli.output.quiet {
+        output::be_quiet();
+    }
+    cli::exit(run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -89,13 +92,19 @@ fn run(cli: &Cli) -> Result<()> {
     let bar = ProgressBar::new(windows as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} windows, {eta} left, ppl {msg}")?);
     let mut quality = Quality::default();
+    let mut failed = None;
     for w in 0..windows {
         let window = &ids[w * stride..w * stride + context];
         // Tokens before the overlap were counted by the window before.
         let first = if w == 0 { 1 } else { context - stride };
-        let logits = all_logits(&setting.model, window, &mut cache)?;
-        let dense = prefill(&dense.model, window, &mut dense_cache)?;
-        quality.add(window, first, &logits, &dense)?;
+        let measured = all_logits(&setting.model, window, &mut cache).and_then(|logits| {
+            let dense = prefill(&dense.model, window, &mut dense_cache)?;
+            Ok(quality.add(window, first, &logits, &dense)?)
+        });
+        if let Err(error) = measured {
+            failed = Some(error);
+            break;
+        }
         bar.set_message(format!("{:.3}", quality.ppl()));
         bar.inc(1);
         if cli.tokens.is_some_and(|n| quality.tokens() >= n) {
@@ -103,10 +112,25 @@ fn run(cli: &Cli) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    report(cli, &quality, &setting.model, &cache)
+    cli.model.memory.note_unused(cache.kv().config(), context);
+    match failed {
+        // What was measured before is reported too.
+        Some(error) if quality.tokens() > 0 => {
+            report(cli, &quality, &setting.model, &cache)?;
+            Err(error)
+        }
+        Some(error) => Err(error),
+        None => report(cli, &quality, &setting.model, &cache),
+    }
 }
 
 fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
+    if cli.model.ffn.is_some() || cli.model.sparsity.is_some() || cli.model.memory.is_given() {
+        bail!(
+            "--sweep measures every choice of neurons at every share, all keys and values exact: leave out --ffn, --sparsity, \
+             --kv and --attention"
+        );
+    }
     let files = cli.model.files()?;
     let Some(profile) = cli.model.profile(&files)? else {
         bail!("--sweep needs a profile: make one with `calibrate` and give it with --profile");
@@ -123,7 +147,7 @@ fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
     }
     let points = sweep::sweep(&loaded, &profile, &windows)?;
     sweep::plot(&points, &format!("{}: quality against active share", files.name), path)?;
-    sweep::print(&points, cli.json)
+    sweep::print(&points, cli.output.json)
 }
 
 fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
@@ -162,8 +186,8 @@ fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor
 fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
     let active = cache.sparse_stats().active_share();
     let mode = model.decoder().sparse_config().map_or(FfnMode::Dense, |SparseConfig { mode, .. }| mode);
-    let mut out = std::io::stdout();
-    if cli.json {
+    let mut out = output::stdout();
+    if cli.output.json {
         let json = serde_json::json!({
             "tokens": q.tokens(),
             "nll": q.nll(),

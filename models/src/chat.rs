@@ -1,6 +1,7 @@
 //! Conversations: chat templates, and turns that make a model read only what is new.
 
 mod environment;
+mod restore;
 mod template;
 
 pub use template::ChatTemplate;
