@@ -78,7 +78,7 @@ fn nobody_has_to_read_standard_error() {
 fn a_closed_standard_output_ends_a_program_quietly() {
     let folder = tempfile::tempdir().unwrap();
     let text = text_file(&folder);
-    let cases: [(&str, &[&str]); 8] = [
+    let cases: [(&str, &[&str]); 7] = [
         ("llama-sparse", &["-n", "5", "--prompt", "x"]),
         ("llama-sparse", &["-n", "5", "--json"]),
         ("llama-sparse", &["--prompt", "x", "-n", "1", "--compare"]),
@@ -86,7 +86,6 @@ fn a_closed_standard_output_ends_a_program_quietly() {
         ("ab", &["-n", "2", "--rounds", "1"]),
         ("perplexity", &["--text", &text, "--context", "64", "--tokens", "70", "--ffn", "dense"]),
         ("decode-speed", &["--model", "tales-silu", "--steps", "1", "--prefill", "0"]),
-        ("simple", &[]),
     ];
     for (name, args) in cases {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -112,7 +111,8 @@ fn whatever_takes_a_text_takes_any_text() {
     text_file(&folder);
     let run = |args: &[&str]| outcome(program("perplexity").current_dir(folder.path()).args(args), b"");
     let rest = ["--context", "64", "--tokens", "70", "--ffn", "dense", "--json"];
-    for files in [&["--text", "-tale.txt"][..], &["--text", "-tale.txt", "-tale.txt"], &["--text=-tale.txt"]] {
+    for files in [&["--text", "-tale.txt"][..], &["--text", "-tale.txt", "-tale.txt"], &["--text=-tale.txt"]]
+    {
         let out = run(&[files, &rest].concat());
         assert_eq!(out.code, Some(0), "{out:?}");
     }
@@ -169,7 +169,9 @@ fn prompts_come_from_files_and_from_standard_input() {
     assert_eq!(said(&["--prompt", "-"], "The wolf\nand the fox"), expected);
     one_line(&example("llama-sparse", &["--file", "/no/such/file"]), "/no/such/file");
     std::fs::write(&file, "").unwrap();
-    assert!(example("llama-sparse", &["--prompt", "a", "--file", &file]).stderr.contains("cannot be used with"));
+    assert!(
+        example("llama-sparse", &["--prompt", "a", "--file", &file]).stderr.contains("cannot be used with")
+    );
 }
 
 /// The prompt is not shown again, which may be a book.
@@ -179,7 +181,11 @@ fn a_prompt_past_the_context_is_one_line() {
     for name in ["llama-sparse", "mistral-sparse"] {
         let out = example_reading(name, &["--prompt", "-"], &long);
         assert!(out.code == Some(2) && out.stdout.is_empty(), "{name}: {out:?}");
-        assert_eq!(out.stderr.lines().filter(|l| l.contains("context of 1024")).count(), 1, "{name}: {out:?}");
+        assert_eq!(
+            out.stderr.lines().filter(|l| l.contains("context of 1024")).count(),
+            1,
+            "{name}: {out:?}"
+        );
     }
 }
 
@@ -192,8 +198,7 @@ fn programs_say_who_they_are_and_group_their_flags() {
         assert_eq!(version, format!("{name} {}\n", env!("CARGO_PKG_VERSION")));
     }
     let help = ok("llama-sparse", &["--help"]).stdout;
-    let headings =
-        ["Prompt:", "Model:", "Memory:", "Sparse:", "Sampling:", "Chat:", "Output:", "Examples:"];
+    let headings = ["Prompt:", "Model:", "Memory:", "Sparse:", "Sampling:", "Chat:", "Output:", "Examples:"];
     let at = |heading| help.lines().position(|line| line == heading);
     let found: Vec<_> = headings.into_iter().map(at).collect();
     assert!(found.iter().all(Option::is_some) && found.is_sorted(), "{found:?}\n{help}");

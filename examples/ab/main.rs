@@ -3,8 +3,6 @@
 
 #[path = "../common/cli.rs"]
 mod cli;
-#[path = "../common/input.rs"]
-mod input;
 #[path = "../common/memory.rs"]
 mod memory;
 #[path = "../common/model.rs"]

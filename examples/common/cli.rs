@@ -1,6 +1,8 @@
 //! The command line of all programs: texts that begin with a dash, one-line errors, formats by name, memory of the process.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
+#[path = "input.rs"]
+pub(crate) mod input;
 #[path = "output.rs"]
 pub(crate) mod output;
 

@@ -99,6 +99,15 @@ pub(crate) struct Written {
 }
 
 impl Written {
+    /// Whether all went well, once it was reported.
+    pub(crate) fn result(self) -> Result<()> {
+        match self.error {
+            Some(error) => Err(error),
+            None if self.end == End::Interrupted => Err(output::Ended(output::INTERRUPTED).into()),
+            None => Ok(()),
+        }
+    }
+
     /// The first token comes out of the prefill.
     pub(crate) fn tokens_per_s(&self) -> f64 {
         self.tokens.saturating_sub(1) as f64 / self.decode_s
@@ -215,6 +224,17 @@ impl Writer<'_> {
         let rest = self.tokenizer.encode(&text[at..], false).map_err(Error::msg)?;
         past.ids.extend(rest.get_ids());
         Ok(())
+    }
+
+    /// Ends the line that was written, if anybody reads it. Where the prompt could not even be read there is nothing to report:
+    /// that is the error.
+    pub(crate) fn end_line(&self, written: &mut Written) -> Result<()> {
+        let ended = written.error.as_ref().and_then(output::ended);
+        if ended.is_none() && !(written.error.is_some() && written.text.is_empty()) {
+            self.show("\n")?;
+        }
+        let nothing = written.first_logits.is_empty();
+        written.error.take_if(|_| nothing || ended.is_some()).map_or(Ok(()), Err)
     }
 
     /// Refuses what has no room.

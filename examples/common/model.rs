@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "not every program uses all of it")]
 
 use super::{
-    cli::{self, format, output},
+    cli::{self, format, input, output},
     memory::MemoryArgs,
 };
 use anyhow::{Result, bail};
@@ -99,10 +99,7 @@ impl ModelArgs {
     pub(crate) fn files(&self) -> Result<ModelFiles> {
         let mut files = resolve(&self.model, self.revision.as_deref())?;
         if let Some(path) = &self.tokenizer {
-            files.tokenizer = Some(output::read(path)?.into());
-        }
-        if self.no_mmap && !matches!(files.weights, Weights::Gguf(_)) {
-            output::note("--no-mmap without effect: GGUF files alone are mapped");
+            files.tokenizer = Some(input::read(path)?.into());
         }
         Ok(files)
     }
@@ -160,7 +157,9 @@ impl ModelArgs {
         }
         if let (Some(flag), false) = (flag, has_profile || self.profile.is_some()) {
             let name = self.name();
-            bail!("{flag} needs a profile and {name} has none: make one with `calibrate`, give it with --profile");
+            bail!(
+                "{flag} needs a profile and {name} has none: make one with `calibrate`, give it with --profile"
+            );
         }
         Ok(())
     }
@@ -200,6 +199,9 @@ impl ModelArgs {
         attention: AttentionConfig,
     ) -> Result<LoadOptions> {
         let threads = cli::threads(self.threads)?;
+        if self.no_mmap && !matches!(files.weights, Weights::Gguf(_)) {
+            output::note("--no-mmap without effect: GGUF files alone are mapped");
+        }
         let (profile, copy_mapped) = (self.profile(files)?, self.no_mmap);
         Ok(LoadOptions { format, copy_mapped, threads, profile, sparse, attention })
     }

@@ -4,11 +4,15 @@
 //! work, and a closed standard output ends the program as quietly as `head` ends `cat`.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 use std::{
+    collections::BTreeSet,
     fmt::Display,
     io::{self, Write},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// The exit code of a shell's pipeline for a program that a closed pipe has ended.
@@ -19,6 +23,8 @@ pub(crate) const INTERRUPTED: u8 = 128 + 2;
 pub(crate) const FAILED: u8 = 2;
 
 static QUIET: AtomicBool = AtomicBool::new(false);
+/// Those that were said.
+static NOTES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// The program ends with this exit code, and all that is to be said of it was said.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -38,9 +44,12 @@ pub(crate) fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Something to know, on standard error.
+/// Something to know, once, on standard error.
 pub(crate) fn note(text: impl Display) {
-    status(format_args!("note: {text}"));
+    let text = text.to_string();
+    if NOTES.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+        status(format_args!("note: {text}"));
+    }
 }
 
 /// A line on standard error.
@@ -111,9 +120,4 @@ fn named(error: io::Error) -> io::Error {
         io::ErrorKind::BrokenPipe => io::Error::other(Ended(CLOSED_PIPE)),
         kind => io::Error::new(kind, format!("cannot write to standard output: {error}")),
     }
-}
-
-/// Reads a file that is named on the command line.
-pub(crate) fn read(path: &std::path::Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -1,6 +1,6 @@
 //! Flags that say what is continued.
 
-use super::{cli, input};
+use super::cli::{self, input};
 use anyhow::{Error, Result, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub(crate) struct PromptArgs {
 impl PromptArgs {
     fn text(&self) -> Result<String> {
         match (&self.file, self.prompt.as_deref()) {
-            (Some(path), _) => input::file(path),
-            (None, Some("-")) => input::file(Path::new("-")),
+            (Some(path), _) => input::prompt(path),
+            (None, Some("-")) => input::prompt(Path::new("-")),
             (None, Some(prompt)) => Ok(prompt.to_string()),
             (None, None) => Ok("Once upon a time there was a king who had ".to_string()),
         }

@@ -112,7 +112,9 @@ impl SamplingArgs {
         if temperature == 0.0 && !given.is_empty() {
             let why = match self.temperature {
                 Some(_) => "with --temperature 0 the most likely token is taken always",
-                None => "the model's generation_config.json takes the most likely token always (--temperature changes that)",
+                None => {
+                    "the model's generation_config.json takes the most likely token always (--temperature changes that)"
+                }
             };
             output::note(format_args!("{} without effect: {why}", given.join(", ")));
         }

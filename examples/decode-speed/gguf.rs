@@ -1,6 +1,6 @@
 //! The measured model as GGUF, which llama.cpp and candle's quantised llama open.
 
-use super::engines::Source;
+use super::source::Source;
 use anyhow::Result;
 use candle_sparse::core::Format;
 use candle_sparse_models::gguf::write::{GgufModel, Layout};

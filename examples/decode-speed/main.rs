@@ -16,15 +16,17 @@ mod model;
 mod probe;
 mod report;
 mod shapes;
+mod source;
 mod sparse;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Threads, core::Format};
 use clap::{Parser, ValueEnum};
 use cli::{OutputArgs, output, process_bytes};
-use engines::{Candle, CandleQuantized, Engine, Ours, Source};
+use engines::{Candle, CandleQuantized, Engine, Ours};
 use gguf::gguf;
 use report::{Row, Run, Times, median};
+use source::Source;
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Instant};
 
 /// Measure decode and prefill speed.
@@ -81,8 +83,22 @@ pub(crate) struct Cli {
 
 /// Flags that say what is measured, and nothing of a file that is written.
 const MEASURING: [&str; 16] = [
-    "model", "depth", "prefill", "steps", "threads", "engine", "against", "active", "kv", "hot", "warm", "attention",
-    "sinks", "window", "budget", "recall",
+    "model",
+    "depth",
+    "prefill",
+    "steps",
+    "threads",
+    "engine",
+    "against",
+    "active",
+    "kv",
+    "hot",
+    "warm",
+    "attention",
+    "sinks",
+    "window",
+    "budget",
+    "recall",
 ];
 
 /// An engine that can be measured.

@@ -3,7 +3,7 @@
 use crate::{
     Cli,
     cli::{
-        self,
+        self, input,
         output::{self, Ended, ended},
     },
     generate::{End, Past, Writer, Written},
@@ -37,8 +37,7 @@ pub(crate) struct ChatArgs {
 impl ChatArgs {
     /// What can be said before anything is loaded.
     pub(crate) fn check(&self) -> Result<()> {
-        let given =
-            [("--system", self.system.is_some()), ("--chat-template", self.chat_template.is_some())];
+        let given = [("--system", self.system.is_some()), ("--chat-template", self.chat_template.is_some())];
         if let Some((name, _)) = given.iter().find(|(_, given)| *given && !self.chat) {
             bail!("{name} belongs to a conversation: add --chat");
         }
@@ -134,7 +133,7 @@ impl Session<'_> {
     }
 
     fn load(&mut self, file: &Path) -> Result<()> {
-        let messages = messages(&output::read(file)?)
+        let messages = messages(&input::read(file)?)
             .with_context(|| format!("{} is no conversation written by /save", file.display()))?;
         let count = messages.len();
         self.start(Chat::with_messages(self.template.clone(), messages))?;

@@ -7,8 +7,6 @@ mod cli;
 mod compare;
 #[path = "../common/generate.rs"]
 mod generate;
-#[path = "../common/input.rs"]
-mod input;
 #[path = "../common/interrupt.rs"]
 mod interrupt;
 #[path = "../common/memory.rs"]
@@ -29,12 +27,8 @@ use candle_sparse_models::{
     pretrained::Pretrained,
 };
 use clap::Parser;
-use cli::{
-    OutputArgs,
-    output::{self, Ended},
-    process_bytes,
-};
-use generate::{End, Past, Writer, Written};
+use cli::{OutputArgs, input, output, process_bytes};
+use generate::{Past, Writer, Written};
 use interrupt::Interrupt;
 use model::ModelArgs;
 use prompt::PromptArgs;
@@ -103,7 +97,7 @@ impl Cli {
     fn files(&self) -> Result<ModelFiles> {
         let mut files = self.model.files()?;
         if let Some(path) = &self.chat.chat_template {
-            files.chat_template = Some(output::read(path)?);
+            files.chat_template = Some(input::read(path)?);
         }
         Ok(files)
     }
@@ -145,17 +139,10 @@ fn run(cli: &Cli) -> Result<()> {
     past.ids = cli.prompt_ids(&loaded)?;
     writer.check_room(past.ids.len())?;
     let prompt_tokens = past.ids.len();
-    let written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
-    if written.error.as_ref().and_then(output::ended).is_none() {
-        writer.show("\n")?;
-    }
+    let mut written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
+    writer.end_line(&mut written)?;
     report(cli, &loaded, &past, &written, prompt_tokens, load_s)?;
-    if let Some(error) = written.error {
-        return Err(error);
-    }
-    if written.end == End::Interrupted {
-        return Err(Ended(output::INTERRUPTED).into());
-    }
+    written.result()?;
     if compares {
         compare::compare(&loaded, cli.model.cache(&loaded)?, cli.output.json)?;
     }

@@ -1,6 +1,6 @@
 //! What the user says in a conversation: lines of a terminal or of a pipe, joined to messages and told from commands.
 
-use crate::{cli::output, input};
+use crate::cli::{input, output};
 use anyhow::Result;
 use rustyline::{Behavior, Config, Editor, error::ReadlineError, history::MemHistory};
 use std::io::{IsTerminal, StdinLock};

@@ -5,8 +5,6 @@
 mod cli;
 #[path = "../common/generate.rs"]
 mod generate;
-#[path = "../common/input.rs"]
-mod input;
 #[path = "../common/interrupt.rs"]
 mod interrupt;
 #[path = "../common/memory.rs"]
@@ -32,11 +30,8 @@ use candle_sparse_models::{
     pretrained::var_builder,
 };
 use clap::Parser;
-use cli::{
-    OutputArgs,
-    output::{self, Ended},
-};
-use generate::{End, Past, Writer, Written};
+use cli::{OutputArgs, output};
+use generate::{Past, Writer, Written};
 use interrupt::Interrupt;
 use model::ModelArgs;
 use prompt::PromptArgs;
@@ -89,16 +84,10 @@ fn run(cli: &Cli) -> Result<()> {
         interrupt: Interrupt::new()?,
     };
     writer.check_room(prompt_tokens)?;
-    let written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
-    if written.error.as_ref().and_then(output::ended).is_none() {
-        writer.show("\n")?;
-    }
+    let mut written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
+    writer.end_line(&mut written)?;
     report(cli, &past, &written, prompt_tokens, context)?;
-    match written.error {
-        Some(error) => Err(error),
-        None if written.end == End::Interrupted => Err(Ended(output::INTERRUPTED).into()),
-        None => Ok(()),
-    }
+    written.result()
 }
 
 /// The model and its context.

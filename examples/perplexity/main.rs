@@ -14,7 +14,7 @@ mod sweep;
 #[path = "../common/text.rs"]
 mod text;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
     AttentionMode,
@@ -26,7 +26,7 @@ use candle_sparse_models::{
     quality::Quality,
 };
 use clap::Parser;
-use cli::{OutputArgs, output, process_bytes};
+use cli::{OutputArgs, input, output, process_bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
 use std::{io::Write, path::PathBuf, process::ExitCode};
@@ -153,8 +153,7 @@ fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
 fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for path in &cli.text {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = input::text(path)?;
         let encoding = loaded.tokenizer.encode(text, true).map_err(anyhow::Error::msg)?;
         ids.extend_from_slice(encoding.get_ids());
     }

@@ -4,7 +4,8 @@ use crate::{common::example, model, ok, one_line};
 use serde_json::Value;
 
 fn said(args: &[&str]) -> Value {
-    ok("llama-sparse", &[&["--prompt", "The wolf", "-n", "40", "--ffn", "dense", "--json"], args].concat()).json()
+    ok("llama-sparse", &[&["--prompt", "The wolf", "-n", "40", "--ffn", "dense", "--json"], args].concat())
+        .json()
 }
 
 fn ids(args: &[&str]) -> Value {
@@ -15,16 +16,35 @@ fn ids(args: &[&str]) -> Value {
 fn flags_choose_and_seeds_repeat() {
     let greedy = ids(&["--temperature", "0"]);
     // One token to choose from, in every way to say it.
-    for args in [["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "0.999999"], ["--temperature", "0.000000001"]] {
+    for args in
+        [["--top-k", "1"], ["--top-p", "0.000001"], ["--min-p", "0.999999"], ["--temperature", "0.000000001"]]
+    {
         assert_eq!(ids(&args), greedy, "{args:?}");
     }
     let [one, again, two] = ["1", "1", "2"].map(|seed| ids(&["--seed", seed]));
     assert!(one == again && one != two && one != greedy, "{one} {two}");
     // What is not given is this.
-    let defaults = ["--temperature", "0.8", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.05", "--repeat-penalty", "1"];
+    let defaults = [
+        "--temperature",
+        "0.8",
+        "--top-k",
+        "40",
+        "--top-p",
+        "0.95",
+        "--min-p",
+        "0.05",
+        "--repeat-penalty",
+        "1",
+    ];
     assert_eq!(ids(&[&defaults[..], &["--seed", "1"]].concat()), one);
     // Each of them matters.
-    for args in [["--top-k", "2"], ["--top-p", "0.3"], ["--min-p", "0.5"], ["--temperature", "2"], ["--repeat-penalty", "3"]] {
+    for args in [
+        ["--top-k", "2"],
+        ["--top-p", "0.3"],
+        ["--min-p", "0.5"],
+        ["--temperature", "2"],
+        ["--repeat-penalty", "3"],
+    ] {
         assert_ne!(ids(&[&args[..], &["--seed", "1"]].concat()), one, "{args:?}");
     }
     // 0 and 1 are no limits.
