@@ -137,12 +137,13 @@ fn what_is_no_utf8_is_read_with_replacement_characters() {
         std::fs::copy(folder.path().join(file), path.join(file)).unwrap();
     }
     let mut command = program("llama-sparse");
-    command.arg("--model").arg(&path).arg("--prompt").arg(bytes(b"caf\xe9"));
+    command.arg("--model").arg(&path).arg("--prompt").arg(bytes(b"caf\xe9 noir"));
     let out = outcome(command.args(["-n", "0", "--json"]), b"");
-    assert_eq!(out.json()["text"], "caf\u{fffd}", "{out:?}");
+    assert_eq!(out.json()["text"], "caf\u{fffd} noir", "{out:?}");
     assert!(out.stderr.contains("note: ") && out.stderr.contains("U+FFFD"), "{out:?}");
-    let out = outcome(program("llama-sparse").args(["--prompt", "-", "-n", "0", "--json"]), b"caf\xe9\n");
-    assert_eq!(out.json()["text"], "caf\u{fffd}", "{out:?}");
+    let out =
+        outcome(program("llama-sparse").args(["--prompt", "-", "-n", "0", "--json"]), b"caf\xe9 noir\n");
+    assert_eq!(out.json()["text"], "caf\u{fffd} noir", "{out:?}");
     assert!(out.stderr.contains("standard input is no UTF-8 from byte 3 on"), "{out:?}");
     let to = folder.path().join(bytes(b"\xe9.gguf"));
     let mut command = program("convert");

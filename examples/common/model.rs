@@ -137,7 +137,12 @@ impl ModelArgs {
 
     /// As [`Self::load`] for files that were found already.
     pub(crate) fn load_files(&self, files: &ModelFiles) -> Result<Pretrained> {
-        let loaded = self.load_as(files, self.dtype, self.sparse()?, self.memory.attention()?)?;
+        let (sparse, attention) = (self.sparse()?, self.memory.attention()?);
+        let loaded = self.load_as(files, self.dtype, sparse, attention).map_err(|error| {
+            // The library knows no flags.
+            let unused = output::one_line(&error).contains("settings without a profile");
+            self.check_sparse(!unused).err().unwrap_or(error)
+        })?;
         let has_profile = files.sparse_profile.is_some() || loaded.model.decoder().sparse_config().is_some();
         self.check_sparse(has_profile)?;
         self.note_dtype(files, &loaded)?;
