@@ -6,7 +6,7 @@ use super::{
     memory::MemoryArgs,
 };
 use anyhow::{Result, bail};
-use candle_core::{Device, quantized::gguf_file::TensorInfo};
+use candle_core::{DType, Device, quantized::gguf_file::TensorInfo};
 use candle_sparse::{
     AttentionConfig,
     core::Format,
@@ -97,6 +97,9 @@ impl ModelArgs {
 
     /// Finds the files, fetching them where the model is on the Hub.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
+        // Nothing is fetched for flags that make no sense.
+        (self.sparse()?, self.memory.attention()?, self.memory.kv(DType::F32)?);
+        cli::threads(self.threads)?;
         let mut files = resolve(&self.model, self.revision.as_deref())?;
         if let Some(path) = &self.tokenizer {
             files.tokenizer = Some(input::read(path)?.into());

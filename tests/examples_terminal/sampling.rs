@@ -4,8 +4,9 @@ use crate::{common::example, model, ok, one_line};
 use serde_json::Value;
 
 fn said(args: &[&str]) -> Value {
-    ok("llama-sparse", &[&["--prompt", "The wolf", "-n", "40", "--ffn", "dense", "--json"], args].concat())
-        .json()
+    let length = if args.contains(&"-n") { &[][..] } else { &["-n", "40"] };
+    let args = [&["--prompt", "The wolf", "--ffn", "dense", "--json"], length, args].concat();
+    ok("llama-sparse", &args).json()
 }
 
 fn ids(args: &[&str]) -> Value {
