@@ -25,7 +25,7 @@ fn one_line(out: &Outcome, needle: &str) {
     );
 }
 
-/// A copy of a built-in model's files without its profile, and what its generation_config.json is to say.
+/// A copy of a built-in model's files without its profile, and what its `generation_config.json` is to say.
 fn model(generation: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/testdata/tales-silu");

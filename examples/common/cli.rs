@@ -1,5 +1,4 @@
 //! The command line of all programs: texts that begin with a dash, one-line errors, formats by name, memory of the process.
-#![allow(dead_code, reason = "not every program uses all of it")]
 
 #[path = "input.rs"]
 pub(crate) mod input;

@@ -120,6 +120,11 @@ impl MemoryArgs {
         })
     }
 
+    /// Whether attention uses what a profile says.
+    pub(crate) fn reads_gates(&self) -> bool {
+        self.attention == Attention::Gated
+    }
+
     /// Whether any flag was given.
     pub(crate) fn is_given(&self) -> bool {
         let sizes = [self.hot, self.warm, self.sinks, self.window, self.budget, self.recall];

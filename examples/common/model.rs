@@ -6,7 +6,10 @@ use super::{
     memory::MemoryArgs,
 };
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, quantized::gguf_file::TensorInfo};
+use candle_core::{
+    DType, Device,
+    quantized::gguf_file::{Content, TensorInfo},
+};
 use candle_sparse::{
     AttentionConfig,
     core::Format,
@@ -17,7 +20,7 @@ use candle_sparse::{
 use candle_sparse_models::{
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
-    gguf::{GgufFile, write::ggml_type},
+    gguf::write::ggml_type,
     hub::HubSettings,
     llama::Cache,
     pretrained::{Pretrained, var_builder},
@@ -25,6 +28,8 @@ use candle_sparse_models::{
 use clap::{Args, ValueEnum};
 use std::{
     ffi::{OsStr, OsString},
+    fs::File,
+    io::BufReader,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -98,7 +103,9 @@ impl ModelArgs {
     /// Finds the files, fetching them where the model is on the Hub.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
         // Nothing is fetched for flags that make no sense.
-        (self.sparse()?, self.memory.attention()?, self.memory.kv(DType::F32)?);
+        self.sparse()?;
+        self.memory.attention()?;
+        self.memory.kv(DType::F32)?;
         cli::threads(self.threads)?;
         let mut files = resolve(&self.model, self.revision.as_deref())?;
         if let Some(path) = &self.tokenizer {
@@ -162,6 +169,9 @@ impl ModelArgs {
                 output::note(format_args!("{flag} without effect: CANDLE_SPARSE=off runs without a profile"));
             }
             return Ok(());
+        }
+        if self.profile.is_some() && self.ffn == Some(Ffn::Dense) && !self.memory.reads_gates() {
+            output::note("--profile without effect: --ffn dense computes all neurons");
         }
         if let (Some(flag), false) = (flag, has_profile || self.profile.is_some()) {
             let name = self.name();
@@ -254,12 +264,13 @@ struct Stored {
     formats: Vec<Option<Format>>,
 }
 
+/// Of files that were loaded, so that their headers are known to be whole.
 fn stored(files: &ModelFiles) -> Result<Stored> {
     let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len());
     let bytes = match &files.weights {
         Weights::Gguf(path) => {
-            let file = GgufFile::open(path)?;
-            let matrices = file.content().tensor_infos.values().filter(|t| t.shape.rank() == 2);
+            let file = Content::read(&mut BufReader::new(File::open(path)?))?;
+            let matrices = file.tensor_infos.values().filter(|t| t.shape.rank() == 2);
             let format = |t: &TensorInfo| Format::ALL.into_iter().find(|f| ggml_type(*f) == t.ggml_dtype);
             return Ok(Stored { bytes: size(path)?, formats: matrices.map(format).collect() });
         }

@@ -113,7 +113,7 @@ impl SamplingArgs {
             let why = match self.temperature {
                 Some(_) => "with --temperature 0 the most likely token is taken always",
                 None => {
-                    "the model's generation_config.json takes the most likely token always (--temperature changes that)"
+                    "the model's own settings take the most likely token always (--temperature changes that)"
                 }
             };
             output::note(format_args!("{} without effect: {why}", given.join(", ")));

@@ -3,6 +3,7 @@
 
 mod chat;
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 mod compare;
 #[path = "../common/generate.rs"]
@@ -23,8 +24,7 @@ mod talk;
 
 use anyhow::{Result, bail};
 use candle_sparse_models::{
-    causal_lm::LlamaSession, decoder::Decoder, files::ModelFiles, generation::GenerationConfig,
-    pretrained::Pretrained,
+    causal_lm::LlamaSession, decoder::Decoder, files::ModelFiles, pretrained::Pretrained,
 };
 use clap::Parser;
 use cli::{OutputArgs, input, output, process_bytes};
@@ -114,8 +114,8 @@ fn run(cli: &Cli) -> Result<()> {
     cli.check()?;
     let start = Instant::now();
     let files = cli.files()?;
-    let sampler = cli.sampling.sampler(GenerationConfig::of(&files)?)?;
     let loaded = cli.model.load_files(&files)?;
+    let sampler = cli.sampling.sampler(loaded.generation)?;
     let load_s = start.elapsed().as_secs_f64();
     let compares = cli.compare || std::env::args_os().len() == 1;
     if compares && loaded.model.decoder().sparse_config().is_none() {

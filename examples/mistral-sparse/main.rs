@@ -2,6 +2,7 @@
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 #[path = "../common/generate.rs"]
 mod generate;

@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 #[path = "../common/memory.rs"]
 mod memory;

@@ -6,6 +6,7 @@
 
 mod card;
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 mod config;
 mod data;

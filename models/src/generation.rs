@@ -1,12 +1,13 @@
-//! How a model wants its tokens to be chosen: the sampling settings of `generation_config.json`.
+//! How a model wants its tokens to be chosen: the sampling settings of `generation_config.json`, or of a GGUF file.
 
 use crate::files::ModelFiles;
-use candle_core::Result;
+use candle_core::{Result, quantized::gguf_file::Value};
 use serde::Deserialize;
+use std::collections::HashMap;
 
 const FILE: &str = "generation_config.json";
 
-/// What `generation_config.json` says of sampling; `None` where it says nothing.
+/// What a model's files say of sampling; `None` where they say nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 pub struct GenerationConfig {
     /// `false`: the most likely token is taken always.
@@ -38,6 +39,26 @@ impl GenerationConfig {
         Ok(config.check().map_err(damaged)?)
     }
 
+    /// That of a GGUF file: the keys `general.sampling.*`.
+    ///
+    /// # Errors
+    /// A setting has a value that makes no sense.
+    pub fn from_gguf(metadata: &HashMap<String, Value>) -> Result<Self> {
+        let number = |key: &str| metadata.get(&format!("general.sampling.{key}")).and_then(number);
+        let config = Self {
+            do_sample: None,
+            temperature: number("temp"),
+            // -1 is no limit, as 0 is.
+            top_k: number("top_k").map(|k| k.max(0.0) as usize),
+            top_p: number("top_p"),
+            min_p: number("min_p"),
+            repetition_penalty: number("penalty_repeat").map(|p| p as f32),
+        };
+        let wrong =
+            |problem| candle_sparse::Error::Setting { name: "general.sampling (GGUF metadata)", problem };
+        Ok(config.check().map_err(wrong)?)
+    }
+
     fn check(self) -> core::result::Result<Self, String> {
         let numbers = [
             ("temperature", self.temperature, 0.0, f64::MAX),
@@ -54,9 +75,45 @@ impl GenerationConfig {
     }
 }
 
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::F32(x) => Some(f64::from(*x)),
+        Value::F64(x) => Some(*x),
+        Value::U8(x) => Some(f64::from(*x)),
+        Value::I8(x) => Some(f64::from(*x)),
+        Value::U16(x) => Some(f64::from(*x)),
+        Value::I16(x) => Some(f64::from(*x)),
+        Value::U32(x) => Some(f64::from(*x)),
+        Value::I32(x) => Some(f64::from(*x)),
+        Value::U64(x) => Some(*x as f64),
+        Value::I64(x) => Some(*x as f64),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gguf_file_says_it_by_keys() {
+        let metadata = |temperature| {
+            let values =
+                [("temp", Value::F32(temperature)), ("top_k", Value::I32(-1)), ("min_p", Value::F64(0.25))];
+            values.into_iter().map(|(key, value)| (format!("general.sampling.{key}"), value)).collect()
+        };
+        let config = GenerationConfig::from_gguf(&metadata(0.5)).unwrap();
+        let expected = GenerationConfig {
+            temperature: Some(0.5),
+            top_k: Some(0),
+            min_p: Some(0.25),
+            ..GenerationConfig::default()
+        };
+        assert_eq!(config, expected);
+        assert_eq!(GenerationConfig::from_gguf(&HashMap::new()).unwrap(), GenerationConfig::default());
+        let error = GenerationConfig::from_gguf(&metadata(-1.0)).unwrap_err();
+        assert!(error.to_string().contains("temperature -1"), "{error}");
+    }
 
     fn of(json: &str) -> Result<GenerationConfig> {
         let model = crate::files::EMBEDDED.first().map(ModelFiles::from_embedded);

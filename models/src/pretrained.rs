@@ -4,6 +4,7 @@ use crate::{
     chat::ChatTemplate,
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
+    generation::GenerationConfig,
     gguf::{self, GgufFile},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
 };
@@ -24,6 +25,8 @@ pub struct Pretrained {
     pub tokenizer: Tokenizer,
     /// The dtype its checkpoint is stored in.
     pub stored_dtype: DType,
+    /// How its files want tokens to be chosen.
+    pub generation: GenerationConfig,
     /// A broken template is an error for those alone who chat.
     pub(crate) chat_template: Result<Option<ChatTemplate>>,
 }
@@ -43,6 +46,7 @@ impl Pretrained {
         let opened = Opened::new(files)?;
         let mut config = opened.config(files)?;
         config.eos_token_id = eos(&config, files)?;
+        let generation = opened.generation(files)?;
         let tokenizer = files.load_tokenizer()?;
         // Added tokens, such as padding, may lie past the embedding; using one is an error of its own.
         let tokens = tokenizer.get_vocab_size(false);
@@ -55,7 +59,7 @@ impl Pretrained {
         let (model, stored_dtype) =
             opened.load(&config, options).map_err(|e| Error::msg(format!("{name}: {}", first_line(&e))))?;
         let chat_template = opened.chat_template(files, &config, &tokenizer);
-        Ok(Self { model, config, tokenizer, stored_dtype, chat_template })
+        Ok(Self { model, config, tokenizer, stored_dtype, generation, chat_template })
     }
 
     /// How the model reads conversations; `None` where its files do not say.
@@ -153,6 +157,13 @@ impl Opened {
             }
             // The cache of a quantised model: what its activations are worth.
             Self::Gguf(file) => Ok((Llama::from_gguf(file, options)?, DType::F16)),
+        }
+    }
+
+    fn generation(&self, files: &ModelFiles) -> Result<GenerationConfig> {
+        match self {
+            Self::Gguf(file) => GenerationConfig::from_gguf(&file.content().metadata),
+            Self::Floats(_) => GenerationConfig::of(files),
         }
     }
 

@@ -89,7 +89,7 @@ fn a_model_says_how_it_wants_to_be_sampled() {
     one_line(&example("llama-sparse", &["--model", &path]), "generation_config.json: temperature -3");
     let (_folder, path) = model(r#"{"do_sample": false}"#);
     let out = ok("llama-sparse", &["--model", &path, "--top-k", "3", "-n", "2"]);
-    assert!(out.stderr.contains("--top-k without effect: the model's generation_config.json"), "{out:?}");
+    assert!(out.stderr.contains("--top-k without effect: the model's own settings"), "{out:?}");
 }
 
 #[test]
