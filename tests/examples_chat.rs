@@ -1,6 +1,9 @@
 //! Conversations with the example program.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../examples/llama-sparse/commands.rs"]
+#[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
+mod commands;
 mod common;
 
 use common::{Outcome, example, example_reading, outcome, program};

@@ -6,6 +6,9 @@ mod common;
 mod flags;
 #[path = "examples_terminal/sampling.rs"]
 mod sampling;
+#[path = "../examples/common/stops.rs"]
+#[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
+mod stops;
 
 use common::{Outcome, example, example_reading, outcome, program};
 use std::path::Path;

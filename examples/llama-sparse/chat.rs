@@ -6,8 +6,9 @@ use crate::{
         self, input,
         output::{self, Ended, ended},
     },
+    commands::{HELP, Said},
     generate::{End, Past, Writer, Written},
-    talk::{HELP, Said, Source},
+    talk::Source,
 };
 use anyhow::{Context, Error, Result, bail};
 use candle_sparse_models::{

@@ -5,6 +5,7 @@ mod chat;
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+mod commands;
 mod compare;
 #[path = "../common/generate.rs"]
 mod generate;

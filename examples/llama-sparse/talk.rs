@@ -1,39 +1,18 @@
 //! What the user says in a conversation: lines of a terminal or of a pipe, joined to messages and told from commands.
 
-use crate::cli::{input, output};
+use crate::{
+    cli::{input, output},
+    commands::{Said, command},
+};
 use anyhow::Result;
 use rustyline::{Behavior, Config, Editor, error::ReadlineError, history::MemHistory};
 use std::io::{IsTerminal, StdinLock};
-
-pub(crate) const HELP: &str = "\
-/help         this list
-/clear        forget the conversation, but not --system
-/save FILE    write the conversation as JSON
-/load FILE    go on with a conversation that was written
-/exit         leave; so does Ctrl-D
-A line that ends in a backslash goes on in the next; \"\"\" begins and ends a message of several lines.
-Ctrl-C stops an answer. A message that begins like a command is said with a blank before it.";
 
 /// Where lines come from.
 pub(crate) enum Source {
     /// A terminal: its lines can be edited, and those before come back.
     Terminal(Box<Editor<(), MemHistory>>),
     Pipe(StdinLock<'static>),
-}
-
-/// What the user wants.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    Message(String),
-    Help,
-    Clear,
-    Save(String),
-    Load(String),
-    /// A command that is none, and why.
-    Wrong(String),
-    /// Ctrl-C at the prompt.
-    Interrupt,
-    Exit,
 }
 
 enum Line {
@@ -117,43 +96,5 @@ impl Source {
                 Err(error) => return Err(error.into()),
             },
         })
-    }
-}
-
-/// `/name` with letters alone is a command; `/usr/bin` is not.
-fn command(text: &str) -> Option<Said> {
-    let (name, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-    let (name, rest) = (name.strip_prefix('/')?, rest.trim());
-    if !name.chars().all(char::is_alphabetic) {
-        return None;
-    }
-    let wrong = |problem: String| Some(Said::Wrong(format!("{problem}; /help lists the commands")));
-    Some(match (name, rest) {
-        ("help", "") => Said::Help,
-        ("clear", "") => Said::Clear,
-        ("exit", "") => Said::Exit,
-        ("save" | "load", "") => return wrong(format!("/{name} needs the name of a file")),
-        ("save", file) => Said::Save(file.to_string()),
-        ("load", file) => Said::Load(file.to_string()),
-        ("help" | "clear" | "exit", more) => return wrong(format!("/{name} takes nothing: '{more}'")),
-        _ => return wrong(format!("there is no command /{name}")),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_are_told_from_messages() {
-        assert_eq!(command("/save my talk.json"), Some(Said::Save("my talk.json".into())));
-        assert_eq!(command("/exit"), Some(Said::Exit));
-        for message in ["hi", " /exit", "/usr/bin is full", "//", "1/2", "/2"] {
-            let said = command(message);
-            assert!(said.is_none() || message == "/", "{message}: {said:?}");
-        }
-        for wrong in ["/quit", "/save", "/clear all", "/"] {
-            assert!(matches!(command(wrong), Some(Said::Wrong(_))), "{wrong}");
-        }
     }
 }
