@@ -178,6 +178,51 @@ fn prompts_come_from_files_and_from_standard_input() {
     );
 }
 
+/// A model that writes so many tokens, most likely ones, and then meets one whose embedding is not a number.
+fn failing_model(written: usize) -> (tempfile::TempDir, String) {
+    use candle_core::{Device, Tensor, safetensors};
+    let (folder, path) = model("{}");
+    let args = ["--model", &path, "--prompt", "The wolf", "--temperature", "0", "-n", "40", "--json"];
+    let json = ok("llama-sparse", &args).json();
+    let prompt = usize::try_from(json["prompt_tokens"].as_u64().unwrap()).unwrap();
+    let bad = usize::try_from(json["token_ids"][prompt + written - 1].as_u64().unwrap()).unwrap();
+    let file = folder.path().join("model.safetensors");
+    let mut tensors = safetensors::load(&file, &Device::Cpu).unwrap();
+    let table = tensors["model.embed_tokens.weight"].clone();
+    let (rows, width) = table.dims2().unwrap();
+    let row = Tensor::full(f32::NAN, (1, width), &Device::Cpu).unwrap().to_dtype(table.dtype()).unwrap();
+    let parts = [table.narrow(0, 0, bad), Ok(row), table.narrow(0, bad + 1, rows - bad - 1)];
+    let parts: Vec<_> = parts.into_iter().map(Result::unwrap).collect();
+    tensors.insert("model.embed_tokens.weight".into(), Tensor::cat(&parts, 0).unwrap());
+    tensors.insert("lm_head.weight".into(), table);
+    safetensors::save(&tensors, &file).unwrap();
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let untied = text.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+    assert_ne!(text, untied);
+    std::fs::write(&config, untied).unwrap();
+    (folder, path)
+}
+
+#[test]
+fn what_was_done_is_reported_though_something_fails_later() {
+    let (folder, path) = failing_model(20);
+    let args = ["--model", &path, "--prompt", "The wolf", "--temperature", "0", "-n", "40", "--json"];
+    for name in ["llama-sparse", "mistral-sparse"] {
+        if name == "mistral-sparse" {
+            let config = folder.path().join("config.json");
+            let text = std::fs::read_to_string(&config).unwrap().replace("\"llama\"", "\"mistral\"");
+            std::fs::write(&config, text).unwrap();
+        }
+        let out = example(name, &args);
+        assert!(out.code == Some(2) && out.stderr.contains("error: the logits are not numbers"), "{out:?}");
+        let json = out.json();
+        assert_eq!((&json["generated_tokens"], &json["end"]), (&20.into(), &"failed".into()), "{json}");
+        assert!(json["error"].as_str().unwrap().contains("not numbers"), "{json}");
+        assert!(json["text"].as_str().unwrap().len() > 30, "{json}");
+    }
+}
+
 /// The prompt is not shown again, which may be a book.
 #[test]
 fn a_prompt_past_the_context_is_one_line() {

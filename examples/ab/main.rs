@@ -118,11 +118,20 @@ fn run(cli: &Cli) -> Result<()> {
     let mut ours = ours.settle(&prompt)?;
     let files = cli.model.files()?;
     let mut candle = Side::load(|| theirs::load(&files, cli.candle_dtype))?.settle(&prompt)?;
-    let mut said = Said::default();
-    for _ in 0..cli.rounds {
-        said = round(cli, &mut candle, &mut ours, &prompt)?;
+    let (mut said, mut failed) = (Said::default(), None);
+    for done in 0..cli.rounds {
+        match round(cli, &mut candle, &mut ours, &prompt) {
+            Ok(new) => said = new,
+            // The rounds before are reported too.
+            Err(error) if done > 0 => {
+                failed = Some(error);
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
-    report(cli, &candle, &ours, &tokenizer, prompt.len(), &said)
+    report(cli, &candle, &ours, &tokenizer, prompt.len(), &said)?;
+    failed.map_or(Ok(()), Err)
 }
 
 /// What the models said in a round.
@@ -199,7 +208,7 @@ fn report(
         let json = serde_json::json!({
             "candle": side(candle), "ours": side(ours), "prefill_ratio": prefill, "decode_ratio": decode,
             "prompt_tokens": prompt_tokens, "tokens": said.candle.len(), "first_difference": first,
-            "kld": q.kld(), "top1_agreement": q.top1_agreement(), "rounds": cli.rounds,
+            "kld": q.kld(), "top1_agreement": q.top1_agreement(), "rounds": ours.decode.len(),
         });
         return output::line(json);
     }
@@ -216,7 +225,7 @@ fn report(
     writeln!(
         out,
         "\nours over candle's, median of {} rounds in turns: prefill {prefill:.2}, decode {decode:.2}",
-        cli.rounds
+        ours.decode.len()
     )?;
     let (tokens, kld, top1) = (said.candle.len(), q.kld(), q.top1_agreement());
     writeln!(out, "{tokens} tokens: KL divergence {kld:.6}, the same first choice for {top1:.4} of them")?;

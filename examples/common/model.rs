@@ -155,7 +155,7 @@ impl ModelArgs {
         })?;
         let has_profile = files.sparse_profile.is_some() || loaded.model.decoder().sparse_config().is_some();
         self.check_sparse(has_profile)?;
-        self.note_dtype(files, &loaded)?;
+        self.note_dtype(files, loaded.model.decoder().weight_bytes())?;
         Ok(loaded)
     }
 
@@ -183,14 +183,13 @@ impl ModelArgs {
     }
 
     /// A format that changes nothing, or takes more memory than the file: what is lost is lost, it does not come back.
-    fn note_dtype(&self, files: &ModelFiles, loaded: &Pretrained) -> Result<()> {
+    pub(crate) fn note_dtype(&self, files: &ModelFiles, held: usize) -> Result<()> {
         let Some(format) = self.dtype else { return Ok(()) };
         let (name, stored) = (format.name(), stored(files)?);
-        let held = loaded.model.decoder().weight_bytes() as u64;
         if stored.formats.iter().all(|&stored| stored == Some(format)) {
             output::note(format_args!("--dtype {name} without effect: the model is stored so"));
-        } else if held > stored.bytes {
-            let [held, stored] = [held, stored.bytes].map(|bytes| bytes as f64 / 1e6);
+        } else if held as u64 > stored.bytes {
+            let [held, stored] = [held as u64, stored.bytes].map(|bytes| bytes as f64 / 1e6);
             output::note(format_args!(
                 "--dtype {name} takes {held:.1} MB, the model as stored {stored:.1}: it becomes larger, not better"
             ));

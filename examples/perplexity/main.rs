@@ -147,8 +147,9 @@ fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
         bail!("the text is too short for a window: give more --text");
     }
     let points = sweep::sweep(&loaded, &profile, &windows)?;
-    sweep::plot(&points, &format!("{}: quality against active share", files.name), path)?;
-    sweep::print(&points, cli.output.json)
+    // The numbers are there, whether they can be drawn or not.
+    sweep::print(&points, cli.output.json)?;
+    sweep::plot(&points, &format!("{}: quality against active share", files.name), path)
 }
 
 fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
