@@ -228,16 +228,24 @@ fn ctrl_c_ends_an_answer_and_not_the_conversation() {
     assert_eq!(out.status.code(), Some(0), "{stderr}");
     assert_eq!(stderr.matches("cut off by Ctrl-C]").count(), 1, "{stderr}");
     assert_eq!(stderr.matches("[read ").count(), 2, "{stderr}");
-    // While nothing is written it ends the program; a single text that is cut off is reported.
-    let mut child = program("llama-sparse").args(args).spawn().unwrap();
+    // While nothing is written it ends the program, which says what was said; so does a single text that is cut off.
+    let mut child = program("llama-sparse").args(args).args(["-n", "5", "--json"]).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"Who is he?\n").unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut [0; 8]).unwrap();
+    let (mut shown, mut stderr) = (Vec::new(), child.stderr.take().unwrap());
+    while !String::from_utf8_lossy(&shown).contains("tokens/s") {
+        let mut byte = [0];
+        stderr.read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(300));
     signal(&child);
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    signal(&child);
+    let mut json = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut json).unwrap();
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["turns"].as_array().map(Vec::len), Some(1), "{json}");
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(stdin);
     let mut child = program("llama-sparse")
         .args(["--dtype", "f32", "--threads", "1", "-n", "1000", "--json"])
         .spawn()

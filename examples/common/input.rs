@@ -33,19 +33,22 @@ pub(crate) fn prompt(path: &Path) -> Result<String> {
     Ok(all)
 }
 
-/// The next line, without its end. `None` where there are no more.
-pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<String>> {
-    let mut bytes = Vec::new();
-    if input.read_until(b'\n', &mut bytes).context("cannot read standard input")? == 0 {
+/// The bytes of the next line, without its end. `None` where there are no more.
+pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    if input.read_until(b'\n', &mut line).context("cannot read standard input")? == 0 {
         return Ok(None);
     }
-    let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    Ok(Some(lossy(line.to_vec(), "this line")))
+    for end in [b'\n', b'\r'] {
+        if line.last() == Some(&end) {
+            line.pop();
+        }
+    }
+    Ok(Some(line))
 }
 
 /// Bytes as text: what is no UTF-8 is read with U+FFFD.
-fn lossy(bytes: Vec<u8>, name: &str) -> String {
+pub(crate) fn lossy(bytes: Vec<u8>, name: &str) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| {
         let at = error.utf8_error().valid_up_to();
         // Said for each, since several lines may be alike in this.

@@ -7,7 +7,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// Whether Ctrl-C came since [`Self::listen`]; the second one ends the program, and so does any while nothing is written.
+/// Whether Ctrl-C came since [`Self::listen`]; the second one ends the program, and so does any while nobody listens.
 #[derive(Clone, Debug)]
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 

@@ -74,7 +74,7 @@ pub(crate) fn chat(
     let writer = Writer { is_end: &is_end, ..writer };
     let (turns, template) = (Vec::new(), template.clone());
     let mut session = Session { cli, loaded, past, writer, template, chat, turns, failed: 0 };
-    let mut source = Source::new();
+    let mut source = Source::new(session.writer.interrupt.clone());
     if source.is_terminal() {
         let name = cli.model.name();
         output::status(format_args!(
@@ -99,6 +99,10 @@ impl Session<'_> {
             interrupts = if said == Said::Interrupt { interrupts + 1 } else { 0 };
             let result = match said {
                 Said::Exit => return Ok(()),
+                // Who waits for a pipe is told by the exit code.
+                Said::Interrupt if !source.is_terminal() => {
+                    return Err(Ended(output::INTERRUPTED).into());
+                }
                 Said::Interrupt if interrupts > 1 => return Ok(()),
                 Said::Interrupt => {
                     output::status("(Ctrl-C again, Ctrl-D or /exit leaves)");

@@ -3,16 +3,25 @@
 use crate::{
     cli::{input, output},
     commands::{Said, command},
+    interrupt::Interrupt,
 };
 use anyhow::Result;
 use rustyline::{Behavior, Config, Editor, error::ReadlineError, history::MemHistory};
-use std::io::{IsTerminal, StdinLock};
+use std::{
+    io::IsTerminal,
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    time::Duration,
+};
+
+/// How long Ctrl-C may wait while nobody says anything.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Where lines come from.
 pub(crate) enum Source {
     /// A terminal: its lines can be edited, and those before come back.
     Terminal(Box<Editor<(), MemHistory>>),
-    Pipe(StdinLock<'static>),
+    /// Read by a thread of its own, so that Ctrl-C is noticed meanwhile.
+    Pipe(Receiver<Result<Option<Vec<u8>>>>, Interrupt),
 }
 
 enum Line {
@@ -22,10 +31,10 @@ enum Line {
 }
 
 impl Source {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(interrupt: Interrupt) -> Self {
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
-            return Self::Pipe(stdin.lock());
+            return Self::Pipe(lines(), interrupt);
         }
         // Standard output may be a file: the prompt goes to the terminal itself.
         let config = Config::builder().behavior(Behavior::PreferTerm).build();
@@ -34,7 +43,7 @@ impl Source {
             Ok(editor) => Self::Terminal(Box::new(editor)),
             Err(error) => {
                 output::note(format_args!("lines cannot be edited here: {error}"));
-                Self::Pipe(stdin.lock())
+                Self::Pipe(lines(), interrupt)
             }
         }
     }
@@ -88,7 +97,12 @@ impl Source {
 
     fn line(&mut self, prompt: &str) -> Result<Line> {
         Ok(match self {
-            Self::Pipe(stdin) => input::line(stdin)?.map_or(Line::End, Line::Text),
+            Self::Pipe(lines, interrupt) => {
+                interrupt.listen();
+                let line = wait(lines, interrupt);
+                interrupt.let_end();
+                line?
+            }
             Self::Terminal(editor) => match editor.readline(prompt) {
                 Ok(line) => Line::Text(line),
                 Err(ReadlineError::Interrupted) => Line::Interrupt,
@@ -96,5 +110,35 @@ impl Source {
                 Err(error) => return Err(error.into()),
             },
         })
+    }
+}
+
+/// The lines of standard input, one ahead at most.
+fn lines() -> Receiver<Result<Option<Vec<u8>>>> {
+    let (send, receive) = sync_channel(0);
+    std::thread::spawn(move || {
+        let mut stdin = std::io::stdin().lock();
+        loop {
+            let line = input::line(&mut stdin);
+            let is_last = !matches!(line, Ok(Some(_)));
+            // Nobody listens any more when the conversation has ended.
+            if send.send(line).is_err() || is_last {
+                break;
+            }
+        }
+    });
+    receive
+}
+
+fn wait(lines: &Receiver<Result<Option<Vec<u8>>>>, interrupt: &Interrupt) -> Result<Line> {
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                return Ok(line?.map_or(Line::End, |line| Line::Text(input::lossy(line, "this line"))));
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ok(Line::End),
+            Err(RecvTimeoutError::Timeout) if interrupt.came() => return Ok(Line::Interrupt),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
     }
 }
