@@ -59,6 +59,39 @@ fn a_turn_reads_only_what_is_new() {
     assert_eq!(at_once["token_ids"], json["token_ids"]);
 }
 
+/// What was cut off is not remembered, and the rest as if nothing had followed.
+#[test]
+fn a_stop_ends_an_answer_and_is_forgotten() {
+    let (_folder, template) = template(TEMPLATE);
+    let whole = chat(&template, &["-n", "30"], "Who is he?\n").json();
+    let text = whole["turns"][0]["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(31).take(5).collect();
+    let kept = &text[..text.find(&stop).unwrap()];
+    let json = chat(&template, &["-n", "30", "--stop", &stop], "Who is he?\nAnd she?\n").json();
+    let turns = json["turns"].as_array().unwrap();
+    assert_eq!((&turns[0]["text"], &turns[0]["end"]), (&kept.into(), &"stop".into()), "{stop:?} {text:?}");
+    let ids: Vec<_> = json["token_ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let taken: usize = turns.iter().map(|turn| count(turn, "read") + count(turn, "written")).sum();
+    assert_eq!(ids.len(), taken, "{json}");
+    let prompt = ids[..ids.len() - count(&turns[1], "written")].join(",");
+    let args = [
+        "--prompt-ids",
+        &prompt,
+        "-n",
+        "30",
+        "--temperature",
+        "0",
+        "--stop",
+        &stop,
+        "--ffn",
+        "dense",
+        "--json",
+    ];
+    let at_once = example("llama-sparse", &args).json();
+    assert_eq!(at_once["token_ids"], json["token_ids"]);
+    assert!(at_once["text"].as_str().unwrap().contains(&format!("assistant: {kept}")), "{at_once}");
+}
+
 /// A copy of a built-in model's files.
 fn model() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();

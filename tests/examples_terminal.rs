@@ -148,6 +148,12 @@ fn what_is_no_utf8_is_read_with_replacement_characters() {
         outcome(program("llama-sparse").args(["--prompt", "-", "-n", "0", "--json"]), b"caf\xe9 noir\n");
     assert_eq!(out.json()["text"], "caf\u{fffd} noir", "{out:?}");
     assert!(out.stderr.contains("standard input is no UTF-8 from byte 3 on"), "{out:?}");
+    let tale = folder.path().join(bytes(b"\xe9.txt"));
+    std::fs::write(&tale, b"Le caf\xe9 noir. ".repeat(60)).unwrap();
+    let mut command = program("perplexity");
+    command.args(["--context", "64", "--tokens", "70", "--ffn", "dense", "--json", "--text"]).arg(&tale);
+    let out = outcome(&mut command, b"");
+    assert!(out.json()["tokens"].as_u64() >= Some(70) && out.stderr.contains("from byte 6 on"), "{out:?}");
     let to = folder.path().join(bytes(b"\xe9.gguf"));
     let mut command = program("convert");
     let out = outcome(command.args(["--model", "tales-silu", "--json", "--out"]).arg(&to), b"");

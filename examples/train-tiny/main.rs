@@ -127,6 +127,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    cli::threads(None).or_else(|err| wrong(output::one_line(&err)))?;
     let act = HiddenAct::parse(&args.hidden_act)?;
     let mut config = config(args, act);
     config.check()?;
