@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench kernels -- matvec/q8_0` runs a part. What memory allows is measured by `decode-speed`, not here.
 #![allow(missing_docs, reason = "criterion's macros make the entry points")]
+#![allow(clippy::print_stderr, reason = "a bench is read where it runs")]
 
 use candle_core::{Device, Result, Tensor};
 use candle_sparse::{

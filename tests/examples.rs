@@ -107,7 +107,27 @@ fn perplexity_tells_a_setting_from_the_dense_model() {
 fn tales(n: usize) -> String {
     let tale = |seed: usize| {
         let seed = seed.to_string();
-        let args = ["-n", "900", "--temperature", "1", "--seed", &seed, "--ffn", "dense", "--json"];
+        let args = [
+            "-n",
+            "900",
+            "--temperature",
+            "1",
+            "--top-k",
+            "0",
+            "--top-p",
+            "1",
+            "--min-p",
+            "0",
+            "--repeat-penalty",
+            "1.1",
+            "--repeat-last-n",
+            "128",
+            "--seed",
+            &seed,
+            "--ffn",
+            "dense",
+            "--json",
+        ];
         ok("llama-sparse", &args).json()["text"].as_str().unwrap().to_string()
     };
     (0..n).map(tale).collect::<Vec<_>>().join("<|endoftext|>")

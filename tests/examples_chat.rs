@@ -1,9 +1,12 @@
 //! Conversations with the example program.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../examples/llama-sparse/commands.rs"]
+#[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
+mod commands;
 mod common;
 
-use common::{Outcome, example, example_reading};
+use common::{Outcome, example, example_reading, outcome, program};
 use serde_json::Value;
 use std::path::Path;
 
@@ -56,6 +59,39 @@ fn a_turn_reads_only_what_is_new() {
     assert_eq!(at_once["token_ids"], json["token_ids"]);
 }
 
+/// What was cut off is not remembered, and the rest as if nothing had followed.
+#[test]
+fn a_stop_ends_an_answer_and_is_forgotten() {
+    let (_folder, template) = template(TEMPLATE);
+    let whole = chat(&template, &["-n", "30"], "Who is he?\n").json();
+    let text = whole["turns"][0]["text"].as_str().unwrap();
+    let stop: String = text.chars().skip(31).take(5).collect();
+    let kept = &text[..text.find(&stop).unwrap()];
+    let json = chat(&template, &["-n", "30", "--stop", &stop], "Who is he?\nAnd she?\n").json();
+    let turns = json["turns"].as_array().unwrap();
+    assert_eq!((&turns[0]["text"], &turns[0]["end"]), (&kept.into(), &"stop".into()), "{stop:?} {text:?}");
+    let ids: Vec<_> = json["token_ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let taken: usize = turns.iter().map(|turn| count(turn, "read") + count(turn, "written")).sum();
+    assert_eq!(ids.len(), taken, "{json}");
+    let prompt = ids[..ids.len() - count(&turns[1], "written")].join(",");
+    let args = [
+        "--prompt-ids",
+        &prompt,
+        "-n",
+        "30",
+        "--temperature",
+        "0",
+        "--stop",
+        &stop,
+        "--ffn",
+        "dense",
+        "--json",
+    ];
+    let at_once = example("llama-sparse", &args).json();
+    assert_eq!(at_once["token_ids"], json["token_ids"]);
+    assert!(at_once["text"].as_str().unwrap().contains(&format!("assistant: {kept}")), "{at_once}");
+}
+
 /// A copy of a built-in model's files.
 fn model() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -97,16 +133,162 @@ fn an_answer_ends_with_the_token_that_the_template_writes_behind_it() {
     );
 }
 
+/// What was said before and what comes later is answered.
 #[test]
-fn a_full_context_ends_the_conversation_with_a_word() {
+fn a_turn_without_room_is_left_out_alone() {
     let (_folder, template) = template(TEMPLATE);
-    let line = "Once upon a time there was a king. ".repeat(30);
-    let out = chat(&template, &["-n", "600"], &format!("{line}\n").repeat(9));
+    let long = "Once upon a time there was a king. ".repeat(200);
+    let args = ["--chat", "--chat-template", &template, "--temperature", "0", "-n", "5", "--ffn", "dense"];
+    let run = |input: &str| example_reading("llama-sparse", &[&args[..], &["--json"]].concat(), input);
+    let out = run(&format!("Who is he?\n{long}\nWho is he?\n"));
+    // A script is told by the exit code.
+    assert_eq!(out.code, Some(2), "{out:?}");
+    assert!(out.stderr.contains("error: the context of 1024 tokens is full: it holds "), "{out:?}");
     let json = out.json();
     let turns = json["turns"].as_array().unwrap();
-    assert!(!turns.is_empty() && turns.len() < 9, "{json}");
-    assert!(json["token_ids"].as_array().unwrap().len() <= 1024, "{json}");
-    assert!(out.stderr.contains("the context of 1024 tokens is full: it holds "), "{out:?}");
+    assert_eq!(turns.len(), 3, "{json}");
+    assert!(turns[1]["error"].as_str().unwrap().contains("is full") && turns[1]["text"].is_null(), "{json}");
+    let without = run("Who is he?\nWho is he?\n");
+    assert_eq!(without.code, Some(0), "{without:?}");
+    assert_eq!(json["token_ids"], without.json()["token_ids"], "as if it had not been said");
+    // An answer ends where the context does.
+    let args = ["--chat", "--chat-template", &template, "--json"];
+    let json = example_reading("llama-sparse", &args, "Who is he?\n").json();
+    let end = &json["turns"][0]["end"];
+    assert!(
+        *end == "token" || *end == "context" && json["token_ids"].as_array().unwrap().len() == 1024,
+        "{json}"
+    );
+}
+
+#[test]
+fn a_line_that_is_no_utf8_costs_no_other_line() {
+    let (_folder, template) = template(TEMPLATE);
+    let args = ["--chat", "--chat-template", &template, "--temperature", "0", "-n", "5", "--json"];
+    let out = outcome(program("llama-sparse").args(args), b"Say hi.\ncaf\xe9\r\nBye.");
+    assert_eq!(out.code, Some(0), "{out:?}");
+    let json = out.json();
+    let users: Vec<_> =
+        json["turns"].as_array().unwrap().iter().map(|t| t["user"].as_str().unwrap()).collect();
+    assert_eq!(users, ["Say hi.", "caf\u{fffd}", "Bye."]);
+    assert!(out.stderr.contains("note: this line is no UTF-8 from byte 3 on"), "{out:?}");
+}
+
+#[test]
+fn several_lines_are_one_message() {
+    let (_folder, template) = template(TEMPLATE);
+    let input = "One \\\ntwo.\n\"\"\"Three\n\nfour.\"\"\"\n\"\"\"\nfive\n\"\"\"\n \"\"\"a\"\"\"\n";
+    let json = chat(&template, &["-n", "2"], input).json();
+    let users: Vec<_> =
+        json["turns"].as_array().unwrap().iter().map(|t| t["user"].as_str().unwrap()).collect();
+    assert_eq!(users, ["One \ntwo.", "Three\n\nfour.", "five", "a"]);
+}
+
+#[test]
+fn commands_do_what_help_says() {
+    let (folder, template) = template(TEMPLATE);
+    let file = folder.path().join("talk.json").display().to_string();
+    let run = |input: &str| {
+        let args = ["--chat", "--chat-template", &template, "--system", "Be brief.", "--temperature", "0"];
+        example_reading(
+            "llama-sparse",
+            &[&args[..], &["--ffn", "dense", "-n", "5", "--json"]].concat(),
+            input,
+        )
+    };
+    let whole = run("Who is he?\nAnd she?\n");
+    let saved = run(&format!("Who is he?\n/save {file}\n/help\n/exit\nnot read\n"));
+    assert_eq!(saved.code, Some(0), "{saved:?}");
+    assert!(
+        saved.stderr.contains("/load FILE") && saved.json()["turns"].as_array().unwrap().len() == 1,
+        "{saved:?}"
+    );
+    let talk: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let roles: Vec<_> =
+        talk["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["system", "user", "assistant"]);
+    assert_eq!(talk["messages"][1]["content"], "Who is he?");
+    // It goes on as if it had never been left; all of it is read again.
+    let loaded = run(&format!("Something else.\n/load {file}\nAnd she?\n")).json();
+    assert_eq!(loaded["token_ids"], whole.json()["token_ids"]);
+    // A conversation that is forgotten leaves its instructions.
+    let cleared = run("Something else.\n/clear\nWho is he?\nAnd she?\n").json();
+    assert_eq!(cleared["token_ids"], whole.json()["token_ids"]);
+    // What is no command, or does not work, is an error of that line.
+    std::fs::write(folder.path().join("no.json"), "{}").unwrap();
+    let no = folder.path().join("no.json").display().to_string();
+    for (line, needle) in [
+        ("/quit", "there is no command /quit; /help lists the commands"),
+        ("/save", "/save needs the name of a file"),
+        ("/load /no/such/file", "/no/such/file"),
+        ("/save /no/such/file", "cannot write /no/such/file"),
+        ("/save /dev/null", "/dev/null"),
+        (&format!("/load {no}"), "no conversation written by /save"),
+    ] {
+        let out = run(&format!("Who is he?\n{line}\nAnd she?\n"));
+        assert_eq!(out.code, Some(2), "{line}: {out:?}");
+        assert!(
+            out.stderr.lines().any(|l| l.starts_with("error: ") && l.contains(needle)),
+            "{line}: {out:?}"
+        );
+        assert_eq!(out.json()["token_ids"], whole.json()["token_ids"], "{line}");
+    }
+    let path = chat(&template, &["-n", "1"], "/usr/bin is full\n /exit\n").json();
+    assert_eq!(path["turns"].as_array().unwrap().len(), 2, "{path}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_an_answer_and_not_the_conversation() {
+    use std::io::{Read, Write};
+    let (_folder, template) = template(TEMPLATE);
+    let args = ["--chat", "--chat-template", &template, "--threads", "1", "--dtype", "f32", "--ffn", "dense"];
+    let mut child = program("llama-sparse").args(args).args(["--temperature", "0"]).spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let signal = |child: &std::process::Child| {
+        let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        assert!(kill.unwrap().success());
+    };
+    stdin.write_all(b"Who is he?\n").unwrap();
+    stdout.read_exact(&mut [0; 8]).unwrap();
+    signal(&child);
+    stdin.write_all(b"And she?\n").unwrap();
+    drop(stdin);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let out = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(0), "{stderr}");
+    assert_eq!(stderr.matches("cut off by Ctrl-C]").count(), 1, "{stderr}");
+    assert_eq!(stderr.matches("[read ").count(), 2, "{stderr}");
+    // While nothing is written it ends the program, which says what was said; so does a single text that is cut off.
+    let mut child = program("llama-sparse").args(args).args(["-n", "5", "--json"]).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"Who is he?\n").unwrap();
+    let (mut shown, mut stderr) = (Vec::new(), child.stderr.take().unwrap());
+    while !String::from_utf8_lossy(&shown).contains("tokens/s") {
+        let mut byte = [0];
+        stderr.read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    signal(&child);
+    let mut json = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut json).unwrap();
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["turns"].as_array().map(Vec::len), Some(1), "{json}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(stdin);
+    let mut child = program("llama-sparse")
+        .args(["--dtype", "f32", "--threads", "1", "-n", "1000", "--json"])
+        .spawn()
+        .unwrap();
+    child.stderr.take().unwrap().read_exact(&mut [0; 120]).unwrap();
+    signal(&child);
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(130));
+    let json: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["end"], "interrupted", "{json}");
 }
 
 #[test]

@@ -2,11 +2,14 @@
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 #[path = "../common/memory.rs"]
 mod memory;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/prompt.rs"]
+mod prompt;
 mod theirs;
 
 use anyhow::{Result, bail};
@@ -17,20 +20,20 @@ use candle_sparse_models::{
     tokenizer::prompt_tokens,
 };
 use clap::Parser;
-use cli::process_bytes;
+use cli::{OutputArgs, output, process_bytes};
 use model::ModelArgs;
+use prompt::PromptArgs;
 use std::{io::Write, process::ExitCode, time::Instant};
 use tokenizers::Tokenizer;
 
 /// Run the same prompt through candle's model and ours.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "ab", version)]
 struct Cli {
     #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue
-    #[arg(long, default_value = "Once upon a time there was a king who had ")]
-    prompt: String,
     /// Tokens to decode in each round; both models are given those that candle finds most likely
     #[arg(long, short = 'n', default_value_t = 64)]
     sample_len: usize,
@@ -40,9 +43,8 @@ struct Cli {
     /// dtype of candle's weights: f32, f16 or bf16; as stored where not given
     #[arg(long, value_parser = cli::format)]
     candle_dtype: Option<candle_sparse::core::Format>,
-    /// Print one JSON object as the last line of standard output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// A model and what it cost.
@@ -50,15 +52,15 @@ struct Side {
     name: String,
     model: Box<dyn CausalLm>,
     load_s: f64,
-    /// Resident; before the prompt was read, what the process held without it.
-    bytes: u64,
+    /// Resident; before the prompt was read, what the process held without it. `None` where the system does not say.
+    bytes: Option<u64>,
     prefill: Vec<f64>,
     decode: Vec<f64>,
 }
 
 impl Side {
     fn load(load: impl FnOnce() -> Result<(String, Box<dyn CausalLm>)>) -> Result<Self> {
-        let (before, start) = (process_bytes("VmRSS")?, Instant::now());
+        let (before, start) = (process_bytes("VmRSS").ok(), Instant::now());
         let (name, model) = load()?;
         let load_s = start.elapsed().as_secs_f64();
         Ok(Self { name, model, load_s, bytes: before, prefill: Vec::new(), decode: Vec::new() })
@@ -67,7 +69,8 @@ impl Side {
     /// Reads the prompt once: what a mapped file needs of memory shows when it is used.
     fn settle(mut self, prompt: &[u32]) -> Result<Self> {
         self.forward(prompt, 0)?;
-        self.bytes = process_bytes("VmRSS")?.saturating_sub(self.bytes);
+        let after = process_bytes("VmRSS").ok();
+        self.bytes = after.zip(self.bytes).map(|(after, before)| after.saturating_sub(before));
         Ok(self)
     }
 
@@ -82,7 +85,11 @@ impl Side {
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    let cli: Cli = cli::parse();
+    if cli.output.quiet {
+        output::be_quiet();
+    }
+    cli::exit(run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -102,10 +109,7 @@ fn run(cli: &Cli) -> Result<()> {
         Ok((name, Box::new(LlamaSession { model: loaded.model, cache })))
     })?;
     let Some((tokenizer, context)) = found else { bail!("the model has no tokenizer") };
-    let prompt = prompt_tokens(&tokenizer, &cli.prompt)?;
-    if prompt.is_empty() {
-        bail!("the prompt is empty: give at least one character with --prompt");
-    }
+    let prompt = cli.prompt.ids(&tokenizer)?;
     if prompt.len().saturating_add(cli.sample_len) > context {
         let (n, sample_len) = (prompt.len(), cli.sample_len);
         bail!(
@@ -115,11 +119,20 @@ fn run(cli: &Cli) -> Result<()> {
     let mut ours = ours.settle(&prompt)?;
     let files = cli.model.files()?;
     let mut candle = Side::load(|| theirs::load(&files, cli.candle_dtype))?.settle(&prompt)?;
-    let mut said = Said::default();
-    for _ in 0..cli.rounds {
-        said = round(cli, &mut candle, &mut ours, &prompt)?;
+    let (mut said, mut failed) = (Said::default(), None);
+    for done in 0..cli.rounds {
+        match round(cli, &mut candle, &mut ours, &prompt) {
+            Ok(new) => said = new,
+            // The rounds before are reported too.
+            Err(error) if done > 0 => {
+                failed = Some(error);
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
-    report(cli, &candle, &ours, &tokenizer, prompt.len(), &said)
+    report(cli, &candle, &ours, &tokenizer, prompt.len(), &said)?;
+    failed.map_or(Ok(()), Err)
 }
 
 /// What the models said in a round.
@@ -186,7 +199,7 @@ fn report(
     let (prefill, decode) = (ratio(|s| &s.prefill), ratio(|s| &s.decode));
     let first = said.candle.iter().zip(&said.ours).position(|(a, b)| a != b);
     let q = &said.quality;
-    if cli.json {
+    if cli.output.json {
         let side = |s: &Side| {
             serde_json::json!({
                 "name": s.name, "load_s": s.load_s, "resident_bytes": s.bytes,
@@ -196,25 +209,24 @@ fn report(
         let json = serde_json::json!({
             "candle": side(candle), "ours": side(ours), "prefill_ratio": prefill, "decode_ratio": decode,
             "prompt_tokens": prompt_tokens, "tokens": said.candle.len(), "first_difference": first,
-            "kld": q.kld(), "top1_agreement": q.top1_agreement(), "rounds": cli.rounds,
+            "kld": q.kld(), "top1_agreement": q.top1_agreement(), "rounds": ours.decode.len(),
         });
-        writeln!(std::io::stdout(), "{json}")?;
-        return Ok(());
+        return output::line(json);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     writeln!(
         out,
         "| model | load s | resident MB | prefill tokens/s | decode tokens/s |\n|---|---|---|---|---|"
     )?;
     for s in [candle, ours] {
-        let (name, mb) = (&s.name, s.bytes as f64 / 1e6);
+        let (name, mb) = (&s.name, s.bytes.map(|b| format!("{:.1}", b as f64 / 1e6)).unwrap_or_default());
         let (p, d) = (median(&s.prefill), median(&s.decode));
-        writeln!(out, "| {name} | {:.2} | {mb:.1} | {p:.1} | {d:.1} |", s.load_s)?;
+        writeln!(out, "| {name} | {:.2} | {mb} | {p:.1} | {d:.1} |", s.load_s)?;
     }
     writeln!(
         out,
         "\nours over candle's, median of {} rounds in turns: prefill {prefill:.2}, decode {decode:.2}",
-        cli.rounds
+        ours.decode.len()
     )?;
     let (tokens, kld, top1) = (said.candle.len(), q.kld(), q.top1_agreement());
     writeln!(out, "{tokens} tokens: KL divergence {kld:.6}, the same first choice for {top1:.4} of them")?;

@@ -1,5 +1,6 @@
 //! The gates of sparse attention: their settings and what is printed of them.
 
+use crate::cli::output;
 use anyhow::{Result, bail};
 use candle_sparse::calibrate::{GateFit, GateSettings};
 use clap::Args;
@@ -36,8 +37,8 @@ impl GateArgs {
                 "--gate-window {window} leaves too little of the text: give more --text or a longer --context"
             );
         }
-        eprintln!(
-            "too little text, or too short a --context, for gates of sparse attention: none are fitted"
+        output::note(
+            "too little text, or too short a --context, for gates of sparse attention: none are fitted",
         );
         Ok(None)
     }

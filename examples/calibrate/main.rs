@@ -31,7 +31,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 /// Fit a sparse profile to a model.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "calibrate", version)]
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
@@ -77,7 +77,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    let ran = run(&Cli::parse()).map(|c| code = c);
+    let ran = run(&cli::parse()).map(|c| code = c);
     match ran {
         Ok(()) => code,
         failed => cli::exit(failed),

@@ -1,6 +1,7 @@
 //! Flags that say how keys and values are kept and read.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
+use super::cli::output;
 use anyhow::{Result, bail};
 use candle_core::DType;
 use candle_sparse::{AttentionConfig, AttentionMode, KvConfig, kv_cache::KvDType};
@@ -8,31 +9,32 @@ use clap::{Args, ValueEnum};
 
 /// How the past is kept, and what of it is read.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Memory")]
 pub(crate) struct MemoryArgs {
     /// How keys and values are kept; as exact as the stored weights where not given
     #[arg(long)]
     pub(crate) kv: Option<Kv>,
-    /// With --kv tiered: so many last positions stay in F16
+    /// With --kv tiered: so many last positions stay in F16 [default: 256]
     #[arg(long)]
     hot: Option<usize>,
-    /// With --kv tiered: so many last positions stay in F16 or Q8_0, the rest is Q4_1
+    /// With --kv tiered: so many last positions stay in F16 or Q8_0, the rest is Q4_1 [default: 2048]
     #[arg(long)]
     warm: Option<usize>,
     /// What a token reads of its past
     #[arg(long, default_value = "dense")]
     pub(crate) attention: Attention,
-    /// First positions that are always read
-    #[arg(long, default_value_t = AttentionConfig::default().sinks)]
-    sinks: usize,
-    /// Last positions that are always read
-    #[arg(long, default_value_t = AttentionConfig::default().window)]
-    window: usize,
-    /// Positions between them that are read at most
-    #[arg(long, default_value_t = AttentionConfig::default().budget)]
-    budget: usize,
-    /// With --attention gated: so many more that the query asks for
-    #[arg(long, default_value_t = AttentionConfig::default().recall)]
-    recall: usize,
+    /// With --attention window, gated or recall: first positions that are always read [default: 4]
+    #[arg(long)]
+    sinks: Option<usize>,
+    /// With --attention window, gated or recall: last positions that are always read [default: 256]
+    #[arg(long)]
+    window: Option<usize>,
+    /// With --attention gated or recall: positions between them that are read at most [default: 1536]
+    #[arg(long)]
+    budget: Option<usize>,
+    /// With --attention gated: so many more that the query asks for [default: 256]
+    #[arg(long)]
+    recall: Option<usize>,
 }
 
 /// Names of [`KvConfig`]s.
@@ -93,8 +95,83 @@ impl MemoryArgs {
     }
 
     /// What a token reads.
-    pub(crate) fn attention(&self) -> AttentionConfig {
-        let Self { sinks, window, budget, recall, .. } = *self;
-        AttentionConfig { mode: self.attention.into(), sinks, window, budget, recall }
+    pub(crate) fn attention(&self) -> Result<AttentionConfig> {
+        use Attention::{Gated, Recall, Window};
+        let flags = [
+            ("--sinks", self.sinks, &[Window, Gated, Recall][..]),
+            ("--window", self.window, &[Window, Gated, Recall]),
+            ("--budget", self.budget, &[Gated, Recall]),
+            ("--recall", self.recall, &[Gated]),
+        ];
+        for (name, _, modes) in flags.iter().filter(|(_, given, _)| given.is_some()) {
+            if !modes.contains(&self.attention) {
+                let modes = modes.iter().map(|mode| mode.name()).collect::<Vec<_>>().join(" or ");
+                let now = self.attention.name();
+                bail!("{name} belongs to --attention {modes}: with --attention {now} it changes nothing");
+            }
+        }
+        let or = AttentionConfig::default();
+        Ok(AttentionConfig {
+            mode: self.attention.into(),
+            sinks: self.sinks.unwrap_or(or.sinks),
+            window: self.window.unwrap_or(or.window),
+            budget: self.budget.unwrap_or(or.budget),
+            recall: self.recall.unwrap_or(or.recall),
+        })
+    }
+
+    /// Whether attention uses what a profile says.
+    pub(crate) fn reads_gates(&self) -> bool {
+        self.attention == Attention::Gated
+    }
+
+    /// Whether any flag was given.
+    pub(crate) fn is_given(&self) -> bool {
+        let sizes = [self.hot, self.warm, self.sinks, self.window, self.budget, self.recall];
+        self.kv.is_some() || self.attention != Attention::Dense || sizes.iter().any(Option::is_some)
+    }
+
+    /// After a run of so many positions: what was asked for and had nothing to do yet.
+    pub(crate) fn note_unused(&self, kv: &KvConfig, positions: usize) {
+        if kv.is_tiered() && positions <= kv.hot {
+            output::note(format_args!(
+                "the run had {positions} positions, the last {} stay in F16: --kv {} changed nothing",
+                kv.hot,
+                self.kv.map_or("tiered", Kv::name)
+            ));
+        }
+        let Ok(read) = self.attention() else { return };
+        let between = if self.attention == Attention::Window { 0 } else { read.budget };
+        let all = read.sinks.saturating_add(read.window).saturating_add(between);
+        if self.attention != Attention::Dense && positions <= all {
+            let name = self.attention.name();
+            output::note(format_args!(
+                "the run had {positions} positions, --attention {name} reads {all}: everything was read"
+            ));
+        }
+    }
+}
+
+impl Kv {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+            Self::Tiered => "tiered",
+        }
+    }
+}
+
+impl Attention {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dense => "dense",
+            Self::Window => "window",
+            Self::Gated => "gated",
+            Self::Recall => "recall",
+        }
     }
 }

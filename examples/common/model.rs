@@ -1,28 +1,47 @@
 //! Flags that say which model is used and how it is held.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
-use crate::{cli::format, memory::MemoryArgs};
-use anyhow::{Context, Result, bail};
-use candle_core::Device;
+use super::{
+    cli::{self, format, input, output},
+    memory::MemoryArgs,
+};
+use anyhow::{Result, bail};
+use candle_core::{
+    DType, Device,
+    quantized::gguf_file::{Content, TensorInfo},
+};
 use candle_sparse::{
-    AttentionConfig, Threads,
+    AttentionConfig,
     core::Format,
     profile::Profile,
     sparse::{FfnMode, Selection, SparseConfig},
+    weight::format_of,
 };
 use candle_sparse_models::{
-    decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama::Cache, pretrained::Pretrained,
+    decoder::LoadOptions,
+    files::{ModelFiles, Weights},
+    gguf::write::ggml_type,
+    hub::HubSettings,
+    llama::Cache,
+    pretrained::{Pretrained, var_builder},
 };
 use clap::{Args, ValueEnum};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Which model, and how to hold it.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
     /// Hub id (org/name), folder, .safetensors or .gguf file (also org/name/file.gguf), or name of an embedded model
     /// (tales-silu, tales-relu)
     #[arg(long, default_value = "tales-silu")]
-    pub(crate) model: String,
+    pub(crate) model: OsString,
     /// Branch, tag or commit of a Hub model
     #[arg(long)]
     pub(crate) revision: Option<String>,
@@ -36,22 +55,22 @@ pub(crate) struct ModelArgs {
     /// file must not be written to, or shortened, while the program runs
     #[arg(long)]
     pub(crate) no_mmap: bool,
-    #[command(flatten)]
-    pub(crate) memory: MemoryArgs,
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     /// Sparse profile, instead of the model's own sparse.safetensors; CANDLE_SPARSE=off runs without any
-    #[arg(long)]
+    #[arg(long, help_heading = "Sparse")]
     pub(crate) profile: Option<PathBuf>,
     /// Which neurons are computed; what the profile found best where not given
-    #[arg(long)]
+    #[arg(long, help_heading = "Sparse")]
     pub(crate) ffn: Option<Ffn>,
     /// Leave neurons out even where that is no faster here, or by a rule that misses its profile's target
-    #[arg(long)]
+    #[arg(long, help_heading = "Sparse")]
     pub(crate) force_sparse: bool,
     /// Share of the neurons that are left out, instead of what calibration found
-    #[arg(long)]
+    #[arg(long, help_heading = "Sparse")]
     pub(crate) sparsity: Option<f32>,
 }
 
@@ -80,12 +99,21 @@ impl From<Ffn> for FfnMode {
 }
 
 impl ModelArgs {
+    /// What the user calls the model.
+    pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
+        self.model.to_string_lossy()
+    }
+
     /// Finds the files, fetching them where the model is on the Hub.
     pub(crate) fn files(&self) -> Result<ModelFiles> {
-        let mut files = ModelFiles::resolve(&self.model, self.revision.as_deref(), &HubSettings::from_env())?;
+        // Nothing is fetched for flags that make no sense.
+        self.sparse()?;
+        self.memory.attention()?;
+        self.memory.kv(DType::F32)?;
+        cli::threads(self.threads)?;
+        let mut files = resolve(&self.model, self.revision.as_deref())?;
         if let Some(path) = &self.tokenizer {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            files.tokenizer = Some(bytes.into());
+            files.tokenizer = Some(input::read(path)?.into());
         }
         Ok(files)
     }
@@ -106,6 +134,9 @@ impl ModelArgs {
             Some(s) if (0.0..1.0).contains(&s) => Selection::Share(1.0 - s),
             Some(s) => bail!("--sparsity {s} must be 0 or more and below 1"),
         };
+        if self.sparsity.is_some() && self.ffn == Some(Ffn::Dense) {
+            bail!("--sparsity leaves nothing out with --ffn dense: give one of the two");
+        }
         Ok(SparseConfig {
             mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from),
             selection,
@@ -121,7 +152,54 @@ impl ModelArgs {
 
     /// As [`Self::load`] for files that were found already.
     pub(crate) fn load_files(&self, files: &ModelFiles) -> Result<Pretrained> {
-        self.load_as(files, self.dtype, self.sparse()?, self.memory.attention())
+        let (sparse, attention) = (self.sparse()?, self.memory.attention()?);
+        let loaded = self.load_as(files, self.dtype, sparse, attention).map_err(|error| {
+            // The library knows no flags.
+            let unused = output::one_line(&error).contains("settings without a profile");
+            self.check_sparse(!unused).err().unwrap_or(error)
+        })?;
+        let has_profile = files.sparse_profile.is_some() || loaded.model.decoder().sparse_config().is_some();
+        self.check_sparse(has_profile)?;
+        self.note_dtype(files, loaded.model.decoder().weight_bytes())?;
+        Ok(loaded)
+    }
+
+    /// Flags about a profile that is not there, or not used.
+    pub(crate) fn check_sparse(&self, has_profile: bool) -> Result<()> {
+        let ffn = self.ffn.filter(|ffn| *ffn != Ffn::Dense).map(|_| "--ffn");
+        let sparsity = self.sparsity.map(|_| "--sparsity");
+        let flag = ffn.or(sparsity);
+        if std::env::var_os("CANDLE_SPARSE").is_some_and(|value| value == "off") {
+            if let Some(flag) = flag.or(self.profile.as_ref().map(|_| "--profile")) {
+                output::note(format_args!("{flag} without effect: CANDLE_SPARSE=off runs without a profile"));
+            }
+            return Ok(());
+        }
+        if self.profile.is_some() && self.ffn == Some(Ffn::Dense) && !self.memory.reads_gates() {
+            output::note("--profile without effect: --ffn dense computes all neurons");
+        }
+        if let (Some(flag), false) = (flag, has_profile || self.profile.is_some()) {
+            let name = self.name();
+            bail!(
+                "{flag} needs a profile and {name} has none: make one with `calibrate`, give it with --profile"
+            );
+        }
+        Ok(())
+    }
+
+    /// A format that changes nothing, or takes more memory than the file: what is lost is lost, it does not come back.
+    pub(crate) fn note_dtype(&self, files: &ModelFiles, held: usize) -> Result<()> {
+        let Some(format) = self.dtype else { return Ok(()) };
+        let (name, stored) = (format.name(), stored(files)?);
+        if stored.formats.iter().all(|&stored| stored == Some(format)) {
+            output::note(format_args!("--dtype {name} without effect: the model is stored so"));
+        } else if held as u64 > stored.bytes {
+            let [held, stored] = [held as u64, stored.bytes].map(|bytes| bytes as f64 / 1e6);
+            output::note(format_args!(
+                "--dtype {name} takes {held:.1} MB, the model as stored {stored:.1}: it becomes larger, not better"
+            ));
+        }
+        Ok(())
     }
 
     /// The dense model in its stored dtype.
@@ -142,7 +220,10 @@ impl ModelArgs {
         sparse: SparseConfig,
         attention: AttentionConfig,
     ) -> Result<LoadOptions> {
-        let threads = self.threads.map(Threads::new).transpose()?;
+        let threads = cli::threads(self.threads)?;
+        if self.no_mmap && !matches!(files.weights, Weights::Gguf(_) | Weights::Opened(_)) {
+            output::note("--no-mmap without effect: GGUF files alone are mapped");
+        }
         Ok(LoadOptions { format, threads, profile: self.profile(files)?, sparse, attention })
     }
 
@@ -161,7 +242,7 @@ impl ModelArgs {
         }
         let loaded = Pretrained::load(&files, options)?;
         for notice in &loaded.notices {
-            eprintln!("note: {notice}");
+            output::note(notice);
         }
         Ok(loaded)
     }
@@ -171,4 +252,40 @@ impl ModelArgs {
         let kv = self.memory.kv(loaded.default_kv_dtype())?;
         Ok(Cache::with_config(true, kv, &loaded.config, &Device::Cpu)?)
     }
+}
+
+/// The files of a model by what the user calls it, which may be a path that is no UTF-8.
+pub(crate) fn resolve(model: &OsStr, revision: Option<&str>) -> Result<ModelFiles> {
+    let path = Path::new(model);
+    Ok(match model.to_str() {
+        Some(name) => ModelFiles::resolve(name, revision, &HubSettings::from_env())?,
+        None if revision.is_some() => bail!("--revision does not apply to the path {}", path.display()),
+        None if path.is_dir() => ModelFiles::from_folder(path)?,
+        None if path.is_file() => ModelFiles::from_file(path)?,
+        None => bail!("there is no file or folder {}", path.display()),
+    })
+}
+
+/// What a model's files hold.
+struct Stored {
+    bytes: u64,
+    /// Of each matrix; `None` is one that we have no name for.
+    formats: Vec<Option<Format>>,
+}
+
+/// Of files that were loaded, so that their headers are known to be whole.
+fn stored(files: &ModelFiles) -> Result<Stored> {
+    let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len());
+    let bytes = match &files.weights {
+        Weights::Gguf(path) => {
+            let file = Content::read(&mut BufReader::new(File::open(path)?))?;
+            let matrices = file.tensor_infos.values().filter(|t| t.shape.rank() == 2);
+            let format = |t: &TensorInfo| Format::ALL.into_iter().find(|f| ggml_type(*f) == t.ggml_dtype);
+            return Ok(Stored { bytes: size(path)?, formats: matrices.map(format).collect() });
+        }
+        Weights::Files(paths) => paths.iter().map(size).sum::<std::io::Result<u64>>()?,
+        Weights::Embedded(bytes) => bytes.len() as u64,
+    };
+    let dtype = var_builder(files, None)?.dtype();
+    Ok(Stored { bytes, formats: vec![format_of(dtype)] })
 }

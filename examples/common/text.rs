@@ -1,6 +1,7 @@
 //! Texts as windows of tokens.
 
-use anyhow::{Context, Result};
+use super::cli::input;
+use anyhow::Result;
 use candle_sparse_models::tokenizer::prompt_tokens;
 use std::path::PathBuf;
 use tokenizers::Tokenizer;
@@ -16,8 +17,7 @@ pub(crate) fn windows(tokenizer: &Tokenizer, paths: &[PathBuf], context: usize) 
     let start = prompt_tokens(tokenizer, "")?;
     let mut all = Vec::new();
     for path in paths {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = input::text(path)?;
         for document in text.split(SEPARATOR) {
             let ids = prompt_tokens(tokenizer, document.trim())?;
             let ids = ids.strip_prefix(start.as_slice()).unwrap_or(&ids);

@@ -16,11 +16,11 @@ use candle_sparse_models::{
     hub::HubSettings,
 };
 use clap::Parser;
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 /// Write a model as a GGUF file.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "convert", version)]
 struct Cli {
     /// Hub id (org/name), folder, .safetensors or .gguf file, or name of an embedded model (tales-silu, tales-relu)
     #[arg(long)]
@@ -50,7 +50,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    cli::exit(run(&cli::parse()))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -79,14 +79,14 @@ fn run(cli: &Cli) -> Result<()> {
     let bytes = std::fs::metadata(&cli.out)?.len();
     if cli.json {
         let json = serde_json::json!({
-            "out": cli.out, "bytes": bytes, "profile": profile.is_some(), "neuron_major": cli.neuron_major,
+            "out": cli.out.display().to_string(), "bytes": bytes, "profile": profile.is_some(), "neuron_major": cli.neuron_major,
             "opens_elsewhere": model.is_ordinary(),
         });
-        writeln!(std::io::stdout(), "{json}")?;
+        cli::output::line(json)?;
     }
     let opens = if model.is_ordinary() { "opens in llama.cpp and candle too" } else { "opens here alone" };
     let inside = if profile.is_some() { "with its profile, " } else { "" };
-    eprintln!("{}: {:.1} MB, {inside}{opens}", cli.out.display(), bytes as f64 / 1e6);
+    cli::output::status(format_args!("{}: {:.1} MB, {inside}{opens}", cli.out.display(), bytes as f64 / 1e6));
     Ok(())
 }
 

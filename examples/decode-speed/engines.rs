@@ -1,21 +1,21 @@
 //! The engines that are measured, behind one trait.
 
-use super::{Cli, gguf::gguf, sparse::Drawn};
+use super::{Cli, gguf::gguf, source::Source, sparse::Drawn};
 use anyhow::{Context, Result, bail};
 use candle_core::{
-    DType, Device, Shape, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file::Content},
+    DType, Device, Tensor,
+    quantized::{
+        GgmlDType,
+        gguf_file::{Content, TensorInfo},
+    },
 };
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use candle_sparse::{
     AttentionMode, FastGrnnGate, FfnMode, Selection, SparseConfig, Threads, core::Format, kernels::Kernels,
 };
-use candle_sparse_models::{
-    decoder::LoadOptions, files::ModelFiles, hub::HubSettings, llama, pretrained::var_builder,
-};
+use candle_sparse_models::{decoder::LoadOptions, gguf::GgufFile, llama};
 use candle_transformers::models::{llama as candle_llama, quantized_llama};
-use half::{bf16, f16};
 use std::{
+    fs::File,
     io::{BufReader, Seek},
     sync::Arc,
 };
@@ -39,97 +39,6 @@ pub(crate) trait Engine {
     }
 }
 
-/// Where configuration and weights come from.
-pub(crate) struct Source {
-    config: Vec<u8>,
-    files: Option<ModelFiles>,
-    dtype: DType,
-}
-
-impl Source {
-    pub(crate) fn new(cli: &Cli, format: Format) -> Result<Self> {
-        let Some(spec) = &cli.model else {
-            return Ok(Self::random(cli.shape.config(), format));
-        };
-        let files = ModelFiles::resolve(spec, None, &HubSettings::from_env())?;
-        let Some(config) = files.config.as_ref().map(|c| c.to_vec()) else {
-            bail!("--model {spec}: give the safetensors model; for a GGUF file see --gguf")
-        };
-        Ok(Self { config, files: Some(files), dtype: load_dtype(format) })
-    }
-
-    /// Random weights for a `config.json`.
-    pub(crate) fn random(config: String, format: Format) -> Self {
-        Self { config: config.into_bytes(), files: None, dtype: load_dtype(format) }
-    }
-
-    pub(crate) fn config(&self) -> Result<llama::Config> {
-        let config: llama::LlamaConfig = serde_json::from_slice(&self.config).context("config.json")?;
-        Ok(config.into_config(false))
-    }
-
-    /// For all engines: candle's memory map would need unsafe code, and changes the load alone.
-    pub(crate) fn var_builder(&self) -> Result<VarBuilder<'static>> {
-        Ok(match &self.files {
-            None => VarBuilder::from_backend(Box::new(Random), self.dtype, Device::Cpu),
-            Some(files) => var_builder(files, Some(self.dtype))?,
-        })
-    }
-}
-
-fn load_dtype(format: Format) -> DType {
-    match format {
-        Format::F32 => DType::F32,
-        Format::BF16 => DType::BF16,
-        // Quantised weights are made from F16 ones.
-        _ => DType::F16,
-    }
-}
-
-/// Weights that are quick to make; small, so that no sum overflows in f16.
-struct Random;
-
-impl SimpleBackend for Random {
-    fn get(
-        &self,
-        shape: Shape,
-        _: &str,
-        _: Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        let n = shape.elem_count();
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.05
-        };
-        if shape.rank() == 1 {
-            return Tensor::ones(shape, dtype, device);
-        }
-        match dtype {
-            DType::F16 => {
-                Tensor::from_vec((0..n).map(|_| f16::from_f32(next())).collect::<Vec<_>>(), shape, device)
-            }
-            DType::BF16 => {
-                Tensor::from_vec((0..n).map(|_| bf16::from_f32(next())).collect::<Vec<_>>(), shape, device)
-            }
-            _ => Tensor::from_vec((0..n).map(|_| next()).collect::<Vec<_>>(), shape, device)?.to_dtype(dtype),
-        }
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("random weights need a shape for {name}")
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        // And nothing of a profile.
-        name.ends_with(".weight")
-    }
-}
-
 /// Positions that are filled together.
 const CHUNK: usize = 256;
 
@@ -150,42 +59,48 @@ fn prompt(n: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(ids, (1, n), &Device::Cpu)?)
 }
 
-fn cache_dtype(format: Format) -> DType {
-    if format == Format::F32 { DType::F32 } else { DType::F16 }
-}
-
 /// Our model.
 pub(crate) struct Ours {
     name: &'static str,
     model: llama::Llama,
     cache: llama::Cache,
     config: llama::Config,
+    cache_dtype: DType,
     logits: Vec<f32>,
 }
 
 impl Ours {
     pub(crate) fn load(
         source: &Source,
-        format: Format,
         threads: Threads,
         drawn: Option<Drawn>,
         positions: usize,
     ) -> Result<Self> {
         let mut config = source.config()?;
-        config.max_position_embeddings = config.max_position_embeddings.max(positions);
-        let vb = source.var_builder()?;
         let mut options =
-            LoadOptions { format: Some(format), threads: Some(threads), ..LoadOptions::default() };
+            LoadOptions { format: source.format, threads: Some(threads), ..LoadOptions::default() };
         options.sparse.mode = FfnMode::Dense;
-        if let Some(drawn) = drawn {
-            options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
-            // This program measures whether it pays.
-            (options.sparse.mode, options.sparse.force) = (drawn.ffn.into(), true);
+        let model = if let Some(path) = source.gguf_file() {
+            llama::Llama::from_gguf(&GgufFile::open(path)?, options)?
+        } else {
+            config.max_position_embeddings = config.max_position_embeddings.max(positions);
+            let vb = source.var_builder()?;
+            if let Some(drawn) = drawn {
+                options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
+                // This program measures whether it pays.
+                (options.sparse.mode, options.sparse.force) = (drawn.ffn.into(), true);
+            }
+            llama::Llama::load_with(vb, &config, options)?
+        };
+        let (limit, cache_dtype) = (config.max_position_embeddings, source.cache_dtype()?);
+        if positions > limit {
+            bail!(
+                "the model has {limit} positions: {positions} of --prefill, --depth and --steps do not fit"
+            );
         }
-        let model = llama::Llama::load_with(vb, &config, options)?;
-        let cache = llama::Cache::new(true, cache_dtype(format), &config, &Device::Cpu)?;
-        let mut ours = Self { name: "dense", model, cache, config, logits: Vec::new() };
-        ours.logits.resize(ours.config.vocab_size, 0.0);
+        let cache = llama::Cache::new(true, cache_dtype, &config, &Device::Cpu)?;
+        let logits = vec![0.0; config.vocab_size];
+        let mut ours = Self { name: "dense", model, cache, config, cache_dtype, logits };
         if let Some(drawn) = drawn {
             ours.tune(drawn)?;
         }
@@ -194,7 +109,7 @@ impl Ours {
 
     /// With the memory of the flags; gates are drawn, since random weights teach nothing.
     pub(crate) fn reading(mut self, cli: &Cli) -> Result<Self> {
-        let (kv, attention) = (cli.memory.kv(cache_dtype(cli.dtype))?, cli.memory.attention());
+        let (kv, attention) = (cli.memory.kv(self.cache_dtype)?, cli.memory.attention()?);
         let c = &self.config;
         self.cache = llama::Cache::with_config(true, kv, c, &Device::Cpu)?;
         if attention.mode == AttentionMode::Gated {
@@ -304,16 +219,18 @@ pub(crate) struct Candle {
 impl Candle {
     pub(crate) fn load(source: &Source) -> Result<Self> {
         let config: candle_llama::LlamaConfig =
-            serde_json::from_slice(&source.config).context("config.json")?;
+            serde_json::from_slice(source.config_json()?).context("config.json")?;
         let config = config.into_config(false);
-        let model = candle_llama::Llama::load(source.var_builder()?, &config)?;
-        let cache = candle_llama::Cache::new(true, source.dtype, &config, &Device::Cpu)?;
+        let vb = source.var_builder()?;
+        let dtype = vb.dtype();
+        let model = candle_llama::Llama::load(vb, &config)?;
+        let cache = candle_llama::Cache::new(true, dtype, &config, &Device::Cpu)?;
         let (h, i) = (config.hidden_size, config.intermediate_size);
         let kv = h / config.num_attention_heads * config.num_key_value_heads;
         let elements =
             config.num_hidden_layers * (2 * h * h + 2 * h * kv + 3 * h * i) + config.vocab_size * h;
-        let weight_bytes_per_token = elements * source.dtype.size_in_bytes();
-        Ok(Self { model, config, cache, dtype: source.dtype, weight_bytes_per_token })
+        let weight_bytes_per_token = elements * dtype.size_in_bytes();
+        Ok(Self { model, config, cache, dtype, weight_bytes_per_token })
     }
 }
 
@@ -365,7 +282,7 @@ pub(crate) struct CandleQuantized {
 
 impl CandleQuantized {
     /// A model that is asked for `positions` positions at most.
-    pub(crate) fn load(source: &Source, format: Format, threads: Threads, positions: usize) -> Result<Self> {
+    pub(crate) fn load(source: &Source, threads: Threads, positions: usize) -> Result<Self> {
         if threads.count() != Threads::default().count() {
             bail!(
                 "candle's quantised llama uses all of candle's pool: set CANDLE_NUM_THREADS, not --threads"
@@ -377,19 +294,17 @@ impl CandleQuantized {
                 "candle's quantised llama has {limit} positions: {positions} of --prefill, --depth and --steps do not fit"
             );
         }
-        let gguf = gguf(source, format, "for candle")?;
         let c = source.config()?;
-        let read = gguf.matrices().filter(|(name, _)| c.tie_word_embeddings || *name != "token_embd.weight");
+        let mut file = BufReader::new(match (source.format, source.gguf_file()) {
+            (None, Some(path)) => File::open(path)?,
+            (format, _) => made_for_candle(source, format.unwrap_or(Format::F16))?,
+        });
+        let content = Content::read(&mut file)?;
+        let matrices = content.tensor_infos.iter().filter(|(_, t)| t.shape.rank() == 2);
+        let read = matrices.filter(|(name, _)| c.tie_word_embeddings || *name != "token_embd.weight");
         let weight_bytes_per_token: usize = read.map(|(_, t)| held_bytes(t)).sum();
         // candle unpacks the embedding to F32, beside a tied head that stays quantised.
         let weight_bytes = weight_bytes_per_token + c.vocab_size * c.hidden_size * size_of::<f32>();
-        // Through a file without a name: in memory it would be one more copy of the model while loading.
-        let mut file = tempfile::tempfile()?;
-        gguf.write(&mut file)?;
-        drop(gguf);
-        file.rewind()?;
-        let mut file = BufReader::new(file);
-        let content = Content::read(&mut file)?;
         let model = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
         Ok(Self { model, weight_bytes, weight_bytes_per_token })
     }
@@ -401,11 +316,20 @@ impl CandleQuantized {
     }
 }
 
+/// Through a file without a name: in memory it would be one more copy of the model while loading.
+fn made_for_candle(source: &Source, format: Format) -> Result<File> {
+    let mut file = tempfile::tempfile()?;
+    gguf(source, format, "for candle")?.write(&mut file)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// Bytes that candle holds for a matrix: what is not quantised becomes F32.
-fn held_bytes(t: &QTensor) -> usize {
-    match t.dtype() {
-        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => t.shape().elem_count() * size_of::<f32>(),
-        _ => t.storage_size_in_bytes(),
+fn held_bytes(t: &TensorInfo) -> usize {
+    let (elements, dtype) = (t.shape.elem_count(), t.ggml_dtype);
+    match dtype {
+        GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => elements * size_of::<f32>(),
+        _ => elements / dtype.block_size() * dtype.type_size(),
     }
 }
 

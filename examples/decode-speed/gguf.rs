@@ -1,6 +1,6 @@
 //! The measured model as GGUF, which llama.cpp and candle's quantised llama open.
 
-use super::engines::Source;
+use super::source::Source;
 use anyhow::Result;
 use candle_sparse::core::Format;
 use candle_sparse_models::gguf::write::{GgufModel, Layout};
@@ -64,8 +64,8 @@ mod tests {
             [(Format::F32, true, 1e-4), (Format::F32, false, 1e-4), (Format::Q8_0, true, 0.02)]
         {
             let source = source(format, tied);
-            let mut ours = Ours::load(&source, format, Threads::default(), None, 12).unwrap();
-            let mut theirs = CandleQuantized::load(&source, format, Threads::default(), 12).unwrap();
+            let mut ours = Ours::load(&source, Threads::default(), None, 12).unwrap();
+            let mut theirs = CandleQuantized::load(&source, Threads::default(), 12).unwrap();
             let (a, b) = (ours.logits(12).unwrap(), theirs.logits(12).unwrap());
             let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             let size = a.iter().fold(0.0_f32, |m, a| m.max(a.abs()));

@@ -6,38 +6,43 @@
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 mod engines;
 mod gguf;
 #[path = "../common/memory.rs"]
 mod memory;
+#[path = "../common/model.rs"]
+mod model;
 mod probe;
 mod report;
 mod shapes;
+mod source;
 mod sparse;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Threads, core::Format};
 use clap::{Parser, ValueEnum};
-use cli::process_bytes;
-use engines::{Candle, CandleQuantized, Engine, Ours, Source};
+use cli::{OutputArgs, output, process_bytes};
+use engines::{Candle, CandleQuantized, Engine, Ours};
 use gguf::gguf;
 use report::{Row, Run, Times, median};
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use source::Source;
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Instant};
 
 /// Measure decode and prefill speed.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "decode-speed", version)]
 pub(crate) struct Cli {
     /// Shape to fill with random weights
     #[arg(long, default_value = "smollm2-135m", conflicts_with = "model")]
     shape: shapes::Shape,
-    /// A real checkpoint instead: Hub id, folder, or name of an embedded model
+    /// A real checkpoint instead: Hub id (org/name), folder, .safetensors or .gguf file, or name of an embedded model
     #[arg(long)]
-    model: Option<String>,
-    /// Format of the weights
-    #[arg(long, default_value = "f16", value_parser = cli::format)]
-    dtype: Format,
+    model: Option<OsString>,
+    /// Format of the weights; that of a checkpoint, f16 for random ones, where not given
+    #[arg(long, value_parser = cli::format)]
+    dtype: Option<Format>,
     /// Positions in the cache before the decode steps that are timed; ours are filled with random keys and values
     #[arg(long, default_value_t = 0)]
     depth: usize,
@@ -59,24 +64,43 @@ pub(crate) struct Cli {
     #[arg(long)]
     against: Option<EngineName>,
     /// Compute this share of the neurons, with a drawn profile: random weights teach nothing
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with = "model", help_heading = "Sparse")]
     active: Option<f32>,
     /// With --active: what chooses the neurons
-    #[arg(long, default_value = "cascade")]
+    #[arg(long, default_value = "cascade", requires = "active", help_heading = "Sparse")]
     ffn: sparse::Ffn,
     /// With --active: how activity is spread over the neurons
-    #[arg(long, default_value = "skewed")]
+    #[arg(long, default_value = "skewed", requires = "active", help_heading = "Sparse")]
     activity: sparse::Activity,
     /// With --active: rank of the prediction
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, requires = "active", help_heading = "Sparse")]
     rank: usize,
     /// Write the random model as a GGUF file without a tokenizer, and measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = MEASURING, help_heading = "Output")]
     write_gguf: Option<PathBuf>,
-    /// Print one JSON object as the last line of standard output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
+
+/// Flags that say what is measured, and nothing of a file that is written.
+const MEASURING: [&str; 16] = [
+    "model",
+    "depth",
+    "prefill",
+    "steps",
+    "threads",
+    "engine",
+    "against",
+    "active",
+    "kv",
+    "hot",
+    "warm",
+    "attention",
+    "sinks",
+    "window",
+    "budget",
+    "recall",
+];
 
 /// An engine that can be measured.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,25 +113,49 @@ enum EngineName {
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    let cli: Cli = cli::parse();
+    if cli.output.quiet {
+        output::be_quiet();
+    }
+    cli::exit(run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<()> {
     if let Some(path) = &cli.write_gguf {
         candle_sparse::save::check(path)?;
-        let name = format!("{} with random weights", cli.shape.name());
-        return Ok(gguf(&Source::new(cli, cli.dtype)?, cli.dtype, &name)?.save(path)?);
+        return write_gguf(cli, path);
     }
     if cli.steps == 0 {
         bail!("--steps 0: give at least one step to time");
     }
-    let threads = cli.threads.map_or(Ok(Threads::default()), Threads::new)?;
+    let engines = [Some(cli.engine), cli.against];
+    let given = if cli.active.is_some() { "--active" } else { "--kv and --attention" };
+    if (cli.active.is_some() || cli.memory.is_given()) && !engines.contains(&Some(EngineName::CandleSparse)) {
+        bail!("{given} are settings of the engine candle-sparse, which is not measured");
+    }
+    let threads = cli::threads(cli.threads)?.unwrap_or_default();
     // candle takes its threads for a matmul from the rayon pool it runs in.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.count()).build()?;
     pool.install(|| measure(cli, threads))
 }
 
+fn write_gguf(cli: &Cli, path: &std::path::Path) -> Result<()> {
+    let (format, name) = (cli.format(), format!("{} with random weights", cli.shape.name()));
+    gguf(&Source::new(cli)?, format.unwrap_or(Format::F16), &name)?.save(path)?;
+    let bytes = std::fs::metadata(path)?.len();
+    if cli.output.json {
+        return output::line(serde_json::json!({ "out": path.display().to_string(), "bytes": bytes }));
+    }
+    output::status(format_args!("{}: {:.1} MB", path.display(), bytes as f64 / 1e6));
+    Ok(())
+}
+
 impl Cli {
+    /// The format of the weights; `None` is that of a checkpoint.
+    pub(crate) fn format(&self) -> Option<Format> {
+        self.dtype.or(self.model.is_none().then_some(Format::F16))
+    }
+
     /// The most positions that a cache must hold.
     fn positions(&self) -> usize {
         self.prefill.max(self.depth + 1 + self.steps)
@@ -123,17 +171,16 @@ impl Cli {
 }
 
 fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
-    let format = cli.dtype;
-    let source = Source::new(cli, format)?;
+    let source = Source::new(cli)?;
     let positions = cli.positions();
     let load = |name| -> Result<Box<dyn Engine>> {
         Ok(match name {
             EngineName::CandleSparse => {
-                Box::new(Ours::load(&source, format, threads, cli.drawn()?, positions)?.reading(cli)?)
+                Box::new(Ours::load(&source, threads, cli.drawn()?, positions)?.reading(cli)?)
             }
-            EngineName::Dense => Box::new(Ours::load(&source, format, threads, None, positions)?),
-            EngineName::Candle if format.is_quantized() => {
-                Box::new(CandleQuantized::load(&source, format, threads, positions)?)
+            EngineName::Dense => Box::new(Ours::load(&source, threads, None, positions)?),
+            EngineName::Candle if source.is_quantized() => {
+                Box::new(CandleQuantized::load(&source, threads, positions)?)
             }
             EngineName::Candle => Box::new(Candle::load(&source)?),
         })
@@ -176,5 +223,5 @@ fn measure(cli: &Cli, threads: Threads) -> Result<()> {
         engines.iter().zip(&times).map(|(e, t)| Row::new(e.as_ref(), t, cli.prefill)).collect();
     let run =
         Run { cli, threads, stream_gb_per_s: median(&mut bandwidth), load_peak: memory[0], rss: memory[1] };
-    if cli.json { report::json(&run, &rows, &times) } else { report::text(&run, &rows, &times) }
+    if cli.output.json { report::json(&run, &rows, &times) } else { report::text(&run, &rows, &times) }
 }

@@ -1,10 +1,10 @@
 //! What was measured, as lines or as one JSON object.
 
-use super::{Cli, engines::Engine};
+use super::{Cli, cli::output, engines::Engine};
 use anyhow::Result;
-use candle_sparse::Threads;
+use candle_sparse::{Threads, core::Format};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::{borrow::Cow, io::Write};
 
 /// Seconds of each call.
 #[derive(Clone, Default)]
@@ -67,8 +67,12 @@ impl Run<'_> {
         if self.cli.model.is_some() { "checkpoint" } else { "random" }
     }
 
-    fn shape(&self) -> &str {
-        self.cli.model.as_deref().unwrap_or(self.cli.shape.name())
+    fn shape(&self) -> Cow<'_, str> {
+        self.cli.model.as_ref().map_or(Cow::Borrowed(self.cli.shape.name()), |m| m.to_string_lossy())
+    }
+
+    fn dtype(&self) -> &'static str {
+        self.cli.format().map_or("as stored", Format::name)
     }
 }
 
@@ -80,7 +84,7 @@ pub(crate) fn json(run: &Run<'_>, rows: &[Row], times: &[Times]) -> Result<()> {
         ("weights", json!(run.weights())),
         ("shape", json!(run.shape())),
         ("activity", json!(run.cli.active.map(|_| format!("{:?} {:?}", run.cli.ffn, run.cli.activity)))),
-        ("dtype", json!(run.cli.dtype.name())),
+        ("dtype", json!(run.dtype())),
         ("depth", json!(run.cli.depth)),
         ("threads", json!(run.threads.count())),
         ("stream_gb_per_s", json!(run.stream_gb_per_s)),
@@ -92,17 +96,17 @@ pub(crate) fn json(run: &Run<'_>, rows: &[Row], times: &[Times]) -> Result<()> {
     ] {
         object[key] = value;
     }
-    Ok(writeln!(std::io::stdout(), "{object}")?)
+    output::line(object)
 }
 
 /// One line for the run, one for each engine, one for the ratio.
 pub(crate) fn text(run: &Run<'_>, rows: &[Row], times: &[Times]) -> Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = output::stdout();
     writeln!(
         out,
         "{} {}, {} weights, {} threads, depth {}; streaming read {:.1} GB/s; load peak {:.2} GB, resident {:.2} GB",
         run.shape(),
-        run.cli.dtype.name(),
+        run.dtype(),
         run.weights(),
         run.threads.count(),
         run.cli.depth,

@@ -1,172 +1,254 @@
-//! A conversation on the terminal: one cache, into which each turn's new tokens go.
+//! A conversation: one cache, into which each turn's new tokens go.
 
-use crate::{Cli, sample};
-use anyhow::{Result, bail};
-use candle_core::{Device, Tensor};
-use candle_sparse_models::{chat::Chat, llama::Cache, pretrained::Pretrained, tokenizer::TextStream};
-use candle_transformers::generation::LogitsProcessor;
-use std::{
-    io::{BufRead, IsTerminal, Write},
-    time::Instant,
+use crate::{
+    Cli,
+    cli::{
+        self, input,
+        output::{self, Ended, ended},
+    },
+    commands::{HELP, Said},
+    generate::{End, Past, Writer, Written},
+    talk::Source,
 };
+use anyhow::{Context, Error, Result, bail};
+use candle_sparse_models::{
+    causal_lm::LlamaSession,
+    chat::{Chat, ChatTemplate, Message, stop_tokens},
+    pretrained::Pretrained,
+};
+use clap::Args;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Token,
-    Length,
-    Context,
+/// A conversation instead of one text.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Chat")]
+pub(crate) struct ChatArgs {
+    /// Talk: each line of standard input is a turn; /help lists commands
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// With --chat: instructions that come before the conversation
+    #[arg(long, value_parser = cli::text())]
+    system: Option<String>,
+    /// With --chat: a file with the template of the conversation, instead of the model's own
+    #[arg(long)]
+    pub(crate) chat_template: Option<PathBuf>,
 }
 
-/// What a turn took.
-struct Report {
-    text: String,
-    read: usize,
-    written: usize,
-    end: End,
-    prefill_s: f64,
-    decode_s: f64,
+impl ChatArgs {
+    /// What can be said before anything is loaded.
+    pub(crate) fn check(&self) -> Result<()> {
+        let given = [("--system", self.system.is_some()), ("--chat-template", self.chat_template.is_some())];
+        if let Some((name, _)) = given.iter().find(|(_, given)| *given && !self.chat) {
+            bail!("{name} belongs to a conversation: add --chat");
+        }
+        Ok(())
+    }
 }
 
 struct Session<'a> {
     cli: &'a Cli,
     loaded: &'a Pretrained,
-    cache: &'a mut Cache,
-    sampler: &'a mut LogitsProcessor,
+    past: &'a mut Past<LlamaSession>,
+    writer: Writer<'a>,
+    template: ChatTemplate,
     chat: Chat,
-    /// What was read and written.
-    ids: Vec<u32>,
-    /// How many of them the cache holds: the last one of an answer that was cut off waits for the next turn.
-    fed: usize,
+    /// What was said, for `--json`.
+    turns: Vec<Value>,
+    failed: usize,
 }
 
-/// Answers the lines of standard input until they end, or the context is full.
+/// Answers what is said on standard input until it ends. A turn that fails is as if it had not been said.
 pub(crate) fn chat(
     cli: &Cli,
     loaded: &Pretrained,
-    cache: &mut Cache,
-    sampler: &mut LogitsProcessor,
+    past: &mut Past<LlamaSession>,
+    writer: Writer<'_>,
 ) -> Result<()> {
     let Some(template) = loaded.chat_template()? else {
-        bail!("'{}' has no chat template: give one with --chat-template FILE", cli.model.model);
+        bail!("'{}' has no chat template: give one with --chat-template FILE", cli.model.name());
     };
-    let chat = Chat::new(template.clone(), cli.system.as_deref());
-    let mut session = Session { cli, loaded, cache, sampler, chat, ids: Vec::new(), fed: 0 };
-    let mut turns = Vec::new();
-    let input = std::io::stdin().lock();
-    let prompt = if input.is_terminal() { "> " } else { "" };
-    eprint!("{prompt}");
-    for line in input.lines() {
-        let line = line?;
-        if !line.trim().is_empty() {
-            let Some(report) = session.turn(&line)? else { break };
-            turns.push(report.json(&line));
-        }
-        eprint!("{prompt}");
+    let stops = stop_tokens(&loaded.tokenizer, template);
+    let is_end = |token| loaded.is_eos(token) || stops.contains(&token);
+    let chat = Chat::new(template.clone(), cli.chat.system.as_deref());
+    let writer = Writer { is_end: &is_end, ..writer };
+    let (turns, template) = (Vec::new(), template.clone());
+    let mut session = Session { cli, loaded, past, writer, template, chat, turns, failed: 0 };
+    let mut source = Source::new(session.writer.interrupt.clone());
+    if source.is_terminal() {
+        let name = cli.model.name();
+        output::status(format_args!(
+            "Talking with {name}: /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves."
+        ));
     }
-    if cli.json {
-        let json = serde_json::json!({ "turns": turns, "token_ids": session.ids });
-        writeln!(std::io::stdout(), "{json}")?;
+    let result = session.talk(&mut source);
+    let reported = session.report();
+    result.and(reported)?;
+    if session.failed > 0 && !source.is_terminal() {
+        return Err(Ended(output::FAILED).into());
     }
     Ok(())
 }
 
 impl Session<'_> {
-    /// `None` where the message has no room in the context.
-    fn turn(&mut self, user: &str) -> Result<Option<Report>> {
-        let turn = self.chat.say(user)?;
-        if !turn.continues {
-            self.ids.clear();
-            self.fed = 0;
+    fn talk(&mut self, source: &mut Source) -> Result<()> {
+        // The second Ctrl-C in a row leaves.
+        let mut interrupts = 0;
+        loop {
+            let said = source.next()?;
+            interrupts = if said == Said::Interrupt { interrupts + 1 } else { 0 };
+            let result = match said {
+                Said::Exit => return Ok(()),
+                // Who waits for a pipe is told by the exit code.
+                Said::Interrupt if !source.is_terminal() => {
+                    return Err(Ended(output::INTERRUPTED).into());
+                }
+                Said::Interrupt if interrupts > 1 => return Ok(()),
+                Said::Interrupt => {
+                    output::status("(Ctrl-C again, Ctrl-D or /exit leaves)");
+                    Ok(())
+                }
+                Said::Help => {
+                    output::status(HELP);
+                    Ok(())
+                }
+                Said::Clear => self.start(Chat::new(self.template.clone(), self.cli.chat.system.as_deref())),
+                Said::Save(file) => save(&self.chat, Path::new(&file)),
+                Said::Load(file) => self.load(Path::new(&file)),
+                Said::Wrong(problem) => Err(Error::msg(problem)),
+                Said::Message(text) => self.turn(&text).map(|end| {
+                    interrupts = usize::from(end == End::Interrupted);
+                }),
+            };
+            if let Err(error) = result {
+                if ended(&error).is_some() {
+                    return Err(error);
+                }
+                self.failed += 1;
+                output::error(output::one_line(&error));
+            }
         }
+    }
+
+    /// Another conversation.
+    fn start(&mut self, chat: Chat) -> Result<()> {
+        self.past.cut(0)?;
+        self.chat = chat;
+        Ok(())
+    }
+
+    fn load(&mut self, file: &Path) -> Result<()> {
+        let messages = messages(&input::read(file)?)
+            .with_context(|| format!("{} is no conversation written by /save", file.display()))?;
+        let count = messages.len();
+        self.start(Chat::with_messages(self.template.clone(), messages))?;
+        output::status(format_args!("{count} messages, which are read with the next turn"));
+        Ok(())
+    }
+
+    /// Why the answer ended; after an error the conversation is what it was before.
+    fn turn(&mut self, user: &str) -> Result<End> {
+        let (chat, ids, turns) = (self.chat.clone(), self.past.ids.clone(), self.turns.len());
+        let result = self.ask(user);
+        if let Err(error) = &result {
+            self.chat = chat;
+            // What was read or written since may be in the cache.
+            let same = ids.iter().zip(&self.past.ids).take_while(|(a, b)| a == b).count();
+            self.past.cut(same)?;
+            self.past.ids = ids;
+            let error = output::one_line(error);
+            match self.turns.get_mut(turns) {
+                Some(turn) => turn["error"] = error.into(),
+                None => self.turns.push(json!({ "user": user, "error": error })),
+            }
+        }
+        result
+    }
+
+    fn ask(&mut self, user: &str) -> Result<End> {
+        let turn = self.chat.say(user)?;
         let new = turn.encode(&self.loaded.tokenizer)?;
         if new.is_empty() {
             bail!("the chat template makes no text of this conversation");
         }
-        let context = self.context();
-        if self.ids.len() + new.len() > context {
-            let (held, new) = (self.ids.len(), new.len());
-            eprintln!("the context of {context} tokens is full: it holds {held}, this turn has {new} more");
-            return Ok(None);
+        let (context, held) = (self.writer.context, if turn.continues { self.past.ids.len() } else { 0 });
+        if held + new.len() > context {
+            let new = new.len();
+            bail!(
+                "the context of {context} tokens is full: it holds {held}, this turn has {new} more; it is left out \
+                 (/clear begins anew)"
+            );
         }
-        self.ids.extend(&new);
-        let report = self.answer(new.len())?;
-        self.chat.answered(&report.text, None);
-        report.print(context);
-        Ok(Some(report))
+        if !turn.continues {
+            self.past.cut(0)?;
+        }
+        self.past.ids.extend(&new);
+        let limit = self.cli.sampling.sample_len.unwrap_or(usize::MAX);
+        let written = self.writer.write(self.past, limit, false);
+        self.answered(user, new.len(), written)
     }
 
-    fn context(&self) -> usize {
-        self.loaded.config.max_position_embeddings
+    /// Takes note of an answer.
+    fn answered(&mut self, user: &str, read: usize, written: Written) -> Result<End> {
+        let (speed, tokens) = (written.tokens_per_s(), written.tokens);
+        self.turns.push(json!({
+            "user": user, "text": written.text, "read": read, "written": tokens, "end": written.end.name(),
+            "decode_tokens_per_s": speed,
+        }));
+        if let Some(error) = written.error {
+            if ended(&error).is_none() {
+                self.writer.show("\n")?;
+            }
+            return Err(error);
+        }
+        self.writer.show("\n")?;
+        self.chat.answered(&written.text, None);
+        output::status(format_args!(
+            "[read {read} tokens at {:.1}/s, wrote {tokens} at {speed:.1} tokens/s{}]",
+            read as f64 / written.prefill_s,
+            written.end.remark(self.writer.context)
+        ));
+        Ok(written.end)
     }
 
-    /// Feeds what is not in the cache yet; the logits of the last position.
-    fn feed(&mut self) -> Result<Tensor> {
-        let x = Tensor::new(&self.ids[self.fed..], &Device::Cpu)?.unsqueeze(0)?;
-        let logits = self.loaded.model.forward(&x, self.fed, self.cache)?.squeeze(0)?;
-        self.fed = self.ids.len();
-        Ok(logits)
-    }
-
-    fn answer(&mut self, read: usize) -> Result<Report> {
-        let start = Instant::now();
-        let mut logits = self.feed()?;
-        let prefill_s = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        let mut stream = TextStream::new(&self.loaded.tokenizer);
-        let (mut text, mut written) = (String::new(), 0);
-        let end = loop {
-            if written == self.cli.sample_len {
-                break End::Length;
-            }
-            if self.ids.len() == self.context() {
-                break End::Context;
-            }
-            if self.fed < self.ids.len() {
-                logits = self.feed()?;
-            }
-            let next = sample(self.cli, self.sampler, &logits, &self.ids)?;
-            if self.loaded.is_eos(next) {
-                break End::Token;
-            }
-            self.ids.push(next);
-            written += 1;
-            let piece = stream.push(next);
-            self.cli.print(&piece)?;
-            text.push_str(&piece);
-        };
-        let rest = stream.finish();
-        text.push_str(&rest);
-        self.cli.print(&format!("{rest}\n"))?;
-        Ok(Report { text, read, written, end, prefill_s, decode_s: start.elapsed().as_secs_f64() })
+    fn report(&self) -> Result<()> {
+        let cache = &self.past.model.cache;
+        self.cli.model.memory.note_unused(cache.kv().config(), self.past.ids.len());
+        if !self.cli.output.json {
+            return Ok(());
+        }
+        output::line(json!({ "turns": self.turns, "token_ids": self.past.ids }))
     }
 }
 
-impl Report {
-    /// The first token comes out of the prefill.
-    fn tokens_per_s(&self) -> f64 {
-        self.written.saturating_sub(1) as f64 / self.decode_s
+/// Writes a conversation, whole or not at all.
+fn save(chat: &Chat, file: &Path) -> Result<()> {
+    let messages: Vec<_> =
+        chat.messages().iter().map(|m| json!({ "role": m.role, "content": m.content })).collect();
+    let count = messages.len();
+    let text = format!("{:#}\n", json!({ "messages": messages }));
+    let failed = || format!("cannot write {}", file.display());
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if file.exists() && !file.is_file() {
+        bail!("{} is no file that can be written", file.display());
     }
+    // A link is written through.
+    let target = if file.is_symlink() { file.canonicalize()? } else { file.to_path_buf() };
+    let mut part = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(folder)).with_context(failed)?;
+    std::io::Write::write_all(&mut part, text.as_bytes()).with_context(failed)?;
+    part.persist(&target).map_err(|e| e.error).with_context(failed)?;
+    output::status(format_args!("{count} messages written to {}", file.display()));
+    Ok(())
+}
 
-    fn print(&self, context: usize) {
-        let Self { read, written, prefill_s, .. } = self;
-        let (prefill, decode) = (*read as f64 / prefill_s, self.tokens_per_s());
-        let end = match self.end {
-            End::Token => String::new(),
-            End::Length => ", cut off by --sample-len".to_string(),
-            End::Context => format!(", cut off: the context of {context} tokens is full"),
-        };
-        eprintln!("[read {read} tokens at {prefill:.1}/s, wrote {written} at {decode:.1} tokens/s{end}]");
-    }
-
-    fn json(&self, user: &str) -> serde_json::Value {
-        serde_json::json!({
-            "user": user,
-            "text": self.text,
-            "read": self.read,
-            "written": self.written,
-            "end": format!("{:?}", self.end).to_lowercase(),
-            "decode_tokens_per_s": self.tokens_per_s(),
-        })
-    }
+/// The messages of a conversation that [`save`] wrote.
+fn messages(json: &[u8]) -> Result<Vec<Message>> {
+    let json: Value = serde_json::from_slice(json)?;
+    let text = |message: &Value, key: &str| {
+        message[key].as_str().map(str::to_string).with_context(|| format!("a message has no {key}"))
+    };
+    let list = json["messages"].as_array().context("there are no messages")?;
+    list.iter()
+        .map(|message| Ok(Message { role: text(message, "role")?, content: text(message, "content")? }))
+        .collect()
 }

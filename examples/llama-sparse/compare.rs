@@ -3,6 +3,7 @@
 //! Texts are written by the dense model itself, so every token is one it finds likely; each mode then reads the same
 //! tokens one by one, in turn with the others.
 
+use crate::cli::output;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use candle_sparse::sparse::{FfnMode, SparseConfig};
@@ -105,7 +106,7 @@ impl Row {
 }
 
 fn print(rows: &mut [Row], json: bool) -> Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = output::stdout();
     if json {
         let rows: Vec<_> = rows
             .iter_mut()

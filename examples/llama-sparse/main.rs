@@ -3,245 +3,175 @@
 
 mod chat;
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+mod commands;
 mod compare;
+#[path = "../common/generate.rs"]
+mod generate;
+#[path = "../common/interrupt.rs"]
+mod interrupt;
 #[path = "../common/memory.rs"]
 mod memory;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/prompt.rs"]
+mod prompt;
+#[path = "../common/sampling.rs"]
+mod sampling;
+#[path = "../common/stops.rs"]
+mod stops;
+mod talk;
 
-use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use anyhow::{Result, bail};
 use candle_sparse_models::{
-    decoder::Decoder,
-    llama::Cache,
-    pretrained::Pretrained,
-    tokenizer::{TextStream, prompt_tokens},
-};
-use candle_transformers::{
-    generation::{LogitsProcessor, Sampling},
-    utils::apply_repeat_penalty,
+    causal_lm::LlamaSession, decoder::Decoder, files::ModelFiles, pretrained::Pretrained,
 };
 use clap::Parser;
-use cli::process_bytes;
+use cli::{OutputArgs, input, output, process_bytes};
+use generate::{Past, Writer, Written};
+use interrupt::Interrupt;
 use model::ModelArgs;
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Instant};
+use prompt::PromptArgs;
+use sampling::SamplingArgs;
+use std::{process::ExitCode, time::Instant};
+
+const EXAMPLES: &str = "\
+Examples:
+  llama-sparse                                              a tale by the built-in model, and all modes compared
+  llama-sparse --model org/name --prompt \"The sea\"          a model of the Hub continues a text
+  llama-sparse --model model.gguf --chat --system \"Be brief.\"
+  llama-sparse --model model.gguf --file question.txt --temperature 0 --json
+  some-program | llama-sparse --model model.gguf --prompt -
+  llama-sparse --kv tiered --attention gated --window 64 --budget 256 -n 800";
 
 /// Generate text with a Llama on the CPU.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "llama-sparse", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
-    model: ModelArgs,
-    /// Text to continue
-    #[arg(long, default_value = "Once upon a time there was a king who had ")]
-    prompt: String,
+    prompt: PromptArgs,
     /// Token ids to continue, instead of a text
-    #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["prompt", "file"], help_heading = "Prompt")]
     prompt_ids: Option<Vec<u32>>,
-    /// Talk: each line of standard input is a turn
-    #[arg(long, conflicts_with_all = ["prompt", "prompt_ids", "compare", "logits"])]
-    chat: bool,
-    /// With --chat: instructions that come before the conversation
-    #[arg(long, requires = "chat")]
-    system: Option<String>,
-    /// With --chat: a file with the template of the conversation, instead of the model's own
-    #[arg(long, requires = "chat")]
-    chat_template: Option<PathBuf>,
-    /// Tokens to generate at most
-    #[arg(long, short = 'n', default_value_t = 200)]
-    sample_len: usize,
-    /// 0 takes the most likely token always
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Sample from the smallest set of tokens with this total probability
-    #[arg(long, allow_negative_numbers = true)]
-    top_p: Option<f64>,
-    /// Sample from the k most likely tokens
-    #[arg(long)]
-    top_k: Option<usize>,
-    /// Divides the logits of recent tokens; 1 is no penalty
-    #[arg(long, default_value_t = 1.1, allow_negative_numbers = true)]
-    repeat_penalty: f32,
-    /// How many tokens count as recent
-    #[arg(long, default_value_t = 128)]
-    repeat_last_n: usize,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 299_792_458)]
-    seed: u64,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    chat: chat::ChatArgs,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Also compare the modes of the FFN: speed, bytes and quality; without any flag this is done too
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     compare: bool,
-    /// Print one JSON object as the last line of standard output, the text to standard error
-    #[arg(long)]
-    json: bool,
     /// With --json: also this many logits of the prompt's last position, to compare with other programs
-    #[arg(long, default_value_t = 0)]
-    logits: usize,
+    #[arg(long, requires = "json", help_heading = "Output")]
+    logits: Option<usize>,
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    let cli: Cli = cli::parse();
+    if cli.output.quiet {
+        output::be_quiet();
+    }
+    cli::exit(run(&cli))
 }
 
 impl Cli {
-    fn sampler(&self) -> Result<LogitsProcessor> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            bail!("--temperature {} must be 0 or more", self.temperature);
+    /// What can be said before anything is loaded.
+    fn check(&self) -> Result<()> {
+        self.sampling.check()?;
+        let given = [
+            ("--prompt", self.prompt.prompt.is_some()),
+            ("--file", self.prompt.file.is_some()),
+            ("--prompt-ids", self.prompt_ids.is_some()),
+            ("--compare", self.compare),
+            ("--logits", self.logits.is_some()),
+        ];
+        if let Some((name, _)) = given.iter().find(|(_, given)| *given && self.chat.chat) {
+            bail!("{name} does not go with --chat, where each line of standard input is a turn");
         }
-        if let Some(p) = self.top_p.filter(|p| !(0.0..=1.0).contains(p)) {
-            bail!("--top-p {p} must be between 0 and 1");
-        }
-        if self.top_k == Some(0) {
-            bail!("--top-k 0 leaves no token: give 1 or more");
-        }
-        if !(self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite()) {
-            bail!("--repeat-penalty {} must be above 0", self.repeat_penalty);
-        }
-        let temperature = self.temperature;
-        let sampling = match (self.top_k, self.top_p) {
-            _ if temperature == 0.0 => Sampling::ArgMax,
-            (None, None) => Sampling::All { temperature },
-            (Some(k), None) => Sampling::TopK { k, temperature },
-            (None, Some(p)) => Sampling::TopP { p, temperature },
-            (Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
-        };
-        Ok(LogitsProcessor::from_sampling(self.seed, sampling))
+        self.chat.check()
     }
 
-    fn load(&self) -> Result<Pretrained> {
+    fn files(&self) -> Result<ModelFiles> {
         let mut files = self.model.files()?;
-        if let Some(path) = &self.chat_template {
-            let template = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            files.chat_template = Some(template);
+        if let Some(path) = &self.chat.chat_template {
+            files.chat_template = Some(input::read(path)?);
         }
-        self.model.load_files(&files)
+        Ok(files)
     }
 
     fn prompt_ids(&self, loaded: &Pretrained) -> Result<Vec<u32>> {
-        if let Some(ids) = &self.prompt_ids {
-            return Ok(ids.clone());
+        match &self.prompt_ids {
+            Some(ids) => Ok(ids.clone()),
+            None => self.prompt.ids(&loaded.tokenizer),
         }
-        let ids = prompt_tokens(&loaded.tokenizer, &self.prompt)?;
-        if ids.is_empty() {
-            bail!("the prompt is empty: give at least one character with --prompt");
-        }
-        Ok(ids)
     }
-
-    /// Where the text goes: standard output, unless that belongs to the JSON object.
-    fn print(&self, text: &str) -> Result<()> {
-        if self.json {
-            eprint!("{text}");
-            return Ok(());
-        }
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        Ok(out.flush()?)
-    }
-}
-
-/// What a run produced.
-struct Generated {
-    ids: Vec<u32>,
-    prompt_tokens: usize,
-    text: String,
-    prompt_logits: Vec<f32>,
-    prefill_s: f64,
-    decode_s: f64,
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    let mut sampler = cli.sampler()?;
+    cli.check()?;
     let start = Instant::now();
-    let loaded = cli.load()?;
+    let files = cli.files()?;
+    let compares = cli.compare || std::env::args_os().len() == 1;
+    // A comparison shows what leaving neurons out is worth, whether or not it is faster here.
+    let force_sparse = cli.model.force_sparse || compares;
+    let loaded = ModelArgs { force_sparse, ..cli.model.clone() }.load_files(&files)?;
+    let sampler = cli.sampling.sampler(loaded.generation)?;
     let load_s = start.elapsed().as_secs_f64();
-    let mut cache = cli.model.cache(&loaded)?;
-    if cli.chat {
-        return chat::chat(cli, &loaded, &mut cache, &mut sampler);
+    if compares && loaded.model.decoder().sparse_config().is_none() {
+        bail!("--compare needs a profile: make one with `calibrate` and give it with --profile");
     }
-    let out = generate(cli, &loaded, &mut cache, &mut sampler)?;
-    report(cli, &loaded, &cache, &out, load_s)?;
-    if cli.compare || std::env::args_os().len() == 1 {
-        drop(loaded);
-        // What leaving neurons out is worth, whether or not it is faster here.
-        let forced = ModelArgs { force_sparse: true, ..cli.model.clone() };
-        let loaded = forced.load()?;
-        if loaded.model.decoder().sparse_config().is_none() {
-            bail!("--compare needs a profile: make one with `calibrate` and give it with --profile");
-        }
-        compare::compare(&loaded, cli.model.cache(&loaded)?, cli.json)?;
+    let cache = cli.model.cache(&loaded)?;
+    let mut past = Past::new(LlamaSession { model: loaded.model.clone(), cache });
+    let is_end = |token| loaded.is_eos(token);
+    let mut writer = Writer {
+        args: &cli.sampling,
+        sampler,
+        tokenizer: &loaded.tokenizer,
+        is_end: &is_end,
+        context: loaded.config.max_position_embeddings,
+        aside: cli.output.json,
+        interrupt: Interrupt::new()?,
+    };
+    if cli.chat.chat {
+        return chat::chat(cli, &loaded, &mut past, writer);
+    }
+    past.ids = cli.prompt_ids(&loaded)?;
+    writer.check_room(past.ids.len())?;
+    let prompt_tokens = past.ids.len();
+    let mut written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
+    writer.end_line(&mut written)?;
+    report(cli, &loaded, &past, &written, prompt_tokens, load_s)?;
+    written.result()?;
+    if compares {
+        compare::compare(&loaded, cli.model.cache(&loaded)?, cli.output.json)?;
     }
     Ok(())
 }
 
-fn generate(
+fn report(
     cli: &Cli,
     loaded: &Pretrained,
-    cache: &mut Cache,
-    sampler: &mut LogitsProcessor,
-) -> Result<Generated> {
-    let mut ids = cli.prompt_ids(loaded)?;
-    let prompt_tokens = ids.len();
-    let mut stream = TextStream::new(&loaded.tokenizer);
-    let mut text = String::new();
-    let mut say = |piece: &str| {
-        text.push_str(piece);
-        cli.print(piece)
-    };
-    for &id in &ids {
-        say(&stream.push(id))?;
-    }
-    let start = Instant::now();
-    let x = Tensor::new(ids.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-    let mut logits = loaded.model.forward(&x, 0, cache)?.squeeze(0)?;
-    let prefill_s = start.elapsed().as_secs_f64();
-    let prompt_logits = logits.narrow(0, 0, cli.logits.min(logits.elem_count()))?.to_vec1()?;
-    let start = Instant::now();
-    let room = loaded.config.max_position_embeddings.saturating_sub(prompt_tokens) + 1;
-    for step in 0..cli.sample_len.min(room) {
-        if step > 0 {
-            let last = Tensor::new(&ids[ids.len() - 1..], &Device::Cpu)?.unsqueeze(0)?;
-            logits = loaded.model.forward(&last, ids.len() - 1, cache)?.squeeze(0)?;
-        }
-        let next = sample(cli, sampler, &logits, &ids)?;
-        if loaded.is_eos(next) {
-            break;
-        }
-        ids.push(next);
-        say(&stream.push(next))?;
-    }
-    say(&stream.finish())?;
-    cli.print("\n")?;
-    let decode_s = start.elapsed().as_secs_f64();
-    Ok(Generated { ids, prompt_tokens, text, prompt_logits, prefill_s, decode_s })
-}
-
-fn sample(cli: &Cli, sampler: &mut LogitsProcessor, logits: &Tensor, ids: &[u32]) -> Result<u32> {
-    let sum = logits.sum_all()?.to_scalar::<f32>()?;
-    if sum.is_nan() {
-        bail!("the logits after {} tokens are not numbers: the checkpoint holds NaN or infinity", ids.len());
-    }
-    if cli.repeat_penalty == 1.0 {
-        return Ok(sampler.sample(logits)?);
-    }
-    let recent = &ids[ids.len().saturating_sub(cli.repeat_last_n)..];
-    Ok(sampler.sample(&apply_repeat_penalty(logits, cli.repeat_penalty, recent)?)?)
-}
-
-fn report(cli: &Cli, loaded: &Pretrained, cache: &Cache, out: &Generated, load_s: f64) -> Result<()> {
-    let generated = out.ids.len() - out.prompt_tokens;
-    // The first token comes out of the prefill.
-    let decode = generated.saturating_sub(1) as f64 / out.decode_s;
-    let prefill = out.prompt_tokens as f64 / out.prefill_s;
-    let decoder = loaded.model.decoder();
-    if cli.json {
-        let json = serde_json::json!({
+    past: &Past<LlamaSession>,
+    out: &Written,
+    prompt_tokens: usize,
+    load_s: f64,
+) -> Result<()> {
+    let (decode, prefill) = (out.tokens_per_s(), prompt_tokens as f64 / out.prefill_s);
+    let (decoder, cache) = (loaded.model.decoder(), &past.model.cache);
+    cli.model.memory.note_unused(cache.kv().config(), past.ids.len());
+    if cli.output.json {
+        let logits = cli.logits.unwrap_or(0).min(out.first_logits.len());
+        let mut json = serde_json::json!({
             "text": out.text,
-            "token_ids": out.ids,
-            "prompt_logits": out.prompt_logits,
-            "prompt_tokens": out.prompt_tokens,
-            "generated_tokens": generated,
+            "token_ids": past.ids,
+            "prompt_logits": out.first_logits[..logits],
+            "prompt_tokens": prompt_tokens,
+            "generated_tokens": out.tokens,
+            "end": out.end.name(),
             "load_s": load_s,
             "prefill_tokens_per_s": prefill,
             "decode_tokens_per_s": decode,
@@ -255,20 +185,23 @@ fn report(cli: &Cli, loaded: &Pretrained, cache: &Cache, out: &Generated, load_s
             "level": decoder.level().name(),
             "threads": decoder.threads().count(),
         });
-        writeln!(std::io::stdout(), "{json}")?;
-        return Ok(());
+        if let Some(error) = &out.error {
+            json["error"] = output::one_line(error).into();
+        }
+        return output::line(json);
     }
-    eprintln!(
-        "\n{generated} tokens at {decode:.1} tokens/s after a prompt of {} at {prefill:.1} tokens/s; weights {:.1} MB, \
+    output::status(format_args!(
+        "\n{} tokens at {decode:.1} tokens/s after a prompt of {prompt_tokens} at {prefill:.1} tokens/s{}; weights {:.1} MB, \
          kv {:.2} MB, {} on {} threads, {}, {:.3} of the neurons active",
-        out.prompt_tokens,
+        out.tokens,
+        out.end.remark(decoder.config().max_position_embeddings),
         decoder.weight_bytes() as f64 / 1e6,
         cache.kv_bytes() as f64 / 1e6,
         decoder.level(),
         decoder.threads().count(),
         ffn(decoder),
         cache.sparse_stats().active_share(),
-    );
+    ));
     Ok(())
 }
 

@@ -1,30 +1,44 @@
-//! Generates text with a Mistral on the CPU, written as candle's own example is; without flags with a tiny model built into
-//! the program.
+//! Generates text with a Mistral on the CPU; without flags with a tiny model built into the program.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+#[path = "../common/generate.rs"]
+mod generate;
+#[path = "../common/interrupt.rs"]
+mod interrupt;
 #[path = "../common/memory.rs"]
 mod memory;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/prompt.rs"]
+mod prompt;
+#[path = "../common/sampling.rs"]
+mod sampling;
+#[path = "../common/stops.rs"]
+mod stops;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use candle_nn::{Activation, VarBuilder};
 use candle_sparse::core;
 use candle_sparse_models::{
     files::{ModelFiles, Weights},
+    generation::GenerationConfig,
     llama::LlamaConfig,
     mistral::{Config, Model as Mistral},
     pretrained::{end_tokens, var_builder},
     tokenizer::{TextStream, prompt_tokens},
 };
-use candle_transformers::{generation::LogitsProcessor, utils::apply_repeat_penalty};
 use clap::Parser;
+use cli::{OutputArgs, output};
+use generate::{Past, Writer, Written};
+use interrupt::Interrupt;
 use model::ModelArgs;
-use std::{io::Write, process::ExitCode, time::Instant};
+use prompt::PromptArgs;
+use sampling::SamplingArgs;
+use std::process::ExitCode;
 use tokenizers::Tokenizer;
 
 /// The window of the built-in model, which was trained without one.
@@ -32,120 +46,105 @@ const SHOWN_WINDOW: usize = 256;
 
 /// Generate text with a Mistral on the CPU.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "mistral-sparse", version)]
 struct Cli {
     #[command(flatten)]
+    prompt: PromptArgs,
+    #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue
-    #[arg(long, default_value = "Once upon a time there was a king who had ")]
-    prompt: String,
-    /// Tokens to generate at most
-    #[arg(long, short = 'n', default_value_t = 400)]
-    sample_len: usize,
-    /// 0 takes the most likely token always
-    #[arg(long, default_value_t = 0.8)]
-    temperature: f64,
-    /// Sample from the smallest set of tokens with this total probability
-    #[arg(long)]
-    top_p: Option<f64>,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 299_792_458)]
-    seed: u64,
-    /// Divides the logits of recent tokens; 1 is no penalty
-    #[arg(long, default_value_t = 1.1)]
-    repeat_penalty: f32,
-    /// How many tokens count as recent
-    #[arg(long, default_value_t = 64)]
-    repeat_last_n: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
-}
-
-struct TextGeneration {
-    model: Mistral,
-    tokenizer: Tokenizer,
-    logits_processor: LogitsProcessor,
-    eos_tokens: Vec<u32>,
-}
-
-impl TextGeneration {
-    fn run(&mut self, cli: &Cli, context: usize) -> Result<()> {
-        let mut tokens = prompt_tokens(&self.tokenizer, &cli.prompt)?;
-        if tokens.is_empty() {
-            bail!("the prompt is empty: give at least one character with --prompt");
-        }
-        let mut stream = TextStream::new(&self.tokenizer);
-        let say = |piece: String| -> Result<()> {
-            let mut out = std::io::stdout().lock();
-            write!(out, "{piece}")?;
-            Ok(out.flush()?)
-        };
-        tokens.iter().try_for_each(|token| say(stream.push(*token)))?;
-        let (prompt, start) = (tokens.len(), Instant::now());
-        for index in 0..cli.sample_len.min((context + 1).saturating_sub(prompt).max(1)) {
-            let context_size = if index > 0 { 1 } else { tokens.len() };
-            let start_pos = tokens.len() - context_size;
-            let input = Tensor::new(&tokens[start_pos..], &Device::Cpu)?.unsqueeze(0)?;
-            let logits = self.model.forward(&input, start_pos)?;
-            let logits = logits.squeeze(0)?.squeeze(0)?.to_dtype(DType::F32)?;
-            let recent = &tokens[tokens.len().saturating_sub(cli.repeat_last_n)..];
-            let logits = apply_repeat_penalty(&logits, cli.repeat_penalty, recent)?;
-            let next_token = self.logits_processor.sample(&logits)?;
-            tokens.push(next_token);
-            if self.eos_tokens.contains(&next_token) {
-                break;
-            }
-            say(stream.push(next_token))?;
-        }
-        say(stream.finish())?;
-        let (generated, seconds) = (tokens.len() - prompt, start.elapsed().as_secs_f64());
-        writeln!(std::io::stdout())?;
-        eprintln!(
-            "\n{generated} tokens at {:.1} tokens/s after a prompt of {prompt}; kv {:.3} MB",
-            generated as f64 / seconds,
-            self.model.cache().kv_bytes() as f64 / 1e6
-        );
-        Ok(())
+    let cli: Cli = cli::parse();
+    if cli.output.quiet {
+        output::be_quiet();
     }
+    cli::exit(run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    if !(cli.temperature >= 0.0 && cli.temperature.is_finite()) {
-        bail!("--temperature {} must be 0 or more", cli.temperature);
-    }
-    if let Some(p) = cli.top_p.filter(|p| !(0.0..=1.0).contains(p)) {
-        bail!("--top-p {p} must be between 0 and 1");
-    }
-    if !(cli.repeat_penalty > 0.0 && cli.repeat_penalty.is_finite()) {
-        bail!("--repeat-penalty {} must be above 0", cli.repeat_penalty);
-    }
+    cli.sampling.check()?;
     let files = cli.model.files()?;
+    let sampler = cli.sampling.sampler(GenerationConfig::of(&files)?)?;
+    let (model, context) = load(cli, &files)?;
+    let tokenizer = files.load_tokenizer()?;
+    let ends = end_tokens(&files, &tokenizer)?;
+    let mut past = Past::new(model);
+    past.ids = cli.prompt.ids(&tokenizer)?;
+    let prompt_tokens = past.ids.len();
+    let mut writer = Writer {
+        args: &cli.sampling,
+        sampler,
+        tokenizer: &tokenizer,
+        is_end: &|token| ends.contains(&token),
+        context,
+        aside: cli.output.json,
+        interrupt: Interrupt::new()?,
+    };
+    writer.check_room(prompt_tokens)?;
+    let mut written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
+    writer.end_line(&mut written)?;
+    report(cli, &past, &written, prompt_tokens, context)?;
+    written.result()
+}
+
+/// The model and its context.
+fn load(cli: &Cli, files: &ModelFiles) -> Result<(Mistral, usize)> {
     let Some(json) = files.config.as_deref() else {
         bail!("{}: GGUF files, of Mistral too, run with llama-sparse", files.name);
     };
     let (config, vb) = match &files.weights {
-        Weights::Embedded(bytes) => as_mistral(&files, json, bytes)?,
+        Weights::Embedded(bytes) => as_mistral(files, json, bytes)?,
         _ => {
             let config: Config =
                 serde_json::from_slice(json).with_context(|| format!("{}: config.json", files.name))?;
-            (config, var_builder(&files, None)?)
+            (config, var_builder(files, None)?)
         }
     };
     let kv = cli.model.memory.kv(vb.dtype())?;
-    let options =
-        cli.model.options(&files, cli.model.dtype, cli.model.sparse()?, cli.model.memory.attention())?;
+    let attention = cli.model.memory.attention()?;
+    let options = cli.model.options(files, cli.model.dtype, cli.model.sparse()?, attention)?;
+    let has_profile = options.profile.is_some();
     let model = Mistral::load_with(&config, vb, options)?.with_kv(kv)?;
-    let (tokenizer, notices) = files.load_tokenizer_and_notices()?;
-    for notice in notices.iter().chain(model.llama().decoder().notices()) {
-        eprintln!("note: {notice}");
+    let decoder = model.llama().decoder();
+    decoder.notices().iter().for_each(output::note);
+    cli.model.note_dtype(files, decoder.weight_bytes())?;
+    cli.model.check_sparse(has_profile || decoder.sparse_config().is_some())?;
+    Ok((model, config.max_position_embeddings))
+}
+
+fn report(
+    cli: &Cli,
+    past: &Past<Mistral>,
+    out: &Written,
+    prompt_tokens: usize,
+    context: usize,
+) -> Result<()> {
+    let kv_bytes = past.model.cache().kv_bytes();
+    cli.model.memory.note_unused(past.model.cache().kv().config(), past.ids.len());
+    if cli.output.json {
+        let mut json = serde_json::json!({
+            "text": out.text, "token_ids": past.ids, "prompt_tokens": prompt_tokens, "generated_tokens": out.tokens,
+            "end": out.end.name(), "prefill_tokens_per_s": prompt_tokens as f64 / out.prefill_s,
+            "decode_tokens_per_s": out.tokens_per_s(), "kv_bytes": kv_bytes,
+        });
+        if let Some(error) = &out.error {
+            json["error"] = output::one_line(error).into();
+        }
+        return output::line(json);
     }
-    let eos_tokens = end_tokens(&files, &tokenizer)?;
-    let temperature = Some(cli.temperature).filter(|t| *t > 0.0);
-    let logits_processor = LogitsProcessor::new(cli.seed, temperature, cli.top_p);
-    let mut generation = TextGeneration { model, tokenizer, logits_processor, eos_tokens };
-    generation.run(cli, config.max_position_embeddings)
+    output::status(format_args!(
+        "\n{} tokens at {:.1} tokens/s after a prompt of {prompt_tokens}{}; kv {:.3} MB",
+        out.tokens,
+        out.tokens_per_s(),
+        out.end.remark(context),
+        kv_bytes as f64 / 1e6
+    ));
+    Ok(())
 }
 
 /// A built-in Llama as a Mistral: the same shape, a head that is a copy of the embedding, and a sliding window.
@@ -155,9 +154,9 @@ fn as_mistral(files: &ModelFiles, json: &[u8], weights: &[u8]) -> Result<(Config
         bail!("{} is no Mistral: give a folder or a Hub id with --model, or leave it out", files.name);
     }
     let name = &files.name;
-    eprintln!(
-        "note: {name} is a Llama, run here as a Mistral with a sliding window of {SHOWN_WINDOW}; a real one: --model org/name"
-    );
+    output::note(format_args!(
+        "{name} is a Llama, run here as a Mistral with a sliding window of {SHOWN_WINDOW}; a real one: --model org/name"
+    ));
     let mut tensors = candle_core::safetensors::load_buffer(weights, &Device::Cpu)?;
     let table =
         tensors.get("model.embed_tokens.weight").context("the built-in model has an embedding")?.clone();

@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
 #[path = "../common/memory.rs"]
 mod memory;
@@ -14,7 +15,7 @@ mod sweep;
 #[path = "../common/text.rs"]
 mod text;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
     AttentionMode,
@@ -27,40 +28,43 @@ use candle_sparse_models::{
     tokenizer::prompt_tokens,
 };
 use clap::Parser;
-use cli::process_bytes;
+use cli::{OutputArgs, input, output, process_bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
 /// Measure the quality of a setting against the dense model.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "perplexity", version)]
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
     /// Text files, read one after the other
-    #[arg(long, required = true, num_args = 1..)]
+    #[arg(long, required = true, num_args = 1.., help_heading = "Text")]
     text: Vec<PathBuf>,
     /// Tokens per window; the model's context, at most 1024, where not given
-    #[arg(long)]
+    #[arg(long, help_heading = "Text")]
     context: Option<usize>,
-    /// Tokens from one window to the next; only the last `stride` tokens of a window count
-    #[arg(long)]
+    /// Tokens from one window to the next; only the last `stride` tokens of a window count; half of --context where not given
+    #[arg(long, conflicts_with = "sweep", help_heading = "Text")]
     stride: Option<usize>,
     /// Stop after this many counted tokens
-    #[arg(long)]
+    #[arg(long, help_heading = "Text")]
     tokens: Option<usize>,
     /// Compare random, static, low-rank, gate, cascade and oracle choices at every share of the profile, and draw them
     /// into this SVG file; windows are then documents (separated by <|endoftext|>) cut at --context, 256 if not given
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     sweep: Option<PathBuf>,
-    /// Print one JSON object as the last line of standard output
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn main() -> ExitCode {
-    cli::exit(run(&Cli::parse()))
+    let cli: Cli = cli::parse();
+    if cli.output.quiet {
+        output::be_quiet();
+    }
+    cli::exit(run(&cli))
 }
 
 fn run(cli: &Cli) -> Result<()> {
@@ -91,13 +95,19 @@ fn run(cli: &Cli) -> Result<()> {
     let bar = ProgressBar::new(windows as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} windows, {eta} left, ppl {msg}")?);
     let mut quality = Quality::default();
+    let mut failed = None;
     for w in 0..windows {
         let window = &ids[w * stride..w * stride + context];
         // Tokens before the overlap were counted by the window before.
         let first = if w == 0 { 1 } else { context - stride };
-        let logits = all_logits(&setting.model, window, &mut cache)?;
-        let dense = prefill(&dense.model, window, &mut dense_cache)?;
-        quality.add(window, first, &logits, &dense)?;
+        let measured = all_logits(&setting.model, window, &mut cache).and_then(|logits| {
+            let dense = prefill(&dense.model, window, &mut dense_cache)?;
+            Ok(quality.add(window, first, &logits, &dense)?)
+        });
+        if let Err(error) = measured {
+            failed = Some(error);
+            break;
+        }
         bar.set_message(format!("{:.3}", quality.ppl()));
         bar.inc(1);
         if cli.tokens.is_some_and(|n| quality.tokens() >= n) {
@@ -105,11 +115,26 @@ fn run(cli: &Cli) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    report(cli, &quality, &setting.model, &cache)
+    cli.model.memory.note_unused(cache.kv().config(), context);
+    match failed {
+        // What was measured before is reported too.
+        Some(error) if quality.tokens() > 0 => {
+            report(cli, &quality, &setting.model, &cache)?;
+            Err(error)
+        }
+        Some(error) => Err(error),
+        None => report(cli, &quality, &setting.model, &cache),
+    }
 }
 
 fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
     candle_sparse::save::check(path)?;
+    if cli.model.ffn.is_some() || cli.model.sparsity.is_some() || cli.model.memory.is_given() {
+        bail!(
+            "--sweep measures every choice of neurons at every share, all keys and values exact: leave out --ffn, --sparsity, \
+             --kv and --attention"
+        );
+    }
     let files = cli.model.files()?;
     let Some(profile) = cli.model.profile(&files)? else {
         bail!("--sweep needs a profile: make one with `calibrate` and give it with --profile");
@@ -125,15 +150,15 @@ fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
         bail!("the text is too short for a window: give more --text");
     }
     let points = sweep::sweep(&loaded, &profile, &windows)?;
-    sweep::plot(&points, &format!("{}: quality against active share", files.name), path)?;
-    sweep::print(&points, cli.json)
+    // The numbers are there, whether they can be drawn or not.
+    sweep::print(&points, cli.output.json)?;
+    sweep::plot(&points, &format!("{}: quality against active share", files.name), path)
 }
 
 fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
     let mut ids = Vec::new();
     for path in &cli.text {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = input::text(path)?;
         ids.extend(prompt_tokens(&loaded.tokenizer, &text)?);
     }
     Ok(ids)
@@ -164,8 +189,8 @@ fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor
 fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
     let active = cache.sparse_stats().active_share();
     let mode = model.decoder().sparse_config().map_or(FfnMode::Dense, |SparseConfig { mode, .. }| mode);
-    let mut out = std::io::stdout();
-    if cli.json {
+    let mut out = output::stdout();
+    if cli.output.json {
         let json = serde_json::json!({
             "tokens": q.tokens(),
             "nll": q.nll(),

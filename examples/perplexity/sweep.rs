@@ -1,6 +1,6 @@
 //! Quality against active share, for every way of choosing neurons: a table and a plot.
 
-use crate::text;
+use crate::{cli::output, text};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
@@ -112,7 +112,7 @@ pub(crate) fn windows(
 
 /// Prints the table and, per series, the share at which 1 % of perplexity is lost.
 pub(crate) fn print(points: &[Point], json: bool) -> Result<()> {
-    let mut out = std::io::stdout();
+    let mut out = output::stdout();
     let names: Vec<_> = series(&[]).iter().map(|s| s.0).collect();
     let at_loss: serde_json::Map<_, _> =
         names.iter().map(|n| (n.to_string(), serde_json::json!(share_at_loss(points, n)))).collect();

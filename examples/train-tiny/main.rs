@@ -5,6 +5,9 @@
 //! takes half of the time.
 
 mod card;
+#[path = "../common/cli.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
+mod cli;
 mod config;
 mod data;
 mod eval;
@@ -20,11 +23,11 @@ use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
 use clap::Parser;
 use core::time::Duration;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokenizers::Tokenizer;
 
+use crate::cli::output;
 use crate::config::{Config, HiddenAct, WrongInput, wrong};
 use crate::data::{BOS, Corpus, EOS, encode, token_id, train_tokenizer};
 use crate::model::Llama;
@@ -33,7 +36,7 @@ use crate::train::{Recipe, Source};
 
 /// Train a tiny Llama and its tokenizer from plain text files.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(name = "train-tiny", version)]
 struct Args {
     /// UTF-8 text files
     #[arg(long, required = true, num_args = 1..)]
@@ -53,9 +56,9 @@ struct Args {
     /// Tokens per window
     #[arg(long, default_value_t = 256)]
     seq_len: usize,
-    /// Tokens per long window
-    #[arg(long, default_value_t = 1024)]
-    long_seq_len: usize,
+    /// Tokens per long window [default: 1024]
+    #[arg(long)]
+    long_seq_len: Option<usize>,
     /// Every n-th step uses long windows (0: never)
     #[arg(long, default_value_t = 5)]
     long_every: usize,
@@ -112,16 +115,19 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            eprintln!("error: {err:#}");
-            ExitCode::from(if err.downcast_ref::<WrongInput>().is_some() { 2 } else { 1 })
+    let result = run(&cli::parse());
+    match &result {
+        // What is not the user's to mend.
+        Err(err) if output::ended(err).is_none() && err.downcast_ref::<WrongInput>().is_none() => {
+            output::error(output::one_line(err));
+            ExitCode::FAILURE
         }
+        _ => cli::exit(result),
     }
 }
 
 fn run(args: &Args) -> Result<()> {
+    cli::threads(None).or_else(|err| wrong(output::one_line(&err)))?;
     let act = HiddenAct::parse(&args.hidden_act)?;
     let mut config = config(args, act);
     config.check()?;
@@ -147,7 +153,7 @@ fn run(args: &Args) -> Result<()> {
     let json = tokenizer.to_string(true).map_err(|err| anyhow!("tokenizer: {err}"))?;
     save::write_file(&args.out.join("tokenizer.json"), json.as_bytes())?;
     let model = Llama::new(&config, &mut Rng::new(!args.seed))?;
-    eprintln!("{} parameters, {} training tokens", model.parameters(), source.train.len());
+    output::status(format_args!("{} parameters, {} training tokens", model.parameters(), source.train.len()));
     let outcome = train::train(&model, &recipe, &mut source, || save::save_weights(&model, &args.out))?;
     finish(args, &corpus, &tokenizer, &source, &config, outcome)
 }
@@ -166,19 +172,19 @@ fn finish(
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
         .with_context(|| format!("cannot read back {}", path.display()))?;
     let model = Llama::from_tensors(config, &tensors)?;
-    let score = eval::score(&model, &source.heldout, args.long_seq_len)?;
+    let score = eval::score(&model, &source.heldout, args.long_seq_len())?;
     let prompt = encode(tokenizer, &args.prompt)?;
     let ids = eval::sample(&model, &prompt, 60, 0.7, &mut Rng::new(args.seed))?;
     let heldout_bytes: usize = corpus.heldout.iter().map(String::len).sum();
     let card = card::Card {
-        command: card::command(std::env::args().skip(1)),
+        command: card::command(std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned())),
         data_note: args.data_note.clone(),
         files: card::file_names(&args.text),
         heldout_percent: args.heldout_percent,
         train_tokens: source.train.len(),
         parameters: model.parameters(),
         bits_per_byte: score.loss * score.tokens as f64 / heldout_bytes as f64 / core::f64::consts::LN_2,
-        positions: eval::by_position(&model, &source.heldout, args.long_seq_len)?,
+        positions: eval::by_position(&model, &source.heldout, args.long_seq_len())?,
         sample: data::decode(tokenizer, &ids)?,
         config: config.clone(),
         sparse: model.is_sparse(),
@@ -187,11 +193,17 @@ fn finish(
         outcome,
     };
     save::write_file(&args.out.join("README.md"), card.markdown().as_bytes())?;
-    eprintln!("{}", card.markdown());
+    output::status(card.markdown());
     if args.json {
-        writeln!(std::io::stdout(), "{}", card.json()).context("cannot write to stdout")?;
+        output::line(card.json())?;
     }
     Ok(())
+}
+
+impl Args {
+    fn long_seq_len(&self) -> usize {
+        self.long_seq_len.unwrap_or(1024)
+    }
 }
 
 fn config(args: &Args, hidden_act: HiddenAct) -> Config {
@@ -223,13 +235,16 @@ fn recipe(args: &Args) -> Result<Recipe> {
         ("--steps", args.steps),
         ("--batch-size", args.batch_size),
         ("--seq-len", args.seq_len),
-        ("--long-seq-len", args.long_seq_len),
+        ("--long-seq-len", args.long_seq_len()),
         ("--eval-every", args.eval_every),
     ];
     if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
         return wrong(format!("{name} must be at least 1"));
     }
-    let longest = args.seq_len.max(args.long_seq_len);
+    if args.long_every == 0 && args.long_seq_len.is_some() {
+        return wrong("--long-seq-len changes nothing with --long-every 0, which never takes long windows");
+    }
+    let longest = args.seq_len.max(args.long_seq_len());
     if longest > args.max_position_embeddings {
         return wrong(format!("windows of {longest} tokens exceed --max-position-embeddings"));
     }
@@ -249,7 +264,7 @@ fn recipe(args: &Args) -> Result<Recipe> {
         steps: args.steps,
         batch_size: args.batch_size,
         seq_len: args.seq_len,
-        long_seq_len: args.long_seq_len,
+        long_seq_len: args.long_seq_len(),
         long_every: args.long_every,
         lr: args.lr,
         weight_decay: args.weight_decay,
@@ -267,7 +282,7 @@ fn source(args: &Args, corpus: &Corpus, tokenizer: &Tokenizer, eos: u32) -> Resu
         train.push(eos);
     }
     let heldout: Result<Vec<_>> = corpus.heldout.iter().map(|text| encode(tokenizer, text)).collect();
-    let need = args.seq_len.max(args.long_seq_len);
+    let need = args.seq_len.max(args.long_seq_len());
     if train.len() < need {
         let have = train.len();
         return wrong(format!("the text is too short: {have} tokens, a window has {need}"));
@@ -277,14 +292,16 @@ fn source(args: &Args, corpus: &Corpus, tokenizer: &Tokenizer, eos: u32) -> Resu
 
 fn describe_split(args: &Args, corpus: &Corpus, source: &Source) {
     let percent = args.heldout_percent;
-    eprintln!("held out: the last {percent} % of each cleaned file, from the next paragraph on");
+    output::status(format_args!(
+        "held out: the last {percent} % of each cleaned file, from the next paragraph on"
+    ));
     for (i, file) in args.text.iter().enumerate() {
-        eprintln!(
+        output::status(format_args!(
             "  {}: {} bytes to train, {} bytes ({} tokens) held out",
             file.display(),
             corpus.train[i].len(),
             corpus.heldout[i].len(),
             source.heldout[i].len()
-        );
+        ));
     }
 }

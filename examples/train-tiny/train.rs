@@ -151,11 +151,11 @@ pub(crate) fn train(
 }
 
 fn report(out: &Outcome, heldout: f64) {
-    eprintln!(
+    crate::cli::output::status(format_args!(
         "step {:5}  train {:.4}  held-out {heldout:.4}  {:.0} s  {:.0} tokens/s",
         out.steps,
         out.train_loss,
         out.seconds,
         out.tokens as f64 / out.seconds
-    );
+    ));
 }

@@ -2,6 +2,7 @@
 
 mod environment;
 mod python;
+mod restore;
 mod source;
 mod template;
 

@@ -33,6 +33,7 @@ pub mod causal_lm;
 pub mod chat;
 pub mod decoder;
 pub mod files;
+pub mod generation;
 pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;

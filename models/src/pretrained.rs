@@ -4,6 +4,7 @@ use crate::{
     chat::{ChatTemplate, stop_tokens},
     decoder::{LoadOptions, check_names, has_mlp_bias},
     files::{ModelFiles, Weights},
+    generation::GenerationConfig,
     gguf::{self, GgufFile},
     llama::{Config, Llama, LlamaConfig, LlamaEosToks},
     tokenizer::{TokenizerConfig, end_tokens_by_text},
@@ -27,6 +28,8 @@ pub struct Pretrained {
     pub stored_dtype: DType,
     /// What was taken for granted where the files do not say, and what was done otherwise than asked: for the user to read.
     pub notices: Vec<String>,
+    /// How its files want tokens to be chosen.
+    pub generation: GenerationConfig,
     /// A broken template is an error for those alone who chat.
     pub(crate) chat_template: Result<Option<ChatTemplate>>,
 }
@@ -46,6 +49,7 @@ impl Pretrained {
         let opened = Opened::new(files)?;
         let mut config = opened.config(files)?;
         let (tokenizer, mut notices) = files.load_tokenizer_and_notices()?;
+        let generation = opened.generation(files)?;
         // Added tokens, such as padding, may lie past the embedding; using one is an error of its own.
         let tokens = tokenizer.get_vocab_size(false);
         if tokens > config.vocab_size {
@@ -65,7 +69,7 @@ impl Pretrained {
         notices.extend(opened.notices());
         let (model, stored_dtype) = opened.load(&config, options).map_err(|e| named(name, e))?;
         notices.extend_from_slice(model.decoder().notices());
-        Ok(Self { model, config, tokenizer, stored_dtype, notices, chat_template })
+        Ok(Self { model, config, tokenizer, stored_dtype, notices, generation, chat_template })
     }
 
     /// How the model reads conversations; `None` where its files do not say.
@@ -188,6 +192,13 @@ impl Opened {
             }
             // The cache of a quantised model: what its activations are worth.
             Self::Gguf(file) => Ok((Llama::from_gguf(file, options)?, DType::F16)),
+        }
+    }
+
+    fn generation(&self, files: &ModelFiles) -> Result<GenerationConfig> {
+        match self {
+            Self::Gguf(file) => GenerationConfig::from_gguf(&file.content().metadata),
+            Self::Floats(_) => GenerationConfig::of(files),
         }
     }
 

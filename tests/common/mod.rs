@@ -29,26 +29,35 @@ pub(crate) fn example(name: &str, args: &[&str]) -> Outcome {
     example_reading(name, args, "")
 }
 
-/// As [`example`], with `input` on its standard input.
-pub(crate) fn example_reading(name: &str, args: &[&str], input: &str) -> Outcome {
+/// A program without network and without the caller's settings; its input and output are pipes.
+pub(crate) fn program(name: &str) -> Command {
     let mut path: PathBuf = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
     path.extend(["examples", name]);
     path.set_extension(std::env::consts::EXE_EXTENSION);
     assert!(path.exists(), "{} is not built: `cargo test` without a target filter builds it", path.display());
-    let mut child = Command::new(path)
-        .args(args)
+    let mut command = Command::new(path);
+    command
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env_remove("HF_HUB_OFFLINE")
         .env_remove("CANDLE_SPARSE_LEVEL")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    command
+}
+
+/// As [`example`], with `input` on its standard input.
+pub(crate) fn example_reading(name: &str, args: &[&str], input: &str) -> Outcome {
+    outcome(program(name).args(args), input.as_bytes())
+}
+
+/// Runs a program to its end.
+pub(crate) fn outcome(command: &mut Command, input: &[u8]) -> Outcome {
+    let mut child = command.spawn().unwrap();
     // A program that fails early, or reads nothing, closes the pipe.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input);
     let out = child.wait_with_output().unwrap();
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Outcome { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }

@@ -85,8 +85,27 @@ fn a_profile_is_fitted_to_a_file() {
     let dir = Folder::new();
     let (text, out) = (dir.path("tales.txt"), dir.path("sparse.safetensors"));
     let tale = |seed: usize| {
-        let args =
-            ["-n", "900", "--temperature", "1", "--seed", &seed.to_string(), "--ffn", "dense", "--json"];
+        let args = [
+            "-n",
+            "900",
+            "--temperature",
+            "1",
+            "--top-k",
+            "0",
+            "--top-p",
+            "1",
+            "--min-p",
+            "0",
+            "--repeat-penalty",
+            "1.1",
+            "--repeat-last-n",
+            "128",
+            "--seed",
+            &seed.to_string(),
+            "--ffn",
+            "dense",
+            "--json",
+        ];
         ok("llama-sparse", &args).json()["text"].as_str().unwrap().to_string()
     };
     std::fs::write(&text, (0..8).map(tale).collect::<Vec<_>>().join("<|endoftext|>")).unwrap();

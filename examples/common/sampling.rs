@@ -1,0 +1,145 @@
+//! Flags that say how tokens are chosen, and the choice.
+#![allow(dead_code, reason = "not every program uses all of it")]
+
+use super::cli::output;
+use anyhow::{Result, bail};
+use candle_core::Tensor;
+use candle_sparse_models::generation::GenerationConfig;
+use candle_transformers::{
+    generation::{LogitsProcessor, Sampling},
+    utils::apply_repeat_penalty,
+};
+use clap::Args;
+
+const SEED: u64 = 299_792_458;
+
+/// How tokens are chosen; what is not given is the model's, of its generation_config.json, or else ours.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Divides the logits; 0 takes the most likely token always [default: the model's, else 0.8]
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Choose among the k most likely tokens, 0 among all [default: the model's, else 40]
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Of these, among the smallest set with this total probability; 1 among all [default: the model's, else 0.95]
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Leave out what is less likely than this share of the most likely token [default: the model's, else 0.05]
+    #[arg(long)]
+    min_p: Option<f64>,
+    /// Divides the logits of what the model wrote lately; 1 is no penalty [default: the model's, else 1]
+    #[arg(long)]
+    repeat_penalty: Option<f32>,
+    /// How many of the tokens that the model wrote count as lately [default: 64]
+    #[arg(long)]
+    repeat_last_n: Option<usize>,
+    /// Seed of the choice [default: 299792458]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Tokens to write at most [default: 200; in a conversation as many as the context holds]
+    #[arg(long, short = 'n')]
+    pub(crate) sample_len: Option<usize>,
+    /// End where this text is written, which is not shown; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = super::cli::text())]
+    pub(crate) stop: Vec<String>,
+}
+
+/// Chooses tokens.
+pub(crate) struct Sampler {
+    processor: LogitsProcessor,
+    min_p: f64,
+    penalty: f32,
+    last_n: usize,
+}
+
+impl SamplingArgs {
+    /// What the flags say alone, before a model is loaded.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(t) = self.temperature.filter(|t| !(*t >= 0.0 && t.is_finite())) {
+            bail!("--temperature {t} must be 0 or more");
+        }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            bail!("--top-p {p} must be above 0 and at most 1");
+        }
+        if let Some(p) = self.min_p.filter(|p| !(0.0..1.0).contains(p)) {
+            bail!("--min-p {p} must be 0 or more and below 1");
+        }
+        if let Some(p) = self.repeat_penalty.filter(|p| !(*p > 0.0 && p.is_finite())) {
+            bail!("--repeat-penalty {p} must be above 0");
+        }
+        if self.stop.iter().any(String::is_empty) {
+            bail!("--stop needs a text that is not empty");
+        }
+        Ok(())
+    }
+
+    /// The choice, by the flags, or else by what the model's files say.
+    pub(crate) fn sampler(&self, model: GenerationConfig) -> Result<Sampler> {
+        self.check()?;
+        let greedy = (model.do_sample == Some(false)).then_some(0.0);
+        let temperature = self.temperature.or(greedy).or(model.temperature).unwrap_or(0.8);
+        // Divided by less the logits would be infinite.
+        let temperature = if temperature < 1e-7 { 0.0 } else { temperature };
+        let penalty = self.repeat_penalty.or(model.repetition_penalty).unwrap_or(1.0);
+        self.note_unused(temperature, penalty);
+        let top_k = self.top_k.or(model.top_k).unwrap_or(40);
+        let top_p = self.top_p.or(model.top_p).unwrap_or(0.95);
+        let k = if top_k == 0 { usize::MAX } else { top_k };
+        let sampling = match top_p {
+            _ if temperature == 0.0 => Sampling::ArgMax,
+            p if p > 0.0 && p < 1.0 => Sampling::TopKThenTopP { k, p, temperature },
+            _ => Sampling::TopK { k, temperature },
+        };
+        Ok(Sampler {
+            processor: LogitsProcessor::from_sampling(self.seed.unwrap_or(SEED), sampling),
+            min_p: self.min_p.or(model.min_p).unwrap_or(0.05),
+            penalty,
+            last_n: self.repeat_last_n.unwrap_or(64),
+        })
+    }
+
+    /// Says which flags change nothing.
+    fn note_unused(&self, temperature: f64, penalty: f32) {
+        let given = [
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--min-p", self.min_p.is_some()),
+            ("--seed", self.seed.is_some()),
+        ];
+        let given: Vec<_> = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        if temperature == 0.0 && !given.is_empty() {
+            let why = match self.temperature {
+                Some(_) => "with --temperature 0 the most likely token is taken always",
+                None => {
+                    "the model's own settings take the most likely token always (--temperature changes that)"
+                }
+            };
+            output::note(format_args!("{} without effect: {why}", given.join(", ")));
+        }
+        if penalty == 1.0 && self.repeat_last_n.is_some() {
+            output::note("--repeat-last-n without effect: --repeat-penalty is 1, which is none");
+        }
+    }
+}
+
+impl Sampler {
+    /// The next token; `written` is what the model wrote before, which alone is penalised: a template is not to be varied.
+    pub(crate) fn sample(&mut self, logits: &Tensor, written: &[u32]) -> Result<u32> {
+        if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            bail!("the logits are not numbers: the checkpoint holds NaN or infinity");
+        }
+        let recent = &written[written.len().saturating_sub(self.last_n)..];
+        let min_p = self.min_p as f32;
+        let likely = |probabilities: &mut [f32]| {
+            let least = probabilities.iter().fold(0.0_f32, |a, b| a.max(*b)) * min_p;
+            probabilities.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
+        };
+        if self.penalty == 1.0 || recent.is_empty() {
+            return Ok(self.processor.sample_f(logits, likely)?);
+        }
+        let logits = apply_repeat_penalty(logits, self.penalty, recent)?;
+        Ok(self.processor.sample_f(&logits, likely)?)
+    }
+}
