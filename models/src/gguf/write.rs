@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{decoder::Checkpoint, files::ModelFiles, llama::Config, pretrained::end_tokens};
 use candle_core::{
-    Device, Result, Tensor, bail,
+    Device, Error, Result, Tensor, bail,
     quantized::{
         GgmlDType, QTensor,
         gguf_file::{self, Value},
