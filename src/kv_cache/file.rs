@@ -245,3 +245,6 @@ impl KvCache {
 fn name(sequence: usize, layer: usize) -> String {
     format!("sequences.{sequence}.layers.{layer}")
 }
+
+#[cfg(test)]
+mod tests;
