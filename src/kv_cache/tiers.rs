@@ -140,15 +140,11 @@ impl KvCache {
         for layer in 0..self.cooled.len() {
             let [warm, cold] = self.config.cooled((layer, layers), self.len);
             let [was_warm, was_cold] = self.cooled[layer];
-            for page in was_cold.max(held)..warm {
-                // Whether a prompt ends here or a token: what is warm for a while is rounded twice, always.
-                if page >= was_warm && !self.config.skips_warm() {
-                    self.cool(layer, page, Tier::Warm);
-                }
-                if page < cold {
-                    self.cool(layer, page, Tier::Cold);
-                }
+            // Whether a prompt ends here or a token: what would be warm for a while is rounded twice, always.
+            if !self.config.skips_warm() {
+                (was_warm.max(held)..warm).for_each(|page| self.cool(layer, page, Tier::Warm));
             }
+            (was_cold.max(held)..cold).for_each(|page| self.cool(layer, page, Tier::Cold));
             self.cooled[layer] = [was_warm.max(warm), was_cold.max(cold)];
         }
     }

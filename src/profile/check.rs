@@ -65,8 +65,8 @@ impl Profile {
                 return Err(format!("{inner} neurons of {hidden} inputs: there must be some"));
             }
             layer.check(hidden, inner)?;
-            let rules = layer.rules.iter().zip(Rule::ALL);
-            rules.map(|(r, rule)| r.check(rule.name(), self.shares.len(), hidden, inner)).collect()
+            let mut rules = layer.rules.iter().zip(Rule::ALL);
+            rules.try_for_each(|(r, rule)| r.check(rule.name(), self.shares.len(), hidden, inner))
         };
         checked().map_err(|e| format!("layer {i}: {e}"))
     }

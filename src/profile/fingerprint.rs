@@ -246,7 +246,7 @@ pub fn difference(a: &[f32], b: &[f32]) -> Option<String> {
         // A file may say what it wants, but not that everything is rounding.
         let rounds = [rounds_a, rounds_b].map(|r| r.clamp(0.0, 0.5));
         let (size, rounded) = (size(a).max(size(b)), rounds[0] + rounds[1] + LEAST_DIFFERENCE);
-        if !(apart <= rounded * size) {
+        if apart.is_nan() || apart > rounded * size {
             let (percent, rounded) = (100.0 * apart / size, 100.0 * rounded);
             return Some(format!(
                 "{} differs by {percent:.2} % in the elements that were compared, rounding explains {rounded:.2} %",
