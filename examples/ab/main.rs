@@ -17,7 +17,6 @@ use candle_core::{Device, Tensor};
 use candle_sparse_models::{
     causal_lm::{CausalLm, LlamaSession},
     quality::Quality,
-    tokenizer::prompt_tokens,
 };
 use clap::Parser;
 use cli::{OutputArgs, output, process_bytes};

@@ -9,7 +9,7 @@ use super::{
 };
 use anyhow::{Error, Result, bail};
 use candle_core::{Device, Tensor};
-use candle_sparse_models::causal_lm::CausalLm;
+use candle_sparse_models::{causal_lm::CausalLm, tokenizer::TextStream};
 use std::time::Instant;
 use tokenizers::Tokenizer;
 

@@ -277,15 +277,18 @@ struct Stored {
 fn stored(files: &ModelFiles) -> Result<Stored> {
     let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len());
     let bytes = match &files.weights {
-        Weights::Gguf(path) => {
-            let file = Content::read(&mut BufReader::new(File::open(path)?))?;
-            let matrices = file.tensor_infos.values().filter(|t| t.shape.rank() == 2);
-            let format = |t: &TensorInfo| Format::ALL.into_iter().find(|f| ggml_type(*f) == t.ggml_dtype);
-            return Ok(Stored { bytes: size(path)?, formats: matrices.map(format).collect() });
-        }
+        Weights::Gguf(path) => return stored_gguf(path),
+        Weights::Opened(file) => return stored_gguf(file.path()),
         Weights::Files(paths) => paths.iter().map(size).sum::<std::io::Result<u64>>()?,
         Weights::Embedded(bytes) => bytes.len() as u64,
     };
     let dtype = var_builder(files, None)?.dtype();
     Ok(Stored { bytes, formats: vec![format_of(dtype)] })
+}
+
+fn stored_gguf(path: &Path) -> Result<Stored> {
+    let file = Content::read(&mut BufReader::new(File::open(path)?))?;
+    let matrices = file.tensor_infos.values().filter(|t| t.shape.rank() == 2);
+    let format = |t: &TensorInfo| Format::ALL.into_iter().find(|f| ggml_type(*f) == t.ggml_dtype);
+    Ok(Stored { bytes: std::fs::metadata(path)?.len(), formats: matrices.map(format).collect() })
 }

@@ -29,7 +29,6 @@ use candle_sparse_models::{
     llama::LlamaConfig,
     mistral::{Config, Model as Mistral},
     pretrained::{end_tokens, var_builder},
-    tokenizer::{TextStream, prompt_tokens},
 };
 use clap::Parser;
 use cli::{OutputArgs, output};
@@ -39,7 +38,6 @@ use model::ModelArgs;
 use prompt::PromptArgs;
 use sampling::SamplingArgs;
 use std::process::ExitCode;
-use tokenizers::Tokenizer;
 
 /// The window of the built-in model, which was trained without one.
 const SHOWN_WINDOW: usize = 256;

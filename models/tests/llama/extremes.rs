@@ -3,7 +3,7 @@
 use crate::cases::{CASES, builder, tokens, weights, worst};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_sparse_models::{
-    AttentionConfig, AttentionMode, Error, KvConfig, KvDType, Profile,
+    AttentionConfig, AttentionMode, Error, KvConfig, KvDType, Profile, SparseConfig,
     llama::{Cache, Config, Llama, LlamaConfig, LoadOptions},
 };
 use std::sync::Arc;
@@ -149,10 +149,15 @@ fn few_neurons_of_long_rows_are_summed() {
         gates: Vec::new(),
         shares: vec![0.4],
         fitted: [0; 3],
+        held_out: Default::default(),
         fingerprint: dense.decoder().origin().fingerprint.to_vec(),
         about: serde_json::Value::Null,
     };
-    let options = LoadOptions { profile: Some(Arc::new(profile)), ..LoadOptions::default() };
+    let options = LoadOptions {
+        profile: Some(Arc::new(profile)),
+        sparse: SparseConfig { force: true, ..SparseConfig::default() },
+        ..LoadOptions::default()
+    };
     let sparse = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
     let logits = |model: &Llama| {
         model.forward(&tokens(1, 3, 1), 0, &mut Cache::of(model, KvConfig::exact(KvDType::F32))).unwrap()

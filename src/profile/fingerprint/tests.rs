@@ -75,7 +75,15 @@ fn profile(fingerprint: Vec<f32>) -> Profile {
         rules: Default::default(),
     };
     let (layers, about) = (vec![layer; LAYERS], serde_json::Value::Null);
-    Profile { layers, gates: Vec::new(), shares: Vec::new(), fitted: [0; 3], fingerprint, about }
+    Profile {
+        layers,
+        gates: Vec::new(),
+        shares: Vec::new(),
+        fitted: [0; 3],
+        held_out: Default::default(),
+        fingerprint,
+        about,
+    }
 }
 
 #[test]
