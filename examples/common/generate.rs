@@ -175,14 +175,8 @@ impl Writer<'_> {
         let mut lengths = Vec::new();
         let end = loop {
             written.decode_s = start.elapsed().as_secs_f64();
-            if self.interrupt.came() {
-                break End::Interrupted;
-            }
-            if lengths.len() == limit {
-                break End::Length;
-            }
-            if past.ids.len() >= self.context {
-                break End::Context;
+            if let Some(end) = self.end_before(past.ids.len(), limit - lengths.len()) {
+                break end;
             }
             if past.fed < past.ids.len() {
                 logits = past.feed()?;
@@ -206,6 +200,16 @@ impl Writer<'_> {
         written.text.push_str(&rest);
         self.show(&rest)?;
         Ok(end)
+    }
+
+    /// What ends a text of so many tokens before another one is chosen, `room` being what may still be written.
+    fn end_before(&self, tokens: usize, room: usize) -> Option<End> {
+        let ends = [
+            (self.interrupt.came(), End::Interrupted),
+            (room == 0, End::Length),
+            (tokens >= self.context, End::Context),
+        ];
+        ends.into_iter().find(|(ends, _)| *ends).map(|(_, end)| end)
     }
 
     /// Takes the tokens of a stop text back: what the model is to remember is `text`, which ends before it. `lengths` are those

@@ -139,17 +139,27 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.chat.chat {
         return chat::chat(cli, &loaded, &mut past, writer);
     }
-    past.ids = cli.prompt_ids(&loaded)?;
-    writer.check_room(past.ids.len())?;
-    let prompt_tokens = past.ids.len();
-    let mut written = writer.write(&mut past, cli.sampling.sample_len.unwrap_or(200), true);
-    writer.end_line(&mut written)?;
-    report(cli, &loaded, &past, &written, prompt_tokens, load_s)?;
-    written.result()?;
+    continue_prompt(cli, &loaded, &mut past, &mut writer, load_s)?;
     if compares {
         compare::compare(&loaded, cli.model.cache(&loaded)?, cli.output.json)?;
     }
     Ok(())
+}
+
+fn continue_prompt(
+    cli: &Cli,
+    loaded: &Pretrained,
+    past: &mut Past<LlamaSession>,
+    writer: &mut Writer<'_>,
+    load_s: f64,
+) -> Result<()> {
+    past.ids = cli.prompt_ids(loaded)?;
+    writer.check_room(past.ids.len())?;
+    let prompt_tokens = past.ids.len();
+    let mut written = writer.write(past, cli.sampling.sample_len.unwrap_or(200), true);
+    writer.end_line(&mut written)?;
+    report(cli, loaded, past, &written, prompt_tokens, load_s)?;
+    written.result()
 }
 
 fn report(

@@ -101,10 +101,10 @@ struct Args {
     #[arg(long)]
     max_minutes: Option<f64>,
     /// Where the data comes from and its licence, for the model card
-    #[arg(long, default_value = "not stated")]
+    #[arg(long, default_value = "not stated", value_parser = cli::text())]
     data_note: String,
     /// Start of the sample in the model card
-    #[arg(long, default_value = "Once upon a time there was a")]
+    #[arg(long, default_value = "Once upon a time there was a", value_parser = cli::text())]
     prompt: String,
     /// Also write the cleaned held-out text to this file
     #[arg(long)]

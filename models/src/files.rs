@@ -173,12 +173,13 @@ impl ModelFiles {
                 }
             };
         }
-        // Without a slash it is a misspelt name: all models of the Hub have one.
+        // Without a slash it is a misspelt name: those of the Hub's models have one.
         if !spec.contains('/') {
-            let names = known_names();
-            return fail(format!(
-                "`{spec}` is no folder or file here, no built-in model ({names}), and no model of the Hub: these are called `org/name`"
-            ));
+            let problem = format!(
+                "there is no folder or file `{spec}` here, and the Hub's models have a slash in their names"
+            );
+            let problem = format!("{problem} ({})", known_names());
+            return Err(candle_sparse::Error::Setting { name: "model", problem }.into());
         }
         match gguf_on_hub(spec) {
             Some((id, file)) => {

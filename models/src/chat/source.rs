@@ -108,6 +108,9 @@ impl<'s> Reader<'s> {
 
     fn comment(&mut self) -> Result<(), Error> {
         let Some(length) = self.source[self.at..].find("#}") else {
+            if self.source.len() == self.at {
+                return Ok(());
+            }
             return Err(self.error("a comment has no end"));
         };
         let end = self.at + length;

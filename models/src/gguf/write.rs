@@ -17,7 +17,12 @@ use super::{
     shape::ARCHITECTURES,
     tokenizer::{from_metadata, own::KEY as OWN_KEY},
 };
-use crate::{decoder::Checkpoint, files::ModelFiles, llama::Config, pretrained::end_tokens};
+use crate::{
+    decoder::Checkpoint,
+    files::ModelFiles,
+    llama::Config,
+    pretrained::{end_tokens, first_line},
+};
 use candle_core::{
     Device, Error, Result, Tensor, bail,
     quantized::{
@@ -108,10 +113,18 @@ impl GgufModel {
             let general = key.starts_with("general.") && !OF_THE_BYTES.contains(&key.as_str());
             general || key.starts_with("tokenizer.") || key == OWN_KEY
         });
-        // A file whose tokenizer is not read here may hold one for others.
-        let tokenizer = from_metadata(&kept).ok().map(|(tokenizer, _)| tokenizer);
+        let holds_one = kept.get("tokenizer.ggml.model").and_then(|v| v.to_string().ok());
+        let holds_one = holds_one.is_some_and(|kind| kind != NO_TOKENIZER);
+        // One that is not read here may serve others.
+        let tokenizer = from_metadata(&kept);
         let mut model = source.model(kept)?;
-        model.tokenizer = tokenizer;
+        match tokenizer {
+            Ok((tokenizer, _)) => model.tokenizer = Some(tokenizer),
+            Err(e) if holds_one => {
+                model.notices.push(format!("the tokenizer is copied unread: {}", first_line(&e)));
+            }
+            Err(_) => (),
+        }
         if let Some(factors) = &from.rope_freqs {
             let t = Tensor::new(factors.as_slice(), &Device::Cpu)?;
             model.tensors.push(("rope_freqs.weight".into(), QTensor::quantize(&t, GgmlDType::F32)?));
@@ -238,6 +251,9 @@ impl GgufModel {
         save(path, |file| self.write(file))
     }
 }
+
+/// What llama.cpp calls a model that is given token ids alone.
+const NO_TOKENIZER: &str = "no_vocab";
 
 /// Keys that say how the bytes of a file lie.
 const OF_THE_BYTES: [&str; 3] = ["general.alignment", "general.quantization_version", "general.file_type"];

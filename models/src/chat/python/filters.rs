@@ -1,7 +1,7 @@
 //! Jinja's filters on texts and numbers, where the engine has others or none.
 
 use super::arguments::{Arguments, Given, values};
-use super::{format, made, refused, spend, strings, text};
+use super::{format, made, refused, sequences, spend, strings, text};
 use crate::chat::source::is_space;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -127,7 +127,7 @@ fn join(state: &mut State<'_, '_>, value: Value, args: &[Value]) -> Result<Value
         None => value,
     };
     let mut out = String::new();
-    for (i, item) in items.try_iter()?.enumerate() {
+    for (i, item) in sequences::checked(&items)?.try_iter()?.enumerate() {
         let part = text(&item);
         spend(state, part.len() + between.len())?;
         out.push_str(if i > 0 { &between } else { "" });

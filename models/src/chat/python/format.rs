@@ -26,6 +26,8 @@ struct Values<'v> {
     all: Vec<Value>,
     next: usize,
     mapping: Option<&'v Value>,
+    /// Whether some may be left over: of whatever could be looked up by key, Python takes what it needs.
+    may_remain: bool,
 }
 
 impl Values<'_> {
@@ -40,7 +42,9 @@ impl Values<'_> {
 pub(super) fn percent(state: &mut State<'_, '_>, pattern: &str, values: &Value) -> Result<String, Error> {
     let all = if values.is_tuple() { values.try_iter()?.collect() } else { vec![values.clone()] };
     let mapping = (values.kind() == ValueKind::Map).then_some(values);
-    fill(state, pattern, Values { all, next: 0, mapping })
+    let may_remain =
+        matches!(values.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Undefined) && !values.is_tuple();
+    fill(state, pattern, Values { all, next: 0, mapping, may_remain })
 }
 
 /// The filter: `pattern|format(a, b)` or `pattern|format(name=a)`.
@@ -48,7 +52,7 @@ pub(super) fn filter(state: &mut State<'_, '_>, pattern: &str, args: &[Value]) -
     match args {
         [named] if named.is_kwargs() => percent(state, pattern, named),
         [.., named] if named.is_kwargs() => Err(refused("format takes values by place or by name, not both")),
-        _ => fill(state, pattern, Values { all: args.to_vec(), next: 0, mapping: None }),
+        _ => fill(state, pattern, Values { all: args.to_vec(), next: 0, mapping: None, may_remain: false }),
     }
 }
 
@@ -60,7 +64,7 @@ fn fill(state: &mut State<'_, '_>, pattern: &str, mut values: Values<'_>) -> Res
         rest = percent_field(state, &mut out, field, &mut values)?;
     }
     counted(state, &mut out, rest)?;
-    if values.mapping.is_none() && values.next < values.all.len() {
+    if !values.may_remain && values.next < values.all.len() {
         return Err(refused("a `%` pattern has fewer fields than it is given values"));
     }
     Ok(out)

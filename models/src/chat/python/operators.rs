@@ -1,7 +1,7 @@
 //! Operators, slices and loops where Python's differ from the engine's: the source's translation calls these.
 
 use super::containers::attribute;
-use super::{ELEMENT_BYTES, MOST_DEPTH, float_of, format, made, refused, spend, text, type_name};
+use super::{ELEMENT_BYTES, MOST_DEPTH, format, made, refused, spend, text, type_name};
 use minijinja::value::{Rest, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
@@ -73,22 +73,21 @@ fn signed(value: &Value, negative: bool) -> Result<Value, Error> {
 }
 
 fn compare(left: Value, right: Value, operator: &str) -> Result<bool, Error> {
-    let alike = (left.as_str().is_some() && right.as_str().is_some())
-        || (number(&left).is_some() && number(&right).is_some())
-        || (is_list(&left) && is_list(&right) && left.is_tuple() == right.is_tuple());
-    if !alike {
-        return Err(mixed(operator, &left, &right));
-    }
-    // Not a number is neither less nor greater.
-    let is_nan = |value: &Value| float_of(value).is_some_and(f64::is_nan);
-    Ok(!is_nan(&left)
-        && !is_nan(&right)
-        && match operator {
-            "<" => left < right,
-            "<=" => left <= right,
-            ">" => left > right,
-            _ => left >= right,
-        })
+    let order = match (number(&left), number(&right)) {
+        (Some(Number::Whole(a)), Some(Number::Whole(b))) => Some(a.cmp(&b)),
+        (Some(a), Some(b)) => a.real().partial_cmp(&b.real()),
+        _ if left.as_str().is_some() && right.as_str().is_some() => Some(left.cmp(&right)),
+        _ if is_list(&left) && is_list(&right) && left.is_tuple() == right.is_tuple() => {
+            Some(left.cmp(&right))
+        }
+        _ => return Err(mixed(operator, &left, &right)),
+    };
+    Ok(order.is_some_and(|order| match operator {
+        "<" => order.is_lt(),
+        "<=" => order.is_le(),
+        ">" => order.is_gt(),
+        _ => order.is_ge(),
+    }))
 }
 
 fn is_list(value: &Value) -> bool {
@@ -219,8 +218,7 @@ fn slice(
             let places = places(items.len(), &start, &stop, &step)?;
             Ok(sequence(value.is_tuple(), places.into_iter().map(|i| items[i].clone()).collect()))
         }
-        // As any key that is not there.
-        _ => Ok(Value::UNDEFINED),
+        _ => Err(refused(format!("a slice of {}", type_name(&value)))),
     }
 }
 

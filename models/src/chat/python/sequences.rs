@@ -33,8 +33,12 @@ pub(super) fn install(env: &mut Environment<'_>) {
         let key = is_dict && found == value.get_item(&Value::from(name)).unwrap_or_default();
         Ok::<_, Error>(if key { Value::UNDEFINED } else { found })
     });
-    env.add_filter("first", |value: Value| Ok::<_, Error>(value.try_iter()?.next().unwrap_or_default()));
-    env.add_filter("last", |value: Value| Ok::<_, Error>(value.try_iter()?.last().unwrap_or_default()));
+    env.add_filter("first", |value: Value| {
+        Ok::<_, Error>(checked(&value)?.try_iter()?.next().unwrap_or_default())
+    });
+    env.add_filter("last", |value: Value| {
+        Ok::<_, Error>(checked(&value)?.try_iter()?.last().unwrap_or_default())
+    });
     env.add_filter("list", |state: &mut State<'_, '_>, value: Value| {
         collected(state, &value).map(Value::from)
     });
@@ -108,12 +112,17 @@ fn length(value: &Value) -> Result<usize, Error> {
     }
 }
 
-fn collected(state: &mut State<'_, '_>, value: &Value) -> Result<Vec<Value>, Error> {
+/// The value, if it can be gone through; the engine would do so with `None`.
+pub(super) fn checked(value: &Value) -> Result<&Value, Error> {
     if matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number) {
         return Err(refused(format!("{} cannot be gone through", type_name(value))));
     }
+    Ok(value)
+}
+
+fn collected(state: &mut State<'_, '_>, value: &Value) -> Result<Vec<Value>, Error> {
     let mut items = Vec::new();
-    for item in value.try_iter()? {
+    for item in checked(value)?.try_iter()? {
         spend(state, ELEMENT_BYTES)?;
         items.push(item);
     }

@@ -161,7 +161,8 @@ mod tests {
             let level = json["pre_tokenizer"].take();
             json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, level]});
         };
-        let cases: [(&str, &dyn Fn(&mut Value)); 7] = [
+        type Case<'a> = (&'a str, &'a dyn Fn(&mut Value));
+        let cases: [Case<'_>; 7] = [
             ("would be read as", &digits),
             ("would be read as", &|json| json["normalizer"] = json!({"type": "Lowercase"})),
             ("would be read as", &|json| json["added_tokens"][0]["rstrip"] = json!(true)),

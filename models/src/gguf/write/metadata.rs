@@ -68,8 +68,7 @@ pub(super) fn metadata(
     put(&mut all, "general.architecture", text(architecture));
     put(&mut all, "general.file_type", Value::U32(file_type(dtype)));
     if !all.iter().any(|(key, _)| key == "tokenizer.ggml.model") {
-        // What llama.cpp calls a model that is given token ids alone.
-        put(&mut all, "tokenizer.ggml.model", text("no_vocab"));
+        put(&mut all, "tokenizer.ggml.model", text(super::NO_TOKENIZER));
     }
     Ok(all)
 }
