@@ -24,9 +24,10 @@ use candle_sparse_models::{
     quality::Loss,
 };
 use clap::Parser;
+use cli::output;
 use gates::GateArgs;
 use indicatif::{ProgressBar, ProgressStyle};
-use model::ModelArgs;
+use model::SourceArgs;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 /// Fit a sparse profile to a model.
@@ -34,7 +35,7 @@ use std::{path::PathBuf, process::ExitCode, time::Instant};
 #[command(name = "calibrate", version)]
 struct Cli {
     #[command(flatten)]
-    model: ModelArgs,
+    model: SourceArgs,
     /// Text files, of the kind that the model is used for; documents in them may be separated by <|endoftext|>
     #[arg(long, required_unless_present = "self_text", num_args = 1..)]
     text: Vec<PathBuf>,
@@ -76,22 +77,19 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let mut code = ExitCode::SUCCESS;
-    let ran = run(&cli::parse()).map(|c| code = c);
-    match ran {
-        Ok(()) => code,
-        failed => cli::exit(failed),
-    }
+    cli::exit(run(&cli::parse()))
 }
 
-fn run(cli: &Cli) -> Result<ExitCode> {
+fn run(cli: &Cli) -> Result<()> {
     candle_sparse::save::check(&cli.out)?;
     let start = Instant::now();
     let calibrator = cli.calibrator()?;
     let mut files = cli.model.files()?;
     // What was learned before is not to be learned again.
     files.sparse_profile = None;
-    let loaded = Pretrained::load(&files, LoadOptions::default())?;
+    let options = LoadOptions { threads: cli.model.threads()?, ..LoadOptions::default() };
+    let loaded = Pretrained::load(&files, options)?;
+    loaded.notices.iter().for_each(output::note);
     let [fit, tune, held_out] = cli.windows(&loaded)?;
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{msg:>22} {bar:40} {pos}/{len}, {elapsed} so far")?);
@@ -163,7 +161,7 @@ impl Cli {
         }
         let mut all = text::some(&text::windows(&loaded.tokenizer, &self.text, context)?, self.tokens);
         if let Some(tokens) = self.self_text {
-            eprintln!("the model writes {tokens} tokens ...");
+            output::status(format_args!("the model writes {tokens} tokens ..."));
             all.extend(own_text(&loaded.model, tokens, &start(loaded)?, 1)?.windows);
         }
         let (tune_at, report_at) = if self.report.is_empty() { (0.6, 0.8) } else { (0.7, 1.0) };

@@ -1,10 +1,14 @@
 //! What is printed of a calibration, and the exit code that says whether its target is kept.
 
-use crate::{Cli, gates};
+use crate::{
+    Cli,
+    cli::output::{self, Ended},
+    gates,
+};
 use anyhow::Result;
 use candle_sparse::{profile::Rule, sparse::BREAK_EVEN};
 use candle_sparse_models::calibrate::{Fitted, RuleReport};
-use std::{io::Write, process::ExitCode};
+use std::io::Write;
 
 /// A profile was written, but no rule of it keeps the target.
 const NOT_KEPT: u8 = 3;
@@ -20,12 +24,12 @@ pub(crate) fn json(r: &RuleReport) -> serde_json::Value {
 }
 
 /// Prints what was found, and says where it falls short of what was asked.
-pub(crate) fn print(cli: &Cli, fitted: &Fitted, seconds: f64) -> Result<ExitCode> {
-    let mut out = std::io::stdout();
+pub(crate) fn print(cli: &Cli, fitted: &Fitted, seconds: f64) -> Result<()> {
+    let mut out = output::stdout();
     let (held_out, doubts) = (fitted.profile.held_out, fitted.doubts());
     if cli.json {
         let json = serde_json::json!({
-            "out": cli.out, "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
+            "out": cli.out.display().to_string(), "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
             "held_out": fitted.held_out.iter().map(json).collect::<Vec<_>>(), "best": held_out.best.map(|r| format!("{r:?}")),
             "noise_floor": fitted.noise_floor, "own_ppl": fitted.ppl[1], "doubts": doubts,
             "gates": gates::json(&fitted.gates),
@@ -37,10 +41,8 @@ pub(crate) fn print(cli: &Cli, fitted: &Fitted, seconds: f64) -> Result<ExitCode
         blocks(&mut out, fitted)?;
         gates::print(&mut out, &fitted.gates)?;
     }
-    for doubt in doubts {
-        eprintln!("note: {doubt}");
-    }
-    Ok(verdict(fitted))
+    doubts.iter().for_each(output::note);
+    verdict(fitted)
 }
 
 fn table(out: &mut impl Write, fitted: &Fitted) -> Result<()> {
@@ -100,26 +102,27 @@ fn blocks(out: &mut impl Write, fitted: &Fitted) -> Result<()> {
 }
 
 /// One line where a target is missed, or where the default would save nothing.
-fn verdict(fitted: &Fitted) -> ExitCode {
+fn verdict(fitted: &Fitted) -> Result<()> {
     let held_out = fitted.profile.held_out;
     let Some(best) = held_out.best else {
-        eprintln!(
-            "error: no rule keeps the target on held-out text: the profile was written, but models compute all neurons with \
+        output::error(
+            "no rule keeps the target on held-out text: the profile was written, but models compute all neurons with \
              it; allow a larger loss, or give more text (the target must be kept with a certainty of 95 %)"
         );
-        return ExitCode::from(NOT_KEPT);
+        return Err(Ended(NOT_KEPT).into());
     };
     let missed = Rule::ALL.into_iter().filter(|&r| !held_out.kept[r as usize]);
     let missed: Vec<String> = missed.map(|r| format!("{r:?}")).collect();
     if !missed.is_empty() {
-        eprintln!("note: {} miss(es) the target, and is not used unless it is forced", missed.join(", "));
+        let missed = missed.join(" and ");
+        output::note(format_args!("the target is missed by {missed}: not used unless it is forced"));
     }
     let share = fitted.held_out[best as usize].active;
     if share > f64::from(BREAK_EVEN) {
-        eprintln!(
-            "note: this profile saves nothing: {best:?} needs {share:.2} of the neurons, {BREAK_EVEN} or less would; models \
-             compute all neurons with it"
-        );
+        output::note(format_args!(
+            "this profile saves nothing: {best:?} needs {share:.2} of the neurons, {BREAK_EVEN} or less would; models compute \
+             all neurons with it"
+        ));
     }
-    ExitCode::SUCCESS
+    Ok(())
 }

@@ -11,7 +11,7 @@ use candle_core::{
     quantized::gguf_file::{Content, TensorInfo},
 };
 use candle_sparse::{
-    AttentionConfig,
+    AttentionConfig, Threads,
     core::Format,
     profile::Profile,
     sparse::{FfnMode, Selection, SparseConfig},
@@ -34,20 +34,48 @@ use std::{
     sync::Arc,
 };
 
+/// Which model.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct SourceArgs {
+    /// Hub id (org/name), folder, .safetensors or .gguf file (also org/name/file.gguf), or name of an embedded model
+    /// (tales-silu, tales-relu)
+    #[arg(long, default_value = "tales-silu")]
+    model: OsString,
+    /// Branch, tag or commit of a Hub model
+    #[arg(long)]
+    revision: Option<String>,
+    /// A tokenizer.json, instead of the model's own
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+impl SourceArgs {
+    /// Finds the files, fetching them where the model is on the Hub.
+    pub(crate) fn files(&self) -> Result<ModelFiles> {
+        self.threads()?;
+        let mut files = resolve(&self.model, self.revision.as_deref())?;
+        if let Some(path) = &self.tokenizer {
+            files.tokenizer = Some(input::read(path)?.into());
+        }
+        Ok(files)
+    }
+
+    /// How many threads are asked for.
+    pub(crate) fn threads(&self) -> Result<Option<Threads>> {
+        cli::threads(self.threads)
+    }
+}
+
 /// Which model, and how to hold it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// Hub id (org/name), folder, .safetensors or .gguf file (also org/name/file.gguf), or name of an embedded model
-    /// (tales-silu, tales-relu)
-    #[arg(long, default_value = "tales-silu")]
-    pub(crate) model: OsString,
-    /// Branch, tag or commit of a Hub model
-    #[arg(long)]
-    pub(crate) revision: Option<String>,
-    /// A tokenizer.json, instead of the model's own
-    #[arg(long)]
-    pub(crate) tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Format of the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as stored where not given
     #[arg(long, value_parser = format)]
     pub(crate) dtype: Option<Format>,
@@ -55,9 +83,6 @@ pub(crate) struct ModelArgs {
     /// file must not be written to, or shortened, while the program runs
     #[arg(long)]
     pub(crate) no_mmap: bool,
-    /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
-    #[arg(long)]
-    pub(crate) threads: Option<usize>,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     /// Sparse profile, instead of the model's own sparse.safetensors; CANDLE_SPARSE=off runs without any
@@ -101,7 +126,7 @@ impl From<Ffn> for FfnMode {
 impl ModelArgs {
     /// What the user calls the model.
     pub(crate) fn name(&self) -> std::borrow::Cow<'_, str> {
-        self.model.to_string_lossy()
+        self.source.model.to_string_lossy()
     }
 
     /// Finds the files, fetching them where the model is on the Hub.
@@ -110,12 +135,7 @@ impl ModelArgs {
         self.sparse()?;
         self.memory.attention()?;
         self.memory.kv(DType::F32)?;
-        cli::threads(self.threads)?;
-        let mut files = resolve(&self.model, self.revision.as_deref())?;
-        if let Some(path) = &self.tokenizer {
-            files.tokenizer = Some(input::read(path)?.into());
-        }
-        Ok(files)
+        self.source.files()
     }
 
     /// The profile of the flag, else the one beside the model.
@@ -220,7 +240,7 @@ impl ModelArgs {
         sparse: SparseConfig,
         attention: AttentionConfig,
     ) -> Result<LoadOptions> {
-        let threads = cli::threads(self.threads)?;
+        let threads = self.source.threads()?;
         if self.no_mmap && !matches!(files.weights, Weights::Gguf(_) | Weights::Opened(_)) {
             output::note("--no-mmap without effect: GGUF files alone are mapped");
         }
