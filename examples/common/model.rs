@@ -75,7 +75,7 @@ impl SourceArgs {
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
     #[command(flatten)]
-    source: SourceArgs,
+    pub(crate) source: SourceArgs,
     /// Format of the weights in memory: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0, q4_k, q3_k, q2_k; as stored where not given
     #[arg(long, value_parser = format)]
     pub(crate) dtype: Option<Format>,
