@@ -10,6 +10,7 @@ use memmap2::MmapMut;
 #[derive(Debug)]
 pub struct Buffer(MmapMut);
 
+#[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
 
 impl Buffer {

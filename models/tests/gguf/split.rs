@@ -20,12 +20,12 @@ use std::path::{Path, PathBuf};
 /// Writes the parts of a file; tensor `i` goes where `part` says.
 fn split(file: &Gguf, dir: &Path, count: usize, part: impl Fn(usize) -> usize) -> Vec<PathBuf> {
     let write = |no: usize| {
-        let mut metadata = vec![
+        let about = [
             ("split.no", Value::U16(no as u16)),
             ("split.count", Value::U16(count as u16)),
             ("split.tensors.count", Value::I32(file.tensors.len() as i32)),
         ];
-        let mut metadata: Vec<(&str, &Value)> = metadata.iter_mut().map(|(k, v)| (*k, &*v)).collect();
+        let mut metadata: Vec<(&str, &Value)> = about.iter().map(|(k, v)| (*k, v)).collect();
         if no == 0 {
             metadata.extend(file.metadata.iter().map(|(k, v)| (k.as_str(), v)));
         }
