@@ -304,7 +304,7 @@ fn a_history_that_is_rendered_otherwise_is_read_again() {
 
 #[test]
 fn a_refused_message_leaves_the_conversation_as_it_was() {
-    let source = "{% for m in messages %}{{ raise_exception('bad') if m.content == 'bad' }}<{{ m.content }}>{% endfor %}";
+    let source = "{% for m in messages %}{{ raise_exception('bad') if m.content == 'bad' }}{{ m.content }}>{% endfor %}";
     let mut chat = Chat::new(jinja(source), None);
     chat.say("a").unwrap();
     let error = chat.say("bad").unwrap_err().to_string();
