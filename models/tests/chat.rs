@@ -311,7 +311,7 @@ fn a_refused_message_leaves_the_conversation_as_it_was() {
     assert!(error.contains("refuses"), "{error}");
     assert_eq!(chat.messages(), [Message::user("a")]);
     chat.answered("b", None);
-    assert_eq!(chat.say("c").unwrap().text, "><c>");
+    assert_eq!(chat.say("c").unwrap().text, ">c>");
     let error = Chat::new(template("mistral"), Some("s")).say("a").unwrap_err().to_string();
     assert!(error.contains("refuses"), "{error}");
 }
