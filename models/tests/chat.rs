@@ -304,14 +304,14 @@ fn a_history_that_is_rendered_otherwise_is_read_again() {
 
 #[test]
 fn a_refused_message_leaves_the_conversation_as_it_was() {
-    let source = "{% for m in messages %}{{ raise_exception('bad') if m.content == 'bad' }}<{{ m.content }}>{% endfor %}";
+    let source = "{% for m in messages %}{{ raise_exception('bad') if m.content == 'bad' }}{{ m.content }}>{% endfor %}";
     let mut chat = Chat::new(jinja(source), None);
     chat.say("a").unwrap();
     let error = chat.say("bad").unwrap_err().to_string();
     assert!(error.contains("refuses"), "{error}");
     assert_eq!(chat.messages(), [Message::user("a")]);
     chat.answered("b", None);
-    assert_eq!(chat.say("c").unwrap().text, "><c>");
+    assert_eq!(chat.say("c").unwrap().text, ">c>");
     let error = Chat::new(template("mistral"), Some("s")).say("a").unwrap_err().to_string();
     assert!(error.contains("refuses"), "{error}");
 }

@@ -143,9 +143,9 @@ fn titled(state: &mut State<'_, '_>, value: &Value, words: bool) -> Result<Value
     let mut out = String::new();
     for c in text(value).chars() {
         if at_start {
-            out.extend(c.to_uppercase())
+            out.extend(c.to_uppercase());
         } else {
-            out.extend(c.to_lowercase())
+            out.extend(c.to_lowercase());
         }
         at_start = begins(c);
     }
@@ -173,7 +173,7 @@ fn quoted(text: &str, kept: &str) -> String {
     for byte in text.bytes() {
         match byte {
             byte if byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte) => {
-                out.push(char::from(byte))
+                out.push(char::from(byte));
             }
             byte => out.push_str(&format!("%{byte:02X}")),
         }

@@ -20,6 +20,11 @@ pub(super) fn install(env: &mut Environment<'_>) {
     env.add_filter("__slice", slice);
     env.add_filter("__each", each);
     env.add_filter("__stored", stored);
+    env.add_filter("__cycle", |of: Value, items: Rest<Value>| {
+        let at = of.get_attr("index0")?.as_usize().ok_or_else(|| refused("`cycle` of what is no loop"))?;
+        let at = at.checked_rem(items.len()).ok_or_else(|| refused("loop.cycle needs at least one item"))?;
+        Ok::<_, Error>(items[at].clone())
+    });
     env.add_filter("__counted", |state: &mut State<'_, '_>, value: Value| {
         spend(state, value.len().unwrap_or(0).saturating_mul(ELEMENT_BYTES))?;
         Ok::<_, Error>(value)

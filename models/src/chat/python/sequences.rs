@@ -67,6 +67,11 @@ pub(super) fn install(env: &mut Environment<'_>) {
             filter(state, value, named(name, names, &values(args))?)
         });
     }
+    install_tests(env);
+    install_globals(env);
+}
+
+fn install_tests(env: &mut Environment<'_>) {
     for name in ["startingwith", "endingwith", "int"] {
         env.remove_test(name);
     }
@@ -78,6 +83,9 @@ pub(super) fn install(env: &mut Environment<'_>) {
     });
     // Templates ask this of `tools`, which are none: the engine would call none an empty sequence.
     env.add_test("iterable", |value: &Value| !value.is_none() && minijinja::tests::is_iterable(value));
+}
+
+fn install_globals(env: &mut Environment<'_>) {
     env.remove_global("debug");
     env.add_function("dict", dict);
     env.add_function("range", range);

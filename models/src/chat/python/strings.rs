@@ -27,28 +27,8 @@ pub(super) fn call(
             Arguments::new(name, &[], args)?;
             made(state, cased(text, name))
         }
-        "strip" | "lstrip" | "rstrip" => {
-            let args = Arguments::new(name, &["chars"], args)?;
-            let chars = if args.some(0).is_some() { Some(args.text(0)?) } else { None };
-            made(state, stripped(text, name, chars).to_string())
-        }
-        "removeprefix" => {
-            let args = Arguments::new(name, &["prefix"], args)?;
-            made(state, text.strip_prefix(args.text(0)?).unwrap_or(text).to_string())
-        }
-        "removesuffix" => {
-            let args = Arguments::new(name, &["suffix"], args)?;
-            made(state, text.strip_suffix(args.text(0)?).unwrap_or(text).to_string())
-        }
-        "split" | "rsplit" => {
-            let args = Arguments::new(name, &["sep", "maxsplit"], args)?;
-            let most = args.integer(1)?.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
-            let separator = if args.some(0).is_some() { Some(args.text(0)?) } else { None };
-            if separator == Some("") {
-                return Err(refused(format!("{name}: the separator is empty")));
-            }
-            list(state, split(text, separator, most, name == "rsplit"))
-        }
+        "strip" | "lstrip" | "rstrip" | "removeprefix" | "removesuffix" => shortened(state, text, name, args),
+        "split" | "rsplit" => split_call(state, text, name, args),
         "splitlines" => {
             let keep = Arguments::new(name, &["keepends"], args)?.flag(0, false);
             list(state, split_lines(text, keep))
@@ -105,9 +85,9 @@ fn titled(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if inside {
-            out.extend(c.to_lowercase())
+            out.extend(c.to_lowercase());
         } else {
-            push_title(&mut out, c)
+            push_title(&mut out, c);
         }
         inside = is_cased(c);
     }
@@ -142,6 +122,24 @@ fn cased(text: &str, name: &str) -> String {
     }
 }
 
+fn shortened(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+    match name {
+        "strip" | "lstrip" | "rstrip" => {
+            let args = Arguments::new(name, &["chars"], args)?;
+            let chars = if args.some(0).is_some() { Some(args.text(0)?) } else { None };
+            made(state, stripped(text, name, chars).to_string())
+        }
+        "removeprefix" => {
+            let args = Arguments::new(name, &["prefix"], args)?;
+            made(state, text.strip_prefix(args.text(0)?).unwrap_or(text).to_string())
+        }
+        _ => {
+            let args = Arguments::new(name, &["suffix"], args)?;
+            made(state, text.strip_suffix(args.text(0)?).unwrap_or(text).to_string())
+        }
+    }
+}
+
 pub(super) fn stripped<'t>(text: &'t str, name: &str, chars: Option<&str>) -> &'t str {
     let strips = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     match name {
@@ -151,9 +149,19 @@ pub(super) fn stripped<'t>(text: &'t str, name: &str, chars: Option<&str>) -> &'
     }
 }
 
-fn list<'t>(state: &mut State<'_, '_>, parts: Vec<&'t str>) -> Result<Value, Error> {
+fn list(state: &mut State<'_, '_>, parts: Vec<&str>) -> Result<Value, Error> {
     spend(state, parts.iter().map(|part| part.len() + ELEMENT_BYTES).sum())?;
     Ok(Value::from(parts.into_iter().map(Value::from).collect::<Vec<_>>()))
+}
+
+fn split_call(state: &mut State<'_, '_>, text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let args = Arguments::new(name, &["sep", "maxsplit"], args)?;
+    let most = args.integer(1)?.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let separator = if args.some(0).is_some() { Some(args.text(0)?) } else { None };
+    if separator == Some("") {
+        return Err(refused(format!("{name}: the separator is empty")));
+    }
+    list(state, split(text, separator, most, name == "rsplit"))
 }
 
 fn split<'t>(text: &'t str, separator: Option<&str>, most: usize, from_end: bool) -> Vec<&'t str> {

@@ -261,6 +261,11 @@ impl Parser<'_> {
             return Ok(Piece::new(format!("{}[{index}]", value.bound(Binds::Tightly)), Binds::Tightly));
         }
         let name = self.name()?;
+        if name == "cycle" && self.is_operator("(") {
+            // The engine's own panics without items.
+            let items = self.arguments()?;
+            return Ok(value.filtered("__cycle", &items));
+        }
         if METHODS.contains(&name) && !self.is_operator("(") {
             return Ok(value.filtered("__attribute", &literal(name)));
         }

@@ -122,7 +122,7 @@ fn string(rest: &str) -> Result<(Token, usize), String> {
                 '\n' => {}
                 c => match "abfnrtv\\'\"".find(c) {
                     Some(i) => {
-                        out.push(['\x07', '\x08', '\x0c', '\n', '\r', '\t', '\x0b', '\\', '\'', '"'][i])
+                        out.push(['\x07', '\x08', '\x0c', '\n', '\r', '\t', '\x0b', '\\', '\'', '"'][i]);
                     }
                     None => out.extend(['\\', c]),
                 },
