@@ -113,6 +113,11 @@ impl Rope {
     }
 }
 
+/// Far beyond every model there is: a number above it is a damaged or hostile file.
+const MOST_LAYERS: usize = 1 << 16;
+/// The same of the channels of a head.
+const MOST_CHANNELS: usize = 1 << 20;
+
 /// Everything a forward pass must know about a Llama-shaped model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
@@ -225,6 +230,7 @@ impl Config {
         self.check_sizes()
     }
 
+    /// That no product of sizes overflows, and that what is held per layer or pair of channels can be.
     fn check_sizes(&self) -> Result<(), Error> {
         // A matrix of f32 must stay addressable, so its element count gets two bits of head room.
         let limit = usize::MAX / 8;
@@ -239,12 +245,20 @@ impl Config {
                 return Err(Error::TooLarge(name));
             }
         }
+        for (size, most, name) in [
+            (self.num_hidden_layers, MOST_LAYERS, "num_hidden_layers"),
+            (self.head_dim, MOST_CHANNELS, "head_dim"),
+        ] {
+            if size > most {
+                return Err(Error::TooLarge(name));
+            }
+        }
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn tiny() -> Config {
@@ -283,6 +297,23 @@ mod tests {
             Config { vocab_size: usize::MAX / 2, ..tiny() }.validate(),
             Err(Error::TooLarge("vocab_size x hidden_size"))
         );
+        for (bad, name) in [
+            (Config { num_hidden_layers: 1 << 50, ..tiny() }, "num_hidden_layers"),
+            (
+                Config {
+                    head_dim: 1 << 50,
+                    hidden_size: 1,
+                    num_attention_heads: 1,
+                    num_key_value_heads: 1,
+                    ..tiny()
+                },
+                "head_dim",
+            ),
+        ] {
+            assert_eq!(bad.validate(), Err(Error::TooLarge(name)));
+        }
+        let long = [usize::MAX, 1_000_000_000_000_000, 4_294_967_295];
+        assert!(long.iter().all(|&n| Config { max_position_embeddings: n, ..tiny() }.validate().is_ok()));
         assert_eq!(
             Config { sliding_window: Some(0), ..tiny() }.validate(),
             Err(Error::Zero("sliding_window"))

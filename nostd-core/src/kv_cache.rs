@@ -18,7 +18,9 @@ impl<'a> KvCache<'a> {
     /// Elements of f32 that `positions` positions need: `2 · layers · positions · kv_dim` (`usize::MAX` where that overflows).
     #[must_use]
     pub fn elements(config: &Config, positions: usize) -> usize {
-        (2 * config.num_hidden_layers).saturating_mul(config.kv_dim()).saturating_mul(positions)
+        [config.num_hidden_layers, config.num_key_value_heads, config.head_dim, positions]
+            .into_iter()
+            .fold(2, usize::saturating_mul)
     }
 
     /// An empty cache for `positions` positions.
@@ -83,5 +85,22 @@ impl<'a> KvCache<'a> {
 
     fn offset(&self, layer: usize, kv: usize, head: usize) -> usize {
         ((layer * 2 + kv) * self.heads + head) * self.capacity * self.head_dim
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn sizes_that_overflow_are_the_largest() {
+        for layers in [usize::MAX, usize::MAX / 2 + 1] {
+            let config = Config { num_hidden_layers: layers, ..tiny() };
+            assert_eq!(KvCache::elements(&config, 1), usize::MAX);
+        }
+        assert_eq!(KvCache::elements(&tiny(), usize::MAX), usize::MAX);
+        assert_eq!(KvCache::elements(&tiny(), 3), 2 * 2 * 2 * 16 * 3);
+        assert!(KvCache::new(&tiny(), usize::MAX, &mut [0.0; 8]).is_err());
     }
 }
