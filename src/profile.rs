@@ -13,12 +13,13 @@
 //! with `E[act(g)²] = (act(ĝ − √v_g)² + act(ĝ + √v_g)²) / 2`. Scores are thus expected squares: a neuron of which little is
 //! known stays a candidate. What is skipped is replaced by its mean, `bias`.
 
+mod check;
 mod fingerprint;
 mod gates;
 mod store;
 
 use crate::gate::FastGrnnGate;
-pub use fingerprint::fingerprint;
+pub use fingerprint::{Fingerprint, difference, fingerprint};
 
 /// The modes that a profile serves; the dense mode needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub struct Profile {
     pub shares: Vec<f32>,
     /// The point at which each [`Rule`] loses what calibration allowed.
     pub fitted: [usize; 3],
-    /// Numbers that tell the model, see [`fingerprint`](fingerprint()).
+    /// Numbers that tell the model, see [`Fingerprint`].
     pub fingerprint: Vec<f32>,
     /// Settings and held-out quality, for people.
     pub about: serde_json::Value,
@@ -53,7 +54,7 @@ pub struct Profile {
 pub struct LayerProfile {
     /// `[intermediate_size]`: neuron i in memory is neuron `order[i]` of the checkpoint.
     pub order: Vec<u32>,
-    /// Rank of the prediction.
+    /// Rank of the prediction; 0: there is none, and P and Q are empty.
     pub rank: usize,
     /// P `[rank, hidden_size]`.
     pub p: Vec<f32>,

@@ -24,7 +24,7 @@ use candle_sparse::{
         FfnWeights, GRID, GateFit, GateSettings, LayerFit, Moments, Sample, Settings, budgets, fit_layer,
     },
     core::Gate,
-    profile::{LayerProfile, Profile, Rule, fingerprint},
+    profile::{LayerProfile, Profile, Rule},
 };
 
 /// What a profile is to aim at.
@@ -155,7 +155,7 @@ impl Calibrator {
         let shares: Vec<Vec<f32>> = points.iter().map(|&p| divide(&fits, &sensitivities, p)).collect();
         let of_layer = |l: usize| -> Vec<f32> { shares.iter().map(|s| s[l]).collect() };
         let (layers, runs) = fits.iter().enumerate().map(|(l, f)| f.ordered(&of_layer(l))).unzip();
-        let fingerprint = fingerprint(vb, config.num_hidden_layers, hidden, config.intermediate_size)?;
+        let fingerprint = model.decoder().origin().fingerprint.to_vec();
         let mut about = serde_json::json!({ "format": 1, "rank": self.settings.rank });
         if let Some(s) = &self.gate {
             about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));

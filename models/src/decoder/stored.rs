@@ -47,6 +47,11 @@ impl Stored {
         Ok(weight)
     }
 
+    /// All tensors, in no order.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &Weight)> {
+        self.tensors.iter().map(|(name, (weight, _))| (name.as_str(), weight))
+    }
+
     /// The tensors as a `VarBuilder` that gives floats.
     #[must_use]
     pub fn var_builder(self: &Arc<Self>) -> VarBuilder<'static> {

@@ -25,7 +25,6 @@ use candle_nn::VarBuilder;
 use candle_sparse::{
     Profile, Weight,
     core::{self, Format},
-    profile::fingerprint,
     sparse,
     weight::{Part, dtype_of, format_of},
 };
@@ -199,8 +198,11 @@ impl Source<'_> {
     fn model(&self, kept: HashMap<String, Value>) -> Result<GgufModel> {
         let c = self.config;
         let (table, shape) = ([c.vocab_size, c.hidden_size], c.to_core()?);
-        let fingerprint =
-            fingerprint(&self.from.vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?;
+        let fingerprint = self
+            .from
+            .fingerprint(c.num_hidden_layers, c.hidden_size, c.intermediate_size)?
+            .numbers()
+            .to_vec();
         let embedding = self.quantized("model.embed_tokens", table)?;
         let metadata = metadata::metadata(kept, c, embedding.dtype(), self.layout.neuron_major.is_some())?;
         let mut file = GgufModel { metadata, tensors: Vec::new(), profile: None, fingerprint, shape };
@@ -283,15 +285,19 @@ impl Source<'_> {
 
     /// The profile of a file whose neurons stand in its order.
     fn in_order(&self, profile: &Profile) -> Result<Profile> {
-        let mut profile = profile.clone();
-        let shape = [self.config.intermediate_size, self.config.hidden_size];
-        let first = profile.layers[0].order[0] as usize;
-        let row = self.floats("model.layers.0.mlp.gate_proj", shape)?.get(first)?;
-        let row = row.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()?;
-        profile.set_first_gate(&row);
-        for layer in &mut profile.layers {
+        let (mut profile, c) = (profile.clone(), self.config);
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let mut fingerprint = self.from.fingerprint(c.num_hidden_layers, hidden, inner)?;
+        for (i, layer) in profile.layers.iter_mut().enumerate() {
+            for (part, shape) in
+                [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])]
+            {
+                let name = format!("model.layers.{i}.mlp.{part}_proj");
+                fingerprint.note(&name, &self.part(&name, shape)?, Some(&layer.order))?;
+            }
             layer.order = (0..layer.order.len() as u32).collect();
         }
+        profile.fingerprint = fingerprint.numbers().to_vec();
         Ok(profile)
     }
 

@@ -389,7 +389,7 @@ fn what_cannot_be_run_is_refused_by_name() {
     let err = error(with(exact(&Model::new(0, "silu"), 0.1, 0.0)), &m.config);
     assert!(err.contains("layer 0: order"), "{err}");
     let mut other = good.clone();
-    other.fingerprint[0] += 1.0;
+    other.fingerprint[1] += 1.0;
     let err = error(with(other), &m.config);
     assert!(err.contains("another model"), "{err}");
     let mut biased = m.config.clone();
