@@ -1,5 +1,6 @@
 use super::{order::mean_run, *};
 use crate::{
+    Error,
     core::{Activation, kernel::fast_grnn::Cell},
     gate::{CellWeight, FastGrnnGate},
     profile::{Profile, Rule},
@@ -170,25 +171,47 @@ fn broken_profiles_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sparse.safetensors");
     type Spoil<'a> = &'a dyn Fn(&mut Profile);
-    let cases: [(Spoil<'_>, &str); 5] = [
-        (&|p| p.layers[0].order[1] = p.layers[0].order[0], "permutation"),
+    let cases: [(Spoil<'_>, &str); 8] = [
+        (&|p| p.layers[0].order[1] = p.layers[0].order[0], "twice"),
         (&|p| p.layers[0].q_up[3] = f32::NAN, "q_up"),
         (&|p| p.layers[0].up_square[3] = f32::INFINITY, "up_square"),
         (&|p| p.fitted[1] = 7, "fitted"),
         (&|p| p.about["format"] = 2.into(), "format 2"),
+        (&|p| p.layers[0].p[0] = 1e6, "too large for F16"),
+        (&|p| p.shares[0] = f32::NAN, "shares"),
+        (&|p| p.layers[0].rank = 0, "p has"),
     ];
     for (spoil, needle) in cases {
         let mut profile = profile();
         spoil(&mut profile);
-        profile.save(&path).unwrap();
-        let err = Profile::load(&path).unwrap_err().to_string();
-        assert!(err.contains(needle), "{needle}: {err}");
+        // What would not be read is not written.
+        let err = profile.save(&path).unwrap_err();
+        assert!(matches!(Error::of(&err), Some(Error::Setting { name: "profile", .. })), "{err}");
+        assert!(err.to_string().contains(needle), "{needle}: {err}");
+        assert!(!path.exists());
     }
+    let good = profile();
+    good.save(&path).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(12).position(|w| w == br#"\"format\":1"#).unwrap();
+    bytes[at + 11] = b'2';
+    std::fs::write(&path, bytes).unwrap();
+    let err = Profile::load(&path).unwrap_err();
+    assert!(
+        matches!(Error::of(&err), Some(Error::File { .. })) && err.to_string().contains("format 2"),
+        "{err}"
+    );
+    // Gates alone decide where nothing is predicted.
+    let mut blind = good.clone();
+    for l in &mut blind.layers {
+        (l.rank, l.p, l.q_gate, l.q_up) = (0, Vec::new(), Vec::new(), Vec::new());
+    }
+    blind.save(&path).unwrap();
+    assert_eq!(Profile::load(&path).unwrap().layers, blind.layers);
+    good.save(&path).unwrap();
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     assert!(Profile::load(&path).is_err());
-    let other = profile().belongs_to(&[2.0; 24]).unwrap_err().to_string();
-    assert!(other.contains("another model") && profile().belongs_to(&[1.001; 24]).is_ok(), "{other}");
 }
 
 /// A gate of each kind: ridge alone, with a cell and its reading, an imported cell.

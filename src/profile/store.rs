@@ -6,8 +6,8 @@
 //! | `model.sparse.fitted` | `[3]` U32 |
 //! | `model.sparse.fingerprint` | `[n]` F32 |
 //! | `model.layers.N.mlp.predictor.order` | `[intermediate_size]` U32 |
-//! | `….predictor.p` | `[rank, hidden_size]` F16 |
-//! | `….predictor.{q_gate,q_up}` | `[intermediate_size, rank]` F16 |
+//! | `….predictor.p` | `[rank, hidden_size]` F16, none of rank 0 |
+//! | `….predictor.{q_gate,q_up}` | `[intermediate_size, rank]` F16, none of rank 0 |
 //! | `….predictor.{gate_variance,up_variance,up_square,importance}` | `[intermediate_size]` F32 |
 //! | `….predictor.{gate,low_rank,cascade}.{candidate,keep,share}` | `[points]` F32 |
 //! | `….predictor.{gate,low_rank,cascade}.hot` | `[points]` U32 |
@@ -28,7 +28,7 @@
 //! | `….gate.readout` | `[kv_heads, hidden]`; without, a state counts by its norm |
 
 use super::{LayerProfile, LayerRule, Profile, Rule, gates};
-use crate::loading;
+use crate::{Error as Reason, loading};
 use candle_core::{DType, Device, Error, Result, Tensor, WithDType, bail};
 use candle_nn::VarBuilder;
 use std::{collections::HashMap, path::Path};
@@ -36,14 +36,13 @@ use std::{collections::HashMap, path::Path};
 /// The key of the JSON text in a profile's metadata.
 const ABOUT: &str = "candle_sparse_profile";
 const SHARES: &str = "model.sparse.shares";
-/// What `about` says of the form of the file.
-const FORMAT: u64 = 1;
 
 impl Rule {
     /// In the order in which a profile holds them.
     pub const ALL: [Self; 3] = [Self::Gate, Self::LowRank, Self::Cascade];
 
-    fn tensor_name(self) -> &'static str {
+    /// As in the names of tensors.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Gate => "gate",
             Self::LowRank => "low_rank",
@@ -59,15 +58,23 @@ impl Profile {
     /// The file is no profile, of a later format, truncated or corrupt, or its tensors do not fit together.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let named = |e: Error| Error::msg(format!("profile {}: {e}", path.display()));
-        let vb = loading::var_builder(&[path], Some(DType::F32), &Device::Cpu)?;
-        let Some(mut profile) = Self::from_tensors(&vb).map_err(named)? else {
-            return Err(named(Error::msg(format!("has no tensor {SHARES}: make one with `calibrate`"))));
+        let read = || {
+            let vb = loading::var_builder(&[path], Some(DType::F32), &Device::Cpu)?;
+            let Some(mut profile) = Self::from_tensors(&vb)? else {
+                bail!("this is no profile, it has no tensor {SHARES}: make one with `calibrate`")
+            };
+            if let Some(about) = loading::metadata(path)?.get(ABOUT) {
+                profile.set_about(about)?;
+            }
+            Ok(profile)
         };
-        if let Some(about) = loading::metadata(path)?.get(ABOUT) {
-            profile.set_about(about).map_err(named)?;
-        }
-        Ok(profile)
+        read().map_err(|e| match Reason::of(&e) {
+            Some(Reason::File { .. }) => e,
+            _ => {
+                let problem = e.to_string().lines().next().unwrap_or_default().to_string();
+                Reason::File { path: path.into(), problem }.into()
+            }
+        })
     }
 
     /// Reads a profile that is part of the program.
@@ -113,7 +120,7 @@ impl Profile {
     /// Writes a profile file; one that was there is replaced when the new one is whole.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// The folder cannot be written to, or those of [`Self::to_bytes`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let (path, bytes) = (path.as_ref(), self.to_bytes()?);
         let part = path.with_extension("part");
@@ -124,8 +131,9 @@ impl Profile {
     /// The content of a profile file.
     ///
     /// # Errors
-    /// Its parts have not the sizes that they should have.
+    /// Those of [`Self::check`]: what would not be read is not written.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.check()?;
         let mut tensors = HashMap::new();
         self.write(&mut tensors)?;
         let about = HashMap::from([(ABOUT.to_string(), self.about.to_string())]);
@@ -134,10 +142,7 @@ impl Profile {
 
     fn set_about(&mut self, text: &str) -> Result<()> {
         self.about = serde_json::from_str(text).map_err(|e| Error::msg(format!("metadata {ABOUT}: {e}")))?;
-        match self.about["format"].as_u64() {
-            Some(FORMAT) | None => Ok(()),
-            Some(other) => bail!("format {other} is not known here, only {FORMAT}: update candle-sparse"),
-        }
+        self.check()
     }
 
     fn write(&self, out: &mut HashMap<String, Tensor>) -> Result<()> {
@@ -148,13 +153,17 @@ impl Profile {
         gates::write(&self.gates, out)?;
         for (i, l) in self.layers.iter().enumerate() {
             let (at, inner) = (prefix(i), l.order.len());
-            let hidden = l.p.len() / l.rank.max(1);
+            let [hidden, _] = self.shape(i);
             put(out, &format!("{at}.order"), &l.order, &[inner])?;
+            // Without a prediction there are no tensors of it.
             for (name, v, dims) in [
                 ("p", &l.p, [l.rank, hidden]),
                 ("q_gate", &l.q_gate, [inner, l.rank]),
                 ("q_up", &l.q_up, [inner, l.rank]),
             ] {
+                if l.rank == 0 {
+                    continue;
+                }
                 let t = Tensor::from_slice(v, &dims, &Device::Cpu)?.to_dtype(DType::F16)?;
                 out.insert(format!("{at}.{name}"), t);
             }
@@ -162,7 +171,7 @@ impl Profile {
                 put(out, &format!("{at}.{name}"), v, &[inner])?;
             }
             for (rule, r) in Rule::ALL.iter().zip(&l.rules) {
-                let at = format!("{at}.{}", rule.tensor_name());
+                let at = format!("{at}.{}", rule.name());
                 for (name, v) in [("candidate", &r.candidate), ("keep", &r.keep), ("share", &r.share)] {
                     put(out, &format!("{at}.{name}"), v, &[points])?;
                 }
@@ -172,61 +181,16 @@ impl Profile {
         }
         Ok(())
     }
-
-    /// That all parts fit together; the loader of a model compares them with the model.
-    fn check(&self) -> Result<()> {
-        let points = self.shares.len();
-        if points == 0 || !self.shares.is_sorted_by(|a, b| a < b) || self.fitted.iter().any(|&f| f >= points)
-        {
-            bail!("model.sparse.shares must increase, and model.sparse.fitted point into it");
-        }
-        for (i, l) in self.layers.iter().enumerate() {
-            l.check(points).map_err(|what| Error::msg(format!("{}: {what}", prefix(i))))?;
-        }
-        Ok(())
-    }
 }
 
 impl LayerProfile {
-    fn vectors(&self) -> [(&'static str, &Vec<f32>); 4] {
+    pub(super) fn vectors(&self) -> [(&'static str, &Vec<f32>); 4] {
         [
             ("gate_variance", &self.gate_variance),
             ("up_variance", &self.up_variance),
             ("up_square", &self.up_square),
             ("importance", &self.importance),
         ]
-    }
-
-    fn check(&self, points: usize) -> std::result::Result<(), String> {
-        let (inner, rank) = (self.order.len(), self.rank);
-        if inner == 0 || rank == 0 || self.p.is_empty() || !self.p.len().is_multiple_of(rank) {
-            return Err("no neurons, or no prediction".into());
-        }
-        let hidden = self.p.len() / rank;
-        let mut seen = vec![false; inner];
-        let mut twice = |&n: &u32| seen.get_mut(n as usize).is_none_or(|s| std::mem::replace(s, true));
-        if let Some(n) = self.order.iter().copied().find(|n| twice(n)) {
-            return Err(format!("order is no permutation of {inner} neurons: {n} is one too many"));
-        }
-        let mut sizes = vec![("q_gate", &self.q_gate, inner * rank), ("q_up", &self.q_up, inner * rank)];
-        sizes.extend(self.vectors().map(|(name, v)| (name, v, inner)));
-        for r in &self.rules {
-            sizes.extend([("candidate", &r.candidate, points), ("keep", &r.keep, points)]);
-            sizes.extend([("share", &r.share, points), ("bias", &r.bias, points * hidden)]);
-            if r.hot.len() != points || r.hot.iter().any(|&h| h as usize > inner) {
-                return Err(format!("hot has not {points} elements up to {inner}"));
-            }
-        }
-        sizes.push(("p", &self.p, rank * hidden));
-        for (name, v, len) in sizes {
-            if v.len() != len {
-                return Err(format!("{name} has {} elements, expected {len}", v.len()));
-            }
-            if v.iter().any(|x| !x.is_finite()) {
-                return Err(format!("{name} holds a number that is not finite"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -251,9 +215,14 @@ pub(super) fn vector<T: WithDType>(vb: &VarBuilder<'_>, name: &str) -> Result<Ve
 fn read_layer(vb: &VarBuilder<'_>, layer: usize) -> Result<LayerProfile> {
     let at = prefix(layer);
     let f32s = |name: &str| vector::<f32>(vb, &format!("{at}.{name}"));
-    let p = vb.get_unchecked_dtype(&format!("{at}.p"), DType::F32)?;
+    let or_none = |name: &str| {
+        let there = vb.contains_tensor(&format!("{at}.{name}"));
+        if there { f32s(name) } else { Ok(Vec::new()) }
+    };
+    let p = format!("{at}.p");
+    let rank = if vb.contains_tensor(&p) { vb.get_unchecked_dtype(&p, DType::F32)?.dims2()?.0 } else { 0 };
     let rule = |rule: Rule| -> Result<LayerRule> {
-        let name = rule.tensor_name();
+        let name = rule.name();
         Ok(LayerRule {
             candidate: f32s(&format!("{name}.candidate"))?,
             keep: f32s(&format!("{name}.keep"))?,
@@ -264,10 +233,10 @@ fn read_layer(vb: &VarBuilder<'_>, layer: usize) -> Result<LayerProfile> {
     };
     Ok(LayerProfile {
         order: vector(vb, &format!("{at}.order"))?,
-        rank: p.dims2()?.0,
-        p: p.flatten_all()?.to_vec1()?,
-        q_gate: f32s("q_gate")?,
-        q_up: f32s("q_up")?,
+        rank,
+        p: or_none("p")?,
+        q_gate: or_none("q_gate")?,
+        q_up: or_none("q_up")?,
         gate_variance: f32s("gate_variance")?,
         up_variance: f32s("up_variance")?,
         up_square: f32s("up_square")?,

@@ -70,7 +70,7 @@ fn what_does_not_fit_is_named() {
         (&|p| p.fitted[1] = 2, "fitted point 2 of 2"),
         (&|p| p.layers[0].order[0] = 1, "layer 0: order names neuron 1 of 3 twice"),
         (&|p| p.layers[0].order.truncate(2), "order has 2 neurons"),
-        (&|p| p.layers[0].rank = 3, "layer 0: p has 8 elements, the model needs 12"),
+        (&|p| p.layers[0].rank = 3, "layer 0: p has 8 elements, 12 are needed"),
         (&|p| p.layers[0].q_up[4] = f32::NAN, "layer 0: q_up has values"),
         (&|p| p.layers[0].importance[0] = -1.0, "layer 0: importance has values"),
         (&|p| p.layers[0].rules[2].bias.truncate(7), "cascade bias has 7 elements"),
