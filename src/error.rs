@@ -43,6 +43,12 @@ pub enum Error {
         /// Where the two differ.
         problem: String,
     },
+    /// A step needs more positions than the model's context has, or more memory than the budget allows.
+    #[error("{problem}")]
+    Full {
+        /// What it needs, what there is, and what can be done.
+        problem: String,
+    },
     /// A step ran out of the time it was given.
     #[error(transparent)]
     Deadline(#[from] DeadlineExceeded),

@@ -6,8 +6,11 @@
 mod bounds;
 mod dtype;
 mod file;
+mod origin;
 mod page;
+mod pool;
 mod salience;
+mod step;
 mod tiers;
 mod undo;
 mod window;
@@ -18,12 +21,14 @@ use crate::{
     kernels::Kernels,
 };
 use bounds::Bounds;
-use candle_core::{Result, bail};
 pub use dtype::KvDType;
 use half::{bf16, f16};
+pub use origin::Origin;
 pub use page::Tier;
 use page::{Page, PageShape};
+use pool::Pool;
 use salience::Salience;
+use std::sync::Arc;
 use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 pub use undo::Before;
@@ -32,6 +37,8 @@ pub(crate) use window::most_pages;
 
 /// Positions per page.
 pub const PAGE_LEN: usize = 32;
+/// Positions of a sequence, whatever a model's configuration says: numbers of pages are exact in f32.
+const MOST_POSITIONS: usize = PAGE_LEN << 24;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
@@ -39,30 +46,7 @@ struct Shape {
     page: PageShape,
 }
 
-/// Pages that wait for their next use, by tier.
-#[derive(Clone, Debug, Default)]
-struct Spare([Vec<Page>; 3]);
-
-impl Spare {
-    fn take(&mut self, tier: Tier) -> Option<Page> {
-        self.0[tier as usize].pop()
-    }
-
-    fn give(&mut self, page: Page) {
-        self.0[page.tier() as usize].push(page);
-    }
-
-    fn count(&self, tier: Tier) -> usize {
-        self.0[tier as usize].len()
-    }
-
-    fn clear(&mut self) {
-        self.0.iter_mut().for_each(Vec::clear);
-    }
-}
-
-/// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy.
-#[derive(Clone)]
+/// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy of what it holds.
 pub struct KvCache {
     shape: Shape,
     config: KvConfig,
@@ -74,9 +58,11 @@ pub struct KvCache {
     first: usize,
     /// `[sequence][layer][page − first]`
     sequences: Vec<Vec<Vec<Page>>>,
-    /// Pages at the front that have been made warm and cold.
-    cooled: [usize; 2],
-    spare: Spare,
+    /// `[layer]`: pages at the front that have been made warm and cold.
+    cooled: Vec<[usize; 2]>,
+    pool: Pool,
+    /// Whose keys and values they are.
+    origin: Option<Arc<Origin>>,
     /// `[sequence][layer]`
     notes: Vec<Vec<Notes>>,
     /// Grows whenever positions are cut off.
@@ -90,6 +76,29 @@ pub struct KvCache {
 struct Notes {
     bounds: Bounds,
     salience: Salience,
+}
+
+impl Clone for KvCache {
+    /// Without pages that wait for their next use, and without the way back from a step that is under way.
+    fn clone(&self) -> Self {
+        let mut clone = Self {
+            shape: self.shape,
+            config: self.config,
+            len: self.len,
+            limit: self.limit,
+            window: self.window,
+            first: self.first,
+            sequences: self.sequences.clone(),
+            cooled: self.cooled.clone(),
+            pool: Pool::new(self.shape.page, &self.config),
+            origin: self.origin.clone(),
+            notes: self.notes.clone(),
+            generation: self.generation,
+            undo: None,
+        };
+        clone.adopt(self.sequences.len());
+        clone
+    }
 }
 
 impl core::fmt::Debug for KvCache {
@@ -107,20 +116,21 @@ impl KvCache {
     pub fn new(config: &Config, kv: KvConfig) -> Self {
         let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
         let shape = Shape { layers: config.num_hidden_layers, page: PageShape { heads, head_dim } };
-        Self { config: kv, ..Self::empty(shape, config.max_position_embeddings, window::of(config)) }
+        Self::empty(shape, kv, config.max_position_embeddings, window::of(config))
     }
 
-    fn empty(shape: Shape, limit: usize, window: Option<usize>) -> Self {
+    fn empty(shape: Shape, config: KvConfig, limit: usize, window: Option<usize>) -> Self {
         Self {
             shape,
-            config: KvConfig::exact(KvDType::F32),
+            config,
             len: 0,
-            limit,
+            limit: limit.min(MOST_POSITIONS),
             window,
             first: 0,
             sequences: Vec::new(),
-            cooled: [0; 2],
-            spare: Spare::default(),
+            cooled: Vec::new(),
+            pool: Pool::new(shape.page, &config),
+            origin: None,
             notes: Vec::new(),
             generation: 0,
             undo: None,
@@ -171,8 +181,8 @@ impl KvCache {
         Tier::ALL.map(|t| self.tier(t).bytes).iter().sum()
     }
 
-    /// Forgets every position from `len` on. A page that is then written again in the middle becomes hot again, with the
-    /// values to which its tier had rounded it.
+    /// Forgets every position from `len` on and gives their pages back. A page that is then written again in the middle
+    /// becomes hot again, with the values to which its tier had rounded it.
     ///
     /// The last 32 positions can always be forgotten, and all. Where a sliding window has dropped what a token at `len` would
     /// see, nothing can follow but position 0: [`Self::check`] and every step say so.
@@ -185,98 +195,19 @@ impl KvCache {
             self.first = 0;
         }
         self.generation += 1;
+        let pages = len.div_ceil(PAGE_LEN).saturating_sub(self.first);
+        for layer in self.sequences.iter_mut().flatten() {
+            layer.drain(pages.min(layer.len())..).for_each(|page| self.pool.give(page));
+        }
         for notes in self.notes.iter_mut().flatten() {
             notes.bounds.cut(len / PAGE_LEN);
             notes.salience.cut(len);
         }
     }
 
-    /// Forgets every position; pages stay allocated for the next use.
+    /// Forgets every position; of the pages one per layer stays for the next use, or as many as [`Self::reserve`] asked for.
     pub fn clear(&mut self) {
         self.truncate(0);
-    }
-
-    /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
-    ///
-    /// # Errors
-    /// More positions than the model's context or more bytes than the budget, or another batch size than the cached one.
-    pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
-        self.check(batch, self.len, positions.saturating_sub(self.len))?;
-        self.grow(batch, self.len);
-        // And the one that is kept to step back.
-        let pages = positions.div_ceil(PAGE_LEN).min(self.most_pages() + 1);
-        for layer in self.sequences.iter_mut().flatten() {
-            layer.reserve(pages.saturating_sub(layer.len()));
-        }
-        self.provide(batch, positions);
-        Ok(())
-    }
-
-    /// Whether [`Self::begin`] would succeed; changes nothing.
-    ///
-    /// # Errors
-    /// As [`Self::begin`].
-    pub fn check(&self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
-        if index_pos > self.len {
-            bail!("index_pos {index_pos} leaves a gap: the cache holds {} positions", self.len);
-        }
-        if seq_len > self.limit || index_pos > self.limit - seq_len {
-            bail!(
-                "{seq_len} tokens from position {index_pos} are past the model's context of {} positions",
-                self.limit
-            );
-        }
-        if index_pos > 0 && batch != self.sequences.len() {
-            bail!(
-                "the kv cache holds a batch of {}, this input has a batch of {batch}",
-                self.sequences.len()
-            );
-        }
-        self.check_window(index_pos)?;
-        self.check_bytes(batch, index_pos + seq_len)
-    }
-
-    /// Cuts the cache back to `index_pos` and makes room for `seq_len` more positions of `batch` sequences.
-    ///
-    /// # Errors
-    /// `index_pos` leaves a gap behind the cached positions or lies before what a sliding window has left, the end is past
-    /// the model's context or needs more bytes than the budget, or the batch is not the cached one. The cache is unchanged
-    /// then.
-    pub fn begin(&mut self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
-        self.check(batch, index_pos, seq_len)?;
-        self.truncate(index_pos);
-        self.grow(batch, index_pos + seq_len);
-        Ok(())
-    }
-
-    /// Makes room for `seq_len` more positions: a part of a longer step that was [checked](Self::check) as a whole and is
-    /// cut into parts so that a sliding window can pass between them.
-    pub fn extend(&mut self, batch: usize, seq_len: usize) {
-        self.grow(batch, self.len + seq_len);
-    }
-
-    fn grow(&mut self, batch: usize, positions: usize) {
-        if batch != self.sequences.len() {
-            self.spare.clear();
-        }
-        self.thaw(positions);
-        self.sequences.resize_with(batch, || vec![Vec::new(); self.shape.layers]);
-        self.notes.resize_with(batch, || vec![Notes::default(); self.shape.layers]);
-        let (shape, pages, dtype) = (self.shape.page, positions.div_ceil(PAGE_LEN), self.config.dtype);
-        for layer in self.sequences.iter_mut().flatten() {
-            while self.first + layer.len() < pages {
-                layer.push(self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype)));
-            }
-        }
-    }
-
-    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers, those that no later
-    /// token sees are given back.
-    pub fn advance(&mut self, seq_len: usize) {
-        self.len += seq_len;
-        // First, so that their memory serves those that become colder.
-        self.release();
-        self.settle();
     }
 
     /// Rounds elements as storing does: `x` becomes what would be read.

@@ -26,7 +26,7 @@ use candle_sparse::{
     deadline::Deadline,
     gate::FastGrnnGate,
     kernels::{Kernels, Level},
-    kv_cache::KvCache,
+    kv_cache::{KvCache, Origin},
     sparse::{Plans, Points, SparseFfn},
     weight::{On, Stack},
 };
@@ -112,6 +112,8 @@ pub struct Decoder {
     norm: Vec<f32>,
     lm_head: Weight,
     notices: Vec<String>,
+    /// What makes keys and values this model's.
+    origin: Arc<Origin>,
 }
 
 /// Working memory of a step; grows to the largest step and stays.
@@ -189,6 +191,12 @@ impl Decoder {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What keys and values of this model are told from others' by, its fingerprint among it.
+    #[must_use]
+    pub fn origin(&self) -> &Arc<Origin> {
+        &self.origin
     }
 
     /// The instruction set in use.
@@ -271,10 +279,13 @@ impl Decoder {
         if !cache.fits(&self.config) {
             bail!("the cache was made for a model of another shape or sliding window");
         }
+        if step.index_pos > 0 {
+            cache.check_origin(&self.origin)?;
+        }
         if let Input::Ids(ids) = input {
             self.check_ids(ids)?;
         }
-        cache.check(step.batch, step.index_pos, step.seq_len)
+        cache.check_in_parts(step.batch, step.index_pos, step.seq_len, prefill::chunk(step.batch))
     }
 
     /// Runs `step` and writes the logits that are wanted; the cache is cut back to `step.index_pos` first.
@@ -297,6 +308,7 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         self.check_all(input, step, cache, wanted, logits)?;
+        cache.set_origin(&self.origin);
         let deadline = s.time_limit.map(Deadline::new);
         if step.batch * step.seq_len == 1 {
             return self.decode(input, step.index_pos, cache, s, deadline, logits);
@@ -348,6 +360,7 @@ impl Decoder {
         logits: &mut [f32],
     ) -> Result<()> {
         self.check_all(input, step, cache, Logits::All, logits)?;
+        cache.set_origin(&self.origin);
         self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, None, Some(tap))
     }
 

@@ -50,7 +50,8 @@ impl Cache {
     /// An empty cache for a loaded model.
     #[must_use]
     pub fn of(model: &Llama, kv: KvConfig) -> Self {
-        let kv = KvCache::new(model.decoder.config(), kv);
+        let mut kv = KvCache::new(model.decoder.config(), kv);
+        kv.set_origin(model.decoder.origin());
         Self { use_kv_cache: true, kv, scratch: Scratch::default() }
     }
 
@@ -99,10 +100,11 @@ impl Cache {
         self.kv.save(path)
     }
 
-    /// Continues where a saved cache of the same model ended, see [`KvCache::load`].
+    /// Continues where a saved cache of the same model ended, see [`KvCache::load`]; a cache that [`Self::of`] has made knows its
+    /// model already, others hear from the next call whether the file is that model's.
     ///
     /// # Errors
-    /// The file is no such cache; this one is unchanged then.
+    /// Those of [`KvCache::load`]; this cache is unchanged then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.kv.load(path)
     }
@@ -115,6 +117,11 @@ impl Cache {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.kv.clear();
+    }
+
+    /// Gives back memory that waits for its next use, see [`KvCache::shrink_to_fit`].
+    pub fn shrink_to_fit(&mut self) {
+        self.kv.shrink_to_fit();
     }
 
     /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.

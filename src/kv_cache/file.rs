@@ -1,18 +1,22 @@
 //! A cache as a file: continue a conversation without reading it again.
 //!
 //! A `safetensors` file: per sequence and layer a tensor of bytes `sequences.S.layers.L`, page after page in the form they
-//! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata. What the gate said is not kept: after
-//! loading, pages that are already there count as wanted.
+//! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata; the [`Origin`], `origin.inv_freq` and
+//! `origin.fingerprint`, where it is known. What the gate said is not kept: after loading, pages that are already there count
+//! as wanted.
 
-use super::{KvCache, KvConfig, KvDType, PAGE_LEN, Tier, page::PageShape};
-use crate::loading;
+use super::{KvCache, KvConfig, KvDType, Notes, Origin, PAGE_LEN, Page, Tier, page::PageShape};
+use crate::{Error as Reason, loading};
 use candle_core::{Device, Error, Result, Tensor, bail};
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 const ABOUT: &str = "candle_sparse_kv_cache";
-const FORMAT: u64 = 1;
+/// Files of format 1 do not say which model they are of.
+const FORMAT: u64 = 2;
+const INV_FREQ: &str = "origin.inv_freq";
+const FINGERPRINT: &str = "origin.fingerprint";
 
 impl KvCache {
     /// Writes the cache to a file; one that was there is replaced when the new one is whole.
@@ -26,12 +30,17 @@ impl KvCache {
         let pages = self.len.div_ceil(PAGE_LEN) - self.first;
         for (s, layers) in self.sequences.iter().enumerate() {
             for (l, all) in layers.iter().enumerate() {
-                let bytes: Vec<u8> = all[..pages].iter().flat_map(|p| p.as_bytes()).copied().collect();
+                let bytes = all[..pages].iter().map(Page::as_bytes).collect::<Vec<_>>().concat();
                 let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
                 let name = name(s, l);
                 let n = bytes.len();
                 tensors.insert(format!("{name}.tiers"), Tensor::from_vec(tiers, pages, &Device::Cpu)?);
                 tensors.insert(name, Tensor::from_vec(bytes, n, &Device::Cpu)?);
+            }
+        }
+        if let Some(Origin { inv_freq, fingerprint, .. }) = self.origin.as_deref() {
+            for (name, numbers) in [(INV_FREQ, inv_freq), (FINGERPRINT, fingerprint)] {
+                tensors.insert(name.into(), Tensor::new(&**numbers, &Device::Cpu)?);
             }
         }
         let about = HashMap::from([(ABOUT.to_string(), self.about().to_string())]);
@@ -41,57 +50,64 @@ impl KvCache {
         std::fs::rename(&part, path).map_err(|e| failed(&e))
     }
 
-    /// Fills this cache, made for the same model, with what [`Self::save`] wrote; its settings become the file's.
+    /// Fills this cache, made for the same model, with what [`Self::save`] wrote. How positions are kept is then as the file says;
+    /// the budget stays this cache's.
+    ///
+    /// Which model the file is of is compared here where this cache is tied to one (made for a loaded model, or used), else by
+    /// the first step that continues it.
     ///
     /// # Errors
-    /// The file is none of these, truncated, or of another shape or sliding window. The cache is unchanged then.
+    /// [`Error::File`](Reason::File): it is none of these, or damaged. [`Error::WrongModel`](Reason::WrongModel): it is of another
+    /// model, shape or sliding window. [`Error::Full`](Reason::Full): it holds more than the context or the budget. The cache is
+    /// unchanged then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let named = |e: Error| Error::msg(format!("kv cache {}: {e}", path.display()));
-        let metadata = loading::metadata(path).map_err(named)?;
-        let Some(about) = metadata.get(ABOUT) else {
-            return Err(named(Error::msg("is no saved cache")));
-        };
-        let about: Value = serde_json::from_str(about).map_err(|e| named(Error::wrap(e)))?;
         let generation = self.generation + 1;
-        *self = Self { generation, ..self.read(path, &about).map_err(named)? };
+        let read = self.read(path).map_err(|e| match Reason::of(&e) {
+            Some(_) => e,
+            None => {
+                let problem = e.to_string().lines().next().unwrap_or_default().to_string();
+                Reason::File { path: path.into(), problem }.into()
+            }
+        })?;
+        *self = Self { generation, ..read };
         Ok(())
     }
 
     fn about(&self) -> Value {
-        let KvConfig { dtype, hot, warm, stochastic, max_bytes } = self.config;
+        let KvConfig { dtype, hot, warm, stochastic, max_bytes: _ } = self.config;
         json!({
             "format": FORMAT, "positions": self.len, "sequences": self.sequences.len(), "layers": self.shape.layers,
             "heads": self.shape.page.heads, "head_dim": self.shape.page.head_dim, "dtype": dtype.name(), "hot": hot,
-            "warm": warm, "stochastic": stochastic, "max_bytes": max_bytes, "sliding_window": self.window,
-            "first_page": self.first,
+            "warm": warm, "stochastic": stochastic, "sliding_window": self.window, "first_page": self.first,
+            "interleaved": self.origin.as_ref().map(|o| o.interleaved),
         })
     }
 
-    fn read(&self, path: &Path, about: &Value) -> Result<Self> {
+    fn read(&self, path: &Path) -> Result<Self> {
+        let metadata = loading::metadata(path)?;
+        let Some(about) = metadata.get(ABOUT) else { bail!("is no saved kv cache") };
+        let about: Value = serde_json::from_str(about).map_err(Error::wrap)?;
         let number = |key: &str| match about[key].as_u64() {
             Some(n) => Ok(n as usize),
-            None => bail!("metadata has no number {key}"),
+            None => bail!("is a damaged kv cache: its metadata has no number {key}"),
         };
-        if number("format")? as u64 != FORMAT {
-            bail!("format {} is not known here, only {FORMAT}: update candle-sparse", about["format"]);
+        match number("format")? as u64 {
+            FORMAT => {}
+            1 => bail!("was saved before caches said which model they are of: read the text again"),
+            other => {
+                bail!("has format {other}, which is not known here, only {FORMAT}: update candle-sparse")
+            }
         }
-        let (PageShape { heads, head_dim }, layers) = (self.shape.page, self.shape.layers);
-        let [got_layers, got_heads, got_dim] = [number("layers")?, number("heads")?, number("head_dim")?];
-        if [got_layers, got_heads, got_dim] != [layers, heads, head_dim] {
-            bail!(
-                "made for {got_layers} layers of {got_heads} heads of {got_dim}, the model has {layers} of {heads} of \
-                 {head_dim}"
-            );
-        }
-        let window = about["sliding_window"].as_u64().map(|w| w as usize);
-        if window != self.window {
-            let name = |w: Option<usize>| w.map_or("none".to_string(), |w| w.to_string());
-            bail!("made for a sliding window of {}, the model has {}", name(window), name(self.window));
-        }
+        self.check_shape(
+            [number("layers")?, number("heads")?, number("head_dim")?],
+            &about["sliding_window"],
+        )?;
         let len = number("positions")?;
         if len > self.limit {
-            bail!("{len} positions are past the model's context of {}", self.limit);
+            let problem =
+                format!("{}: {len} positions are past the model's context of {}", path.display(), self.limit);
+            return Err(Reason::Full { problem }.into());
         }
         let Some(dtype) = KvDType::ALL.into_iter().find(|d| about["dtype"] == d.name()) else {
             bail!("dtype {} is not known", about["dtype"]);
@@ -101,56 +117,134 @@ impl KvCache {
             hot: number("hot")?,
             warm: number("warm")?,
             stochastic: about["stochastic"].as_u64(),
-            max_bytes: about["max_bytes"].as_u64().map(|n| n as usize),
+            max_bytes: self.config.max_bytes,
         };
-        let mut cache = Self { config, ..Self::empty(self.shape, self.limit, self.window) };
-        // Files from before there were sliding windows hold all pages.
-        cache.first = about["first_page"].as_u64().unwrap_or(0) as usize;
+        let mut cache = Self::empty(self.shape, config, self.limit, self.window);
+        cache.first = number("first_page")?;
         if cache.first > cache.first_page(len / PAGE_LEN) {
             bail!("first_page {} is past what {len} positions need", cache.first);
         }
-        cache.fill(path, number("sequences")?, len)?;
+        let file = std::fs::read(path)?;
+        let file = SafeTensors::deserialize(&file).map_err(Error::wrap)?;
+        cache.origin = self.read_origin(&file, about["interleaved"].as_bool())?;
+        cache.fill(&file, number("sequences")?, len)?;
         Ok(cache)
     }
 
-    fn fill(&mut self, path: &Path, batch: usize, len: usize) -> Result<()> {
-        let file = std::fs::read(path)?;
-        let file = SafeTensors::deserialize(&file).map_err(Error::wrap)?;
-        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, len.div_ceil(PAGE_LEN) - self.first);
-        for s in 0..batch {
-            let mut layers = Vec::new();
-            for l in 0..self.shape.layers {
-                let bytes = |name: &str| file.tensor(name).map(|t| t.data()).map_err(Error::wrap);
-                let name = name(s, l);
-                let (all, tiers) = (bytes(&name)?, bytes(&format!("{name}.tiers"))?);
-                let tiers: Option<Vec<Tier>> =
-                    tiers.iter().map(|t| Tier::ALL.get(*t as usize).copied()).collect();
-                let Some(tiers) = tiers.filter(|t| t.len() == pages) else {
-                    bail!("{name}.tiers does not name the tiers of {pages} pages");
-                };
-                let needed: usize = tiers.iter().map(|t| shape.bytes(*t, dtype)).sum();
-                if all.len() != needed {
-                    bail!("{name} has {} bytes, its pages take {needed}", all.len());
-                }
-                let mut rest = all;
-                layers.push(Vec::new());
-                for tier in tiers {
-                    let mut page = shape.new_page(tier, dtype);
-                    let (bytes, behind) = rest.split_at(shape.bytes(tier, dtype));
-                    page.as_bytes_mut().copy_from_slice(bytes);
-                    layers[l].push(page);
-                    rest = behind;
-                }
+    /// Whether a file of another shape or window is asked for.
+    fn check_shape(&self, got: [usize; 3], window: &Value) -> Result<()> {
+        let (PageShape { heads, head_dim }, layers) = (self.shape.page, self.shape.layers);
+        let wrong = |problem: String| Err(Reason::WrongModel { what: "the saved kv cache", problem }.into());
+        if got != [layers, heads, head_dim] {
+            let [got_layers, got_heads, got_dim] = got;
+            return wrong(format!(
+                "it has {got_layers} layers of {got_heads} heads of {got_dim}, the model {layers} of {heads} of {head_dim}"
+            ));
+        }
+        let window = window.as_u64().map(|w| w as usize);
+        if window != self.window {
+            let name = |w: Option<usize>| w.map_or("none".to_string(), |w| w.to_string());
+            return wrong(format!(
+                "it has a sliding window of {}, the model {}",
+                name(window),
+                name(self.window)
+            ));
+        }
+        Ok(())
+    }
+
+    /// The model that a file is of, where that is this cache's.
+    fn read_origin(&self, file: &SafeTensors<'_>, interleaved: Option<bool>) -> Result<Option<Arc<Origin>>> {
+        let numbers = |name: &str| -> Result<Arc<[f32]>> {
+            let t = file.tensor(name).map_err(Error::wrap)?;
+            if t.dtype() != Dtype::F32 {
+                bail!("{name} is {:?}, not F32", t.dtype());
             }
-            self.sequences.push(layers);
+            Ok(t.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        };
+        let read = match interleaved {
+            Some(interleaved) => {
+                Some(Origin { interleaved, inv_freq: numbers(INV_FREQ)?, fingerprint: numbers(FINGERPRINT)? })
+            }
+            None => None,
+        };
+        let problem = match (&read, &self.origin) {
+            (Some(read), Some(own)) => read.difference(own),
+            (None, Some(_)) => Some("it does not say which it is of".into()),
+            (_, None) => None,
+        };
+        match problem {
+            Some(problem) => Err(Reason::WrongModel { what: "the saved kv cache", problem }.into()),
+            None => Ok(read.map(Arc::new)),
+        }
+    }
+
+    fn fill(&mut self, file: &SafeTensors<'_>, batch: usize, len: usize) -> Result<()> {
+        let layers = self.shape.layers;
+        for s in 0..batch {
+            let pages = (0..layers).map(|l| self.read_layer(file, &name(s, l), len.div_ceil(PAGE_LEN)));
+            self.sequences.push(pages.collect::<Result<_>>()?);
+        }
+        let cooled =
+            |layers: &Vec<Vec<Page>>| layers.iter().map(|p| self.cooled_of(p)).collect::<Option<Vec<_>>>();
+        let mut each = self.sequences.iter().map(cooled);
+        // The page that is written next may be cold still, all others are as cold as those before them or hotter.
+        match each.next() {
+            Some(Some(cooled)) if each.all(|c| c.as_ref() == Some(&cooled)) => self.cooled = cooled,
+            None => {}
+            _ => bail!(
+                "its pages do not grow warmer from the first to the last, or not in all sequences alike"
+            ),
         }
         self.len = len;
-        self.notes = vec![vec![super::Notes::default(); self.shape.layers]; batch];
-        self.cooled = self.config.cooled(len);
+        self.notes = vec![vec![Notes::default(); layers]; batch];
+        self.adopt(batch);
+        if self.pool.bytes() > self.config.max_bytes.unwrap_or(usize::MAX) {
+            let problem =
+                format!("the saved kv cache takes {} bytes, more than the budget", self.pool.bytes());
+            return Err(Reason::Full { problem }.into());
+        }
         Ok(())
+    }
+
+    /// The pages of a layer up to page `end`.
+    fn read_layer(&self, file: &SafeTensors<'_>, name: &str, end: usize) -> Result<Vec<Page>> {
+        let (shape, dtype, pages) = (self.shape.page, self.config.dtype, end - self.first);
+        let bytes = |name: &str| file.tensor(name).map(|t| t.data()).map_err(Error::wrap);
+        let (mut rest, tiers) = (bytes(name)?, bytes(&format!("{name}.tiers"))?);
+        let tiers: Option<Vec<Tier>> = tiers.iter().map(|t| Tier::ALL.get(*t as usize).copied()).collect();
+        let Some(tiers) = tiers.filter(|t| t.len() == pages) else {
+            bail!("{name}.tiers does not name the tiers of {pages} pages");
+        };
+        let needed: usize = tiers.iter().map(|t| shape.bytes(*t, dtype)).sum();
+        if rest.len() != needed {
+            bail!("{name} has {} bytes, its pages take {needed}", rest.len());
+        }
+        let read = |tier: Tier| {
+            let mut page = shape.new_page(tier, dtype);
+            let (bytes, behind) = rest.split_at(shape.bytes(tier, dtype));
+            page.as_bytes_mut().copy_from_slice(bytes);
+            rest = behind;
+            page
+        };
+        Ok(tiers.into_iter().map(read).collect())
+    }
+
+    /// Pages at the front of a layer that are warm or cold, and cold; `None`: one is colder than one before it.
+    fn cooled_of(&self, pages: &[Page]) -> Option<[usize; 2]> {
+        let sinks = usize::from(self.first == 0);
+        let (first, rest) = pages.split_at(sinks.min(pages.len()));
+        let count = |least: Tier| rest.iter().take_while(|p| p.tier() >= least).count();
+        let (cooled, cold) = (count(Tier::Warm), count(Tier::Cold));
+        let sorted =
+            first.iter().all(|p| p.tier() == Tier::Hot) && rest.is_sorted_by(|a, b| a.tier() >= b.tier());
+        sorted.then_some([self.first + sinks + cooled, self.first + sinks + cold])
     }
 }
 
 fn name(sequence: usize, layer: usize) -> String {
     format!("sequences.{sequence}.layers.{layer}")
 }
+
+#[cfg(test)]
+mod tests;

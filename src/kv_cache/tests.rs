@@ -188,44 +188,6 @@ fn bounds_are_bounds() {
 }
 
 #[test]
-fn a_budget_is_an_error_and_changes_nothing() {
-    let c = config(2, 32);
-    let kv = KvConfig { max_bytes: Some(40_000), ..tiered(32, 64) };
-    let mut cache = KvCache::new(&c, kv);
-    let most = (1..).take_while(|&n| cache.bytes_at(1, n) <= 40_000).last().unwrap();
-    fill(&mut cache, &c, 0..most);
-    let error = cache.begin(1, most, 1).unwrap_err().to_string();
-    assert!(error.contains("40000"), "{error}");
-    assert_eq!(cache.len(), most);
-}
-
-#[test]
-fn a_file_brings_everything_back() {
-    let (c, folder) = (config(2, 48), tempfile::tempdir().unwrap());
-    let path = folder.path().join("chat.safetensors");
-    for kv in [KvConfig::exact(KvDType::BF16), tiered(32, 96)] {
-        let mut cache = KvCache::new(&c, kv);
-        fill(&mut cache, &c, 0..250);
-        cache.save(&path).unwrap();
-        let mut other = KvCache::new(&c, KvConfig::exact(KvDType::F32));
-        other.load(&path).unwrap();
-        assert_eq!((other.len(), other.config()), (250, cache.config()));
-        fill(&mut cache, &c, 250..300);
-        fill(&mut other, &c, 250..300);
-        assert!((0..300).all(|p| read(&cache, &c, 1, p) == read(&other, &c, 1, p)), "{kv:?}");
-    }
-    let mut wrong = KvCache::new(&config(2, 64), KvConfig::exact(KvDType::F32));
-    let error = wrong.load(&path).unwrap_err().to_string();
-    assert!(error.contains("heads of 48") && wrong.is_empty(), "{error}");
-    let bytes = std::fs::read(&path).unwrap();
-    for cut in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
-        std::fs::write(&path, &bytes[..cut]).unwrap();
-        let mut cache = KvCache::new(&c, KvConfig::exact(KvDType::F32));
-        assert!(cache.load(&path).is_err() && cache.is_empty(), "{cut} bytes of {}", bytes.len());
-    }
-}
-
-#[test]
 fn a_step_taken_back_leaves_nothing() {
     let c = config(2, 32);
     let mut cache = KvCache::new(&c, tiered(32, 96));
@@ -235,7 +197,7 @@ fn a_step_taken_back_leaves_nothing() {
         let before = cache.remember(from);
         fill(&mut cache, &c, from..from + 300);
         cache.restore(before);
-        assert_eq!((cache.len(), cache.cooled), (was.len(), was.cooled));
+        assert_eq!((cache.len(), &cache.cooled), (was.len(), &was.cooled));
         let same = |s: &KvCache| (0..150).all(|p| (0..2).all(|l| read(s, &c, l, p) == read(&was, &c, l, p)));
         assert!(same(&cache), "from {from}");
     }

@@ -1,10 +1,16 @@
 //! Which positions are kept how, and what that takes.
 
 use super::{KvCache, KvDType, PAGE_LEN, page::Tier};
-use crate::core::{BLOCK_LEN, BlockQ4_1};
-use candle_core::{Result, bail};
+use crate::{
+    Error,
+    core::{BLOCK_LEN, BlockQ4_1},
+};
+use candle_core::Result;
 
 /// How a cache keeps keys and values: hot, warm and cold by age, in pages of 32 positions.
+///
+/// A page of layer l of L goes to its next tier `32 · l / L` positions later than it could, so that no token waits for all
+/// layers: of 32 layers one does so per token. Which tier a page is in depends on the number of positions alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvConfig {
     /// Dtype of hot pages, and of the first page, which holds the attention sinks.
@@ -15,7 +21,9 @@ pub struct KvConfig {
     pub warm: usize,
     /// Rounds the cold tier up or down at random, without bias, by a generator with this seed.
     pub stochastic: Option<u64>,
-    /// The most bytes that pages may take; a step that needs more is an error.
+    /// The most bytes that pages may take at any time, the hot ones of a prompt that is being read and those that wait for
+    /// their next use among them; a step that needs more is an error. What a step under a time limit keeps for the way back
+    /// comes on top.
     pub max_bytes: Option<usize>,
 }
 
@@ -50,11 +58,17 @@ impl KvConfig {
         self.hot != usize::MAX
     }
 
-    /// Pages at the front that are at least as cold as warm and as cold, of a sequence of `len` positions.
-    pub(super) fn cooled(&self, len: usize) -> [usize; 2] {
+    /// Pages at the front of a layer that are at least as cold as warm and as cold, of a sequence of `len` positions.
+    pub(super) fn cooled(&self, (layer, layers): (usize, usize), len: usize) -> [usize; 2] {
+        let len = len.saturating_sub(PAGE_LEN * layer / layers.max(1));
         // The page being written is hot whatever the settings say.
         let pages = |kept: usize| len.saturating_sub(kept) / PAGE_LEN;
         [pages(self.hot), pages(self.hot.max(self.warm))]
+    }
+
+    /// Whether pages go from hot to cold without being warm.
+    const fn skips_warm(&self) -> bool {
+        self.warm <= self.hot
     }
 }
 
@@ -115,106 +129,152 @@ impl KvCache {
     #[must_use]
     pub fn tier(&self, tier: Tier) -> TierStats {
         let held = self.sequences.iter().flatten().flatten().filter(|p| p.tier() == tier).count();
-        let pages = held + self.spare.count(tier);
+        let pages = held + self.pool.waiting(tier);
         TierStats { pages, bytes: pages * self.shape.page.bytes(tier, self.config.dtype) }
     }
 
     /// Moves pages that have become old to their tiers: whole pages, once each.
     pub(super) fn settle(&mut self) {
-        let [warm, cold] = self.config.cooled(self.len);
-        let from = self.cooled;
         // The first page holds the sinks; those before the first one that is held are gone.
-        let held = self.first.max(1);
-        for (tier, pages) in [(Tier::Warm, from[0].max(held)..warm), (Tier::Cold, from[1].max(held)..cold)] {
-            for page in pages {
-                self.cool(page, tier);
+        let (held, layers) = (self.first.max(1), self.shape.layers);
+        for layer in 0..self.cooled.len() {
+            let [warm, cold] = self.config.cooled((layer, layers), self.len);
+            let [was_warm, was_cold] = self.cooled[layer];
+            // Whether a prompt ends here or a token: what would be warm for a while is rounded twice, always.
+            if !self.config.skips_warm() {
+                (was_warm.max(held)..warm).for_each(|page| self.cool(layer, page, Tier::Warm));
             }
+            (was_cold.max(held)..cold).for_each(|page| self.cool(layer, page, Tier::Cold));
+            self.cooled[layer] = [was_warm.max(warm), was_cold.max(cold)];
         }
-        self.cooled = [from[0].max(warm), from[1].max(cold)];
     }
 
-    fn cool(&mut self, page: usize, tier: Tier) {
+    fn cool(&mut self, layer: usize, page: usize, tier: Tier) {
         let (shape, config) = (self.shape.page, self.config);
         for (sequence, layers) in self.sequences.iter_mut().enumerate() {
-            for (layer, pages) in layers.iter_mut().enumerate() {
-                let mut to = self.spare.take(tier).unwrap_or_else(|| shape.new_page(tier, config.dtype));
-                let held = &mut pages[page - self.first];
-                held.quantize_into(shape, &mut to, |at| Rounding::of(&config, layer, page, at));
-                let was = std::mem::replace(held, to);
-                match &mut self.undo {
-                    Some(undo) => undo.push(([sequence, layer, page], was)),
-                    None => self.spare.give(was),
-                }
+            let mut to = self.pool.take(tier);
+            let held = &mut layers[layer][page - self.first];
+            held.quantize_into(shape, &mut to, |at| Rounding::of(&config, layer, page, at));
+            let was = std::mem::replace(held, to);
+            match &mut self.undo {
+                Some(undo) => undo.push(([sequence, layer, page], was)),
+                None => self.pool.give(was),
             }
         }
     }
 
-    /// Makes the pages hot that positions from `self.len` on are to be written to.
-    pub(super) fn thaw(&mut self, positions: usize) {
-        let (shape, dtype) = (self.shape.page, self.config.dtype);
-        let (first, end) = (self.len / PAGE_LEN, positions.div_ceil(PAGE_LEN));
-        let [from, to] = [first, end].map(|page| page.saturating_sub(self.first));
+    /// Makes the page hot that the next position is to be written to.
+    pub(super) fn thaw(&mut self) {
+        let (shape, page) = (self.shape.page, self.len / PAGE_LEN);
         for pages in self.sequences.iter_mut().flatten() {
-            let to = to.min(pages.len());
-            for (i, page) in pages.get_mut(from..to).unwrap_or_default().iter_mut().enumerate() {
-                if page.tier() != Tier::Hot {
-                    let mut hot =
-                        self.spare.take(Tier::Hot).unwrap_or_else(|| shape.new_page(Tier::Hot, dtype));
-                    if (first + i) * PAGE_LEN < self.len {
-                        page.thaw_into(shape, &mut hot);
-                    }
-                    self.spare.give(std::mem::replace(page, hot));
-                }
+            if let Some(page) = pages.get_mut(page.saturating_sub(self.first))
+                && page.tier() != Tier::Hot
+            {
+                let mut hot = self.pool.take(Tier::Hot);
+                page.thaw_into(shape, &mut hot);
+                self.pool.give(std::mem::replace(page, hot));
             }
         }
-        self.cooled = self.cooled.map(|c| c.min(first));
+        self.cooled.iter_mut().for_each(|c| *c = c.map(|c| c.min(page)));
     }
 
     /// Puts aside the pages that are missing to reach `positions` positions.
     pub(super) fn provide(&mut self, batch: usize, positions: usize) {
-        let (shape, dtype) = (self.shape.page, self.config.dtype);
-        // Behind a sliding window each tier grows and shrinks.
-        let from = if self.window.is_some() { 0 } else { positions };
-        let most = (from..=positions)
+        // Behind a sliding window each tier grows and shrinks, the same from page to page once the window is full; without one
+        // the hot ones do.
+        let lengths = match self.window {
+            Some(window) => 0..=positions.min(window + 8 * PAGE_LEN),
+            None => positions.saturating_sub(2 * PAGE_LEN)..=positions,
+        };
+        let most = lengths
             .map(|n| self.pages_at(n))
             .fold([0; 3], |most, pages| std::array::from_fn(|tier| most[tier].max(pages[tier])));
-        for (tier, pages) in Tier::ALL.into_iter().zip(most) {
+        let wanted = Tier::ALL.map(|tier| {
             // One more than settled, since a page is filled before the one that it replaces is free.
-            let more = usize::from(tier != Tier::Cold || self.window.is_some());
+            let more = usize::from(tier != Tier::Cold || self.window.is_some()) * self.shape.layers;
             let needed = tier == Tier::Hot || self.config.is_tiered() && positions > PAGE_LEN;
-            let wanted = if needed { (pages + more) * batch * self.shape.layers } else { 0 };
-            for _ in self.tier(tier).pages..wanted {
-                self.spare.give(shape.new_page(tier, dtype));
-            }
-        }
+            if needed { (most[tier as usize] + more) * batch } else { 0 }
+        });
+        self.pool.reserve(wanted);
     }
 
-    /// An error if `positions` positions would take more than the budget.
-    pub(super) fn check_bytes(&self, batch: usize, positions: usize) -> Result<()> {
+    /// An error if a step needs more than the budget at any time.
+    pub(super) fn check_bytes(
+        &self,
+        batch: usize,
+        index_pos: usize,
+        seq_len: usize,
+        part: usize,
+    ) -> Result<()> {
         let Some(max) = self.config.max_bytes else { return Ok(()) };
-        let needed = self.bytes_at(batch, positions);
+        let starts = (index_pos..index_pos + seq_len).step_by(part.max(1));
+        let most =
+            |start: usize| self.bytes_of_part(batch, index_pos, start, part.min(index_pos + seq_len - start));
+        let needed = starts.map(most).max().unwrap_or(0);
         if needed > max {
-            bail!(
-                "kv cache: {positions} positions of {batch} sequence(s) take {needed} bytes, the budget is {max}: shorten \
-                 the text, or choose colder tiers"
+            let problem = format!(
+                "kv cache: to read {seq_len} positions from {index_pos} on of {batch} sequence(s) takes {needed} bytes, the \
+                 budget is {max}: shorten the text, give a prompt in smaller parts, or choose colder tiers"
             );
+            return Err(Error::Full { problem }.into());
         }
         Ok(())
     }
 
-    /// Bytes of `positions` positions of `batch` sequences once they have settled.
+    /// The most bytes held while a step that began at `index_pos` reads `n` positions from `start` on.
+    fn bytes_of_part(&self, batch: usize, index_pos: usize, start: usize, n: usize) -> usize {
+        let (layers, kept) = (self.shape.layers, index_pos / PAGE_LEN);
+        let first = if index_pos == 0 { 0 } else { self.first }.max(self.first_kept(start));
+        let end = (start + n).div_ceil(PAGE_LEN);
+        let mut all = [0; 3];
+        for layer in 0..layers {
+            let was = self.cooled.get(layer).copied().unwrap_or_default().map(|c| c.min(kept));
+            let settled = self.config.cooled((layer, layers), start);
+            let tiers = tiers(first, end, [0, 1].map(|i| was[i].max(settled[i])));
+            all.iter_mut().zip(tiers).for_each(|(all, n)| *all += n);
+        }
+        let [hot, warm, cold] = Tier::ALL.map(|t| self.shape.page.bytes(t, self.config.dtype));
+        let one_more = match (self.config.is_tiered(), self.config.skips_warm()) {
+            (false, _) => 0,
+            (true, true) => cold,
+            (true, false) => warm,
+        };
+        // Of heads of a few channels a quantised page can be the larger one.
+        let sizes = [hot.max(one_more), warm, cold];
+        let each =
+            all.iter().zip(sizes).fold(0_usize, |sum, (n, size)| sum.saturating_add(n.saturating_mul(size)));
+        // One that is filled while the one it replaces is still held.
+        each.saturating_mul(batch).saturating_add(one_more)
+    }
+
+    /// Bytes of `positions` positions of `batch` sequences once they have settled; the step that reads them takes more for
+    /// a while, see [`KvConfig::max_bytes`].
     #[must_use]
     pub fn bytes_at(&self, batch: usize, positions: usize) -> usize {
         let pages = Tier::ALL.into_iter().zip(self.pages_at(positions));
-        let bytes = |(tier, pages)| pages * self.shape.page.bytes(tier, self.config.dtype);
-        batch * self.shape.layers * pages.map(bytes).sum::<usize>()
+        let bytes = |(tier, pages): (Tier, usize)| {
+            pages.saturating_mul(self.shape.page.bytes(tier, self.config.dtype))
+        };
+        pages.map(bytes).fold(0, usize::saturating_add).saturating_mul(batch)
     }
 
-    /// Pages by tier of a layer with `positions` positions that have settled.
+    /// Pages by tier of all layers of a sequence of `positions` positions that has settled.
     fn pages_at(&self, positions: usize) -> [usize; 3] {
-        let (first, end) = (self.first_kept(positions), positions.div_ceil(PAGE_LEN));
-        // The first page of all stays hot.
-        let [cooled, cold] = self.config.cooled(positions).map(|c| c.saturating_sub(first.max(1)));
-        [end - first - cooled, cooled - cold, cold]
+        let (first, end, layers) =
+            (self.first_kept(positions), positions.div_ceil(PAGE_LEN), self.shape.layers);
+        let mut all = [0; 3];
+        for layer in 0..layers {
+            let tiers = tiers(first, end, self.config.cooled((layer, layers), positions));
+            all.iter_mut().zip(tiers).for_each(|(all, n)| *all += n);
+        }
+        all
     }
+}
+
+/// Pages by tier of a layer's pages `first..end`.
+fn tiers(first: usize, end: usize, [warm, cold]: [usize; 2]) -> [usize; 3] {
+    // The first page of all stays hot.
+    let quantised = |c: usize| c.min(end).saturating_sub(first.max(1));
+    let [cooled, cold] = [quantised(warm), quantised(cold)];
+    [end.saturating_sub(first) - cooled, cooled - cold, cold]
 }

@@ -1,12 +1,13 @@
 //! The way back to what a cache was before a step.
 
-use super::{KvCache, Notes, PAGE_LEN, page::Page};
+use super::{KvCache, Notes, Origin, PAGE_LEN, page::Page};
+use std::sync::Arc;
 
 /// What a step may change, as it was before.
 #[derive(Debug)]
 pub struct Before {
     len: usize,
-    cooled: [usize; 2],
+    cooled: Vec<[usize; 2]>,
     /// The first page that was held.
     first: usize,
     /// Of those held so many are not written.
@@ -14,6 +15,7 @@ pub struct Before {
     /// `[sequence][layer]`: the pages behind them.
     pages: Vec<Vec<Vec<Page>>>,
     notes: Vec<Vec<Notes>>,
+    origin: Option<Arc<Origin>>,
 }
 
 /// A page that became colder: where it stood, and what it was.
@@ -30,8 +32,9 @@ impl KvCache {
         let kept = (index_pos / PAGE_LEN).saturating_sub(self.first);
         let tail = |pages: &Vec<Page>| pages.get(kept..).unwrap_or_default().to_vec();
         let pages = self.sequences.iter().map(|layers| layers.iter().map(tail).collect()).collect();
-        let Self { len, cooled, first, .. } = *self;
-        Before { len, cooled, first, kept, pages, notes: self.notes.clone() }
+        let Self { len, first, .. } = *self;
+        let origin = self.origin.clone();
+        Before { len, cooled: self.cooled.clone(), first, kept, pages, notes: self.notes.clone(), origin }
     }
 
     /// Goes back to before the step.
@@ -47,20 +50,21 @@ impl KvCache {
         self.sequences.resize_with(before.pages.len(), || vec![Vec::new(); self.shape.layers]);
         let tails = before.pages.into_iter().flatten();
         for (pages, tail) in self.sequences.iter_mut().flatten().zip(tails) {
-            // Pages that were put aside for the sequence stay its own.
-            pages.drain(before.kept.min(pages.len())..).for_each(|page| self.spare.give(page));
+            pages.drain(before.kept.min(pages.len())..).for_each(|page| self.pool.give(page));
             pages.extend(tail);
         }
         (self.len, self.first, self.cooled) = (before.len, before.first, before.cooled);
-        self.notes = before.notes;
+        (self.notes, self.origin) = (before.notes, before.origin);
         self.generation += 1;
+        self.pool.recount(self.sequences.iter().flatten().flatten());
     }
 
     /// The step is over: nothing is kept any more, and pages that no later token sees are given back.
     pub fn settled(&mut self) {
         for (_, page) in self.undo.take().unwrap_or_default() {
-            self.spare.give(page);
+            self.pool.give(page);
         }
         self.release();
+        self.pool.recount(self.sequences.iter().flatten().flatten());
     }
 }

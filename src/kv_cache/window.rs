@@ -10,7 +10,7 @@ use candle_core::{Result, bail};
 
 /// The window of a model; `None` where no position is past it.
 pub(super) fn of(config: &Config) -> Option<usize> {
-    config.sliding_window.filter(|w| *w < config.max_position_embeddings)
+    config.sliding_window.map(|w| w.max(1)).filter(|w| *w < config.max_position_embeddings)
 }
 
 /// Pages that tokens of a page see at most, of a model.
@@ -59,7 +59,7 @@ impl KvCache {
             return;
         }
         for pages in self.sequences.iter_mut().flatten() {
-            pages.drain(..first - self.first).for_each(|page| self.spare.give(page));
+            pages.drain(..first - self.first).for_each(|page| self.pool.give(page));
         }
         self.first = first;
     }

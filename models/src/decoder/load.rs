@@ -1,13 +1,14 @@
 //! Loading a checkpoint with Hugging Face tensor names.
 
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored};
-use candle_core::{Error, Result, bail};
+use candle_core::{DType, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
     AttentionConfig, FfnMode, Profile, SparseConfig, Threads, Weight,
     core::{Config, Format},
     kernels::Kernels,
-    profile::{LayerProfile, fingerprint},
+    kv_cache::Origin,
+    profile::{Fingerprint, LayerProfile, fingerprint},
     sparse::{self, Plans, Points, SparseFfn},
     weight::{Part, Stack, format_of},
 };
@@ -60,6 +61,28 @@ impl<'a> From<VarBuilder<'a>> for Checkpoint<'a> {
     }
 }
 
+impl Checkpoint<'_> {
+    /// The model's [`Fingerprint`], of the tensors as they are stored.
+    ///
+    /// # Errors
+    /// A tensor is missing.
+    pub fn fingerprint(
+        &self,
+        num_hidden_layers: usize,
+        hidden_size: usize,
+        inner: usize,
+    ) -> Result<Fingerprint> {
+        let Some(stored) = &self.stored else {
+            return Ok(Fingerprint::new(fingerprint(&self.vb, num_hidden_layers, hidden_size, inner)?));
+        };
+        let mut all = Fingerprint::default();
+        for (name, weight) in stored.weights() {
+            all.note(name.strip_suffix(".weight").unwrap_or(name), &weight.clone().into(), None)?;
+        }
+        Ok(all)
+    }
+}
+
 impl core::fmt::Debug for Checkpoint<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Checkpoint").field("stored", &self.stored).finish_non_exhaustive()
@@ -67,6 +90,10 @@ impl core::fmt::Debug for Checkpoint<'_> {
 }
 
 struct Loader<'a> {
+    /// Names of tensors that begin with it, and a point, are the model's.
+    root: String,
+    /// Of the tensors that were read.
+    fingerprint: Fingerprint,
     /// What the matrices become; `None`: what they are.
     format: Option<Format>,
     stored: Option<&'a Stored>,
@@ -76,11 +103,25 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     /// Rows that stand under a name, as they are stored.
-    fn part(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Part> {
-        Ok(match self.stored {
+    fn part(&mut self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Part> {
+        let part = match self.stored {
             Some(stored) => stored.weight(&format!("{}.weight", vb.prefix()), &shape)?.clone().into(),
             None => vb.get((shape[0], shape[1]), "weight")?.into(),
-        })
+        };
+        self.note(vb, &part)?;
+        Ok(part)
+    }
+
+    fn norm(&mut self, vb: &VarBuilder<'_>, n: usize) -> Result<Vec<f32>> {
+        let norm = vb.get(n, "weight")?;
+        self.note(vb, &norm.clone().into())?;
+        norm.to_dtype(DType::F32)?.to_vec1()
+    }
+
+    fn note(&mut self, vb: &VarBuilder<'_>, part: &Part) -> Result<()> {
+        let name = vb.prefix();
+        let name = name.strip_prefix(&self.root).unwrap_or(&name);
+        self.fingerprint.note(name.strip_prefix('.').unwrap_or(name), part, None)
     }
 
     /// What parts become that are to be one weight.
@@ -147,10 +188,10 @@ impl Loader<'_> {
         let (hidden, q, kv) = (c.hidden_size, c.q_dim(), c.kv_dim());
         let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
         Ok(Layer {
-            input_layernorm: vector(&vb.pp("input_layernorm"), hidden, "weight")?,
+            input_layernorm: self.norm(&vb.pp("input_layernorm"), hidden)?,
             qkv_proj: self.projection(&attn, hidden, &qkv, extras.attention_bias)?,
             o_proj: self.projection(&attn, q, &[("o_proj", hidden)], extras.attention_bias)?,
-            post_attention_layernorm: vector(&vb.pp("post_attention_layernorm"), hidden, "weight")?,
+            post_attention_layernorm: self.norm(&vb.pp("post_attention_layernorm"), hidden)?,
             ffn: match profile {
                 Some(profile) => Ffn::Sparse(self.sparse_ffn(c, profile, &vb.pp("mlp"))?),
                 None => Ffn::Dense(self.dense_ffn(c, extras.mlp_bias, &vb.pp("mlp"))?),
@@ -197,7 +238,9 @@ impl Loader<'_> {
             let up_down = self.matrix(&vb.pp("up_down_proj"), 2 * inner, hidden)?;
             return SparseFfn::new(gate, up_down, profile);
         }
-        let format = self.format_of(&self.part(&vb.pp("gate_proj"), [inner, hidden])?);
+        let gate = self.part(&vb.pp("gate_proj"), [inner, hidden])?;
+        let format = self.format_of(&gate);
+        drop(gate);
         let ffn = SparseFfn::load(format, hidden, profile, |name| {
             let shape = if name == "down_proj" { [hidden, inner] } else { [inner, hidden] };
             self.part(&vb.pp(name), shape)
@@ -223,7 +266,7 @@ impl Loader<'_> {
 }
 
 fn vector(vb: &VarBuilder<'_>, n: usize, name: &str) -> Result<Vec<f32>> {
-    vb.get(n, name)?.to_dtype(candle_core::DType::F32)?.to_vec1()
+    vb.get(n, name)?.to_dtype(DType::F32)?.to_vec1()
 }
 
 impl Decoder {
@@ -248,8 +291,9 @@ impl Decoder {
         };
         let mut notices = Vec::new();
         let profile = profile(vb, &options, &config, extras, &mut notices)?;
-        let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
         let mut loader = Loader {
+            root: vb.prefix(),
+            fingerprint: Fingerprint::default(),
             format,
             stored: stored.as_deref(),
             copy_mapped: options.copy_mapped,
@@ -272,9 +316,17 @@ impl Decoder {
                 if profile.is_some() && layer_profile.is_none() {
                     dense.push(i);
                 }
-                loader.layer(&config, extras, layer_profile, &vb)
+                let layer = loader.layer(&config, extras, layer_profile, &vb)?;
+                // With what is known so far: a profile of another model is refused before all of this one is read.
+                profile.as_ref().map_or(Ok(()), |p| p.belongs_to(loader.fingerprint.numbers()))?;
+                Ok(layer)
             })
             .collect::<Result<_>>()?;
+        // Sizes are now those of tensors that exist.
+        let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
+        let fingerprint = loader.fingerprint.numbers().into();
+        let origin =
+            Origin { interleaved: config.rope.interleaved, inv_freq: Arc::clone(&inv_freq), fingerprint };
         let sparse = match profile.as_deref().map(Points::from) {
             Some(points) => {
                 let plans = Plans::new(options.sparse, &points, layers.iter().map(|l| l.ffn.sparse()))?;
@@ -304,6 +356,7 @@ impl Decoder {
             norm,
             lm_head,
             notices,
+            origin: Arc::new(origin),
         };
         match profile.filter(|p| !p.gates.is_empty()) {
             Some(profile) => decoder.with_gates(profile.gates.clone())?.with_attention(options.attention),
@@ -355,7 +408,6 @@ fn profile(
         bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
     }
     sparse::check(&profile, c)?;
-    profile.belongs_to(&fingerprint(vb, c.num_hidden_layers, c.hidden_size, c.intermediate_size)?)?;
     Ok(Some(profile))
 }
 

@@ -13,6 +13,11 @@ use candle_sparse::{
 
 /// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
 const CHUNK: usize = 512;
+/// Positions of a batch's sequences that go through the layers together.
+pub(super) fn chunk(batch: usize) -> usize {
+    (CHUNK / batch.max(1)).max(1)
+}
+
 /// Fewer rows of activations than this share the neurons instead of the rows.
 const FEW_ROWS: usize = 8;
 /// Tasks of a transposed product at most.
@@ -54,7 +59,7 @@ impl Decoder {
         let vocab = self.config.vocab_size;
         let Step { batch, seq_len, index_pos } = step;
         cache.truncate(index_pos);
-        let chunk = (CHUNK / batch).max(1);
+        let chunk = chunk(batch);
         for start in (0..seq_len).step_by(chunk) {
             let n = chunk.min(seq_len - start);
             // Part by part: what a sliding window has passed makes room for the next.
@@ -235,10 +240,12 @@ impl Decoder {
         }
         let pieces = (w.bytes() / PIECE_BYTES).clamp(1, MOST_TASKS);
         let piece = inner.div_ceil(pieces);
+        // Rounded up, so that fewer may do.
+        let pieces = inner.div_ceil(piece);
         resize(partials, pieces * y.len());
         let tasks = partials.chunks_mut(y.len()).enumerate();
         self.threads.for_each(tasks, |(i, y)| {
-            let r = (i * piece).min(inner)..((i + 1) * piece).min(inner);
+            let r = i * piece..((i + 1) * piece).min(inner);
             self.sum_rows(w.slice_rows(r.clone()), inner, &a[r.start..], y);
         });
         y.fill(0.0);
