@@ -101,6 +101,9 @@ pub fn attention(
     out: &mut [f32],
 ) {
     let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
+    if out.is_empty() {
+        return;
+    }
     let stored = q.index_pos + q.seq_len;
     let batch = out.len() / config.q_dim() / q.seq_len;
     let tile = (COLUMNS / group).max(1);

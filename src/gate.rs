@@ -259,7 +259,7 @@ impl FastGrnnGate {
     fn products(&self, kernels: &Kernels, x: &[f32], w: &[f32], y: &mut [f32]) {
         let (hidden, n) = (self.hidden_size, x.len() / self.hidden_size);
         // The tokens are the rows of the product: a row has the same bits alone as among others, a column has not.
-        let Ok(tokens) = Matrix::new(n, hidden, Rows::F32(x)) else { return };
+        let tokens = Matrix::new(n, hidden, Rows::F32(x)).expect("x was cut into whole rows");
         for (w, y) in w.chunks(COLUMNS * hidden).zip(y.chunks_mut(COLUMNS * n)) {
             let mut y: ArrayVec<_, COLUMNS> = y.chunks_exact_mut(n).collect();
             kernels.matmul(tokens, Columns::F32(w), &mut y);

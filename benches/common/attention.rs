@@ -113,7 +113,7 @@ impl Layer {
         let (keys, values) = self.kv.split_at(c.kv_dim());
         let (cache, plan, queries) = (&self.cache, &self.plan, &self.queries[..]);
         let token = Token { cache, select, plan, layer: 0, position, queries, keys, values };
-        let room = Room { phases: 2, elements: room(c, &select) };
+        let room = Room { phases: 2, elements: room(c, &select, cache) };
         let outcome = self.threads.team(&mut self.board, room, &self.own, |member, (scratch, out)| {
             lone_token(member, kernels, c, token, scratch, out)
         });

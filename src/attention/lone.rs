@@ -2,7 +2,7 @@
 
 use super::{
     Head, PIECE, Stats, Sums,
-    plan::{Plan, Recall, Selector},
+    plan::{Plan, Recall, Selector, reserve},
 };
 use crate::{
     core::{Config, KernelSet},
@@ -34,16 +34,16 @@ pub struct LoneScratch {
 }
 
 impl LoneScratch {
-    /// Makes room for every length that a model can reach, so that no step allocates.
-    pub fn resize(&mut self, config: &Config) {
+    /// Makes room for what the cache has room for, so that no step within that allocates.
+    pub fn resize(&mut self, config: &Config, cache: &KvCache) {
         let group = config.group_size();
         self.parts.resize(shares_room(config), 0.0);
         self.scores.resize(group * PIECE, 0.0);
         self.stats.resize(group, Stats::EMPTY);
-        let pages = most_pages(config);
+        let pages = cache.pages_with_room();
         self.recall.reserve(group, config.head_dim, pages);
-        self.pages.reserve(config.num_key_value_heads * pages);
-        self.ends.reserve(config.num_key_value_heads);
+        reserve(&mut self.pages, config.num_key_value_heads * pages);
+        reserve(&mut self.ends, config.num_key_value_heads);
     }
 }
 
@@ -89,8 +89,13 @@ impl Cut {
 
 /// How many elements [`lone_token`] publishes at most, in two phases.
 #[must_use]
-pub fn room(config: &Config, select: &Selector<'_>) -> usize {
-    shares_room(config) + config.num_key_value_heads * select.config().recalled_pages()
+pub fn room(config: &Config, select: &Selector<'_>, cache: &KvCache) -> usize {
+    shares_room(config) + config.num_key_value_heads * recalled_pages(select, cache)
+}
+
+/// Pages that a head recalls at most: whatever is asked for, no more than there are.
+fn recalled_pages(select: &Selector<'_>, cache: &KvCache) -> usize {
+    select.config().recalled_pages().min(cache.pages_with_room())
 }
 
 fn shares_room(config: &Config) -> usize {
@@ -123,7 +128,7 @@ pub fn lone_token(
 ) -> Outcome {
     let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
     let width = token.cache.width();
-    scratch.resize(config);
+    scratch.resize(config, token.cache);
     let candidates = token.select.recalls(token.cache, token.position / PAGE_LEN);
     let recalls = !candidates.is_empty();
     if recalls {
@@ -186,7 +191,7 @@ impl<'a> Token<'a> {
         scratch: &mut LoneScratch,
     ) -> Outcome {
         let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
-        let count = self.select.config().recalled_pages();
+        let count = recalled_pages(&self.select, self.cache);
         let LoneScratch { recall, recalled, pages, ends, .. } = scratch;
         recalled.resize(kv_heads * count, 0.0);
         let chosen = |head: usize| self.plan.of(self.layer * kv_heads + head);

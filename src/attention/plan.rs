@@ -17,12 +17,13 @@
 
 use super::Head;
 use crate::{
+    Error,
     gate::FastGrnnGate,
     kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
 };
 use arrayvec::ArrayVec;
-use candle_core::{Result, bail};
+use candle_core::Result;
 use std::ops::Range;
 
 /// What a token reads of its past.
@@ -39,7 +40,8 @@ pub enum AttentionMode {
     Recall,
 }
 
-/// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32.
+/// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
+/// then there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionConfig {
     /// What is read.
@@ -115,11 +117,12 @@ impl<'a> Selector<'a> {
     /// [`AttentionMode::Gated`] without gates.
     pub fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
         if config.mode == AttentionMode::Gated && gates.len() != layers {
-            bail!(
+            let problem = format!(
                 "gated attention: the model has {layers} layers and gates for {}: fit them with `calibrate`, or choose \
                  recall, which needs none",
                 gates.len()
             );
+            return Err(Error::Setting { name: "attention", problem }.into());
         }
         Ok(Self { config, gates })
     }
@@ -185,6 +188,11 @@ impl<'a> Selector<'a> {
     }
 }
 
+/// Makes room for `n` elements in all, where `Vec::reserve` would make room for `n` more.
+pub(super) fn reserve<T>(v: &mut Vec<T>, n: usize) {
+    v.reserve(n.saturating_sub(v.len()));
+}
+
 /// Working memory of a recall.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Recall {
@@ -203,11 +211,11 @@ pub(super) struct Recall {
 impl Recall {
     /// Makes room for lone tokens.
     pub(super) fn reserve(&mut self, group: usize, head_dim: usize, pages: usize) {
-        self.parts.reserve(2 * group * head_dim);
-        self.scores.reserve(group * PAGE_LEN);
+        reserve(&mut self.parts, 2 * group * head_dim);
+        reserve(&mut self.scores, group * PAGE_LEN);
         // They begin and end with whole groups.
-        self.bounds.reserve(pages.next_multiple_of(PAGE_LEN) + PAGE_LEN);
-        self.order.reserve(pages);
+        reserve(&mut self.bounds, pages.next_multiple_of(PAGE_LEN) + PAGE_LEN);
+        reserve(&mut self.order, pages);
     }
 
     /// Bounds of some pages for `queries` `[tokens · group, head_dim]`.
@@ -307,12 +315,9 @@ impl Plan {
         if self.made_for == wanted {
             return;
         }
-        if self.made_for.map(|m| m.3) != Some(select.config) {
-            let most = cache.most_pages();
-            let lists = if select.config.mode == AttentionMode::Dense { 1 } else { layers * heads };
-            self.pages.reserve(lists * most.min(select.config.most_pages()));
-            self.ends.reserve(layers * heads);
-        }
+        let lists = if select.config.mode == AttentionMode::Dense { 1 } else { layers * heads };
+        reserve(&mut self.pages, lists * cache.pages_with_room().min(select.config.most_pages()));
+        reserve(&mut self.ends, layers * heads);
         self.made_for = wanted;
         self.pages.clear();
         self.ends.clear();

@@ -123,7 +123,7 @@ impl Case {
         let token = Token { cache, select, plan: &plan, layer: 0, position, queries, keys, values };
         let own: Vec<_> =
             (0..threads).map(|_| Mutex::new((LoneScratch::default(), vec![0.0; c.q_dim()]))).collect();
-        let room = Room { phases: 2, elements: room(c, &select) };
+        let room = Room { phases: 2, elements: room(c, &select, cache) };
         let team = Threads::new(threads).unwrap();
         let outcome = team.team(&mut Board::default(), room, &own, |member, (scratch, out)| {
             lone_token(member, kernels, c, token, scratch, out)

@@ -87,7 +87,7 @@ impl Decoder {
         }
         s.own.resize_with(self.threads.count(), Mutex::default);
         for own in &mut s.own {
-            self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner));
+            self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner), cache);
         }
         let past = Past { cache, select, plan, position };
         let logits = Mutex::new(Some(logits));
@@ -116,7 +116,7 @@ impl Decoder {
             let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.head_token(member, own, if member.is_caller() { out() } else { None })
         };
-        let outcome = self.threads.team(&mut s.board, self.room(), &s.own, program);
+        let outcome = self.threads.team(&mut s.board, self.room(cache), &s.own, program);
         let own = s.own[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(i) = own.sparse.damaged {
             bail!(
@@ -146,13 +146,13 @@ impl Decoder {
     }
 
     /// What a step publishes at most.
-    fn room(&self) -> Room {
+    fn room(&self, cache: &KvCache) -> Room {
         let c = &self.config;
         let layer = 2 * c.hidden_size
             + c.q_dim()
             + 2 * c.kv_dim()
             + c.intermediate_size
-            + attention::room(c, &self.selector());
+            + attention::room(c, &self.selector(), cache);
         let sparse = self.sparse_room();
         Room {
             phases: self.layers.len() * PHASES + 1 + sparse.phases,
@@ -160,7 +160,7 @@ impl Decoder {
         }
     }
 
-    fn resize(&self, own: &mut Own) {
+    fn resize(&self, own: &mut Own, cache: &KvCache) {
         let c = &self.config;
         resize(&mut own.x, c.hidden_size);
         resize(&mut own.normed, c.hidden_size);
@@ -176,7 +176,7 @@ impl Decoder {
         // There are two pieces or more, or none is needed.
         resize(&mut own.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
         self.resize_groups(1, &mut own.groups);
-        own.attention.resize(c);
+        own.attention.resize(c, cache);
         self.resize_sparse(&mut own.sparse);
     }
 

@@ -57,7 +57,7 @@ fn decode(
     let own: Vec<_> = (0..threads.count())
         .map(|_| Mutex::new((LoneScratch::default(), vec![0.0; CONFIG.q_dim()])))
         .collect();
-    let room = Room { phases: 2, elements: room(&CONFIG, &select) };
+    let room = Room { phases: 2, elements: room(&CONFIG, &select, cache) };
     let kernels = Kernels::get().unwrap();
     let outcome = threads.team(&mut Board::default(), room, &own, |member, (scratch, out)| {
         lone_token(member, kernels, &CONFIG, token, scratch, out)
