@@ -92,7 +92,8 @@ impl Choice<'_> {
     }
 
     fn by_gate(&self, r: Range<usize>, room: &mut Room, gates: &mut [f32], scores: &mut [f32]) {
-        self.kernels.matmul(self.ffn.gate.matrix().slice_rows(r.clone()), self.x, &mut [gates]);
+        self.kernels.matmul(self.ffn.gate.matrix().slice_rows(r.clone()), self.x, &mut [&mut *gates]);
+        gates.iter_mut().for_each(|g| *g = shown(*g));
         if self.plan.mode == FfnMode::Dense {
             return;
         }
@@ -141,7 +142,8 @@ impl Choice<'_> {
         let w = self.ffn.gate.matrix();
         let (hot_gates, cold_gates) = gates.split_at_mut(cold.start - r.start);
         if !hot_gates.is_empty() {
-            self.kernels.matmul(w.slice_rows(r.start..cold.start), self.x, &mut [hot_gates]);
+            self.kernels.matmul(w.slice_rows(r.start..cold.start), self.x, &mut [&mut *hot_gates]);
+            hot_gates.iter_mut().for_each(|g| *g = shown(*g));
         }
         let mut list = std::mem::take(&mut room.candidates);
         let predicted = self.predict(p, cold.clone(), room);
@@ -156,7 +158,7 @@ impl Choice<'_> {
             let i = n as usize - base as usize;
             let score = select::score(a * a, room.up[i], variance[i]);
             let kept = !scores.is_empty() || select::passes(score, keep[i] * self.factor);
-            cold_gates[i] = if kept { gate } else { select::rejected() };
+            cold_gates[i] = if kept { shown(gate) } else { select::rejected() };
             if let Some(s) = scores.get_mut(i) {
                 *s = score;
             }
@@ -205,6 +207,11 @@ impl Choice<'_> {
         }
         &mut room[..r.len()]
     }
+}
+
+/// A gate as it is handed on: whatever NaN a damaged weight has made of it, it is none that stands for "not active".
+fn shown(gate: f32) -> f32 {
+    if gate.is_nan() { f32::NAN } else { gate }
 }
 
 fn score(p: &Predicted<'_>, i: usize) -> f32 {
