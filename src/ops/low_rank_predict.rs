@@ -1,15 +1,18 @@
 //! Which neurons of an FFN a token needs, from a product of low rank, as a candle op.
 
-use super::sparse_ffn::{check_row, finite, vector};
+use super::{
+    rows::{on, rows},
+    sparse_ffn::vector,
+};
 use crate::{
-    Threads, Weight,
+    Weight,
     core::{ActivationGroup, Format, Gate, KernelSet, kernel::select},
     kernels::Kernels,
     profile::Profile,
     sparse::check_block,
-    weight::{On, with_cpu_storage},
+    weight::On,
 };
-use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use std::sync::Arc;
 
 const OP: &str = "low-rank-predict";
@@ -145,26 +148,30 @@ impl LowRankPredictor {
         self.p.cols()
     }
 
-    /// The score of each neuron `[intermediate_size]` for `x` `[hidden]` or `[1, hidden]` F32.
+    /// The score of each neuron `[.., intermediate_size]` for each row of `x` `[.., hidden]` in F32, F16 or BF16; scores are F32.
     ///
-    /// Cost: `rank · (hidden + intermediate_size)` multiply-adds, twice the second with `q_up`; all matrices are read once.
+    /// Cost per row: `rank · (hidden + intermediate_size)` multiply-adds, twice the second with `q_up`; all matrices are read
+    /// once.
     ///
     /// # Errors
-    /// `x` is not one row, not F32, not on the CPU or not finite.
+    /// `x` is of another width or dtype, not on the CPU or not finite.
     pub fn scores(&self, x: &Tensor) -> Result<Tensor> {
         let scores: Vec<f32> = self.squares(x)?.into_iter().map(f32::sqrt).collect();
-        Tensor::new(scores, x.device())
+        let mut dims = x.dims().to_vec();
+        dims.pop();
+        dims.push(self.intermediate_size());
+        Tensor::from_vec(scores, dims, x.device())
     }
 
-    /// Expected squares of what neurons add.
+    /// Expected squares of what neurons add, row after row.
     fn squares(&self, x: &Tensor) -> Result<Vec<f32>> {
-        let hidden = self.hidden_size();
-        check_row(OP, x, hidden)?;
-        let x = x.contiguous()?;
-        let on = On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() };
-        let z = with_cpu_storage(&x, |storage, start| {
-            Ok(product(on, &self.p, finite(OP, &storage.as_slice()?[start..start + hidden])?))
-        })?;
+        let (hidden, on) = (self.hidden_size(), on()?);
+        let values = rows(OP, x, hidden)?;
+        Ok(values.chunks_exact(hidden).flat_map(|x| self.row_squares(on, x)).collect())
+    }
+
+    fn row_squares(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
+        let z = product(on, &self.p, x);
         let mut gate = product(on, &self.q_gate, &z);
         if let Some(bias) = &self.bias {
             gate.iter_mut().zip(&**bias).for_each(|(g, b)| *g += b);
@@ -175,7 +182,7 @@ impl LowRankPredictor {
             let (u, v) = up.as_ref().map_or((1.0, 0.0), |u| (u[i], self.up_variance[i]));
             *s = select::score(*s, u, v) * self.importance[i];
         }
-        Ok(squares)
+        squares
     }
 
     /// `E[act(g)²]`
@@ -200,8 +207,8 @@ fn product(on: On<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
     y
 }
 
-/// The neurons that `x` `[hidden]` or `[1, hidden]` F32 needs, strictly increasing, by their [`LowRankPredictor::scores`];
-/// it may be empty.
+/// The neurons that `x` `[.., hidden]` in F32, F16 or BF16 needs, strictly increasing, by their [`LowRankPredictor::scores`];
+/// it may be empty. Of several rows: those that any of them needs.
 ///
 /// A list and no tensor: its length depends on the numbers, and [`super::sparse_ffn()`] takes it as it is.
 /// `Tensor::new(list, x.device())` gives indices for `index_select`.
@@ -214,21 +221,24 @@ pub fn low_rank_predict(x: &Tensor, predictor: &LowRankPredictor, wanted: Wanted
     let n = predictor.intermediate_size();
     let k = match wanted {
         Wanted::Threshold(t) if t.is_nan() => bail!("{OP}: threshold is NaN, give a number"),
-        Wanted::Threshold(t) => {
-            let squares = predictor.squares(x)?;
-            // A threshold below 0 lets everything pass, so its square has to stay below 0.
-            let passes = |i: &u32| select::passes(squares[*i as usize], t * t.abs());
-            return Ok((0..n as u32).filter(passes).collect());
-        }
         Wanted::TopK(0) => bail!("{OP}: top-k of 0 neurons, give at least 1"),
+        Wanted::Threshold(_) => 0,
         Wanted::TopK(k) => k,
         Wanted::Share(s) if s > 0.0 && s <= 1.0 => ((s * n as f32).round() as usize).max(1),
         Wanted::Share(s) => bail!("{OP}: share {s} is not within 0 and 1"),
     };
-    let (squares, mut room, mut list) = (predictor.squares(x)?, vec![0.0; n], vec![0; n]);
-    let active = select::largest(&squares, k, &mut room, &mut list);
-    list.truncate(active);
-    Ok(list)
+    let squares = predictor.squares(x)?;
+    let (mut room, mut list, mut needed) = (vec![0.0; n], vec![0; n], vec![false; n]);
+    for squares in squares.chunks_exact(n) {
+        if let Wanted::Threshold(t) = wanted {
+            // A threshold below 0 lets everything pass, so its square has to stay below 0.
+            needed.iter_mut().zip(squares).for_each(|(needed, s)| *needed |= select::passes(*s, t * t.abs()));
+        } else {
+            let active = select::largest(squares, k, &mut room, &mut list);
+            list[..active].iter().for_each(|&i| needed[i as usize] = true);
+        }
+    }
+    Ok((0..n as u32).filter(|i| needed[*i as usize]).collect())
 }
 
 #[cfg(test)]

@@ -1,59 +1,24 @@
 //! A projection by a [`Weight`] as a candle op.
 
-use crate::{
-    Threads, Weight,
-    core::ActivationGroup,
-    kernels::Kernels,
-    weight::{On, with_cpu_storage},
-};
-use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Module, Result, Shape, Tensor, bail};
+use super::rows::{like, on, rows};
+use crate::{Weight, core::ActivationGroup};
+use candle_core::{Module, Result, Tensor};
 
-struct Matmul<'a>(&'a Weight);
-
-impl CustomOp1 for Matmul<'_> {
-    fn name(&self) -> &'static str {
-        "candle-sparse-matmul"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let w = self.0;
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("{}: x must be contiguous, call .contiguous() first", self.name());
-        };
-        let x = &storage.as_slice::<f32>()?[start..end];
-        let mut dims = layout.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = w.rows();
-        }
-        let kernels = Kernels::get().map_err(Error::wrap)?;
-        let on = On { kernels, threads: Threads::default() };
-        let rows = x.len() / w.cols();
-        let groups = if w.format().is_quantized() { rows * ActivationGroup::count(w.cols()) } else { 0 };
-        let mut y = vec![0.0; rows * w.rows()];
-        w.matmul(on, x, &mut vec![ActivationGroup::ZERO; groups], &mut y);
-        Ok((CpuStorage::F32(y), Shape::from(dims)))
-    }
-}
-
-/// `x · Wᵀ` for `x` `[.., cols]` F32 and `w` `[rows, cols]` in any format, giving `[.., rows]`.
+/// `x · Wᵀ` for `x` `[.., cols]` in F32, F16 or BF16 and `w` `[rows, cols]` in any format, giving `[.., rows]` in the dtype of
+/// `x`.
 ///
 /// Cost: `rows · cols` multiply-adds per row of `x`; the weight's bytes are read once.
 ///
 /// # Errors
-/// `x` is not F32, not on the CPU, empty, or its last dimension is not `cols`.
+/// `x` is of another dtype, not on the CPU, empty, not finite, or its last dimension is not `cols`.
 pub fn matmul(x: &Tensor, w: &Weight) -> Result<Tensor> {
-    if x.dtype() != DType::F32 || x.dims().last() != Some(&w.cols()) || x.elem_count() == 0 {
-        bail!(
-            "candle-sparse-matmul: x is {:?} {:?}, the weight {:?} needs F32 [.., {}]",
-            x.dtype(),
-            x.dims(),
-            [w.rows(), w.cols()],
-            w.cols()
-        );
-    }
-    // Names the device in the error where it is not the CPU.
-    with_cpu_storage(x, |_, _| Ok(()))?;
-    x.contiguous()?.apply_op1_no_bwd(&Matmul(w))
+    let values = rows("candle-sparse-matmul", x, w.cols())
+        .map_err(|e| e.context(format!("the weight is {:?}", [w.rows(), w.cols()])))?;
+    let n = values.len() / w.cols();
+    let groups = if w.format().is_quantized() { n * ActivationGroup::count(w.cols()) } else { 0 };
+    let mut y = vec![0.0; n * w.rows()];
+    w.matmul(on()?, &values, &mut vec![ActivationGroup::ZERO; groups], &mut y);
+    like(x, y, w.rows())
 }
 
 /// A drop-in for `candle_nn::Linear` without gradient: any format, all threads.
@@ -74,7 +39,7 @@ impl Linear {
 impl Module for Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = matmul(x, &self.weight)?;
-        self.bias.as_ref().map_or(Ok(y.clone()), |b| y.broadcast_add(b))
+        self.bias.as_ref().map_or(Ok(y.clone()), |b| y.broadcast_add(&b.to_dtype(y.dtype())?))
     }
 }
 
@@ -85,7 +50,7 @@ mod tests {
         core::Format,
         ops::testing::{dequantized, noise},
     };
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     /// The same in plain tensor ops, on the weights the format really holds.
     fn matmul_slow(x: &Tensor, w: &Weight) -> Tensor {
@@ -121,6 +86,19 @@ mod tests {
         let err = matmul(&x, &w).unwrap_err().to_string();
         assert!(err.contains("[1, 31]") && err.contains("[4, 32]"), "{err}");
         assert!(matmul(&x.to_dtype(DType::F16).unwrap(), &w).is_err());
+    }
+
+    #[test]
+    fn half_precision_comes_back_in_its_dtype() {
+        let w = Weight::from_tensor(&noise(&[40, 64]), Format::F16).unwrap();
+        for dtype in [DType::F16, DType::BF16] {
+            let x = noise(&[3, 64]).to_dtype(dtype).unwrap();
+            let want = matmul(&x.to_dtype(DType::F32).unwrap(), &w).unwrap().to_dtype(dtype).unwrap();
+            let got = matmul(&x, &w).unwrap();
+            assert_eq!(got.dtype(), dtype);
+            let diff = (got - want).unwrap().to_dtype(DType::F32).unwrap().abs().unwrap();
+            assert_eq!(diff.max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
+        }
     }
 
     #[test]

@@ -2,12 +2,15 @@
 
 pub mod low_rank_predict;
 pub mod matmul;
+pub mod paged_attention;
+mod rows;
 pub mod sparse_attention;
 pub mod sparse_ffn;
 pub mod sparse_mlp;
 
 pub use low_rank_predict::{LowRankPredictor, Wanted, low_rank_predict};
 pub use matmul::{Linear, matmul};
+pub use paged_attention::PagedAttention;
 pub use sparse_attention::{SparseAttention, sparse_attention};
 pub use sparse_ffn::{NeuronWeights, sparse_ffn};
 pub use sparse_mlp::SparseMlp;

@@ -1,25 +1,19 @@
 //! Sparse causal attention as a candle op.
 
-use crate::{
-    AttentionConfig, FastGrnnGate, KvConfig, Threads,
-    attention::{Queries, Selector, attention},
-    core::{Activation, Config, Rope, RopeScaling},
-    kernels::Kernels,
-    kv_cache::{KvCache, KvDType, PAGE_LEN},
-    weight::On,
-};
-use candle_core::{CpuStorage, CustomOp3, DType, Error, Layout, Result, Shape, Tensor, bail};
+use super::PagedAttention;
+use crate::{AttentionConfig, FastGrnnGate, KvConfig, KvDType, Threads};
+use candle_core::{DType, Result, Tensor, bail};
 use std::sync::Arc;
 
-const OP: &str = "sparse-attention";
+pub(super) const OP: &str = "sparse-attention";
 
 /// `softmax(scale · q · Kᵀ) · V` over the pages of the past that the settings choose; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SparseAttention {
-    scale: f32,
-    select: AttentionConfig,
-    kv: KvConfig,
-    threads: Threads,
+    pub(super) scale: f32,
+    pub(super) select: AttentionConfig,
+    pub(super) kv: KvConfig,
+    pub(super) threads: Threads,
     gate: Option<(Arc<FastGrnnGate>, Tensor)>,
 }
 
@@ -57,144 +51,34 @@ impl SparseAttention {
     }
 }
 
-/// Attention of queries `q` `[batch, heads, seq_len, head_dim]` over `k` and `v` `[batch, kv_heads, len, head_dim]`, all F32;
-/// the queries are the last `seq_len` of `len` positions, and each sees those up to its own.
+/// Attention of queries `q` `[batch, heads, seq_len, head_dim]` over `k` and `v` `[batch, kv_heads, len, head_dim]`, in F32, F16 or
+/// BF16; the queries are the last `seq_len` of `len` positions, and each sees those up to its own.
 ///
-/// The result is shaped as `q`. Cost: a copy of `k` and `v` into pages; then `2 · heads · head_dim` multiply-adds per query and
-/// chosen position. Models that decode keep the pages instead: [`crate::attention`].
+/// The result has the shape and dtype of `q`. Cost: a copy of `k` and `v` into pages; then `2 · heads · head_dim` multiply-adds
+/// per query and chosen position. In decode that copy is all the time there is: a [`PagedAttention`] keeps the pages.
 ///
 /// # Errors
-/// Shapes that do not fit together, more queries than positions, another dtype than F32, gated attention without a gate,
-/// or a device other than the CPU.
+/// Shapes that do not fit together, more queries than positions, another dtype, gated attention without a gate, or a device
+/// other than the CPU.
 pub fn sparse_attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &SparseAttention) -> Result<Tensor> {
-    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    q.apply_op3_no_bwd(&k, &v, how)
-}
-
-fn slice<'a>(name: &str, x: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (x, layout.contiguous_offsets()) {
-        (CpuStorage::F32(x), Some((start, end))) => Ok(&x[start..end]),
-        _ => bail!("{OP}: {name} must be F32 and contiguous"),
+    let ([_, heads, seq_len, _], [_, kv_heads, len, head_dim]) = (dims("q", q)?, dims("k", k)?);
+    if seq_len > len {
+        bail!("{OP}: {seq_len} queries of {len} positions: q is {:?}, k {:?}", q.dims(), k.dims());
     }
-}
-
-/// Sizes of a call.
-struct Sizes {
-    batch: usize,
-    seq_len: usize,
-    len: usize,
-    config: Config,
-}
-
-impl SparseAttention {
-    fn sizes(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<Sizes> {
-        let (batch, heads, seq_len, head_dim) = q.shape().dims4()?;
-        let (k_batch, kv_heads, len, k_dim) = k.shape().dims4()?;
-        let fits = [k_batch, k_dim] == [batch, head_dim] && v.dims() == k.dims();
-        if !fits
-            || kv_heads == 0
-            || heads % kv_heads != 0
-            || seq_len > len
-            || batch * heads * seq_len * head_dim == 0
-        {
-            bail!(
-                "{OP}: q is {:?}, k {:?}, v {:?}: give [b, h, s, d] and twice [b, h / g, l, d] with s at most l",
-                q.dims(),
-                k.dims(),
-                v.dims()
-            );
-        }
-        if let Some((gate, x)) = &self.gate
-            && (x.dims3()? != (batch, len, gate.hidden_size) || gate.kv_heads != kv_heads)
-        {
-            bail!(
-                "{OP}: the gate scores {} heads and its inputs are {:?}, keys are {:?}",
-                gate.kv_heads,
-                x.dims(),
-                k.dims()
-            );
-        }
-        let config = Config {
-            hidden_size: heads * head_dim,
-            intermediate_size: 1,
-            vocab_size: 1,
-            num_hidden_layers: 1,
-            num_attention_heads: heads,
-            num_key_value_heads: kv_heads,
-            head_dim,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
-            max_position_embeddings: len,
-            hidden_act: Activation::Silu,
-            gate_shift: 0.0,
-            norm_shift: None,
-            sliding_window: None,
-        };
-        Ok(Sizes { batch, seq_len, len, config })
+    let mut pages = PagedAttention::new(how, [heads, kv_heads, head_dim], len.max(1))?;
+    if let Some((gate, x)) = &how.gate {
+        pages = pages.with_gate((**gate).clone())?;
+        pages.append_with(k, v, x)?;
+    } else {
+        pages.append(k, v)?;
     }
-
-    /// A cache that holds all keys and values.
-    fn fill(&self, s: &Sizes, k: &[f32], v: &[f32], select: &Selector<'_>) -> Result<KvCache> {
-        let (kernels, head_dim, heads) = (kernels()?, s.config.head_dim, s.config.num_key_value_heads);
-        let mut cache = KvCache::new(&s.config, self.kv);
-        cache.begin(s.batch, 0, s.len)?;
-        let row = |x: &[f32], b: usize, position: usize| -> Vec<f32> {
-            let at = |h: usize| ((b * heads + h) * s.len + position) * head_dim;
-            (0..heads).flat_map(|h| x[at(h)..at(h) + head_dim].iter().copied()).collect()
-        };
-        for b in 0..s.batch {
-            for position in 0..s.len {
-                cache.write(b, 0, position, &row(k, b, position), &row(v, b, position));
-            }
-            if let (Some(gate), Some((_, x))) = (select.gate(0), &self.gate) {
-                cache.observe(b, 0, gate, kernels, 0, &x.get(b)?.flatten_all()?.to_vec1::<f32>()?);
-            }
-        }
-        cache.update_bounds(0, s.len / PAGE_LEN);
-        cache.advance(s.len);
-        Ok(cache)
-    }
+    pages.attend(q)
 }
 
-fn kernels() -> Result<&'static Kernels> {
-    Kernels::get().map_err(|e| Error::msg(e.to_string()))
-}
-
-impl CustomOp3 for SparseAttention {
-    fn name(&self) -> &'static str {
-        OP
-    }
-
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let s = self.sizes(q_layout, k_layout, v_layout)?;
-        let (q, k, v) = (slice("q", q, q_layout)?, slice("k", k, k_layout)?, slice("v", v, v_layout)?);
-        let gates: Vec<FastGrnnGate> = self.gate.iter().map(|(gate, _)| (**gate).clone()).collect();
-        let select = Selector::new(self.select, &gates, 1)?;
-        let cache = self.fill(&s, k, v, &select)?;
-        let (c, d, n) = (&s.config, s.config.head_dim, s.seq_len);
-        let heads = c.num_attention_heads;
-        let at = |row: usize, h: usize| ((row / n * heads + h) * n + row % n) * d;
-        let mut rows = vec![0.0; q.len()];
-        for (i, out) in rows.chunks_exact_mut(d).enumerate() {
-            let q = &q[at(i / heads, i % heads)..][..d];
-            out.iter_mut().zip(q).for_each(|(o, q)| *o = q * self.scale);
-        }
-        let mut y = vec![0.0; q.len()];
-        let queries = Queries { rows: &rows, width: c.q_dim(), seq_len: n, index_pos: s.len - n };
-        let on = On { kernels: kernels()?, threads: self.threads };
-        attention(on, c, &cache, 0, &select, queries, &mut y);
-        for (i, y) in y.chunks_exact(d).enumerate() {
-            rows[at(i / heads, i % heads)..][..d].copy_from_slice(y);
-        }
-        Ok((CpuStorage::F32(rows), q_layout.shape().clone()))
+pub(super) fn dims(name: &str, x: &Tensor) -> Result<[usize; 4]> {
+    match *x.dims() {
+        [b, h, n, d] => Ok([b, h, n, d]),
+        _ => bail!("{OP}: {name} is {:?}, needed are four dimensions", x.dims()),
     }
 }
 
@@ -204,7 +88,7 @@ mod tests {
         super::testing::{noise, relative_error},
         *,
     };
-    use crate::AttentionMode;
+    use crate::{AttentionMode, kv_cache::PAGE_LEN};
     use candle_core::{D, Device};
 
     /// The same in plain tensor ops; `seen(query, key)` says what is read.

@@ -5,14 +5,15 @@
 //! the sums in the order of the parts
 //! ```
 
+use super::rows::{like, on, rows};
 use crate::{
-    Threads, Weight,
+    Weight,
     core::{ActivationGroup, Columns, Format, Gate, KernelSet, Neurons},
     kernels::Kernels,
     threads::ranges,
-    weight::{On, with_cpu_storage},
+    weight::On,
 };
-use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use std::{ops::Range, sync::Arc};
 
 /// A part reads so much at least: its sum of `hidden_size` elements then costs little beside it.
@@ -194,23 +195,6 @@ pub(super) fn vector(op: &str, name: &str, t: &Tensor, len: usize) -> Result<Arc
     Ok(t.to_dtype(DType::F32)?.to_vec1()?.into())
 }
 
-/// `x`, if it has no NaN and no infinity.
-pub(super) fn finite<'a>(op: &str, x: &'a [f32]) -> Result<&'a [f32]> {
-    match x.iter().position(|v| !v.is_finite()) {
-        Some(i) => bail!("{op}: x[{i}] is {}: what comes before this op is not finite", x[i]),
-        None => Ok(x),
-    }
-}
-
-/// Whether `x` is one row of `hidden` F32 elements on the CPU.
-pub(super) fn check_row(op: &str, x: &Tensor, hidden: usize) -> Result<()> {
-    if x.dtype() != DType::F32 || x.dims().last() != Some(&hidden) || x.elem_count() != hidden {
-        bail!("{op}: x is {:?} {:?}, needed is one row F32 [{hidden}] or [1, {hidden}]", x.dtype(), x.dims());
-    }
-    // Names the device in the error where it is not the CPU.
-    with_cpu_storage(x, |_, _| Ok(()))
-}
-
 fn check_active(active: &[u32], n: usize) -> Result<()> {
     if let Some(i) = active.windows(2).position(|w| w[0] >= w[1]) {
         bail!(
@@ -228,39 +212,20 @@ fn check_active(active: &[u32], n: usize) -> Result<()> {
     }
 }
 
-struct SparseFfnOp<'a> {
-    w: &'a NeuronWeights,
-    active: &'a [u32],
-}
-
-impl CustomOp1 for SparseFfnOp<'_> {
-    fn name(&self) -> &'static str {
-        "candle-sparse-ffn"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("{}: x must be contiguous, call .contiguous() first", self.name());
-        };
-        let x = finite("sparse-ffn", &storage.as_slice()?[start..end])?;
-        let on = On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() };
-        let y = self.w.forward(on, self.active, x);
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-}
-
 /// `y = Σ_i act(gate_i·x − shift) · (up_i·x) · down_i` over the active neurons i, or `b2 + Σ_i act(W1_i·x + b1_i − shift)
-/// · W2_i` for two matrices; `x` `[hidden]` or `[1, hidden]` F32, and so is `y`.
+/// · W2_i` for two matrices; `x` `[.., hidden]` in F32, F16 or BF16, and so is `y`: one list of neurons serves all rows.
 ///
-/// `active` is strictly increasing; empty is legal and gives 0 or `b2`. Cost: 3 (2) rows of `hidden` multiply-adds and
+/// `active` is strictly increasing; empty is legal and gives 0 or `b2`. Cost per row: 3 (2) rows of `hidden` multiply-adds and
 /// bytes per active neuron, whatever the number of neurons. The result does not depend on the number of threads.
 ///
 /// # Errors
-/// `x` is not one row, not F32, not on the CPU or not finite; `active` is not increasing or names no neuron.
+/// `x` is of another width or dtype, not on the CPU or not finite; `active` is not increasing or names no neuron.
 pub fn sparse_ffn(x: &Tensor, w: &NeuronWeights, active: &[u32]) -> Result<Tensor> {
-    check_row("sparse-ffn", x, w.hidden_size())?;
+    let (hidden, on) = (w.hidden_size(), on()?);
+    let values = rows("sparse-ffn", x, hidden)?;
     check_active(active, w.intermediate_size())?;
-    x.contiguous()?.apply_op1_no_bwd(&SparseFfnOp { w, active })
+    let y = values.chunks_exact(hidden).flat_map(|x| w.forward(on, active, x)).collect();
+    like(x, y, hidden)
 }
 
 #[cfg(test)]

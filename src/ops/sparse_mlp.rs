@@ -1,16 +1,20 @@
 //! The FFN of a Llama-shaped model that computes what a token needs, as a module.
 
-use super::sparse_ffn::{add_in_parts, finite};
+use super::{
+    rows::{like, on, rows},
+    sparse_ffn::add_in_parts,
+};
 use crate::{
-    Profile, SparseConfig, Threads, Weight,
+    Profile, SparseConfig, Weight,
     core::{ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons, kernel::select},
-    kernels::Kernels,
     sparse::{Choice, FfnMode, PANEL, Plans, Points, Room, SparseFfn, check_block},
     threads::ranges,
-    weight::{On, ROW_STEP, split_columns, with_cpu_storage},
+    weight::{On, ROW_STEP, split_columns},
 };
-use candle_core::{DType, Error, Module, Result, Tensor, bail};
+use candle_core::{Module, Result, Tensor, bail};
 use std::{iter::once, sync::Arc};
+
+const OP: &str = "sparse-mlp";
 
 /// `y = W_down · (act(W_gate·x − shift) · W_up·x)` for the neurons that `x` needs, plus the mean of those that are left out:
 /// in place of a Llama's MLP in any candle model; cheap to clone.
@@ -75,22 +79,17 @@ impl SparseMlp {
         Ok(Self { plans, ..self.clone() })
     }
 
-    /// The neurons that `x` `[hidden]` or `[1, hidden]` F32 needs, increasing, in the profile's order.
+    /// The neurons that one row `x` `[.., hidden]` in F32, F16 or BF16 needs, increasing, in the profile's order.
     ///
     /// # Errors
-    /// `x` is not one row, not F32, not on the CPU or not finite.
+    /// `x` is more than one row, of another dtype, not on the CPU or not finite.
     pub fn active(&self, x: &Tensor) -> Result<Vec<u32>> {
-        super::sparse_ffn::check_row("sparse-mlp", x, self.ffn.gate.cols())?;
-        self.with_rows(x, |on, x| Ok(Inputs::new(on, self, x).choose().list))
-    }
-
-    /// Calls `f` with the elements of a checked `x`.
-    fn with_rows<R>(&self, x: &Tensor, f: impl FnOnce(On<'_>, &[f32]) -> Result<R>) -> Result<R> {
-        let (x, n) = (x.contiguous()?, x.elem_count());
-        let on = On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() };
-        with_cpu_storage(&x, |storage, start| {
-            f(on, finite("sparse-mlp", &storage.as_slice()?[start..start + n])?)
-        })
+        let hidden = self.ffn.gate.cols();
+        let values = rows(OP, x, hidden)?;
+        if values.len() != hidden {
+            bail!("{OP}: x is {:?}: a list of neurons belongs to one row [1, {hidden}]", x.dims());
+        }
+        Ok(Inputs::new(on()?, self, &values).choose().list)
     }
 
     /// One row.
@@ -144,20 +143,16 @@ impl SparseMlp {
 }
 
 impl Module for SparseMlp {
-    /// `x` `[.., hidden]` F32, and so is the result.
+    /// `x` `[.., hidden]` in F32, F16 or BF16, and so is the result.
     ///
     /// Cost for one row: 3 rows of `hidden` multiply-adds and bytes per active neuron and what the choice reads (all gates,
     /// or `rank · (hidden + 2 · intermediate_size)` and the gates of candidates); else `3 · hidden · intermediate_size` per
     /// row.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.ffn.gate.cols();
-        if x.dtype() != DType::F32 || x.dims().last() != Some(&hidden) || x.elem_count() == 0 {
-            bail!("sparse-mlp: x is {:?} {:?}, needed is F32 [.., {hidden}]", x.dtype(), x.dims());
-        }
-        let y = self.with_rows(x, |on, rows| {
-            Ok(if rows.len() == hidden { self.token(on, rows) } else { self.rows(on, rows) })
-        })?;
-        Tensor::from_vec(y, x.dims(), x.device())
+        let (hidden, on) = (self.ffn.gate.cols(), on()?);
+        let values = rows(OP, x, hidden)?;
+        let y = if values.len() == hidden { self.token(on, &values) } else { self.rows(on, &values) };
+        like(x, y, hidden)
     }
 }
 

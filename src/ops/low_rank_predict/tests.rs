@@ -77,7 +77,7 @@ fn equals_its_slow_twin() {
         for format in [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0] {
             for act in [Activation::Silu, Activation::Relu, Activation::GeluPytorchTanh] {
                 for p in tensors.predictors(format, Gate { act, shift: 0.05 }) {
-                    let got = p.scores(&x).unwrap().to_vec1::<f32>().unwrap();
+                    let got = p.scores(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                     let want = scores_slow(&x, &p).unwrap().to_vec1::<f32>().unwrap();
                     let bound = if format.is_quantized() { 0.2 } else { 1e-4 };
                     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
@@ -154,15 +154,34 @@ fn profiles_are_read_in_the_order_of_the_checkpoint() {
 }
 
 #[test]
+fn several_rows_need_what_any_of_them_needs() {
+    let tensors = Tensors::new(32, 32, 64);
+    let p = &tensors.predictors(Format::F32, RELU)[0];
+    let x = noise(&[3, 32]);
+    for wanted in [Wanted::TopK(7), Wanted::Threshold(0.3), Wanted::Share(0.2)] {
+        let each = |dtype| (0..3).map(move |i| (i, dtype));
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let x = x.to_dtype(dtype).unwrap();
+            let rows = each(dtype).map(|(i, _)| low_rank_predict(&x.get(i).unwrap(), p, wanted).unwrap());
+            let mut union: Vec<u32> = rows.flatten().collect();
+            union.sort_unstable();
+            union.dedup();
+            assert_eq!(low_rank_predict(&x, p, wanted).unwrap(), union, "{wanted:?} {dtype:?}");
+            assert_eq!(p.scores(&x).unwrap().dims(), [3, 64]);
+        }
+    }
+}
+
+#[test]
 fn wrong_input_is_named() {
     let tensors = Tensors::new(32, 32, 64);
     let p = &tensors.predictors(Format::F32, RELU)[0];
     let error = |x: &Tensor, wanted| low_rank_predict(x, p, wanted).unwrap_err().to_string();
     let top = Wanted::TopK(1);
-    for x in [noise(&[31]), noise(&[2, 32]), noise(&[32]).to_dtype(DType::BF16).unwrap()] {
-        let e = error(&x, top);
-        assert!(e.contains("[32] or [1, 32]"), "{e}");
-    }
+    let e = error(&noise(&[31]), top);
+    assert!(e.contains("BF16 [.., 32]"), "{e}");
+    let e = error(&noise(&[32]).to_dtype(DType::F64).unwrap(), top);
+    assert!(e.contains("F64"), "{e}");
     let x = noise(&[32]);
     for bad in [f32::NAN, f32::NEG_INFINITY] {
         let mut values = x.to_vec1::<f32>().unwrap();

@@ -8,7 +8,7 @@ use crate::{
     },
     profile::{LayerProfile, LayerRule},
 };
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 const ACT: Gate = Gate { act: Activation::Silu, shift: 0.1 };
 const MODES: [FfnMode; 3] = [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];
@@ -170,12 +170,41 @@ fn more_rows_are_dense_and_so_is_the_dense_mode() {
 }
 
 #[test]
+fn a_weight_that_is_no_number_shows_whatever_its_bits() {
+    let x = noise(&[1, HIDDEN]);
+    for bits in [select::inactive().to_bits(), select::rejected().to_bits(), f32::NAN.to_bits()] {
+        let mut case = Case::new();
+        let mut gate = values(&case.gate);
+        gate[17 * HIDDEN] = f32::from_bits(bits);
+        case.gate = Tensor::from_vec(gate, (INNER, HIDDEN), &Device::Cpu).unwrap();
+        for (mode, selection) in [
+            (FfnMode::Gate, Selection::Fitted),
+            (FfnMode::Cascade, Selection::Scale(1e-6)),
+            (FfnMode::Gate, Selection::TopK(INNER / 2)),
+        ] {
+            let y = values(&case.mlp(Format::F32, mode, selection).unwrap().forward(&x).unwrap());
+            assert!(y.iter().any(|y| y.is_nan()), "{bits:x} {mode:?} {selection:?}");
+        }
+    }
+}
+
+#[test]
 fn wrong_input_is_named() {
     let case = Case::new();
     let mlp = case.mlp(Format::F16, FfnMode::Cascade, Selection::Fitted).unwrap();
     let error = |x: &Tensor| mlp.forward(x).unwrap_err().to_string();
-    for x in [noise(&[HIDDEN + 1]), noise(&[HIDDEN]).to_dtype(DType::F16).unwrap()] {
-        assert!(error(&x).contains("F32 [.., 64]"), "{}", error(&x));
+    for x in [noise(&[HIDDEN + 1]), noise(&[HIDDEN]).to_dtype(DType::F64).unwrap()] {
+        assert!(error(&x).contains("F32, F16 or BF16"), "{}", error(&x));
+    }
+    assert!(mlp.active(&noise(&[2, HIDDEN])).unwrap_err().to_string().contains("one row"));
+    for (dims, dtype) in [(vec![1, HIDDEN], DType::F16), (vec![1, 5, HIDDEN], DType::BF16)] {
+        let x = noise(&dims).to_dtype(dtype).unwrap();
+        let want = mlp.forward(&x.to_dtype(DType::F32).unwrap()).unwrap().to_dtype(dtype).unwrap();
+        let got = mlp.forward(&x).unwrap();
+        assert_eq!(
+            (got.dtype(), values(&got.to_dtype(DType::F32).unwrap())),
+            (dtype, values(&want.to_dtype(DType::F32).unwrap()))
+        );
     }
     let nan = (noise(&[3, HIDDEN]) * f64::NAN).unwrap();
     assert!(error(&nan).contains("x[0] is NaN"), "{}", error(&nan));
@@ -191,5 +220,5 @@ fn wrong_input_is_named() {
     assert!(build([&case.gate, &case.up, &case.down], 1).contains("layer 1"));
     let half = |t: &Tensor, dim| t.narrow(dim, 0, INNER / 2).unwrap();
     let e = build([&half(&case.gate, 0), &half(&case.up, 0), &half(&case.down, 1)], 0);
-    assert!(e.contains("this model"), "{e}");
+    assert!(e.contains("another model"), "{e}");
 }
