@@ -48,7 +48,8 @@ pub enum LlamaEosToks {
 /// `config.json`, checked while it is parsed.
 ///
 /// Beyond candle's fields: `hidden_act`, `head_dim`, biases, both spellings of RoPE (`rope_theta` with `rope_scaling`, or
-/// `rope_parameters`), linear RoPE scaling, sliding windows, and the shifts of shifted-ReLU models.
+/// `rope_parameters`), linear RoPE scaling, and the shifts of shifted-ReLU models. `sliding_window` counts where `model_type`
+/// is `mistral`: transformers' Llama has no such field and attends to everything.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Raw")]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
@@ -369,8 +370,10 @@ impl TryFrom<Raw> for LlamaConfig {
             mlp_bias: raw.mlp_bias.unwrap_or(false),
             gate_shift: raw.gate_shift.unwrap_or(0.0),
             norm_shift: raw.norm_shift,
-            // A window that no context reaches changes nothing.
-            sliding_window: raw.sliding_window.filter(|w| *w < raw.max_position_embeddings),
+            // In transformers a Llama has none, whatever its file says. A window that no context reaches changes nothing.
+            sliding_window: raw
+                .sliding_window
+                .filter(|w| raw.model_type.as_deref() == Some("mistral") && *w < raw.max_position_embeddings),
         })
     }
 }
@@ -424,16 +427,16 @@ mod tests {
     }
 
     #[test]
-    fn a_sliding_window_that_the_context_reaches_is_applied() {
-        for model_type in ["llama", "mistral"] {
-            let core = |window: &str| {
-                let extra = format!(r#", "model_type": "{model_type}", "sliding_window": {window}"#);
-                parse(&extra).unwrap().to_core().unwrap().sliding_window
-            };
-            assert_eq!(
-                [core("128"), core("511"), core("512"), core("null")],
-                [Some(128), Some(511), None, None]
-            );
+    fn a_mistrals_sliding_window_that_the_context_reaches_is_applied() {
+        let core = |model_type: &str, window: &str| {
+            let extra = format!(r#"{model_type}, "sliding_window": {window}"#);
+            parse(&extra).unwrap().to_core().unwrap().sliding_window
+        };
+        let windows = ["128", "511", "512", "null"];
+        let mistral = windows.map(|w| core(r#", "model_type": "mistral""#, w));
+        assert_eq!(mistral, [Some(128), Some(511), None, None]);
+        for model_type in [r#", "model_type": "llama""#, ""] {
+            assert_eq!(windows.map(|w| core(model_type, w)), [None; 4]);
         }
         let qwen = r#", "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 128"#;
         assert!(parse(qwen).unwrap_err().contains("'qwen2'"));
@@ -453,7 +456,11 @@ mod tests {
             let err = parse(extra).unwrap_err();
             assert!(err.contains(needle), "{extra}: {err}");
         }
-        let err = parse(r#", "sliding_window": 0"#).unwrap().to_core().unwrap_err().to_string();
+        let err = parse(r#", "model_type": "mistral", "sliding_window": 0"#)
+            .unwrap()
+            .to_core()
+            .unwrap_err()
+            .to_string();
         assert!(err.contains("sliding_window"), "{err}");
         let err = parse(r#", "num_key_value_heads": 3"#).unwrap().to_core().unwrap_err().to_string();
         assert!(err.contains("num_key_value_heads 3"), "{err}");

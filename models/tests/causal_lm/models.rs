@@ -26,7 +26,7 @@ fn json(sliding_window: Option<usize>) -> String {
         r#"{{"hidden_size": 96, "intermediate_size": 160, "vocab_size": 515, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5, "hidden_act": "silu",
         "max_position_embeddings": {CONTEXT}, "rope_theta": 10000.0, "tie_word_embeddings": false,
-        "sliding_window": {window}}}"#
+        "sliding_window": {window}, "model_type": "mistral"}}"#
     )
 }
 
