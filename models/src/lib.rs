@@ -2,6 +2,32 @@
 //!
 //! `use candle_transformers::models::llama` becomes `use candle_sparse_models::llama`, and so does `mistral`. Without a profile the logits are
 //! the dense model's; weights are held once, the past is never copied, and decode uses all threads.
+//!
+//! Settings and errors are those of `candle-sparse`, named here too, so that an app depends on this crate alone:
+//!
+//! ```
+//! use candle_sparse_models::{
+//!     AttentionConfig, AttentionMode, Error, KvConfig,
+//!     files::{EMBEDDED, ModelFiles},
+//!     llama::{Cache, LoadOptions},
+//!     pretrained::Pretrained,
+//! };
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let options = LoadOptions { attention: AttentionConfig::new(AttentionMode::Recall), ..LoadOptions::default() };
+//! let loaded = Pretrained::load(&ModelFiles::from_embedded(&EMBEDDED[0]), options)?;
+//! let mut cache = Cache::of(&loaded.model, KvConfig { max_bytes: Some(1 << 20), ..KvConfig::q4() });
+//! let mut logits = vec![0.0; loaded.config.vocab_size];
+//! let full = (0..).find_map(|position| loaded.model.decode(5, position, &mut cache, &mut logits).err());
+//! assert!(matches!(full.as_ref().and_then(Error::of), Some(Error::Full { .. })));
+//! # Ok(())
+//! # }
+//! ```
+
+pub use candle_sparse::{
+    AttentionConfig, AttentionMode, DeadlineExceeded, Error, FastGrnnGate, FfnMode, Guard, KvCache, KvConfig,
+    KvDType, Preset, Profile, Selection, SparseConfig, Threads, Weight, core::Format, ops,
+};
 
 pub mod causal_lm;
 pub mod chat;

@@ -10,10 +10,10 @@
 
 mod config;
 
-use crate::llama::{self, Cache, Llama, LoadOptions};
+use crate::llama::{Cache, Llama, LoadOptions};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Embedding, VarBuilder};
-use candle_sparse::{AttentionConfig, FastGrnnGate, KvConfig, SparseConfig};
+use candle_sparse::{AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig};
 pub use config::Config;
 use std::{
     sync::{Arc, OnceLock},
@@ -28,7 +28,6 @@ const MASKED: f32 = -65_504.0;
 pub struct Model {
     llama: Llama,
     cache: Cache,
-    config: llama::Config,
     embed_tokens: Arc<OnceLock<Embedding>>,
     dtype: DType,
 }
@@ -60,9 +59,10 @@ impl Model {
             );
         }
         let (config, dtype) = (cfg.to_llama()?, vb.dtype());
-        let cache = Cache::new(true, dtype, &config, &Device::Cpu)?;
+        let kv = KvConfig::exact(KvDType::try_from(dtype)?);
         let llama = Llama::load_with(vb, &config, options)?;
-        Ok(Self { llama, cache, config, embed_tokens: Arc::default(), dtype })
+        let cache = Cache::of(&llama, kv);
+        Ok(Self { llama, cache, embed_tokens: Arc::default(), dtype })
     }
 
     /// Logits `[batch, 1, vocab_size]`, in the dtype the model was loaded from, after the tokens `input_ids`
@@ -123,36 +123,33 @@ impl Model {
     /// limit.
     ///
     /// # Errors
-    /// See [`Cache::with_config`].
-    pub fn with_kv(&self, kv: KvConfig) -> Result<Self> {
-        let cache = Cache::with_config(true, kv, &self.config, &Device::Cpu)?;
-        let Self { llama, config, embed_tokens, dtype, .. } = self;
-        let (llama, config) = (llama.clone(), config.clone());
-        Ok(Self { llama, cache, config, embed_tokens: Arc::clone(embed_tokens), dtype: *dtype })
+    /// None today; it is candle's way to say that a cache cannot be made.
+    pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
+        Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what this one has.
+    /// This model with other settings of the sparse FFN; it has seen what it had.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
-    pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
-        Ok(Self { llama: self.llama.with_sparse(config)?, ..self.clone() })
+    pub fn with_sparse(self, config: SparseConfig) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what this one has.
+    /// This model with other settings of attention; it has seen what it had.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
-    pub fn with_attention(&self, config: AttentionConfig) -> Result<Self> {
-        Ok(Self { llama: self.llama.with_attention(config)?, ..self.clone() })
+    pub fn with_attention(self, config: AttentionConfig) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what this one has.
+    /// This model with other gates of sparse attention; it has seen what it had.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
-    pub fn with_gates(&self, gates: Vec<FastGrnnGate>) -> Result<Self> {
-        Ok(Self { llama: self.llama.with_gates(gates)?, ..self.clone() })
+    pub fn with_gates(self, gates: Vec<FastGrnnGate>) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
     }
 
     /// Touches what the first real decode step would, see [`Llama::warm_up`].

@@ -13,10 +13,9 @@ use candle_core::{
     quantized::{QTensor, ggml_file, gguf_file},
 };
 use candle_sparse::{
-    Weight,
+    AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig, Weight,
     buffer::Buffer,
     core::{self, Activation},
-    kv_cache::{KvConfig, KvDType},
     profile::Profile,
     weight::Memory,
 };
@@ -24,6 +23,7 @@ use std::{
     io::{Read, Seek, SeekFrom},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 /// The context of files that do not say one.
@@ -42,11 +42,26 @@ impl ModelWeights {
     /// [`Self::from_gguf_file`] maps the file instead and copies nothing.
     ///
     /// # Errors
-    /// A model that cannot be run, a tensor that is missing or lies past the end, or a device other than the CPU.
+    /// See [`Self::from_gguf_with`].
     pub fn from_gguf<R: Seek + Read>(
         ct: gguf_file::Content,
         reader: &mut R,
         device: &Device,
+    ) -> Result<Self> {
+        Self::from_gguf_with(ct, reader, device, LoadOptions::default())
+    }
+
+    /// As [`Self::from_gguf`], quantised anew, sparse or limited in threads as `options` say; a profile in the file is used
+    /// where they bring none.
+    ///
+    /// # Errors
+    /// A model that cannot be run, a tensor that is missing or lies past the end, a device other than the CPU, and those of
+    /// [`crate::decoder::Decoder::load`].
+    pub fn from_gguf_with<R: Seek + Read>(
+        ct: gguf_file::Content,
+        reader: &mut R,
+        device: &Device,
+        mut options: LoadOptions,
     ) -> Result<Self> {
         on_cpu(device)?;
         let end = reader.seek(SeekFrom::End(0))?;
@@ -59,8 +74,7 @@ impl ModelWeights {
             reader.read_exact(&mut buffer.bytes_mut()[..len])?;
             Ok(buffer)
         };
-        let mut options = LoadOptions::default();
-        if let Some(len) = gguf::profile_len(&ct)? {
+        if let Some(len) = gguf::profile_len(&ct)?.filter(|_| options.profile.is_none()) {
             let start = (end as usize).saturating_sub(len);
             options.profile = Some(Arc::new(Profile::from_bytes(&read(start, len)?.bytes()[..len])?));
         }
@@ -101,6 +115,52 @@ impl ModelWeights {
     fn with_llama(llama: Llama) -> Result<Self> {
         let cache = Cache::of(&llama, KvConfig::exact(KvDType::F32));
         Ok(Self { llama, cache })
+    }
+
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
+    /// limit.
+    ///
+    /// # Errors
+    /// None today; it is candle's way to say that a cache cannot be made.
+    pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
+        Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
+    }
+
+    /// This model with other settings of the sparse FFN; it has seen what it had.
+    ///
+    /// # Errors
+    /// See [`Llama::with_sparse`].
+    pub fn with_sparse(self, config: SparseConfig) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
+    }
+
+    /// This model with other settings of attention; it has seen what it had.
+    ///
+    /// # Errors
+    /// See [`Llama::with_attention`].
+    pub fn with_attention(self, config: AttentionConfig) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_attention(config)?, ..self })
+    }
+
+    /// This model with other gates of sparse attention; it has seen what it had.
+    ///
+    /// # Errors
+    /// See [`Llama::with_gates`].
+    pub fn with_gates(self, gates: Vec<FastGrnnGate>) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
+    }
+
+    /// How long a call may take, see [`Cache::set_time_limit`].
+    pub fn set_time_limit(&mut self, limit: Option<Duration>) {
+        self.cache.set_time_limit(limit);
+    }
+
+    /// Touches what the first real decode step would, see [`Llama::warm_up`].
+    ///
+    /// # Errors
+    /// Those of [`Self::forward`].
+    pub fn warm_up(&mut self) -> Result<()> {
+        self.llama.warm_up(&mut self.cache)
     }
 
     /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids), which begins at

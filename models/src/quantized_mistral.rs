@@ -10,7 +10,7 @@ use crate::{
     quantized_llama::held,
 };
 use candle_core::{Result, Tensor, bail};
-use candle_sparse::kv_cache::{KvConfig, KvDType};
+use candle_sparse::{AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig};
 pub use candle_transformers::quantized_var_builder::VarBuilder;
 use std::sync::Arc;
 
@@ -73,6 +73,39 @@ impl Model {
         let llama = Llama::from_checkpoint(&checkpoint, config.to_core()?, Extras::default(), options)?;
         let cache = Cache::of(&llama, KvConfig::exact(KvDType::F32));
         Ok(Self { llama, cache })
+    }
+
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
+    /// limit.
+    ///
+    /// # Errors
+    /// None today; it is candle's way to say that a cache cannot be made.
+    pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
+        Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
+    }
+
+    /// This model with other settings of the sparse FFN; it has seen what it had.
+    ///
+    /// # Errors
+    /// See [`Llama::with_sparse`].
+    pub fn with_sparse(self, config: SparseConfig) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
+    }
+
+    /// This model with other settings of attention; it has seen what it had.
+    ///
+    /// # Errors
+    /// See [`Llama::with_attention`].
+    pub fn with_attention(self, config: AttentionConfig) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_attention(config)?, ..self })
+    }
+
+    /// This model with other gates of sparse attention; it has seen what it had.
+    ///
+    /// # Errors
+    /// See [`Llama::with_gates`].
+    pub fn with_gates(self, gates: Vec<FastGrnnGate>) -> Result<Self> {
+        Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
     }
 
     /// Logits `[batch, 1, vocab_size]` F32 after the tokens `input_ids` `[batch, seq_len]` at `seqlen_offset`.

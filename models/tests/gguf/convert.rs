@@ -41,7 +41,7 @@ impl Built {
         model.with_tokenizer(&tokenizer, &config).unwrap()
     }
 
-    fn write(&self, layout: Layout<'_>, path: &Path) -> GgufModel {
+    pub(crate) fn write(&self, layout: Layout<'_>, path: &Path) -> GgufModel {
         let model = self.model(layout).with_profile(&self.profile).unwrap();
         model.save(path).unwrap();
         model

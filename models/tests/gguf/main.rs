@@ -6,5 +6,6 @@ mod damaged;
 mod files;
 mod ggml;
 mod logits;
+mod options;
 mod pretrained;
 mod swap;

@@ -53,7 +53,7 @@ fn sparse_ffns_work_past_the_window() {
     let (x, dense) = (text(), dense(64));
     let want = decode(&mut dense.clone(), &x, 200);
     for mode in [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {
-        let mut sparse = dense.with_sparse(SparseConfig { mode, ..SparseConfig::default() }).unwrap();
+        let mut sparse = dense.clone().with_sparse(SparseConfig { mode, ..SparseConfig::default() }).unwrap();
         let got = decode(&mut sparse, &x, 200);
         let stats = sparse.cache().sparse_stats();
         assert!(
@@ -71,7 +71,7 @@ fn every_attention_works_in_the_window() {
     let want = decode(&mut dense.clone(), &x, 400);
     for mode in [AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
         let narrow = AttentionConfig { mode, sinks: 4, window: 32, budget: 64, recall: 32 };
-        let model = dense.with_attention(narrow).unwrap();
+        let model = dense.clone().with_attention(narrow).unwrap();
         let mut decoded = model.clone();
         let got = decode(&mut decoded, &x, 400);
         assert!(relative(&got, &want) > 1e-3, "{mode:?} reads less");
@@ -81,7 +81,7 @@ fn every_attention_works_in_the_window() {
         assert!(relative(&got, &prompt) < 1e-3, "{mode:?}: {}", relative(&got, &prompt));
         // Settings that read everything are dense.
         let all = AttentionConfig { mode, sinks: 4, window: 200, budget: 200, recall: 32 };
-        let got = decode(&mut dense.with_attention(all).unwrap(), &x, 400);
+        let got = decode(&mut dense.clone().with_attention(all).unwrap(), &x, 400);
         assert!(relative(&got, &want) < 1e-3, "{mode:?} over everything: {}", relative(&got, &want));
     }
 }
