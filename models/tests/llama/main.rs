@@ -5,5 +5,7 @@ mod against_candle;
 mod behaviour;
 mod cases;
 mod core_forward;
+mod extremes;
+mod origin;
 mod sparse;
 mod tap;
