@@ -19,7 +19,7 @@ mod tap;
 
 use candle_core::{Result, bail};
 use candle_sparse::{
-    AttentionConfig, Threads, Weight,
+    AttentionConfig, Error, Threads, Weight,
     attention::Plan,
     core::{
         ActivationGroup, Config, KernelSet,
@@ -288,7 +288,8 @@ impl Decoder {
             bail!("the input is empty: give at least one token");
         }
         if !cache.fits(&self.config) {
-            bail!("the cache was made for a model of another shape or sliding window");
+            let problem = "it was made for a model of another shape or sliding window".into();
+            return Err(Error::WrongModel { what: "the kv cache", problem }.into());
         }
         if step.index_pos > 0 {
             cache.check_origin(&self.origin)?;
@@ -303,9 +304,9 @@ impl Decoder {
     ///
     /// # Errors
     /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context,
-    /// another batch than the cached one, or a cache made for another shape; in a decode step of a model with a profile
-    /// also a number that is not finite; a [`DeadlineExceeded`](candle_sparse::DeadlineExceeded) where a time limit is set,
-    /// at most a layer too late. The cache is unchanged then.
+    /// another batch than the cached one, or a cache made for another shape or filled by another model; in a decode step of a
+    /// model with a profile also a number that is not finite; a [`DeadlineExceeded`](candle_sparse::DeadlineExceeded) where a
+    /// time limit is set, at most a layer too late. The cache is unchanged then.
     ///
     /// # Panics
     /// `input` or `logits` has not the length that `step` says.

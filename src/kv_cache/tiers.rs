@@ -180,9 +180,13 @@ impl KvCache {
 
     /// Puts aside the pages that are missing to reach `positions` positions.
     pub(super) fn provide(&mut self, batch: usize, positions: usize) {
-        // Behind a sliding window each tier grows and shrinks; without one the hot ones do, from page to page.
-        let from = if self.window.is_some() { 0 } else { positions.saturating_sub(2 * PAGE_LEN) };
-        let most = (from..=positions)
+        // Behind a sliding window each tier grows and shrinks, the same from page to page once the window is full; without one
+        // the hot ones do.
+        let lengths = match self.window {
+            Some(window) => 0..=positions.min(window + 8 * PAGE_LEN),
+            None => positions.saturating_sub(2 * PAGE_LEN)..=positions,
+        };
+        let most = lengths
             .map(|n| self.pages_at(n))
             .fold([0; 3], |most, pages| std::array::from_fn(|tier| most[tier].max(pages[tier])));
         let wanted = Tier::ALL.map(|tier| {

@@ -61,6 +61,20 @@ fn what_the_window_leaves_is_what_a_cache_of_everything_holds() {
 }
 
 #[test]
+fn what_a_window_needs_is_reserved_whatever_the_length() {
+    for (window, kv) in WINDOWS.into_iter().flat_map(|w| settings().map(|kv| (w, kv))) {
+        let c = windowed(window, 16);
+        let mut cache = KvCache::new(&c, kv);
+        cache.reserve(1, 1 << 20).unwrap();
+        let bytes = cache.bytes();
+        for len in 1..700 {
+            fill(&mut cache, &c, len - 1..len);
+            assert_eq!(cache.bytes(), bytes, "{kv:?}, window {window} at {len}");
+        }
+    }
+}
+
+#[test]
 fn long_prompts_take_the_window_and_a_part() {
     let c = windowed(48, 16);
     for kv in settings() {
