@@ -328,8 +328,9 @@ impl ModelFiles {
     ) -> Result<Self> {
         let json = |path: &Path| input::read(path, Expected::Json);
         let optional = |file| source.get_optional(file)?.as_deref().map(json).transpose();
-        let template = source.get_optional("chat_template.jinja")?;
+        // First: only when a file has come does the Hub's cache remember what the model does not have.
         let config = source.get(CONFIG)?;
+        let template = source.get_optional("chat_template.jinja")?;
         Ok(Self {
             name,
             folder: config.parent().map(Path::to_path_buf),
