@@ -146,6 +146,8 @@ impl HubRepo {
         };
         // Both become names in the cache folder.
         check_path("X-Repo-Commit in the server's answer", &commit)?;
+        // A tag that could be no file's name is none; one that would be another file's is no accident.
+        let etag = etag.filter(|etag| etag.contains('/') || is_plain_path(etag));
         etag.as_deref().map_or(Ok(()), |etag| check_path("ETag in the server's answer", etag))?;
         Ok(Some(Wanted { commit, etag, size }))
     }
@@ -232,11 +234,12 @@ impl HubRepo {
         }
         .map_err(Broken::Server)?;
         let said = &answer.announced;
-        let differs =
-            |ours: Option<&String>, theirs: Option<&String>| ours.zip(theirs).is_some_and(|(a, b)| a != b);
-        if differs(Some(&wanted.commit), said.commit.as_ref())
-            || differs(wanted.etag.as_ref(), said.etag.as_ref())
-        {
+        // A file of one commit is one file, whatever tags are told.
+        let changed = match &said.commit {
+            Some(commit) => *commit != wanted.commit,
+            None => wanted.etag.as_ref().zip(said.etag.as_ref()).is_some_and(|(ours, theirs)| ours != theirs),
+        };
+        if changed {
             return Err(Broken::Changed);
         }
         if answer.start() != Some(*got) {
@@ -363,11 +366,14 @@ fn check_id(id: &str) -> Result<()> {
     Err(Error::Setting { name: "model", problem }.into())
 }
 
+fn is_plain_path(path: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.+@=,~".contains(&b);
+    path.bytes().all(plain) && path.split('/').all(|part| !["", ".", ".."].contains(&part))
+}
+
 /// Refuses what would leave the cache folder or change the meaning of the URL.
 fn check_path(what: &str, path: &str) -> Result<()> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.+@=,~".contains(&b);
-    let parts = path.split('/').all(|part| !["", ".", ".."].contains(&part));
-    if parts && path.bytes().all(plain) {
+    if is_plain_path(path) {
         return Ok(());
     }
     Err(candle_core::Error::Msg(format!("`{path}` is not a valid {what}")))

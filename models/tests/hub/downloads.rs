@@ -198,8 +198,20 @@ fn what_a_mirror_need_not_say_is_not_needed() {
         let blob = etag(&weights()).replace('"', "");
         assert!(fs::canonicalize(path).unwrap().ends_with(format!("blobs/{blob}")));
         // Without a tag there is no name for the content: the file itself stands in the snapshot.
+        for tag in ["", "\"\"", "\"a:b;gz\""] {
+            let cache = TempDir::new().unwrap();
+            let server =
+                Server::start(move |request| without(tiny().answer(request), "ETag").header("ETag", tag));
+            let path = repo(&server, &cache).get("model.safetensors").unwrap();
+            assert!(!path.is_symlink() && fs::read(path).unwrap() == weights());
+        }
         let (_cache, path) = from_poorer(None, |_, reply| without(reply, "ETag"));
         assert!(!path.is_symlink());
+        // A tag that is another on every answer.
+        from_poorer(None, |request, reply| {
+            let tag = format!("\"{}\"", request.method);
+            without(reply, "ETag").header("ETag", tag)
+        });
     });
 }
 
