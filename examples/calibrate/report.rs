@@ -107,7 +107,7 @@ fn verdict(fitted: &Fitted) -> Result<()> {
     let Some(best) = held_out.best else {
         output::error(
             "no rule keeps the target on held-out text: the profile was written, but models compute all neurons with \
-             it; allow a larger loss, or give more text (the target must be kept with a certainty of 95 %)"
+             it; allow a larger loss, or give more text (the target must be kept with a certainty of 95 %)",
         );
         return Err(Ended(NOT_KEPT).into());
     };

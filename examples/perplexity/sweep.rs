@@ -55,7 +55,7 @@ fn series(shares: &[f32]) -> Vec<(&'static str, Vec<Choice>)> {
     ]
 }
 
-/// Runs everything on the texts; `loaded` holds its neurons in the order of `profile`.
+/// Runs everything on the texts; `loaded` is dense.
 pub(crate) fn sweep(loaded: &Pretrained, profile: &Profile, windows: &[Vec<u32>]) -> Result<Vec<Point>> {
     let c = &loaded.config;
     let act = Gate { act: c.hidden_act, shift: c.gate_shift };

@@ -1,5 +1,8 @@
 //! What a rule costs in quality: whole windows at once, skipped neurons set to zero, nothing saved.
 //!
+//! The model is a dense one, its neurons in the order of the checkpoint; those of a profile stand in its own
+//! [order](LayerProfile::order).
+//!
 //! Values agree with sparse decode within rounding; a test holds that. Rules that need to know the exact values, such as
 //! the oracle, exist only here.
 
@@ -33,6 +36,8 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Simulation<'a> {
     layers: &'a [LayerProfile],
+    /// Per block: where in the profile each neuron of the checkpoint stands.
+    places: Vec<Vec<u32>>,
     predictors: Vec<[Tensor; 3]>,
     act: Gate,
     choices: Vec<Choice>,
@@ -45,7 +50,7 @@ pub struct Simulation<'a> {
 }
 
 impl<'a> Simulation<'a> {
-    /// A simulation on a model whose neurons lie in the order of `layers`; all blocks as `choice` says.
+    /// A simulation on a dense model, for which the blocks of a profile were made; all of them as `choice` says.
     ///
     /// # Errors
     /// A block of the profile is malformed.
@@ -57,6 +62,7 @@ impl<'a> Simulation<'a> {
         };
         Ok(Self {
             layers,
+            places: layers.iter().map(places).collect::<Result<_>>()?,
             predictors: layers.iter().map(predictor).collect::<Result<_>>()?,
             act,
             choices: vec![choice; layers.len()],
@@ -117,16 +123,29 @@ impl<'a> Simulation<'a> {
                         (flat(q_gate)?, flat(q_up)?)
                     }
                 };
-                let decide =
-                    |i: usize| self.decide(l, rule, point, i % inner, rows.gate[i], &gate_hat, &up_hat, i);
+                let place = &self.places[layer];
+                let decide = |i: usize| {
+                    let (token, n) = (i / inner, place[i % inner] as usize);
+                    let at = token * inner + n;
+                    let predicted = (gate_hat.get(at).copied(), up_hat.get(at).copied());
+                    self.decide(l, rule, point, n, rows.gate[i], predicted)
+                };
                 (0..rows.a.len()).into_par_iter().map(decide).collect()
             }
-            Choice::Oracle(s) => rows.largest(share(s), |i| rows.a[i].abs() * l.importance[i % inner]),
+            Choice::Oracle(s) => {
+                rows.largest(share(s), |i| rows.a[i].abs() * self.importance(layer, i % inner))
+            }
             Choice::Random(s) => rows.largest(share(s), |i| noise(self.seed, layer, i)),
             Choice::Static(s) => rows.largest(share(s), |i| self.static_importance[layer][i % inner] as f32),
         })
     }
 
+    /// The importance of a neuron of the checkpoint.
+    fn importance(&self, layer: usize, n: usize) -> f32 {
+        self.layers[layer].importance[self.places[layer][n] as usize]
+    }
+
+    /// Whether neuron `n` of the profile is active, by its exact gate and what is predicted.
     fn decide(
         &self,
         l: &LayerProfile,
@@ -134,9 +153,7 @@ impl<'a> Simulation<'a> {
         point: usize,
         n: usize,
         gate: f32,
-        gate_hat: &[f32],
-        up_hat: &[f32],
-        i: usize,
+        (gate_hat, up_hat): (Option<f32>, Option<f32>),
     ) -> bool {
         let r = &l.rules[rule as usize];
         if n < r.hot[point] as usize {
@@ -147,9 +164,11 @@ impl<'a> Simulation<'a> {
         if rule == Rule::Gate {
             return alpha(gate).powi(2) * l.up_square[n] * scale >= r.keep[point].powi(2);
         }
+        // Without a prediction, which is a rank of 0, nothing is known: all is expected to be 0.
+        let (gate_hat, up_hat) = (gate_hat.unwrap_or(0.0), up_hat.unwrap_or(0.0));
         let deviation = l.gate_variance[n].sqrt();
-        let square = select::expected_square(alpha(gate_hat[i] - deviation), alpha(gate_hat[i] + deviation));
-        let up = (up_hat[i].powi(2) + l.up_variance[n]) * scale;
+        let square = select::expected_square(alpha(gate_hat - deviation), alpha(gate_hat + deviation));
+        let up = (up_hat.powi(2) + l.up_variance[n]) * scale;
         square * up >= r.candidate[point].powi(2)
             && (rule == Rule::LowRank || alpha(gate).powi(2) * up >= r.keep[point].powi(2))
     }
@@ -180,6 +199,21 @@ impl Rows<'_> {
     }
 }
 
+/// The inverse of a block's order.
+fn places(l: &LayerProfile) -> Result<Vec<u32>> {
+    let mut places = vec![u32::MAX; l.order.len()];
+    for (place, &n) in (0..).zip(&l.order) {
+        match places.get_mut(n as usize) {
+            Some(slot) => *slot = place,
+            None => candle_core::bail!("profile: neuron {n} of {} is past the last", l.order.len()),
+        }
+    }
+    if places.contains(&u32::MAX) {
+        candle_core::bail!("profile: the order of its neurons is no permutation");
+    }
+    Ok(places)
+}
+
 fn noise(seed: u64, layer: usize, i: usize) -> f32 {
     let mut h =
         (seed << 40 | (layer as u64) << 32).wrapping_add(i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -191,7 +225,7 @@ fn noise(seed: u64, layer: usize, i: usize) -> f32 {
 impl LayerTap for Simulation<'_> {
     fn ffn(&mut self, layer: usize, x: &[f32], gate: &[f32], a: &mut [f32], y: &mut [f32]) {
         let l = &self.layers[layer];
-        let (inner, hidden) = (l.order.len(), l.p.len() / l.rank);
+        let (inner, hidden) = (l.order.len(), x.len() / (a.len() / l.order.len()).max(1));
         let passes = match self.passes(layer, &Rows { x, gate, a, hidden, inner }) {
             Ok(passes) => passes,
             Err(e) => {
@@ -201,8 +235,9 @@ impl LayerTap for Simulation<'_> {
         };
         let sums = &mut self.sums[layer];
         let all = self.choices[layer] == Choice::All;
+        let place = &self.places[layer];
         for (i, (a, &pass)) in a.iter_mut().zip(&passes).enumerate() {
-            let importance = f64::from(a.abs() * l.importance[i % inner]);
+            let importance = f64::from(a.abs() * l.importance[place[i % inner] as usize]);
             sums[1] += f64::from(u8::from(pass));
             sums[3] += importance;
             if pass {

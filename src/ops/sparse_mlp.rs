@@ -39,7 +39,7 @@ impl SparseMlp {
     /// The MLP of block `layer` of a calibrated model: `gate`, `up` `[intermediate_size, hidden_size]` and `down`
     /// `[hidden_size, intermediate_size]` as in the checkpoint, held in `format` in the profile's order.
     ///
-    /// Rows that are no whole number of the format's blocks keep their dtype.
+    /// Rows that are no whole number of the format's blocks take another one: [`Part::fitting`](crate::weight::Part::fitting).
     ///
     /// # Errors
     /// Tensors of shapes or dtypes that do not fit, a profile that belongs to another model, a setting that it does not

@@ -372,7 +372,8 @@ impl Decoder {
         if let Some(wanted) = options.format {
             notices.extend(loader.conversions.notices(wanted));
         }
-        let any = options.sparse.force || choice.sparse.contains(&true);
+        let forced = options.sparse.force && options.sparse.mode != FfnMode::Dense;
+        let any = forced || choice.sparse.contains(&true);
         if let Some(points) = profile.as_deref().filter(|_| any).map(Points::from) {
             let plans = Plans::new(options.sparse, &points, decoder.layers.iter().map(|l| l.ffn.sparse()))?;
             decoder.sparse = Some(Sparse { points, plans: Arc::new(plans) });

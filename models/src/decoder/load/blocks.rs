@@ -46,7 +46,8 @@ impl SparseBlocks {
         // Those of a neuron-major file cannot be held otherwise.
         let fixed = blocks.clone().map(|i| source.loader.is_neuron_major(&source.at(i).pp("mlp")));
         let fixed: Vec<bool> = fixed.collect();
-        if fixed.contains(&true) || wanted.force {
+        let forced = wanted.force && wanted.mode != FfnMode::Dense;
+        if fixed.contains(&true) || forced {
             let sparse: Vec<bool> = blocks.map(|i| fixed[i] || sparse::pays(wanted, profile, i)).collect();
             return Ok(Self::some(sparse, BREAK_EVEN));
         }
