@@ -140,11 +140,13 @@ impl Cli {
                 bail!("--target-sparsity {s} must be between 0 and 0.98")
             }
             Some(s) => Target::ActiveShare(1.0 - s),
-            None if !(self.max_ppl_loss > 0.0) => {
-                bail!("--max-ppl-loss {} must be above 0 (percent)", self.max_ppl_loss)
+            None => {
+                let limits = [("--max-ppl-loss", self.max_ppl_loss), ("--max-kld", self.max_kld)];
+                if let Some((name, limit)) = limits.into_iter().find(|(_, l)| l.is_nan() || *l <= 0.0) {
+                    bail!("{name} {limit} must be above 0");
+                }
+                Target::Loss(Loss { ppl: self.max_ppl_loss / 100.0, kld: self.max_kld })
             }
-            None if !(self.max_kld > 0.0) => bail!("--max-kld {} must be above 0", self.max_kld),
-            None => Target::Loss(Loss { ppl: self.max_ppl_loss / 100.0, kld: self.max_kld }),
         };
         if let Target::ActiveShare(share) = c.target {
             c.settings.reference_share = share;

@@ -67,9 +67,7 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(profile) = &profile {
         model = model.with_profile(profile)?;
     }
-    for notice in model.notices() {
-        eprintln!("note: {notice}");
-    }
+    model.notices().iter().for_each(cli::output::note);
     model.save(&cli.out)?;
     if let Err(e) = model.check_file(&cli.out) {
         // A file that does not say what the model says is worse than none.

@@ -23,14 +23,14 @@ pub(crate) struct Source {
 enum Origin {
     /// Random weights for a `config.json`.
     Shape(String),
-    Files(ModelFiles),
+    Files(Box<ModelFiles>),
 }
 
 impl Source {
     pub(crate) fn new(cli: &Cli) -> Result<Self> {
         let from = match &cli.model {
             None => Origin::Shape(cli.shape.config()),
-            Some(name) => Origin::Files(model::resolve(name, None)?),
+            Some(name) => Origin::Files(Box::new(model::resolve(name, None)?)),
         };
         Ok(Self { from, format: cli.format() })
     }
@@ -43,8 +43,9 @@ impl Source {
 
     /// The GGUF file, if it is one.
     pub(crate) fn gguf_file(&self) -> Option<&Path> {
-        match &self.from {
-            Origin::Files(ModelFiles { weights: Weights::Gguf(path), .. }) => Some(path),
+        let Origin::Files(files) = &self.from else { return None };
+        match &files.weights {
+            Weights::Gguf(path) => Some(path),
             _ => None,
         }
     }

@@ -70,7 +70,7 @@ fn write(model: &Llama, length: usize, start: &[u32], random: &mut Random, text:
     Ok(())
 }
 
-/// SplitMix64.
+/// `SplitMix64`.
 struct Random(u64);
 
 impl Random {

@@ -81,15 +81,15 @@ impl Decoder {
             Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => 1.4,
             _ => 2.0,
         };
-        let mut config = self.config.clone();
+        let mut config = self.config;
         config.num_hidden_layers = shares.len();
-        let dense = Self { config: config.clone(), layers: dense.into(), ..self.clone() };
+        let dense = Self { config, layers: dense.into(), ..self.clone() };
         let layers: Arc<[Layer]> = sparse.into();
         let with = |part: f32| {
             let blocks = shares.iter().zip(&*layers).map(|(s, l)| (s * part, l.ffn.sparse()));
             let plans = Arc::new(Plans::drawn(mode, candidates, blocks));
             let sparse = Some(Sparse { points: points.clone(), plans });
-            Self { config: config.clone(), layers: Arc::clone(&layers), sparse, ..self.clone() }
+            Self { config, layers: Arc::clone(&layers), sparse, ..self.clone() }
         };
         let [half, whole] = [with(0.5), with(1.0)];
         let [dense, half, whole] = times([&dense, &half, &whole])?;
