@@ -180,7 +180,7 @@ impl ModelArgs {
         })?;
         let has_profile = files.sparse_profile.is_some() || loaded.model.decoder().sparse_config().is_some();
         self.check_sparse(has_profile)?;
-        self.note_dtype(files, loaded.model.decoder().weight_bytes())?;
+        self.note_dtype(files)?;
         Ok(loaded)
     }
 
@@ -207,17 +207,11 @@ impl ModelArgs {
         Ok(())
     }
 
-    /// A format that changes nothing, or takes more memory than the file: what is lost is lost, it does not come back.
-    pub(crate) fn note_dtype(&self, files: &ModelFiles, held: usize) -> Result<()> {
+    /// A format that changes nothing; of one that makes the weights larger the library tells.
+    pub(crate) fn note_dtype(&self, files: &ModelFiles) -> Result<()> {
         let Some(format) = self.dtype else { return Ok(()) };
-        let (name, stored) = (format.name(), stored(files)?);
-        if stored.formats.iter().all(|&stored| stored == Some(format)) {
-            output::note(format_args!("--dtype {name} without effect: the model is stored so"));
-        } else if held as u64 > stored.bytes {
-            let [held, stored] = [held as u64, stored.bytes].map(|bytes| bytes as f64 / 1e6);
-            output::note(format_args!(
-                "--dtype {name} takes {held:.1} MB, the model as stored {stored:.1}: it becomes larger, not better"
-            ));
+        if stored_formats(files)?.iter().all(|&stored| stored == Some(format)) {
+            output::note(format_args!("--dtype {} without effect: the model is stored so", format.name()));
         }
         Ok(())
     }
@@ -286,29 +280,18 @@ pub(crate) fn resolve(model: &OsStr, revision: Option<&str>) -> Result<ModelFile
     })
 }
 
-/// What a model's files hold.
-struct Stored {
-    bytes: u64,
-    /// Of each matrix; `None` is one that we have no name for.
-    formats: Vec<Option<Format>>,
-}
-
-/// Of files that were loaded, so that their headers are known to be whole.
-fn stored(files: &ModelFiles) -> Result<Stored> {
-    let size = |path: &PathBuf| std::fs::metadata(path).map(|m| m.len());
-    let bytes = match &files.weights {
-        Weights::Gguf(path) => return stored_gguf(path),
-        Weights::Opened(file) => return stored_gguf(file.path()),
-        Weights::Files(paths) => paths.iter().map(size).sum::<std::io::Result<u64>>()?,
-        Weights::Embedded(bytes) => bytes.len() as u64,
+/// The formats of the matrices, `None` for one that we have no name for: of files that were loaded, so that their headers are
+/// known to be whole.
+fn stored_formats(files: &ModelFiles) -> Result<Vec<Option<Format>>> {
+    let path = match &files.weights {
+        Weights::Gguf(path) => path,
+        Weights::Opened(file) => file.path(),
+        Weights::Files(_) | Weights::Embedded(_) => {
+            return Ok(vec![format_of(var_builder(files, None)?.dtype())]);
+        }
     };
-    let dtype = var_builder(files, None)?.dtype();
-    Ok(Stored { bytes, formats: vec![format_of(dtype)] })
-}
-
-fn stored_gguf(path: &Path) -> Result<Stored> {
     let file = Content::read(&mut BufReader::new(File::open(path)?))?;
     let matrices = file.tensor_infos.values().filter(|t| t.shape.rank() == 2);
     let format = |t: &TensorInfo| Format::ALL.into_iter().find(|f| ggml_type(*f) == t.ggml_dtype);
-    Ok(Stored { bytes: std::fs::metadata(path)?.len(), formats: matrices.map(format).collect() })
+    Ok(matrices.map(format).collect())
 }

@@ -110,7 +110,7 @@ fn load(cli: &Cli, files: &ModelFiles) -> Result<(Mistral, usize)> {
     let model = Mistral::load_with(&config, vb, options)?.with_kv(kv)?;
     let decoder = model.llama().decoder();
     decoder.notices().iter().for_each(output::note);
-    cli.model.note_dtype(files, decoder.weight_bytes())?;
+    cli.model.note_dtype(files)?;
     cli.model.check_sparse(has_profile || decoder.sparse_config().is_some())?;
     Ok((model, config.max_position_embeddings))
 }

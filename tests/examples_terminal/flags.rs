@@ -83,7 +83,7 @@ fn flags_that_happen_to_change_nothing_are_noted() {
         (&["--repeat-last-n", "9"], "--repeat-last-n without effect"),
         (&["--no-mmap"], "--no-mmap without effect"),
         (&["--dtype", "f16"], "--dtype f16 without effect: the model is stored so"),
-        (&["--dtype", "f32"], "it becomes larger, not better"),
+        (&["--dtype", "f32"], "makes the weights larger, not better"),
         (&["--threads", "1"], ""),
     ];
     for (args, needle) in cases {
