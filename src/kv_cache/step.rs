@@ -118,7 +118,7 @@ impl KvCache {
     }
 
     /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers, layer by layer as
-    /// [`KvConfig`] says, those that no later token sees are given back.
+    /// [`KvConfig`](super::KvConfig) says, those that no later token sees are given back.
     pub fn advance(&mut self, seq_len: usize) {
         self.len += seq_len;
         // First, so that their memory serves those that become colder.
