@@ -1,15 +1,12 @@
 //! The sparse FFN in decode: what it leaves out, and that it leaves out nothing else.
 
 mod guard;
+mod pays;
 mod profile;
 
 use crate::cases::{CASES, Tap, VOCAB, builder, tokens, weights, worst};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::{
-    Error, FfnMode, Selection, SparseConfig, Threads,
-    core::Format,
-    profile::{HeldOut, Rule},
-};
+use candle_sparse::{FfnMode, Selection, SparseConfig, Threads, core::Format, profile::Rule};
 use candle_sparse_models::llama::{Cache, Config, Llama, LlamaConfig, LoadOptions};
 use profile::{exact, importance, rules};
 use std::{collections::HashMap, sync::Arc};
@@ -309,59 +306,6 @@ fn selections_do_what_they_say() {
         sizes.iter().map(|s| *s >= sorted[inner - 100]).collect()
     });
     assert!(worst(&decode(&m, &model, 3).0, &want) <= 1e-4);
-}
-
-#[test]
-fn a_profile_that_saves_no_time_is_not_used_and_says_so() {
-    // A model of this size lives in the cache: whatever its profile leaves out, judging the neurons costs more.
-    let m = Model::new(0, "silu");
-    let mut profile = exact(&m, 0.3, 0.0);
-    profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.7));
-    let load = |profile: &candle_sparse::Profile, sparse| {
-        let profile = Some(Arc::new(profile.clone()));
-        m.load(LoadOptions { format: Some(Format::Q8_0), profile, sparse, ..LoadOptions::default() })
-    };
-    let unused = load(&profile, SparseConfig::default());
-    let (notices, dense) = (unused.decoder().notices(), m.dense(Format::Q8_0));
-    assert!(notices.len() == 1 && notices[0].contains("does not pay here: 0.70"), "{notices:?}");
-    assert_eq!(unused.decoder().weight_bytes(), dense.decoder().weight_bytes(), "no more memory");
-    assert_eq!(worst(&decode(&m, &unused, 6).0, &decode(&m, &dense, 6).0), 0.0);
-    let err = unused.with_sparse(mode(FfnMode::Gate)).unwrap_err().to_string();
-    assert!(err.contains("does not pay here") && err.contains("force"), "{err}");
-    assert!(unused.with_sparse(mode(FfnMode::Dense)).is_ok());
-    assert!(load(&profile, forced()).decoder().sparse_config().is_some());
-
-    // By bytes alone, which needs no measurement.
-    profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.8));
-    let notices = load(&profile, SparseConfig::default()).decoder().notices().to_vec();
-    assert!(notices[0].contains("0.80 of the neurons") && notices[0].contains("0.75 or less"), "{notices:?}");
-    assert!(load(&profile, mode(FfnMode::Dense)).decoder().notices().is_empty(), "as asked");
-}
-
-#[test]
-fn a_rule_that_misses_its_target_is_refused_unless_forced() {
-    let m = Model::new(0, "silu");
-    let mut profile = exact(&m, 0.3, 0.0);
-    profile.held_out = HeldOut { kept: [true, false, false], best: Some(Rule::Gate) };
-    let model = m.sparse(Format::F32, profile.clone());
-    assert_eq!(model.decoder().sparse_config().unwrap().mode, FfnMode::Gate, "the best one that keeps it");
-    for ffn in [FfnMode::LowRank, FfnMode::Cascade] {
-        let err = model.with_sparse(mode(ffn)).unwrap_err();
-        assert!(matches!(Error::of(&err), Some(Error::Setting { name: "ffn", .. })), "{err:?}");
-        assert!(err.to_string().contains("Gate does"), "{err}");
-        model.with_sparse(SparseConfig { mode: ffn, ..forced() }).unwrap();
-        let own = SparseConfig { mode: ffn, selection: Selection::TopK(9), ..SparseConfig::default() };
-        model.with_sparse(own).unwrap();
-    }
-    profile.held_out = HeldOut { kept: [false; 3], best: None };
-    let profile = Some(Arc::new(profile));
-    let none = m.load(LoadOptions { profile, ..LoadOptions::default() });
-    assert!(none.decoder().sparse_config().is_none());
-    assert!(
-        none.decoder().notices()[0].contains("no rule of this profile keeps"),
-        "{:?}",
-        none.decoder().notices()
-    );
 }
 
 #[test]
