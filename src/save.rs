@@ -31,6 +31,19 @@ pub fn check(path: impl AsRef<Path>) -> Result<()> {
 /// Those of `write`; [`Error::File`](crate::Error::File): the folder is missing or cannot be written to, or what is there is
 /// no regular file (a device, a pipe, a folder) or is write-protected, which is never replaced.
 pub fn save(path: impl AsRef<Path>, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    save_checked(path, write, |_| Ok(()))
+}
+
+/// As [`save`], but the new file is put in place only if `check` finds nothing wrong with it; it is told where the file is until
+/// then.
+///
+/// # Errors
+/// Those of [`save`] and of `check`.
+pub fn save_checked(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut File) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let path = path.as_ref();
     let failed = |e: &io::Error| unwritable(path, e);
     let place = place(path)?;
@@ -39,6 +52,7 @@ pub fn save(path: impl AsRef<Path>, write: impl FnOnce(&mut File) -> Result<()>)
         Error::Io(io) if io.get_ref().is_none_or(|inner| !inner.is::<crate::Error>()) => failed(&io),
         other => other,
     })?;
+    check(&part.path)?;
     part.put(&place).map_err(|e| failed(&e))
 }
 
@@ -73,6 +87,10 @@ fn place(path: &Path) -> Result<PathBuf> {
     }
     let mut place = path.to_path_buf();
     for _ in 0..MOST_LINKS {
+        // Such a link names what a process has opened: a file put beside it would not be what the process writes to.
+        if place.parent().is_some_and(|folder| folder.ends_with("fd") && folder.starts_with("/proc")) {
+            return refuse("names an open file, not a path");
+        }
         match fs::read_link(&place) {
             // A relative link counts from the folder that it is in.
             Ok(target) => place = place.with_file_name("").join(target),
@@ -158,6 +176,33 @@ mod tests {
             let e = e.to_string();
             assert!(e.contains(needle) && !e.contains('\n'), "{e}");
         }
+    }
+
+    #[test]
+    fn what_is_found_wrong_is_not_put_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        put(&path, "old").unwrap();
+        let write = |file: &mut File| Ok(file.write_all(b"new")?);
+        let e = save_checked(&path, write, |part| {
+            assert_eq!(fs::read_to_string(part).unwrap(), "new");
+            candle_core::bail!("the reason")
+        });
+        assert!(e.unwrap_err().to_string().contains("the reason"));
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), names(dir.path()).len()), ("old", 1));
+        save_checked(&path, write, |_| Ok(())).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_open_file_is_no_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, open) = (dir.path().join("out"), File::create(dir.path().join("redirected")).unwrap());
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&open);
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{fd}"), &link).unwrap();
+        refused(&link, "names an open file");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
 
     #[test]

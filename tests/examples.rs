@@ -277,6 +277,16 @@ fn wrong_input_is_one_line_and_exit_code_two() {
     ] {
         one_line(&example("llama-sparse", &args), needle);
     }
+    let tokenizer = dir.path().join("tok.json").display().to_string();
+    for (text, needle) in
+        [("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"), ("{}", "tok.json")]
+    {
+        std::fs::write(&tokenizer, text).unwrap();
+        for program in ["llama-sparse", "calibrate"] {
+            let args = ["--tokenizer", &tokenizer, "--text", &tokenizer];
+            one_line(&example(program, if program == "calibrate" { &args } else { &args[..2] }), needle);
+        }
+    }
     let long = vec!["7"; 1025].join(",");
     one_line(&example("llama-sparse", &["--prompt-ids", &long]), "context of 1024");
     one_line(&example("perplexity", &["--text", "/no/such/file"]), "/no/such/file");

@@ -296,10 +296,12 @@ fn what_cannot_be_a_conversation_is_one_line() {
     let run = |args: &[&str]| example_reading("llama-sparse", &[&["--chat"], args].concat(), "a\n");
     let (_a, refusing) = template("{{ raise_exception('no system') if messages[0].role == 'system' }}");
     let (_b, broken) = template("{% for");
+    let (_c, pointer) = template("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n");
     for (args, needle) in [
         (vec![], "--chat-template FILE"),
         (vec!["--chat-template", "/no/such/file"], "/no/such/file"),
         (vec!["--chat-template", &broken], "cannot be read"),
+        (vec!["--chat-template", &pointer], "Git LFS pointer"),
         (vec!["--chat-template", &refusing, "--system", "s"], "refuses this conversation: no system"),
         (vec!["--chat-template", &refusing], "no text"),
     ] {

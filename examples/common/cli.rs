@@ -98,14 +98,18 @@ pub(crate) fn exit(result: Result<()>) -> ExitCode {
     ExitCode::from(output::FAILED)
 }
 
+/// More are no machine's cores; to start them takes longer than anybody waits.
+const MOST_THREADS: usize = 1024;
+
 /// The threads of a flag, else those of the environment, whose variables candle and rayon pass over in silence where they are
 /// no numbers.
 pub(crate) fn threads(asked: Option<usize>) -> Result<Option<Threads>> {
     for (name, least) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", 0)] {
         let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
         let number = value.to_str().and_then(|text| text.parse::<usize>().ok());
-        if number.is_none_or(|n| n < least) {
-            bail!("{name}={}: give a number of threads, {least} or more, or leave it unset", value.display());
+        if number.is_none_or(|n| !(least..=MOST_THREADS).contains(&n)) {
+            let value = value.display();
+            bail!("{name}={value}: give a number of threads, {least} to {MOST_THREADS}, or leave it unset");
         }
     }
     let threads = asked.map(Threads::new).transpose()?;

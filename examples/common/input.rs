@@ -3,19 +3,15 @@
 
 use super::output;
 use anyhow::{Context, Result};
+use candle_sparse::input::Expected;
 use std::{
     io::{BufRead, Read},
     path::Path,
 };
 
-/// Reads a file that is named on the command line.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// As [`read`], as text.
+/// Reads a text that is named on the command line; what plainly is something else, such as an archive, is refused.
 pub(crate) fn text(path: &Path) -> Result<String> {
-    Ok(lossy(read(path)?, &path.display().to_string()))
+    Ok(lossy(candle_sparse::input::read(path, Expected::Text)?, &path.display().to_string()))
 }
 
 /// The text of a file, or of standard input where the file is `-`; an editor's last line end is no part of it.
@@ -27,8 +23,10 @@ pub(crate) fn prompt(path: &Path) -> Result<String> {
     } else {
         text(path)?
     };
-    if all.ends_with('\n') {
-        all.pop();
+    for end in ['\n', '\r'] {
+        if all.ends_with(end) {
+            all.pop();
+        }
     }
     Ok(all)
 }

@@ -2,10 +2,10 @@
 #![allow(dead_code, reason = "not every program uses all of it")]
 
 use super::{
-    cli::{self, format, input, output},
+    cli::{self, format, output},
     memory::MemoryArgs,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::{
     DType, Device,
     quantized::gguf_file::{Content, TensorInfo},
@@ -13,6 +13,7 @@ use candle_core::{
 use candle_sparse::{
     AttentionConfig, Threads,
     core::Format,
+    input::Expected,
     profile::Profile,
     sparse::{FfnMode, Selection, SparseConfig},
     weight::format_of,
@@ -24,6 +25,7 @@ use candle_sparse_models::{
     hub::HubSettings,
     llama::Cache,
     pretrained::{Pretrained, var_builder},
+    tokenizer,
 };
 use clap::{Args, ValueEnum};
 use std::{
@@ -59,7 +61,10 @@ impl SourceArgs {
         self.threads()?;
         let mut files = resolve(&self.model, self.revision.as_deref())?;
         if let Some(path) = &self.tokenizer {
-            files.tokenizer = Some(input::read(path)?.into());
+            let bytes = candle_sparse::input::read(path, Expected::Json)?;
+            // Here it is known which file it is.
+            tokenizer::from_json(&bytes, None).with_context(|| path.display().to_string())?;
+            files.tokenizer = Some(bytes.into());
         }
         Ok(files)
     }

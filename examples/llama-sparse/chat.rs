@@ -3,7 +3,7 @@
 use crate::{
     Cli,
     cli::{
-        self, input,
+        self,
         output::{self, Ended, ended},
     },
     commands::{HELP, Said},
@@ -11,6 +11,7 @@ use crate::{
     talk::Source,
 };
 use anyhow::{Context, Error, Result, bail};
+use candle_sparse::input::Expected;
 use candle_sparse_models::{
     causal_lm::LlamaSession,
     chat::{Chat, ChatTemplate, Message, stop_tokens},
@@ -138,7 +139,7 @@ impl Session<'_> {
     }
 
     fn load(&mut self, file: &Path) -> Result<()> {
-        let messages = messages(&input::read(file)?)
+        let messages = messages(&candle_sparse::input::read(file, Expected::Json)?)
             .with_context(|| format!("{} is no conversation written by /save", file.display()))?;
         let count = messages.len();
         self.start(Chat::with_messages(self.template.clone(), messages))?;
@@ -227,16 +228,7 @@ fn save(chat: &Chat, file: &Path) -> Result<()> {
         chat.messages().iter().map(|m| json!({ "role": m.role, "content": m.content })).collect();
     let count = messages.len();
     let text = format!("{:#}\n", json!({ "messages": messages }));
-    let failed = || format!("cannot write {}", file.display());
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if file.exists() && !file.is_file() {
-        bail!("{} is no file that can be written", file.display());
-    }
-    // A link is written through.
-    let target = if file.is_symlink() { file.canonicalize()? } else { file.to_path_buf() };
-    let mut part = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(folder)).with_context(failed)?;
-    std::io::Write::write_all(&mut part, text.as_bytes()).with_context(failed)?;
-    part.persist(&target).map_err(|e| e.error).with_context(failed)?;
+    candle_sparse::save::save(file, |out| Ok(std::io::Write::write_all(out, text.as_bytes())?))?;
     output::status(format_args!("{count} messages written to {}", file.display()));
     Ok(())
 }

@@ -24,11 +24,12 @@ mod stops;
 mod talk;
 
 use anyhow::{Result, bail};
+use candle_sparse::input::Expected;
 use candle_sparse_models::{
     causal_lm::LlamaSession, decoder::Decoder, files::ModelFiles, pretrained::Pretrained,
 };
 use clap::Parser;
-use cli::{OutputArgs, input, output, process_bytes};
+use cli::{OutputArgs, output, process_bytes};
 use generate::{Past, Writer, Written};
 use interrupt::Interrupt;
 use model::ModelArgs;
@@ -98,7 +99,7 @@ impl Cli {
     fn files(&self) -> Result<ModelFiles> {
         let mut files = self.model.files()?;
         if let Some(path) = &self.chat.chat_template {
-            files.chat_template = Some(input::read(path)?);
+            files.chat_template = Some(candle_sparse::input::read(path, Expected::Text)?);
         }
         Ok(files)
     }

@@ -212,8 +212,9 @@ impl Opened {
         let Self::Gguf(file) = self else { return chat_template(files, config, tokenizer) };
         let metadata = &file.content().metadata;
         // One that was asked for stands before the file's own.
-        let template = match &files.chat_template {
-            Some(jinja) => ChatTemplate::with_tokens_of(metadata, &String::from_utf8_lossy(jinja)).map(Some),
+        let template = match files.chat_template.as_deref().map(std::str::from_utf8) {
+            Some(Ok(jinja)) => ChatTemplate::with_tokens_of(metadata, jinja).map(Some),
+            Some(Err(e)) => Err(Error::msg(format!("the chat template is not UTF-8: {e}"))),
             None => ChatTemplate::from_gguf(metadata),
         };
         template.map_err(|e| Error::Msg(format!("{}: {}", files.name, first_line(&e))))

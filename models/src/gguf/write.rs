@@ -34,7 +34,7 @@ use candle_nn::VarBuilder;
 use candle_sparse::{
     Profile,
     core::{self, Format},
-    save::save,
+    save::save_checked,
     sparse,
 };
 use metadata::put;
@@ -243,12 +243,12 @@ impl GgufModel {
         Ok(out.flush()?)
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file, whole or not at all, and only if [`Self::check_file`] finds nothing wrong with it.
     ///
     /// # Errors
-    /// Those of [`save`](save()).
+    /// Those of [`save_checked`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        save(path, |file| self.write(file))
+        save_checked(path, |file| self.write(file), |part| self.check_file(part))
     }
 }
 

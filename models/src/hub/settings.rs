@@ -51,8 +51,12 @@ impl HubSettings {
     /// - `HF_HUB_DOWNLOAD_TIMEOUT`: seconds.
     #[must_use]
     pub fn from_env() -> Self {
-        let token =
-            || variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(token_file);
+        let token = || {
+            variable("HF_TOKEN")
+                .or_else(|| variable("HUGGING_FACE_HUB_TOKEN"))
+                .and_then(|text| token(&text))
+                .or_else(token_file)
+        };
         let seconds = variable("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
         Self {
             endpoint: variable("HF_ENDPOINT"),
@@ -100,6 +104,13 @@ fn home() -> Option<PathBuf> {
     path("HF_HOME").or_else(in_cache)
 }
 
+/// What may stand in a header: a token that was pasted brings line ends, or an editor's mark of UTF-8.
+fn token(text: &str) -> Option<String> {
+    let token: String = text.chars().filter(|c| !c.is_control() && *c != '\u{feff}').collect();
+    let token = token.trim();
+    (!token.is_empty()).then(|| token.to_string())
+}
+
 fn variable(name: &str) -> Option<String> {
     let value = std::env::var(name).ok()?.trim().to_string();
     (!value.is_empty()).then_some(value)
@@ -124,8 +135,7 @@ fn path(name: &str) -> Option<PathBuf> {
 
 fn token_file() -> Option<String> {
     let file = path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
-    let token = fs::read_to_string(file).ok()?.trim().to_string();
-    (!token.is_empty()).then_some(token)
+    token(&fs::read_to_string(file).ok()?)
 }
 
 /// As Python's `expandvars(expanduser(path))`: a `~` at the front, then variables; unknown ones stay as they are.

@@ -3,10 +3,10 @@
 use tokenizers::Tokenizer;
 
 /// Texts of control tokens that end an answer whatever the model, from llama.cpp's [`special_eog_ids`] (without those that
-/// only code models write between files).
+/// only code models write between files), and of Llama 4's and Command R's vocabularies.
 ///
 /// [`special_eog_ids`]: https://github.com/ggml-org/llama.cpp/blob/00ad355e009e83abf98f96a6ded7193b95763681/src/llama-vocab.cpp
-const ENDS: [&str; 20] = [
+const ENDS: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -18,6 +18,8 @@ const ENDS: [&str; 20] = [
     "<|endoftext|>",
     "</s>",
     "<|eom_id|>",
+    "<|eot|>",
+    "<|END_OF_TURN_TOKEN|>",
     "<EOT>",
     "_<EOT>",
     "[EOT]",
