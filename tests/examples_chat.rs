@@ -221,7 +221,7 @@ fn commands_do_what_help_says() {
         ("/quit", "there is no command /quit; /help lists the commands"),
         ("/save", "/save needs the name of a file"),
         ("/load /no/such/file", "/no/such/file"),
-        ("/save /no/such/file", "cannot write /no/such/file"),
+        ("/save /no/such/file", "/no/such/file: cannot be written"),
         ("/save /dev/null", "/dev/null"),
         (&format!("/load {no}"), "no conversation written by /save"),
     ] {

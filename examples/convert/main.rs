@@ -68,7 +68,7 @@ fn run(cli: &Cli) -> Result<()> {
         model = model.with_profile(profile)?;
     }
     model.notices().iter().for_each(cli::output::note);
-    model.save(&cli.out)?;
+    model.save_checked(&cli.out)?;
     let bytes = std::fs::metadata(&cli.out)?.len();
     if cli.json {
         let json = serde_json::json!({

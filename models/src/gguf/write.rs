@@ -34,7 +34,7 @@ use candle_nn::VarBuilder;
 use candle_sparse::{
     Profile,
     core::{self, Format},
-    save::save_checked,
+    save::{save, save_checked},
     sparse,
 };
 use metadata::put;
@@ -243,11 +243,19 @@ impl GgufModel {
         Ok(out.flush()?)
     }
 
-    /// Writes the file, whole or not at all, and only if [`Self::check_file`] finds nothing wrong with it.
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// Those of [`save`](save()).
+    pub fn save(&self, path: &Path) -> Result<()> {
+        save(path, |file| self.write(file))
+    }
+
+    /// As [`Self::save`], but only if [`Self::check_file`] finds nothing wrong with the file.
     ///
     /// # Errors
     /// Those of [`save_checked`].
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save_checked(&self, path: &Path) -> Result<()> {
         save_checked(path, |file| self.write(file), |part| self.check_file(part))
     }
 }

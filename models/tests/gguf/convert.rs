@@ -97,7 +97,8 @@ fn an_ordinary_file_is_the_model_here_and_in_candle() {
     assert!(worst(&cascade, &logits(&dense)) > 1e-2, "it leaves neurons out");
     let mut reader = File::open(&path).unwrap();
     let content = gguf_file::Content::read(&mut reader).unwrap();
-    let read = ModelWeights::from_gguf(content, &mut reader, &Device::Cpu).unwrap();
+    let read =
+        ModelWeights::from_gguf_with(content, &mut reader, &Device::Cpu, sparse(FfnMode::Auto)).unwrap();
     assert_eq!(worst(&logits(read.llama()), &inside), 0.0, "from a reader");
 }
 
@@ -144,7 +145,7 @@ fn a_neuron_major_file_is_used_in_place_and_says_the_same() {
         let floats = built.load(options);
         for mode in [FfnMode::Cascade, FfnMode::Gate, FfnMode::Dense] {
             let config = SparseConfig { mode, ..SparseConfig::default() };
-            let [a, b] = [&floats, &gguf(&path, LoadOptions::default())]
+            let [a, b] = [&floats, &gguf(&path, sparse(FfnMode::Auto))]
                 .map(|m| logits(&m.with_sparse(config).unwrap()));
             let difference = rms(&b, &a);
             // The same bytes, but sums of attention in another order: a score near its threshold may fall to the other side.
@@ -187,14 +188,14 @@ fn converting_a_file_keeps_bytes_and_metadata_or_changes_the_type() {
     file.save(&from);
     let opened = GgufFile::open(&from).unwrap();
     GgufModel::from_gguf(&opened, Layout::default()).unwrap().save(&to).unwrap();
-    let [a, b] = [&from, &to].map(|p| logits(&gguf(p, LoadOptions::default())));
+    let [a, b] = [&from, &to].map(|p| logits(&gguf(p, sparse(FfnMode::Auto))));
     assert_eq!(worst(&a, &b), 0.0, "the same bytes");
     let copy = GgufFile::open(&to).unwrap();
     assert!(copy.content().metadata.contains_key("tokenizer.chat_template"));
     assert_eq!(copy.content().tensor_infos.len(), opened.content().tensor_infos.len());
     let layout = Layout { format: Some(Format::Q8_0), neuron_major: None };
     GgufModel::from_gguf(&opened, layout).unwrap().save(&to).unwrap();
-    let wider = logits(&gguf(&to, LoadOptions::default()));
+    let wider = logits(&gguf(&to, sparse(FfnMode::Auto)));
     let difference = rms(&wider, &a);
     // Two roundings of activations, and one of weights.
     assert!(difference > 0.0 && difference < 0.05, "{difference}");
