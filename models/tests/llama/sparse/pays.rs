@@ -22,7 +22,7 @@ fn a_profile_that_saves_no_time_is_not_used_and_says_so() {
     };
     let unused = load(&profile, SparseConfig::default());
     let (notices, dense) = (unused.decoder().notices(), m.dense(Format::Q8_0));
-    assert!(notices.len() == 1 && notices[0].contains("does not pay here: 0.70"), "{notices:?}");
+    assert!(notices.len() == 1 && notices[0].contains("does not pay here"), "{notices:?}");
     assert_eq!(unused.decoder().weight_bytes(), dense.decoder().weight_bytes(), "no more memory");
     assert_eq!(worst(&decode(&m, &unused, 6).0, &decode(&m, &dense, 6).0), 0.0);
     let err = unused.with_sparse(mode(FfnMode::Gate)).unwrap_err().to_string();
