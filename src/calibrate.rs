@@ -23,6 +23,7 @@ pub use thresholds::{GRID, Table};
 use crate::{
     core::{Activation, Gate, kernel::activation},
     profile::{LayerProfile, LayerRule},
+    sparse::candidate_factor,
 };
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -49,11 +50,7 @@ impl Default for Settings {
 impl Settings {
     /// The same with the factor that suits an activation, unless one is set.
     fn for_activation(self, act: Activation) -> Self {
-        let shuts = match act {
-            Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => false,
-            Activation::Relu | Activation::Relu2 | Activation::FatRelu { .. } | Activation::DRelu => true,
-        };
-        let factor = self.candidate_factor.unwrap_or(if shuts { 2.0 } else { 1.4 });
+        let factor = self.candidate_factor.unwrap_or_else(|| candidate_factor(act));
         Self { candidate_factor: Some(factor), ..self }
     }
 }

@@ -8,8 +8,8 @@ use crate::{
 };
 use candle_core::Result;
 use candle_sparse::{
-    core::Activation,
     profile::{HeldOut, Rule},
+    sparse::candidate_factor,
 };
 
 /// Past this share no rule saves bytes, so none is tried there.
@@ -122,8 +122,7 @@ pub(super) fn verdict(reports: &[RuleReport; 3], target: Target, c: &Config, ran
 /// Elements of weights and prediction that a token reads in a block.
 fn elements_read(r: &RuleReport, c: &Config, rank: usize) -> f64 {
     let (hidden, inner, rank) = (c.hidden_size as f64, c.intermediate_size as f64, rank as f64);
-    let shuts = !matches!(c.hidden_act, Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh);
-    let candidates = (if shuts { 2.0 } else { 1.4 } * r.active).min(1.0);
+    let candidates = (f64::from(candidate_factor(c.hidden_act)) * r.active).min(1.0);
     let prediction = rank * (hidden + 2.0 * inner);
     match r.rule {
         Rule::Gate => inner * hidden * (1.0 + 2.0 * r.active),

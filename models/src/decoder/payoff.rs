@@ -9,8 +9,7 @@ use super::{Decoder, Input, Layer, Logits, Scratch, Sparse, Step};
 use candle_core::Result;
 use candle_sparse::{
     KvCache, KvConfig, KvDType,
-    core::Activation,
-    sparse::{BREAK_EVEN, FfnMode, Plans, Points},
+    sparse::{BREAK_EVEN, FfnMode, Plans, Points, candidate_factor},
 };
 use std::{
     sync::Arc,
@@ -77,10 +76,7 @@ impl Decoder {
     pub(super) fn measure(&self, trial: Trial) -> Result<Payoff> {
         let Trial { blocks: [dense, sparse], shares, mode, points } = trial;
         let mean = shares.iter().sum::<f32>() / shares.len() as f32;
-        let candidates = match self.config.hidden_act {
-            Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => 1.4,
-            _ => 2.0,
-        };
+        let candidates = candidate_factor(self.config.hidden_act);
         let mut config = self.config;
         config.num_hidden_layers = shares.len();
         let dense = Self { config, layers: dense.into(), ..self.clone() };
