@@ -11,10 +11,10 @@ use attention::{Layer, Shape, noise};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_sparse::{
     AttentionConfig, AttentionMode, FastGrnnGate, KvConfig,
-    core::{KernelSet, kernel::rope},
-    kernels::Kernels,
     kv_cache::{KvDType, PAGE_LEN},
 };
+use candle_sparse_core::{KernelSet, kernel::rope};
+use candle_sparse_kernels::Kernels;
 use common::median;
 use std::{hint::black_box, io::Write, time::Instant};
 

@@ -16,6 +16,7 @@
 mod check;
 mod fingerprint;
 mod gates;
+mod shape;
 mod store;
 
 use crate::gate::FastGrnnGate;

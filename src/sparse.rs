@@ -3,26 +3,22 @@
 //! A [`crate::Profile`] says how a neuron is judged. A [`SparseFfn`] is what a block holds, whatever the settings; [`Plans`] are
 //! the thresholds of one setting, so that settings change without loading anything.
 
-mod check;
 mod choose;
 mod ffn;
 mod plan;
 
-use crate::{
-    core::Activation,
-    profile::{HeldOut, Rule},
-};
+use crate::profile::{HeldOut, Rule};
 use candle_core::{Result, bail};
-pub use check::check;
-pub(crate) use check::check_block;
-pub use choose::{Choice, Room};
-pub use ffn::{PANEL, Predictor, SparseFfn};
-pub use plan::{BREAK_EVEN, CROSSOVER, Plan, Plans, Points, expected_share, pays};
+use candle_sparse_core::Activation;
+pub(crate) use choose::{Choice, Room};
+pub(crate) use ffn::{PANEL, Predictor, SparseFfn};
+pub use plan::BREAK_EVEN;
+pub(crate) use plan::{CROSSOVER, Plan, Plans, Points, expected_share, pays};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates
 /// are shut: there a candidate costs little and the exact gate tells all.
 #[must_use]
-pub fn candidate_factor(act: Activation) -> f32 {
+pub(crate) fn candidate_factor(act: Activation) -> f32 {
     match act {
         Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => 1.4,
         Activation::Relu | Activation::Relu2 | Activation::FatRelu { .. } | Activation::DRelu => 2.0,

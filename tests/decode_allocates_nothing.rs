@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
-    AttentionConfig, AttentionMode, FastGrnnGate, FfnMode, Guard, KvConfig, Profile, Selection, SparseConfig,
-    core::Format,
+    AttentionConfig, AttentionMode, FastGrnnGate, FfnMode, Format, Guard, KvConfig, Profile, Selection,
+    SparseConfig,
     profile::{LayerProfile, LayerRule, fingerprint},
 };
 use candle_sparse_models::{

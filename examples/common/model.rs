@@ -11,8 +11,7 @@ use candle_core::{
     quantized::gguf_file::{Content, TensorInfo},
 };
 use candle_sparse::{
-    AttentionConfig, Threads,
-    core::Format,
+    AttentionConfig, Format, Threads,
     input::Expected,
     profile::Profile,
     sparse::{FfnMode, Selection, SparseConfig},

@@ -6,7 +6,7 @@
 mod cli;
 
 use anyhow::{Result, bail};
-use candle_sparse::{Profile, core::Format};
+use candle_sparse::{Format, Profile};
 use candle_sparse_models::{
     files::{ModelFiles, Weights},
     gguf::{

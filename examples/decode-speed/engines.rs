@@ -9,9 +9,8 @@ use candle_core::{
         gguf_file::{Content, TensorInfo},
     },
 };
-use candle_sparse::{
-    AttentionMode, FastGrnnGate, FfnMode, Selection, SparseConfig, Threads, core::Format, kernels::Kernels,
-};
+use candle_sparse::{AttentionMode, FastGrnnGate, FfnMode, Format, Selection, SparseConfig, Threads};
+use candle_sparse_kernels::Kernels;
 use candle_sparse_models::{decoder::LoadOptions, gguf::GgufFile, llama};
 use candle_transformers::models::{llama as candle_llama, quantized_llama};
 use std::{

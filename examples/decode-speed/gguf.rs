@@ -2,7 +2,7 @@
 
 use super::source::Source;
 use anyhow::Result;
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use candle_sparse_models::gguf::write::{GgufModel, Layout};
 
 /// The weights that our engine loads, in `format`.

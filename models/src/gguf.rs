@@ -25,10 +25,8 @@ use candle_core::{
         gguf_file::{Content, TensorInfo, VersionedMagic},
     },
 };
-use candle_sparse::{
-    core::{Config, Format},
-    profile::Profile,
-};
+use candle_sparse::{Format, profile::Profile};
+use candle_sparse_core::Config;
 use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
 pub use shape::config;
@@ -172,8 +170,8 @@ impl GgufFile {
     }
 
     pub(crate) fn model(&self) -> Result<Model> {
-        let mut stored = Stored::new(self.path().display().to_string());
-        stored.mapped = matches!(self.parts[0].bytes, Bytes::Mapped(_));
+        let mapped = matches!(self.parts[0].bytes, Bytes::Mapped(_));
+        let stored = Stored::new(self.path().display().to_string()).with_mapped(mapped);
         model(&self.content, stored, |name, mut place| {
             let part = &self.parts[self.later.get(name).copied().unwrap_or(0)];
             place.start = place.start - self.content.tensor_data_offset + part.data;

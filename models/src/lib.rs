@@ -24,14 +24,16 @@
 //! # }
 //! ```
 
+#[cfg(feature = "calibrate")]
+pub use candle_sparse::calibrate;
 pub use candle_sparse::{
-    AttentionConfig, AttentionMode, DeadlineExceeded, Error, FastGrnnGate, FfnMode, Guard, KvCache, KvConfig,
-    KvDType, Preset, Profile, Selection, SparseConfig, Threads, Weight, core::Format, ops,
+    AttentionConfig, AttentionMode, DeadlineExceeded, Error, FastGrnnGate, FfnMode, Format, Guard, KvCache,
+    KvConfig, KvDType, Profile, Selection, SparseConfig, Threads, Weight, ops,
 };
+pub use candle_sparse::{decoder, quality, simulate};
 
 pub mod causal_lm;
 pub mod chat;
-pub mod decoder;
 pub mod files;
 pub mod generation;
 pub mod gguf;
@@ -40,12 +42,7 @@ pub mod hub;
 pub mod llama;
 pub mod mistral;
 pub mod pretrained;
-pub mod quality;
 pub mod quantized_llama;
 #[cfg(feature = "transformers")]
 pub mod quantized_mistral;
-pub mod simulate;
 pub mod tokenizer;
-
-#[cfg(feature = "calibrate")]
-pub mod calibrate;

@@ -12,7 +12,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    AttentionConfig, FastGrnnGate, SparseConfig, core,
+    AttentionConfig, FastGrnnGate, SparseConfig,
     kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
@@ -190,7 +190,7 @@ impl Llama {
 
     pub(crate) fn from_checkpoint(
         from: &Checkpoint<'_>,
-        config: core::Config,
+        config: candle_sparse_core::Config,
         extras: Extras,
         options: LoadOptions,
     ) -> Result<Self> {

@@ -19,11 +19,11 @@ use super::Head;
 use crate::{
     Error,
     gate::FastGrnnGate,
-    kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
 };
 use arrayvec::ArrayVec;
 use candle_core::Result;
+use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
 /// What a token reads of its past.
@@ -99,14 +99,15 @@ impl AttentionConfig {
 
 /// Chooses pages: the settings, and the gates of all layers where there are any.
 #[derive(Clone, Copy, Debug)]
-pub struct Selector<'a> {
+pub(crate) struct Selector<'a> {
     config: AttentionConfig,
     gates: &'a [FastGrnnGate],
 }
 
 impl<'a> Selector<'a> {
     /// Everything.
-    pub const DENSE: Selector<'static> = Selector {
+    #[cfg(test)]
+    pub(crate) const DENSE: Selector<'static> = Selector {
         config: AttentionConfig { mode: AttentionMode::Dense, sinks: 0, window: 0, budget: 0, recall: 0 },
         gates: &[],
     };
@@ -115,7 +116,7 @@ impl<'a> Selector<'a> {
     ///
     /// # Errors
     /// [`AttentionMode::Gated`] without gates.
-    pub fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
+    pub(crate) fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
         if config.mode == AttentionMode::Gated && gates.len() != layers {
             let problem = format!(
                 "gated attention: the model has {layers} layers and gates for {}: fit them with `calibrate`, or choose \
@@ -129,13 +130,13 @@ impl<'a> Selector<'a> {
 
     /// The settings.
     #[must_use]
-    pub fn config(&self) -> &AttentionConfig {
+    pub(crate) fn config(&self) -> &AttentionConfig {
         &self.config
     }
 
     /// The gate of a layer, where it has a say.
     #[must_use]
-    pub fn gate(&self, layer: usize) -> Option<&'a FastGrnnGate> {
+    pub(crate) fn gate(&self, layer: usize) -> Option<&'a FastGrnnGate> {
         if self.config.mode == AttentionMode::Gated { self.gates.get(layer) } else { None }
     }
 
@@ -293,7 +294,7 @@ impl Recall {
 
 /// The pages of every layer and head for a lone token, kept while they stay the same.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What it was made for: generation of the cache, position's page, pages stored, settings.
     made_for: Option<(u64, usize, usize, AttentionConfig)>,
     pages: Vec<u32>,
@@ -303,7 +304,7 @@ pub struct Plan {
 
 impl Plan {
     /// Chooses the pages for a token at `position`, unless that was done.
-    pub fn update(
+    pub(crate) fn update(
         &mut self,
         select: &Selector<'_>,
         cache: &KvCache,

@@ -10,7 +10,7 @@
 mod labels;
 mod reservoir;
 
-pub use labels::ValueNorms;
+pub(super) use labels::ValueNorms;
 
 use super::regression::{Linear, Regression, r2};
 use crate::gate::FastGrnnGate;
@@ -108,7 +108,7 @@ impl GateSettings {
 
 /// One window of a text as a block's attention saw it, from position 0 on.
 #[derive(Clone, Debug)]
-pub struct WatchedWindow {
+pub(super) struct WatchedWindow {
     /// `[n, hidden_size]`: what attention read.
     pub x: Vec<f32>,
     /// `[n, kv_heads]`: see [`ValueNorms::labels`]; NaN for tokens without.
@@ -147,7 +147,7 @@ fn mean(v: &[f32]) -> f32 {
 ///
 /// # Errors
 /// Windows that do not fit together, too few tokens with labels, or numbers that are not finite.
-pub fn fit_gate(
+pub(super) fn fit_gate(
     fit: &[WatchedWindow],
     tune: &[WatchedWindow],
     kv_heads: usize,

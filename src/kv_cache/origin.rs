@@ -22,7 +22,7 @@ pub struct Origin {
 impl Origin {
     /// How another model differs; `None`: by nothing that was compared.
     #[must_use]
-    pub fn difference(&self, other: &Self) -> Option<String> {
+    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
         if self.interleaved != other.interleaved {
             let order = |o: &Self| if o.interleaved { "a GGUF file" } else { "a Hugging Face checkpoint" };
             return Some(format!(
@@ -62,7 +62,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::WrongModel`]: it is another model's.
-    pub fn check_origin(&self, model: &Arc<Origin>) -> Result<()> {
+    pub(crate) fn check_origin(&self, model: &Arc<Origin>) -> Result<()> {
         let Some(own) = self.origin.as_ref().filter(|own| !self.is_empty() && !Arc::ptr_eq(own, model))
         else {
             return Ok(());

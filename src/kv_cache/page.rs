@@ -5,12 +5,12 @@
 //! values  [head][32 positions][head_dim]     a row is a position: its scale is folded into the probability
 //! ```
 //!
-//! So both products of attention are weighted sums of rows of a page ([`matmul_t`](crate::core::KernelSet::matmul_t)), in
+//! So both products of attention are weighted sums of rows of a page ([`matmul_t`](candle_sparse_core::KernelSet::matmul_t)), in
 //! whose loops no sum crosses lanes, and each element is converted once for all query heads of its group. Quantised keys
 //! are thus grouped per channel over 32 positions and values per position over 32 channels, as in KIVI (Liu et al. 2024).
 
 use super::{KvDType, PAGE_LEN, Rounding};
-use crate::core::{BLOCK_LEN, BlockQ4_1, BlockQ8_0, Matrix, Rows};
+use candle_sparse_core::{BLOCK_LEN, BlockQ4_1, BlockQ8_0, Matrix, Rows};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// Where a page is in its life.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::{Activation, KernelSet, Rope, RopeScaling, Scalar};
+use candle_sparse_core::{Activation, KernelSet, Rope, RopeScaling, Scalar};
 
 pub(super) fn config(heads: usize, head_dim: usize) -> Config {
     Config {

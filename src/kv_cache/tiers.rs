@@ -1,11 +1,9 @@
 //! Which positions are kept how, and what that takes.
 
 use super::{KvCache, KvDType, PAGE_LEN, page::Tier};
-use crate::{
-    Error,
-    core::{BLOCK_LEN, BlockQ4_1},
-};
+use crate::Error;
 use candle_core::Result;
+use candle_sparse_core::{BLOCK_LEN, BlockQ4_1};
 
 /// How a cache keeps keys and values: hot, warm and cold by age, in pages of 32 positions.
 ///

@@ -6,7 +6,7 @@ use crate::{Folder, number, ok};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    core::Format,
+    Format,
     profile::{LayerProfile, LayerRule, Profile, fingerprint},
 };
 use candle_sparse_models::{

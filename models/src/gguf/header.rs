@@ -8,7 +8,7 @@
 
 use super::write::ggml_type;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMagic};
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use std::{collections::HashMap, io::Read};
 
 /// Longest header that is read: those of the largest vocabularies take some 20 MB.

@@ -32,10 +32,8 @@ use candle_core::{
 };
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    Profile,
-    core::{self, Format},
+    Format, Profile,
     save::{save, save_checked},
-    sparse,
 };
 use metadata::put;
 use source::Source;
@@ -55,7 +53,7 @@ pub struct GgufModel {
     profile: Option<Vec<u8>>,
     /// What a profile must have been made for.
     fingerprint: Vec<f32>,
-    shape: core::Config,
+    shape: candle_sparse_core::Config,
     /// What the file's tokenizer must read as.
     tokenizer: Option<Tokenizer>,
     /// The tokens that must end an answer, where they are known.
@@ -175,7 +173,7 @@ impl GgufModel {
 
     /// What loading would refuse is not written.
     fn check(&self, profile: &Profile) -> Result<()> {
-        sparse::check(profile, &self.shape)?;
+        profile.check_model(&self.shape)?;
         profile.belongs_to(&self.fingerprint)
     }
 

@@ -5,7 +5,7 @@ use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, gguf_file},
 };
-use candle_sparse::{FfnMode, KvConfig, KvDType, Profile, SparseConfig, core::Format};
+use candle_sparse::{FfnMode, Format, KvConfig, KvDType, Profile, SparseConfig};
 use candle_sparse_models::{
     decoder::LoadOptions,
     files::ModelFiles,

@@ -5,7 +5,7 @@ use candle_core::{
     DType, Device, Tensor,
     quantized::{GgmlDType, gguf_file},
 };
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use candle_sparse_models::{decoder::LoadOptions, gguf::GgufFile, quantized_llama as ours};
 use candle_transformers::models::quantized_llama as theirs;
 use std::{fs::File, path::Path, process::Command};

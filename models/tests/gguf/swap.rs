@@ -2,7 +2,7 @@
 
 use crate::convert::Built;
 use candle_core::quantized::GgmlDType;
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use candle_sparse_models::gguf::write::Layout;
 use std::path::Path;
 

@@ -4,7 +4,7 @@ use candle_core::{
     DType, Device, Tensor,
     quantized::{GgmlDType, gguf_file::Value as Gguf},
 };
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use candle_sparse_models::{
     chat::Message,
     decoder::LoadOptions,

@@ -2,7 +2,7 @@
 
 use crate::cases::{CASES, VOCAB, argmax, builder, noise, tokens, weights, worst};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use candle_sparse_models::llama::{Cache, Llama, LlamaConfig, LoadOptions};
 
 #[test]

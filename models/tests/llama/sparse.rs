@@ -6,7 +6,7 @@ mod profile;
 
 use crate::cases::{CASES, Tap, VOCAB, builder, tokens, weights, worst};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::{FfnMode, Selection, SparseConfig, Threads, core::Format, profile::Rule};
+use candle_sparse::{FfnMode, Format, Selection, SparseConfig, Threads, profile::Rule};
 use candle_sparse_models::llama::{Cache, Config, Llama, LlamaConfig, LoadOptions};
 use profile::{exact, importance, rules};
 use std::{collections::HashMap, sync::Arc};

@@ -64,7 +64,7 @@ fn fitted(seed: u64) -> Vec<FastGrnnGate> {
     let [fit, tune] = [0..12, 12..16].map(|r| r.map(text).collect::<Vec<_>>());
     let settings = GateSettings { window: Some(64), share: 0.1, ..GateSettings::default() };
     let model = Llama::load(var_builder(), &config()).unwrap();
-    let fits = fit_gates(&model, &var_builder(), &config(), [&fit, &tune], &settings, |_| ()).unwrap();
+    let fits = fit_gates(model.decoder(), &var_builder(), [&fit, &tune], &settings, |_| ()).unwrap();
     for (layer, f) in fits.iter().enumerate() {
         let [ridge, cell] = f.r2();
         let kept = f.gate.cell.is_some();

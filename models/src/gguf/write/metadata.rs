@@ -6,7 +6,7 @@ use candle_core::{
     Result,
     quantized::{GgmlDType, gguf_file::Value},
 };
-use candle_sparse::core::{Activation, Rope, RopeScaling};
+use candle_sparse_core::{Activation, Rope, RopeScaling};
 use std::collections::HashMap;
 
 /// Sets a value, whether it was there or not.

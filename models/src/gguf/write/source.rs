@@ -11,8 +11,7 @@ use candle_core::{
     quantized::{GgmlDType, QStorage, QTensor, gguf_file::Value},
 };
 use candle_sparse::{
-    Profile, Weight,
-    core::Format,
+    Format, Profile, Weight,
     weight::{Conversions, Part, dtype_of},
 };
 use std::{borrow::Cow, cell::RefCell, collections::HashMap};

@@ -1,7 +1,7 @@
 //! The guard notices thresholds that are far too high, and costs nothing otherwise.
 
 use super::{MODES, Model, decode, profile::exact};
-use candle_sparse::{Guard, Selection, SparseConfig, core::Format};
+use candle_sparse::{Format, Guard, Selection, SparseConfig};
 
 #[test]
 fn absurd_thresholds_sink() {

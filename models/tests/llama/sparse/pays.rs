@@ -3,8 +3,7 @@
 use super::{Model, decode, forced, mode, profile::exact};
 use crate::cases::worst;
 use candle_sparse::{
-    Error, FfnMode, Selection, SparseConfig,
-    core::Format,
+    Error, FfnMode, Format, Selection, SparseConfig,
     profile::{HeldOut, Rule},
 };
 use candle_sparse_models::llama::LoadOptions;

@@ -1,8 +1,9 @@
 //! Weights that are held in the form in which they are stored: those of a GGUF file.
 
+use crate::Weight;
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use candle_sparse::{Weight, core::Format};
+use candle_sparse_core::Format;
 use core::fmt;
 use std::{collections::HashMap, sync::Arc};
 
@@ -74,8 +75,16 @@ impl Stored {
         Self { origin: origin.into(), mapped: false, tensors: HashMap::new() }
     }
 
-    pub(crate) fn origin(&self) -> &str {
+    /// What it was made with.
+    #[must_use]
+    pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// Whether the file is mapped, so that tensors held elsewhere are copies worth a notice.
+    #[must_use]
+    pub fn with_mapped(self, mapped: bool) -> Self {
+        Self { mapped, ..self }
     }
 
     /// Adds a tensor of one or two dimensions; one dimension is a matrix of one row.

@@ -1,16 +1,15 @@
 //! Whether rules keep their target on text that nothing was learned from.
 
-use super::{Progress, Run, Target, search::Search, some};
+use super::{Progress, Target, run::Run, search::Search, some};
 use crate::{
-    llama::{Config, Llama},
+    decoder::Decoder,
+    profile::{HeldOut, Rule},
     quality::Quality,
     simulate::{Choice, Simulation},
-};
-use candle_core::Result;
-use candle_sparse::{
-    profile::{HeldOut, Rule},
     sparse::candidate_factor,
 };
+use candle_core::Result;
+use candle_sparse_core::Config;
 
 /// Past this share no rule saves bytes, so none is tried there.
 const LARGEST_SHARE: f32 = 0.9;
@@ -134,11 +133,11 @@ fn elements_read(r: &RuleReport, c: &Config, rank: usize) -> f64 {
 /// Divergence of `model` from the same weights with activations that are not rounded; 0 where it rounds none, or is too
 /// large to be held in F32 as well.
 pub(super) fn noise_floor(
-    model: &Llama,
+    model: &Decoder,
     windows: &[Vec<u32>],
     progress: &mut impl FnMut(Progress),
 ) -> Result<f64> {
-    if !model.decoder().rounds_activations() || model.decoder().parameters() > MOST_PARAMETERS {
+    if !model.rounds_activations() || model.parameters() > MOST_PARAMETERS {
         return Ok(0.0);
     }
     let (mut exact, mut rounded) = (Run::new(&model.in_f32()?), Run::new(model));

@@ -17,22 +17,22 @@ mod state;
 mod stored;
 mod tap;
 
-use candle_core::{Result, bail};
-use candle_sparse::{
+use crate::{
     AttentionConfig, Error, Threads, Weight,
     attention::Plan,
-    core::{
-        ActivationGroup, Config, KernelSet,
-        kernel::{rms_norm::shifted_relu, rope},
-    },
     deadline::Deadline,
     gate::FastGrnnGate,
-    kernels::{Kernels, Level},
     kv_cache::{KvCache, Origin},
     sparse::{Plans, Points, SparseFfn},
     weight::{On, Stack},
 };
-pub(crate) use inventory::{check_names, has_mlp_bias};
+use candle_core::{Result, bail};
+use candle_sparse_core::{
+    ActivationGroup, Config, KernelSet,
+    kernel::{rms_norm::shifted_relu, rope},
+};
+use candle_sparse_kernels::{Kernels, Level};
+pub use inventory::{check_names, has_mlp_bias};
 pub use load::{Checkpoint, Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
 use std::{sync::Arc, time::Duration};
@@ -305,7 +305,7 @@ impl Decoder {
     /// # Errors
     /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context,
     /// another batch than the cached one, or a cache made for another shape or filled by another model; in a decode step of a
-    /// model with a profile also a number that is not finite; a [`DeadlineExceeded`](candle_sparse::DeadlineExceeded) where a
+    /// model with a profile also a number that is not finite; a [`DeadlineExceeded`](crate::DeadlineExceeded) where a
     /// time limit is set, at most a layer too late. The cache is unchanged then.
     ///
     /// # Panics

@@ -6,11 +6,11 @@
 //! two say at which share it equals the dense one.
 
 use super::{Decoder, Input, Layer, Logits, Scratch, Sparse, Step};
-use candle_core::Result;
-use candle_sparse::{
+use crate::{
     KvCache, KvConfig, KvDType,
     sparse::{BREAK_EVEN, FfnMode, Plans, Points, candidate_factor},
 };
+use candle_core::Result;
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -1,9 +1,11 @@
 //! Text that a model writes itself: the kind it knows best, wherever its training text is.
 
-use crate::llama::{Cache, Llama};
+use crate::{
+    KvCache, KvConfig, KvDType,
+    decoder::{Decoder, Input, Logits, Scratch, Step},
+};
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::log_softmax;
-use candle_sparse::{KvConfig, KvDType};
 
 /// Sequences that are written side by side: each step reads the weights once for all.
 const SEQUENCES: usize = 8;
@@ -34,11 +36,11 @@ impl OwnText {
 ///
 /// # Errors
 /// An empty `start`, or a model whose logits are not numbers.
-pub fn own_text(model: &Llama, tokens: usize, start: &[u32], seed: u64) -> Result<OwnText> {
+pub fn own_text(model: &Decoder, tokens: usize, start: &[u32], seed: u64) -> Result<OwnText> {
     if start.is_empty() {
         candle_core::bail!("own text: give at least one token to begin with");
     }
-    let limit = model.decoder().config().max_position_embeddings;
+    let limit = model.config().max_position_embeddings;
     let length = LONGEST.min(limit).min(start.len() + tokens.div_ceil(SEQUENCES)).max(start.len());
     let mut text = OwnText { windows: Vec::new(), nll: (0.0, 0) };
     let mut random = Random(seed);
@@ -49,22 +51,31 @@ pub fn own_text(model: &Llama, tokens: usize, start: &[u32], seed: u64) -> Resul
 }
 
 /// One batch of sequences.
-fn write(model: &Llama, length: usize, start: &[u32], random: &mut Random, text: &mut OwnText) -> Result<()> {
+fn write(
+    model: &Decoder,
+    length: usize,
+    start: &[u32],
+    random: &mut Random,
+    text: &mut OwnText,
+) -> Result<()> {
     let mut sequences = vec![start.to_vec(); SEQUENCES];
-    let mut cache = Cache::of(model, KvConfig::exact(KvDType::F16));
-    let mut x = Tensor::new(start, &Device::Cpu)?.unsqueeze(0)?.repeat((SEQUENCES, 1))?;
+    let vocab = model.config().vocab_size;
+    let mut cache = KvCache::new(model.config(), KvConfig::exact(KvDType::F16));
+    let (mut scratch, mut logits) = (Scratch::default(), vec![0.0; SEQUENCES * vocab]);
+    let mut x = start.repeat(SEQUENCES);
     while sequences[0].len() < length {
-        let position = sequences[0].len() - x.dims2()?.1;
-        let logits = model.forward(&x, position, &mut cache)?;
-        let log_p: Vec<Vec<f32>> = log_softmax(&logits, D::Minus1)?.to_vec2()?;
+        let seq_len = x.len() / SEQUENCES;
+        let step = Step { batch: SEQUENCES, seq_len, index_pos: sequences[0].len() - seq_len };
+        model.forward(Input::Ids(&x), step, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+        let log_p = Tensor::from_slice(&logits, (SEQUENCES, vocab), &Device::Cpu)?;
+        let log_p: Vec<Vec<f32>> = log_softmax(&log_p, D::Minus1)?.to_vec2()?;
         for (sequence, log_p) in sequences.iter_mut().zip(&log_p) {
             let next = random.draw(log_p)?;
             text.nll.0 -= f64::from(log_p[next]);
             text.nll.1 += 1;
             sequence.push(next as u32);
         }
-        let last: Vec<u32> = sequences.iter().map(|s| s[s.len() - 1]).collect();
-        x = Tensor::from_vec(last, (SEQUENCES, 1), &Device::Cpu)?;
+        x = sequences.iter().map(|s| s[s.len() - 1]).collect();
     }
     text.windows.append(&mut sequences);
     Ok(())

@@ -1,15 +1,15 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
 use super::{Decoder, Ffn, Input as Tokens, Layer, LayerTap, Logits, Projection, Step, add_bias, resize};
-use candle_core::Result;
-use candle_sparse::{
+use crate::{
     attention::{Queries, attention},
-    core::{ActivationGroup, KernelSet, Matrix, kernel::rope},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     threads::ranges,
     weight::{Input, On, ROW_STEP, split_columns},
 };
+use candle_core::Result;
+use candle_sparse_core::{ActivationGroup, KernelSet, Matrix, kernel::rope};
 
 /// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
 const CHUNK: usize = 512;

@@ -2,14 +2,14 @@
 
 use super::{Decoder, Extras, Ffn, Layer, Loader};
 use crate::decoder::payoff::{MEASURED_BYTES, Trial};
-use candle_core::Result;
-use candle_nn::VarBuilder;
-use candle_sparse::{
+use crate::{
     FfnMode, Profile, SparseConfig,
     profile::Fingerprint,
     sparse::{self, BREAK_EVEN, Points, expected_share},
     weight::Conversions,
 };
+use candle_core::Result;
+use candle_nn::VarBuilder;
 
 /// Of a token's time: what a profile must save to be used, beyond the noise of the measurement.
 const LEAST_SAVED: f64 = 0.02;

@@ -1,9 +1,10 @@
 //! The profile that a model is loaded with.
 
 use super::{Extras, LoadOptions};
+use crate::{FfnMode, Profile, Selection, SparseConfig};
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::{FfnMode, Profile, Selection, SparseConfig, core::Config, sparse};
+use candle_sparse_core::Config;
 use std::sync::Arc;
 
 /// The profile to load with, checked; `None` also where the environment says so.
@@ -44,7 +45,7 @@ pub(super) fn profile(
     if extras.mlp_bias {
         bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
     }
-    sparse::check(&profile, c)?;
+    profile.check_model(c)?;
     Ok(Some(profile))
 }
 

@@ -1,6 +1,6 @@
 //! What a sequence's sparse steps have seen: statistics, the guard's verdicts, blocks that run dense for a while.
 
-use candle_sparse::{
+use crate::{
     Guard,
     sparse::{CROSSOVER, FfnMode, Plan, Plans},
 };

@@ -5,12 +5,12 @@ use crate::decoder::{
     Decoder, Layer, resize,
     state::{LayerRun, Look, Turn},
 };
-use candle_sparse::{
-    core::{Columns, Format, Gate, KernelSet, Neurons, kernel::select},
+use crate::{
     sparse::{Choice, FfnMode, PANEL, Room as ChoiceRoom, SparseFfn},
     team::{Member, Outcome, Over, Room},
     weight::ROW_STEP,
 };
+use candle_sparse_core::{Columns, Format, Gate, KernelSet, Neurons, kernel::select};
 
 /// Bytes of up and down rows that make a piece of the list.
 const PIECE_BYTES: usize = 256 * 1024;

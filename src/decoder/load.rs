@@ -4,18 +4,18 @@ mod blocks;
 mod profile;
 
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse, Stored, inventory::Inventory};
-use blocks::SparseBlocks;
-use candle_core::{DType, Error, Result, bail};
-use candle_nn::VarBuilder;
-use candle_sparse::{
+use crate::{
     AttentionConfig, FfnMode, Profile, SparseConfig, Threads, Weight,
-    core::{Config, Format},
-    kernels::Kernels,
     kv_cache::Origin,
     profile::{Fingerprint, LayerProfile, fingerprint},
     sparse::{Plans, Points, SparseFfn},
     weight::{Conversions, Part, Stack, format_of},
 };
+use blocks::SparseBlocks;
+use candle_core::{DType, Error, Result, bail};
+use candle_nn::VarBuilder;
+use candle_sparse_core::{Config, Format};
+use candle_sparse_kernels::Kernels;
 use profile::profile;
 use std::sync::Arc;
 

@@ -1,11 +1,11 @@
 //! What can be set on a loaded model: which neurons and which positions it leaves out.
 
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
-use candle_core::{Result, bail};
-use candle_sparse::{
-    AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, core::Format,
-    sparse::Plans,
+use crate::{
+    AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::Plans,
 };
+use candle_core::{Result, bail};
+use candle_sparse_core::Format;
 use std::sync::Arc;
 
 impl Decoder {
@@ -99,6 +99,14 @@ impl Decoder {
             ffn || quantised(&l.qkv_proj) || quantised(&l.o_proj)
         };
         self.lm_head.format().is_quantized() || self.layers.iter().any(layer)
+    }
+
+    /// Whether an FFN has biases, which no profile serves.
+    pub(crate) fn has_ffn_bias(&self) -> bool {
+        let biased = |f: &DenseFfn| {
+            f.gate_proj.bias.is_some() || f.up_proj.bias.is_some() || f.down_proj.bias.is_some()
+        };
+        self.layers.iter().any(|l| matches!(&l.ffn, Ffn::Dense(f) if biased(f)))
     }
 
     /// Elements of all matrices, a tied head counted once.

@@ -4,9 +4,10 @@
 //! `VarBuilder` cannot list its tensors, so known names are asked for; where they can be listed, [`check_names`] sees all.
 
 use super::load::Extras;
+use crate::Error;
 use candle_core::Result;
 use candle_nn::VarBuilder;
-use candle_sparse::{Error, core::Config};
+use candle_sparse_core::Config;
 
 const NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
 const ATTENTION: [&str; 4] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
@@ -99,7 +100,8 @@ fn layers_of(vb: &VarBuilder<'_>, asked: usize) -> usize {
 }
 
 /// Whether a block's FFN has biases.
-pub(crate) fn has_mlp_bias(vb: &VarBuilder<'_>, layers: usize) -> bool {
+#[must_use]
+pub fn has_mlp_bias(vb: &VarBuilder<'_>, layers: usize) -> bool {
     let bias = |i: usize, name: &&str| vb.contains_tensor(&format!("model.layers.{i}.{name}.bias"));
     (0..layers_of(vb, layers)).any(|i| MLP.iter().any(|name| bias(i, name)))
 }
@@ -131,7 +133,7 @@ fn check_tied(vb: &VarBuilder<'_>, c: &Config) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::WrongModel`], with the names.
-pub(crate) fn check_names<'a>(names: impl Iterator<Item = &'a str>, layers: usize) -> Result<()> {
+pub fn check_names<'a>(names: impl Iterator<Item = &'a str>, layers: usize) -> Result<()> {
     let mut unknown: Vec<_> = names.filter(|name| !is_known(name, layers)).map(String::from).collect();
     unknown.sort();
     refuse(&unknown, layers)

@@ -8,15 +8,15 @@ use super::{
     Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize,
     state::LayerRun,
 };
-use candle_core::{Error, Result, bail};
-use candle_sparse::{
+use crate::{
     attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
-    core::{ActivationGroup, KernelSet, kernel::rope},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     team::{Board, Member, Outcome, Over, Room},
     weight::ROW_STEP,
 };
+use candle_core::{Error, Result, bail};
+use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
 use sparse::SparseOwn;
 use std::sync::{Mutex, PoisonError};
 

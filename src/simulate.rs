@@ -6,14 +6,14 @@
 //! Values agree with sparse decode within rounding; a test holds that. Rules that need to know the exact values, such as
 //! the oracle, exist only here.
 
-use crate::decoder::LayerTap;
-use candle_core::{Device, Error, Result, Tensor};
-use candle_sparse::{
-    core::{
-        Gate,
-        kernel::{activation, select},
-    },
+use crate::{
+    decoder::LayerTap,
     profile::{LayerProfile, Rule},
+};
+use candle_core::{Device, Error, Result, Tensor};
+use candle_sparse_core::{
+    Gate,
+    kernel::{activation, select},
 };
 use rayon::prelude::*;
 

@@ -1,16 +1,13 @@
 //! The share at which each rule loses what it may: settings compared with the dense model on the tune text.
 
-use super::{Progress, Run, Target, divide};
+use super::{Progress, Target, divide, layer::LayerFit, run::Run, thresholds::GRID};
 use crate::{
+    profile::{LayerProfile, Rule},
     quality::Quality,
     simulate::{Choice, Simulation},
 };
 use candle_core::{Result, Tensor};
-use candle_sparse::{
-    calibrate::{GRID, LayerFit},
-    core::Gate,
-    profile::{LayerProfile, Rule},
-};
+use candle_sparse_core::Gate;
 
 /// The share at which blocks are compared.
 const PROBE_SHARE: f32 = 0.4;

@@ -1,21 +1,25 @@
 //! The gates of sparse attention: the dense model is watched, one fit per block.
 
-use super::{Progress, Run};
-use crate::{decoder::LayerTap, llama::Config};
+use super::{
+    Progress,
+    gate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate},
+    run::Run,
+};
+use crate::decoder::LayerTap;
 use candle_core::{DType, Error, Result, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::calibrate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate};
+use candle_sparse_core::Config;
 use std::ops::Range;
 
 /// Fits a gate for every block; blocks whose inputs fit into the settings' memory together share a run of the texts.
 pub(super) fn gates(
     run: &mut Run,
     vb: &VarBuilder<'_>,
-    config: &Config,
     [fit, tune]: [&[Vec<u32>]; 2],
     s: &GateSettings,
     progress: &mut impl FnMut(Progress),
 ) -> Result<Vec<GateFit>> {
+    let config = &run.model.config().clone();
     let context = fit.first().map_or(0, Vec::len);
     let windows = [at_most(fit, s.tokens), at_most(tune, s.tokens)];
     let counts = windows.each_ref().map(Vec::len);
@@ -101,11 +105,10 @@ impl Watch {
         window: usize,
         blocks: Range<usize>,
     ) -> Result<Self> {
-        let core = config.to_core()?;
-        let shape = (config.hidden_size, core.q_dim());
+        let shape = (config.hidden_size, config.q_dim());
         let norms = |l: usize| {
             let o_proj = vb.get(shape, &format!("model.layers.{l}.self_attn.o_proj.weight"))?;
-            ValueNorms::new(&o_proj.to_dtype(DType::F32)?, &core)
+            ValueNorms::new(&o_proj.to_dtype(DType::F32)?, config)
         };
         let empty = vec![Vec::new(); blocks.len()];
         Ok(Self {
