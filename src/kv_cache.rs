@@ -296,6 +296,11 @@ impl KvCache {
         self.notes[sequence][layer].bounds.group(self.shape.page, group, head)
     }
 
+    #[cfg(test)]
+    pub(crate) fn bounds_bytes(&self) -> usize {
+        self.notes.iter().flatten().map(|n| n.bounds.bytes()).sum()
+    }
+
     /// A number that changes whenever positions are cut off.
     #[must_use]
     pub(crate) fn generation(&self) -> u64 {

@@ -30,6 +30,11 @@ pub(super) struct Bounds {
 type Group = Box<[f16]>;
 
 impl Bounds {
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.groups.iter().chain(&self.spare).map(|g| size_of_val(&**g)).sum()
+    }
+
     /// Forgets the pages from `pages` on.
     pub(super) fn cut(&mut self, pages: usize) {
         if pages < self.pages {

@@ -22,7 +22,7 @@ pub struct Origin {
 impl Origin {
     /// How another model differs; `None`: by nothing that was compared.
     #[must_use]
-    pub(crate) fn difference(&self, other: &Self) -> Option<String> {
+    pub fn difference(&self, other: &Self) -> Option<String> {
         if self.interleaved != other.interleaved {
             let order = |o: &Self| if o.interleaved { "a GGUF file" } else { "a Hugging Face checkpoint" };
             return Some(format!(
