@@ -28,7 +28,13 @@ mod tests {
     }
 
     /// What `Member::phase` does, phase by phase; `patient` threads wait for a missing piece, others compute it at once.
-    fn program(board: &Board, phases: usize, thread: usize, computation: usize, patient: bool) -> Result<(), Over> {
+    fn program(
+        board: &Board,
+        phases: usize,
+        thread: usize,
+        computation: usize,
+        patient: bool,
+    ) -> Result<(), Over> {
         let mut place = Place::default();
         for (phase, (len, piece)) in PHASES.into_iter().take(phases).enumerate() {
             let Some(slots) = board.enter(&mut place, len, piece)? else { panic!("more than was declared") };
@@ -67,7 +73,11 @@ mod tests {
                         spawn(move || drop(program(&board, phases, thread, computation, patient)))
                     })
                     .collect();
-                assert_eq!(program(&board, phases, 0, computation, patient), Ok(()), "the first thread ends it");
+                assert_eq!(
+                    program(&board, phases, 0, computation, patient),
+                    Ok(()),
+                    "the first thread ends it"
+                );
                 board.end();
                 others.into_iter().for_each(|thread| assert!(thread.join().is_ok(), "a thread failed"));
             }
