@@ -32,7 +32,7 @@ const MIN_PIECE_BYTES: usize = 16 * 1024;
 const GRACE: Duration = Duration::from_micros(30);
 /// Pieces never take longer, threads that lose their core do.
 const LONGEST_PIECE: Duration = Duration::from_millis(1);
-/// How often a piece is looked for before the clock is asked.
+/// How often a missing piece is checked for before the clock is read.
 const SPINS: u32 = 64;
 
 /// What a thread's part of a computation ends with.
@@ -80,7 +80,7 @@ impl Threads {
     /// Runs `program` on every thread with a value of its own, the calling thread with `own[0]`; returns when all have left.
     ///
     /// Every thread must call the same phases in the same order. The calling thread's outcome ends the computation: the
-    /// others hear [`Over`] in their next phase. Allocates nothing once there is room for `outputs`; a program that
+    /// others get [`Over`] in their next phase. Allocates nothing once there is room for `outputs`; a program that
     /// publishes more than them computes the rest on each thread.
     ///
     /// # Errors
@@ -251,13 +251,13 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// Tells whether a piece has been out for too long, each time it is looked for.
+    /// Says, each time a missing piece is checked for, whether it has been out for too long.
     fn patience(&self) -> impl FnMut() -> bool + use<> {
-        let (grace, mut looks, mut deadline) = (GRACE + 2 * self.pace, 0_u32, None);
+        let (grace, mut checks, mut deadline) = (GRACE + 2 * self.pace, 0_u32, None);
         move || {
             std::hint::spin_loop();
-            looks = looks.wrapping_add(1);
-            if !looks.is_multiple_of(SPINS) {
+            checks = checks.wrapping_add(1);
+            if !checks.is_multiple_of(SPINS) {
                 return false;
             }
             let now = Instant::now();

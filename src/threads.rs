@@ -4,8 +4,9 @@
 //! unsafe. Threads take tasks from a shared cursor: a slow one takes fewer, one that arrives late finds nothing left to do.
 //! Workers spin 25 000 times and then sleep (`CANDLE_BARRIER_POOL_SPIN_LIMIT`).
 //!
-//! The pool waits for every worker at the end of a region, even for one that finds nothing left to do: see
-//! [`Policy`], by which [`Threads::schedule`] runs some regions, and [`Threads::team`](crate::team) a computation.
+//! The pool waits for every worker at the end of a region, even for one that finds nothing left to do. What that costs a
+//! [`Policy`] weighs against what it brings: for the regions of a prompt's layer ([`Threads::schedule`]), for a token
+//! ([`Threads::team`](crate::team)), and for any other region by itself.
 
 mod policy;
 
@@ -103,20 +104,28 @@ impl Threads {
             let task = slot.and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
             task.map(f).is_some()
         };
-        if self.alone() || slots.len() <= 1 {
-            while work() {}
-            return;
+        match SCOPE.get() {
+            _ if self.0 == 1 || slots.len() <= 1 => while work() {},
+            Scope::Alone => while work() {},
+            Scope::Together => self.region(slots.len(), &work),
+            Scope::Unscheduled => self.schedule_region(|| {
+                if self.alone() { while work() {} } else { self.region(slots.len(), &work) }
+            }),
         }
+    }
+
+    /// Runs tasks by `work`, which says whether there was one, on all threads.
+    fn region(self, tasks: usize, work: &(impl Fn() -> bool + Sync)) {
         let start = Instant::now();
         let own = Mutex::new((Duration::ZERO, 0));
         self.on_all(|index| {
-            let done = std::iter::repeat_with(&work).take_while(|more| *more).count();
+            let done = std::iter::repeat_with(work).take_while(|more| *more).count();
             if index == 0 {
                 *own.lock().unwrap_or_else(PoisonError::into_inner) = (start.elapsed(), done);
             }
         });
         let (own, done) = own.into_inner().unwrap_or_else(PoisonError::into_inner);
-        ALONE_EXTRA.set(ALONE_EXTRA.get() + self.alone_extra(own, start.elapsed(), done, slots.len()));
+        ALONE_EXTRA.set(ALONE_EXTRA.get() + self.alone_extra(own, start.elapsed(), done, tasks));
     }
 
     /// How many seconds longer the calling thread would have taken alone for a region of `tasks`, of which it ran `done` in
@@ -137,18 +146,25 @@ impl Threads {
         if self.alone() {
             return f();
         }
-        let start = Instant::now();
-        let outer = ALONE_EXTRA.replace(0.0);
-        let result = if policy.alone() { Inside::enter(f) } else { f() };
-        let (time, extra) = (start.elapsed(), ALONE_EXTRA.replace(outer));
-        let alone = Duration::try_from_secs_f64(time.as_secs_f64() + extra).unwrap_or(Duration::ZERO);
+        let (result, time, alone) = measured(policy.alone(), f);
         policy.note(Sample { work: work as f64, time, alone });
         result
     }
 
+    /// Runs `f`, a region by itself, as all such regions of the process have proved faster.
+    ///
+    /// They differ in size: the unit of work is the time that the calling thread alone would have taken by its pace.
+    fn schedule_region(self, f: impl FnOnce()) {
+        let mut policy = *REGIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        let ((), time, alone) = measured(policy.alone(), f);
+        policy.note(Sample { work: alone.as_secs_f64(), time, alone });
+        // Of two regions at once the later one is remembered.
+        *REGIONS.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+
     /// Whether there is no other thread to share work with.
     pub(crate) fn alone(self) -> bool {
-        self.0 == 1 || INSIDE.get()
+        self.0 == 1 || SCOPE.get() == Scope::Alone
     }
 
     /// Calls `f(index)` on every thread, `f(0)` on the calling one; returns when all are done, resuming a panic.
@@ -161,7 +177,7 @@ impl Threads {
         pool.execute(|tid| {
             let index = if tid == caller { 0 } else { tid + 1 };
             if index < self.0 {
-                let result = catch_unwind(AssertUnwindSafe(|| Inside::enter(|| f(index))));
+                let result = catch_unwind(AssertUnwindSafe(|| Scope::Alone.enter(|| f(index))));
                 if let Err(panic) = result {
                     *panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 }
@@ -173,27 +189,49 @@ impl Threads {
     }
 }
 
+/// One for the process, as the pool is.
+static REGIONS: Mutex<Policy> = Mutex::new(Policy::new());
+
 thread_local! {
-    /// A region inside a region runs on its own thread, for the pool is taken; so does one that is to run alone.
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
+    static SCOPE: Cell<Scope> = const { Cell::new(Scope::Unscheduled) };
     /// How many seconds longer the regions so far would have taken on this thread alone.
     static ALONE_EXTRA: Cell<f64> = const { Cell::new(0.0) };
 }
 
-/// While it lives, this thread's regions run on itself; holds what was so before.
-struct Inside(bool);
+/// Where a thread's regions run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// Each where such regions have proved faster.
+    Unscheduled,
+    /// On all threads, as what they are part of.
+    Together,
+    /// On the thread itself: inside a region, for the pool is taken, or as what they are part of.
+    Alone,
+}
 
-impl Inside {
-    fn enter<R>(f: impl FnOnce() -> R) -> R {
-        let _inside = Self(INSIDE.replace(true));
+impl Scope {
+    fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        let _restore = Restore(SCOPE.replace(self));
         f()
     }
 }
 
-impl Drop for Inside {
+/// Leaves a scope, also when what ran in it panics.
+struct Restore(Scope);
+
+impl Drop for Restore {
     fn drop(&mut self) {
-        INSIDE.set(self.0);
+        SCOPE.set(self.0);
     }
+}
+
+/// Runs `f` alone or together; its result, how long it took, and how long the calling thread alone would have taken.
+fn measured<R>(alone: bool, f: impl FnOnce() -> R) -> (R, Duration, Duration) {
+    let (start, outer) = (Instant::now(), ALONE_EXTRA.replace(0.0));
+    let result = if alone { Scope::Alone } else { Scope::Together }.enter(f);
+    let (time, extra) = (start.elapsed(), ALONE_EXTRA.replace(outer));
+    let alone = Duration::try_from_secs_f64(time.as_secs_f64() + extra).unwrap_or(Duration::ZERO);
+    (result, time, alone)
 }
 
 /// `len` cut into `n` ranges of nearly equal length, each (but the last) a multiple of `step`.

@@ -16,7 +16,7 @@ const PUBLISHERS: usize = 16;
 /// Pieces per thread at most, where they are long: a thread that is slow for a while leaves the rest to others.
 pub(super) const MANY: usize = 8;
 
-/// The computation is over, or was given up: a thread that hears it leaves.
+/// The computation has ended, or was given up: a thread that gets this leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Over;
 
@@ -188,8 +188,8 @@ impl Slots<'_> {
             .count()
     }
 
-    /// Waits until all pieces are published and copies those of others into `out`. `late` is asked again and again while
-    /// one is missing; where it says so, a missing piece is computed here. Whether any was missing.
+    /// Waits until all pieces are published and copies those of others into `out`. `late` is called again and again
+    /// while one is missing; where it says true, a missing piece is computed here. Returns whether any was missing.
     pub(super) fn finish(
         &self,
         thread: usize,

@@ -37,7 +37,7 @@ fn a_slow_thread_takes_fewer_tasks_and_the_end_waits_for_one_of_them() {
     let (threads, caller) = (several(), current().id());
     let [by_caller, by_others] = [0, 0].map(AtomicUsize::new);
     let begun = || by_caller.load(Ordering::Relaxed) + by_others.load(Ordering::Relaxed);
-    threads.for_each(0..TASKS, |_| {
+    let task = |_| {
         if current().id() == caller {
             // Until another thread has a task, so that there is a slow one at all.
             wait_until("another thread", || by_others.load(Ordering::Relaxed) > 0);
@@ -47,7 +47,8 @@ fn a_slow_thread_takes_fewer_tasks_and_the_end_waits_for_one_of_them() {
             by_others.fetch_add(1, Ordering::Relaxed);
             wait_until("the others' tasks", || begun() == TASKS);
         }
-    });
+    };
+    threads.schedule(&mut Policy::new(), 1, || threads.for_each(0..TASKS, task));
     assert!(by_others.into_inner() < threads.count(), "a slow thread had more than one task");
 }
 
@@ -80,6 +81,30 @@ fn a_policy_learns_from_regions_and_is_followed() {
         several().schedule(&mut policy, 1, || panic!("on purpose"));
     }));
     assert!(panicked.is_err() && !several().alone(), "a panic leaves this thread as it was");
+}
+
+#[test]
+fn a_region_by_itself_is_scheduled_too() {
+    let (threads, caller) = (several(), current().id());
+    let late = Sample { work: 1.0, time: Duration::from_secs(1), alone: Duration::from_millis(1) };
+    let regions = || {
+        let others = AtomicUsize::new(0);
+        threads.for_each(0..8, |_| {
+            others.fetch_add(usize::from(current().id() != caller), Ordering::Relaxed);
+        });
+        others.into_inner()
+    };
+    // Other tests' regions write what they measured, too, but none of them has seen what says that alone is faster.
+    let tries = (0..100).filter(|_| {
+        let mut policy = Policy::new();
+        while !policy.alone() {
+            policy.note(late);
+        }
+        *REGIONS.lock().unwrap() = policy;
+        regions() == 0
+    });
+    assert!(tries.count() > 50, "regions ran on all threads though alone is faster");
+    *REGIONS.lock().unwrap() = Policy::new();
 }
 
 #[test]
