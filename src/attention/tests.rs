@@ -241,7 +241,7 @@ proptest! {
 
     #[test]
     fn more_threads_change_nothing(case in case()) {
-        let threads = Threads::default().count();
+        let threads = crate::threads::testing::several().count();
         let mut cache = case.cache();
         case.prefill(&mut cache, case.len.div_ceil(2));
         let mut other = cache.clone();

@@ -316,6 +316,7 @@ fn hot_neurons_are_always_active_and_threads_change_no_bit() {
         rules(&mut p, |r| r.hot = vec![70; 2]);
         let p = Some(Arc::new(p));
         let most = Threads::default().count();
+        assert!(most > 1, "this test needs threads: set CANDLE_NUM_THREADS=4");
         for ffn in MODES {
             for selection in [Selection::Fitted, Selection::TopK(50)] {
                 let run = |n: usize| {

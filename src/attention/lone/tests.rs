@@ -69,7 +69,7 @@ fn decode(
 
 #[test]
 fn a_token_not_yet_in_the_cache_sees_what_one_in_it_sees() {
-    let (one, all) = (Threads::new(1).unwrap(), Threads::default());
+    let (one, all) = (Threads::new(1).unwrap(), crate::threads::testing::several());
     let queries = noise(CONFIG.q_dim(), 5);
     for dtype in [KvDType::F32, KvDType::F16, KvDType::BF16] {
         for len in [1, 2, 32, 33, 128, 129, 257, 1000, 2100] {

@@ -161,7 +161,9 @@ fn threads_do_not_change_a_bit() {
     let kernels = Kernels::get().unwrap();
     let on = |threads| On { kernels, threads };
     let alone = w.forward(on(Threads::new(1).unwrap()), &active, &x);
-    assert_eq!(alone, w.forward(on(Threads::default()), &active, &x));
+    let all = crate::threads::testing::several();
+    let together = all.schedule(&mut crate::threads::Policy::new(), 1, || w.forward(on(all), &active, &x));
+    assert_eq!(alone, together);
 }
 
 #[test]
