@@ -48,7 +48,7 @@ pub mod simulate;
 pub mod ops;
 
 pub use attention::{AttentionConfig, AttentionMode};
-pub use candle_sparse_core::Format;
+pub use candle_sparse_core::{Activation, Config, Format, Gate};
 pub use deadline::DeadlineExceeded;
 pub use error::Error;
 pub use gate::FastGrnnGate;

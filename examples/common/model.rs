@@ -20,7 +20,7 @@ use candle_sparse::{
 use candle_sparse_models::{
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
-    gguf::write::ggml_type,
+    gguf::ggml_type,
     hub::HubSettings,
     llama::Cache,
     pretrained::{Pretrained, var_builder},

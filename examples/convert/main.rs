@@ -8,11 +8,9 @@ mod cli;
 use anyhow::{Result, bail};
 use candle_sparse::{Format, Profile};
 use candle_sparse_models::{
+    convert::{GgufModel, Layout},
     files::{ModelFiles, Weights},
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    gguf::GgufFile,
     hub::HubSettings,
 };
 use clap::Parser;

@@ -3,7 +3,7 @@
 use super::source::Source;
 use anyhow::Result;
 use candle_sparse::Format;
-use candle_sparse_models::gguf::write::{GgufModel, Layout};
+use candle_sparse_models::convert::{GgufModel, Layout};
 
 /// The weights that our engine loads, in `format`.
 pub(crate) fn gguf(source: &Source, format: Format, name: &str) -> Result<GgufModel> {
@@ -18,7 +18,7 @@ mod tests {
     use candle_core::Device;
     use candle_core::quantized::{GgmlDType, gguf_file::Content};
     use candle_sparse::{Threads, Weight};
-    use candle_sparse_models::gguf::write::ggml_type;
+    use candle_sparse_models::gguf::ggml_type;
     use std::path::Path;
 
     fn source(format: Format, tied: bool) -> Source {

@@ -364,13 +364,13 @@ impl ModelFiles {
         };
         if let Some(file) = opened {
             return crate::gguf::tokenizer::tokenizer_and_notices(file.content()).map_err(|error| {
-                let problem = crate::pretrained::first_line(&error);
+                let problem = crate::message::first_line(&error);
                 candle_sparse::Error::File { path: file.path().to_path_buf(), problem }.into()
             });
         }
         let bytes = self.tokenizer.as_deref().unwrap_or_default();
         crate::tokenizer::from_json(bytes, self.tokenizer_config.as_deref()).map_err(|error| {
-            let problem = format!("not a tokenizer file: {}", crate::pretrained::first_line(&error));
+            let problem = format!("not a tokenizer file: {}", crate::message::first_line(&error));
             match &self.folder {
                 Some(folder) => candle_sparse::Error::File { path: folder.join(TOKENIZER), problem }.into(),
                 None => Error::Msg(format!("{TOKENIZER} of `{}`: {problem}", self.name)),

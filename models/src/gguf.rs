@@ -14,24 +14,27 @@ mod header;
 mod part;
 mod shape;
 pub mod tokenizer;
-pub mod write;
+mod types;
 
-use crate::decoder::{Checkpoint, Extras, Held, Stored};
-use crate::pretrained::first_line;
+use crate::message::first_line;
+use crate::{
+    decoder::{Checkpoint, Extras, Held, LoadOptions, Stored},
+    llama::Llama,
+};
 use candle_core::{
     Error, Result, bail,
-    quantized::{
-        GgmlDType,
-        gguf_file::{Content, TensorInfo, VersionedMagic},
-    },
+    quantized::gguf_file::{Content, TensorInfo, VersionedMagic},
 };
-use candle_sparse::{Format, profile::Profile};
+use candle_sparse::profile::Profile;
 use candle_sparse_core::Config;
 use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
 pub use shape::config;
 pub(crate) use shape::notices as config_notices;
+pub(crate) use shape::{ARCHITECTURES, LAYER_NAMES};
 use std::{collections::HashMap, path::Path, sync::Arc};
+pub(crate) use types::format;
+pub use types::ggml_type;
 
 /// So many last bytes of a file, behind its tensors, are a profile.
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
@@ -255,7 +258,18 @@ pub(crate) fn model(
     Ok(Model { checkpoint, config, extras })
 }
 
-/// Our name of candle's name of a ggml type.
-pub(crate) fn format(dtype: GgmlDType) -> Option<Format> {
-    Format::ALL.into_iter().find(|f| write::ggml_type(*f) == dtype)
+impl Llama {
+    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
+    ///
+    /// A profile in the file is used where `options` bring none.
+    ///
+    /// # Errors
+    /// See [`Decoder::load`](crate::decoder::Decoder::load).
+    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
+        if options.profile.is_none() {
+            options.profile = file.profile()?.map(Arc::new);
+        }
+        let Model { checkpoint, config, extras } = file.model()?;
+        Self::from_checkpoint(&checkpoint, config, extras, options)
+    }
 }

@@ -34,12 +34,14 @@ pub use candle_sparse::{decoder, quality, simulate};
 
 pub mod causal_lm;
 pub mod chat;
+pub mod convert;
 pub mod files;
 pub mod generation;
 pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod llama;
+mod message;
 pub mod mistral;
 pub mod pretrained;
 pub mod quantized_llama;

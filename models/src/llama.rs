@@ -4,11 +4,8 @@
 
 mod config;
 
+use crate::decoder::{Checkpoint, Decoder, Extras, Input, Logits, Scratch, Step};
 pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
-use crate::{
-    decoder::{Checkpoint, Decoder, Extras, Input, Logits, Scratch, Step},
-    gguf::{GgufFile, Model},
-};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
@@ -172,20 +169,6 @@ impl Llama {
             tie_word_embeddings: cfg.tie_word_embeddings,
         };
         Self::from_checkpoint(&vb.into(), cfg.to_core()?, extras, options)
-    }
-
-    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
-    ///
-    /// A profile in the file is used where `options` bring none.
-    ///
-    /// # Errors
-    /// See [`Decoder::load`].
-    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
-        if options.profile.is_none() {
-            options.profile = file.profile()?.map(Arc::new);
-        }
-        let Model { checkpoint, config, extras } = file.model()?;
-        Self::from_checkpoint(&checkpoint, config, extras, options)
     }
 
     pub(crate) fn from_checkpoint(

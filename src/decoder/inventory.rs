@@ -3,7 +3,7 @@
 //! A tensor that nobody takes makes another model of the same files: a Qwen without its `q_norm` says nothing sensible. A
 //! `VarBuilder` cannot list its tensors, so known names are asked for; where they can be listed, [`check_names`] sees all.
 
-use super::load::Extras;
+use super::Extras;
 use crate::Error;
 use candle_core::Result;
 use candle_nn::VarBuilder;

@@ -10,8 +10,8 @@ use candle_sparse::{
     profile::{LayerProfile, LayerRule, Profile, fingerprint},
 };
 use candle_sparse_models::{
+    convert::{GgufModel, Layout},
     files::ModelFiles,
-    gguf::write::{GgufModel, Layout},
     llama::{Config, LlamaConfig},
 };
 use std::{collections::HashMap, path::Path};

@@ -170,7 +170,7 @@ impl TryFrom<Raw> for Config {
             sliding_window: raw.sliding_window,
             use_flash_attn: raw.use_flash_attn.unwrap_or(false),
         };
-        activation(config.hidden_act).map_err(|e| crate::pretrained::first_line(&e))?;
+        activation(config.hidden_act).map_err(|e| crate::message::first_line(&e))?;
         Ok(config)
     }
 }

@@ -7,12 +7,10 @@ use candle_core::{
 };
 use candle_sparse::{FfnMode, Format, KvConfig, KvDType, Profile, SparseConfig};
 use candle_sparse_models::{
+    convert::{GgufModel, Layout},
     decoder::LoadOptions,
     files::ModelFiles,
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    gguf::GgufFile,
     llama::{Cache, Llama},
     pretrained::{self, Pretrained},
     quantized_llama::ModelWeights,

@@ -3,8 +3,8 @@
 use crate::{convert::Built, files::ids};
 use candle_core::{Device, Tensor, quantized::gguf_file};
 use candle_sparse_models::{
-    AttentionConfig, AttentionMode, Error, FfnMode, Format, KvConfig, SparseConfig, decoder::LoadOptions,
-    gguf::write::Layout, quantized_llama::ModelWeights,
+    AttentionConfig, AttentionMode, Error, FfnMode, Format, KvConfig, SparseConfig, convert::Layout,
+    decoder::LoadOptions, quantized_llama::ModelWeights,
 };
 use std::{fs::File, path::Path};
 

@@ -3,7 +3,7 @@
 use crate::convert::Built;
 use candle_core::quantized::GgmlDType;
 use candle_sparse::Format;
-use candle_sparse_models::gguf::write::Layout;
+use candle_sparse_models::convert::Layout;
 use std::path::Path;
 
 #[derive(Clone, Copy)]

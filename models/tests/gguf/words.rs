@@ -7,12 +7,10 @@ use candle_core::{
 use candle_sparse::Format;
 use candle_sparse_models::{
     chat::Message,
+    convert::{GgufModel, Layout},
     decoder::LoadOptions,
     files::ModelFiles,
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    gguf::GgufFile,
     llama::LlamaEosToks,
     pretrained::Pretrained,
 };

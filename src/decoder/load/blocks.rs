@@ -1,7 +1,10 @@
 //! Which blocks leave neurons out: where the profile keeps its target, bytes allow a gain, and this machine shows one.
 
-use super::{Decoder, Extras, Ffn, Layer, Loader};
-use crate::decoder::payoff::{MEASURED_BYTES, Trial};
+use super::tensors::Loader;
+use crate::decoder::{
+    Decoder, Extras, Ffn, Layer,
+    payoff::{MEASURED_BYTES, Trial},
+};
 use crate::{
     FfnMode, Profile, SparseConfig,
     profile::Fingerprint,

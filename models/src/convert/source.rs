@@ -1,10 +1,10 @@
 //! The tensors of a model in GGUF's names, layout and types.
 
 use super::{
-    super::{format, shape::LAYER_NAMES},
-    GgufModel, Layout, ggml_type,
+    GgufModel, Layout,
     metadata::{self, put},
 };
+use crate::gguf::{LAYER_NAMES, format, ggml_type};
 use crate::{decoder::Checkpoint, llama::Config};
 use candle_core::{
     Device, Result, Tensor,

@@ -1,6 +1,6 @@
 //! What a GGUF file says about its model.
 
-use super::super::shape::ARCHITECTURES;
+use crate::gguf::ARCHITECTURES;
 use crate::llama::{Config, Llama3RopeType};
 use candle_core::{
     Result,

@@ -6,7 +6,8 @@ use crate::{
     files::{ModelFiles, Weights},
     gguf::GgufFile,
     llama::{Config, LlamaEosToks},
-    pretrained::{self, first_line},
+    message::first_line,
+    pretrained,
     tokenizer::TokenizerConfig,
 };
 use candle_core::{Error, Result, quantized::gguf_file::Value};

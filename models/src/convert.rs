@@ -12,16 +12,16 @@ mod metadata;
 mod source;
 mod tokenizer;
 
-use super::{
-    GgufFile, PROFILE,
-    shape::ARCHITECTURES,
-    tokenizer::{from_metadata, own::KEY as OWN_KEY},
-};
 use crate::{
     decoder::Checkpoint,
     files::ModelFiles,
+    gguf::{
+        self, ARCHITECTURES, GgufFile, PROFILE,
+        tokenizer::{from_metadata, own::KEY as OWN_KEY},
+    },
     llama::Config,
-    pretrained::{end_tokens, first_line},
+    message::first_line,
+    pretrained::end_tokens,
 };
 use candle_core::{
     Device, Error, Result, Tensor, bail,
@@ -93,7 +93,7 @@ impl GgufModel {
     /// # Errors
     /// As [`Self::new`]; also a file that is neuron-major already.
     pub fn from_gguf(file: &GgufFile, layout: Layout<'_>) -> Result<Self> {
-        let config = super::config(file.content())?;
+        let config = gguf::config(file.content())?;
         let from = file.model()?.checkpoint;
         if from.vb.contains_tensor("model.layers.0.mlp.up_down_proj.weight") {
             bail!("the file is neuron-major already: convert the one that it was made from");
@@ -190,7 +190,7 @@ impl GgufModel {
     /// The file cannot be opened, or one text has other tokens in it.
     pub fn check_file(&self, path: &Path) -> Result<()> {
         let file = GgufFile::open(path)?;
-        super::config(file.content())?;
+        gguf::config(file.content())?;
         file.profile()?;
         if self.tokenizer.is_none() {
             return Ok(());
@@ -263,23 +263,3 @@ const NO_TOKENIZER: &str = "no_vocab";
 
 /// Keys that say how the bytes of a file lie.
 const OF_THE_BYTES: [&str; 3] = ["general.alignment", "general.quantization_version", "general.file_type"];
-
-/// candle's name of a format.
-#[must_use]
-pub fn ggml_type(format: Format) -> GgmlDType {
-    match format {
-        Format::F32 => GgmlDType::F32,
-        Format::F16 => GgmlDType::F16,
-        Format::BF16 => GgmlDType::BF16,
-        Format::Q8_0 => GgmlDType::Q8_0,
-        Format::Q6K => GgmlDType::Q6K,
-        Format::Q5_1 => GgmlDType::Q5_1,
-        Format::Q5_0 => GgmlDType::Q5_0,
-        Format::Q5K => GgmlDType::Q5K,
-        Format::Q4_1 => GgmlDType::Q4_1,
-        Format::Q4_0 => GgmlDType::Q4_0,
-        Format::Q4K => GgmlDType::Q4K,
-        Format::Q3K => GgmlDType::Q3K,
-        Format::Q2K => GgmlDType::Q2K,
-    }
-}

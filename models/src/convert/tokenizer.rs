@@ -1,6 +1,6 @@
 //! A tokenizer in GGUF's words.
 
-use super::super::tokenizer::{
+use crate::gguf::tokenizer::{
     BOS, EOM, EOS, EOT,
     metadata::TOKENS,
     own::{Flags, KEY, Own},
