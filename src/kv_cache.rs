@@ -27,7 +27,6 @@ use page::{Page, PageShape};
 use pool::Pool;
 use salience::Salience;
 use std::sync::Arc;
-use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 use undo::Cooled;
 pub(crate) use window::most_pages;

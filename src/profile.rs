@@ -18,6 +18,7 @@ mod fingerprint;
 mod gates;
 mod shape;
 mod store;
+mod tensors;
 
 use crate::gate::FastGrnnGate;
 pub use fingerprint::{Fingerprint, difference, fingerprint};
