@@ -9,7 +9,7 @@ use candle_sparse::{
 };
 use candle_sparse_models::{
     decoder::LoadOptions,
-    files::{EMBEDDED, ModelFiles},
+    files::ModelFiles,
     llama::{Cache, Config},
     pretrained::{Pretrained, var_builder},
 };
@@ -80,7 +80,7 @@ fn profile(config: &Config, files: &ModelFiles) -> Profile {
 
 fn sparse_decode_allocates_nothing() {
     for format in [None, Some(Format::Q8_0)] {
-        let files = ModelFiles::from_embedded(&EMBEDDED[0]);
+        let files = built_in();
         let config = Pretrained::load(&files, LoadOptions::default()).unwrap().config;
         let profile = Some(Arc::new(profile(&config, &files)));
         // Whatever is faster for a model of this size.
@@ -119,9 +119,14 @@ fn decode_allocates_nothing_after_warm_up() {
     sliding_windows_allocate_nothing();
 }
 
+fn built_in() -> ModelFiles {
+    ModelFiles::from_folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu").as_ref())
+        .unwrap()
+}
+
 /// The built-in model with a sliding window.
 fn windowed(window: usize) -> Pretrained {
-    let mut files = ModelFiles::from_embedded(&EMBEDDED[0]);
+    let mut files = built_in();
     let json = String::from_utf8(files.config.take().unwrap().to_vec()).unwrap();
     let llama = "\"model_type\": \"llama\"";
     assert!(json.contains(llama), "{json}");
@@ -149,7 +154,7 @@ fn sliding_windows_allocate_nothing() {
 }
 
 fn long_memory_allocates_nothing() {
-    let loaded = Pretrained::load(&ModelFiles::from_embedded(&EMBEDDED[0]), LoadOptions::default()).unwrap();
+    let loaded = Pretrained::load(&built_in(), LoadOptions::default()).unwrap();
     let (hidden, heads) = (loaded.config.hidden_size, loaded.config.num_key_value_heads);
     let gate =
         |_| FastGrnnGate::new(hidden, vec![0.1; heads * hidden], vec![0.0; heads], vec![0.0; heads]).unwrap();
@@ -180,7 +185,7 @@ fn long_memory_allocates_nothing() {
 fn dense_decode_allocates_nothing() {
     for format in [None, Some(Format::F32), Some(Format::Q8_0), Some(Format::Q4_0)] {
         for kv in [DType::F32, DType::F16] {
-            let files = ModelFiles::from_embedded(&EMBEDDED[0]);
+            let files = built_in();
             let loaded = Pretrained::load(&files, LoadOptions { format, ..LoadOptions::default() }).unwrap();
             let mut cache = Cache::new(true, kv, &loaded.config, &Device::Cpu).unwrap();
             let mut logits = vec![0.0; loaded.config.vocab_size];

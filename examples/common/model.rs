@@ -1,6 +1,9 @@
 //! Flags that say which model is used and how it is held.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
+#[path = "embedded.rs"]
+pub(crate) mod embedded;
+
 use super::{
     cli::{self, format, output},
     memory::MemoryArgs,
@@ -21,7 +24,6 @@ use candle_sparse_models::{
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
     gguf::ggml_type,
-    hub::HubSettings,
     llama::Cache,
     pretrained::{Pretrained, var_builder},
     tokenizer,
@@ -276,7 +278,7 @@ impl ModelArgs {
 pub(crate) fn resolve(model: &OsStr, revision: Option<&str>) -> Result<ModelFiles> {
     let path = Path::new(model);
     Ok(match model.to_str() {
-        Some(name) => ModelFiles::resolve(name, revision, &HubSettings::from_env())?,
+        Some(name) => embedded::resolve(name, revision)?,
         None if revision.is_some() => bail!("--revision does not apply to the path {}", path.display()),
         None if path.is_dir() => ModelFiles::from_folder(path)?,
         None if path.is_file() => ModelFiles::from_file(path)?,

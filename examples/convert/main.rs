@@ -4,6 +4,8 @@
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+#[path = "../common/embedded.rs"]
+mod embedded;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Format, Profile};
@@ -11,7 +13,6 @@ use candle_sparse_models::{
     convert::{GgufModel, Layout},
     files::{ModelFiles, Weights},
     gguf::GgufFile,
-    hub::HubSettings,
 };
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     candle_sparse::save::check(&cli.out)?;
-    let files = ModelFiles::resolve(&cli.model, cli.revision.as_deref(), &HubSettings::from_env())?;
+    let files = embedded::resolve(&cli.model, cli.revision.as_deref())?;
     let profile = profile(cli, &files)?;
     if cli.neuron_major && profile.is_none() {
         bail!(

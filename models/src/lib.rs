@@ -8,14 +8,15 @@
 //! ```
 //! use candle_sparse_models::{
 //!     AttentionConfig, AttentionMode, Error, KvConfig,
-//!     files::{EMBEDDED, ModelFiles},
+//!     files::ModelFiles,
 //!     llama::{Cache, LoadOptions},
 //!     pretrained::Pretrained,
 //! };
 //!
 //! # fn main() -> candle_core::Result<()> {
 //! let options = LoadOptions { attention: AttentionConfig::new(AttentionMode::Recall), ..LoadOptions::default() };
-//! let loaded = Pretrained::load(&ModelFiles::from_embedded(&EMBEDDED[0]), options)?;
+//! # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+//! let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, options)?;
 //! let mut cache = Cache::of(&loaded.model, KvConfig { max_bytes: Some(1 << 20), ..KvConfig::q4() });
 //! let mut logits = vec![0.0; loaded.config.vocab_size];
 //! let full = (0..).find_map(|position| loaded.model.decode(5, position, &mut cache, &mut logits).err());

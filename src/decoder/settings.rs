@@ -102,7 +102,8 @@ impl Decoder {
     }
 
     /// Whether an FFN has biases, which no profile serves.
-    pub(crate) fn has_ffn_bias(&self) -> bool {
+    #[must_use]
+    pub fn has_ffn_bias(&self) -> bool {
         let biased = |f: &DenseFfn| {
             f.gate_proj.bias.is_some() || f.up_proj.bias.is_some() || f.down_proj.bias.is_some()
         };

@@ -25,7 +25,8 @@ pub(crate) struct Built {
 
 impl Built {
     pub(crate) fn new(name: &str) -> Self {
-        let mut files = ModelFiles::local(name).unwrap().unwrap();
+        let mut files =
+            ModelFiles::local(&format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap().unwrap();
         let profile = files.sparse_profile.take().unwrap().load().unwrap();
         Self { files, profile }
     }

@@ -6,7 +6,7 @@ mod common;
 mod flags;
 #[path = "examples_terminal/sampling.rs"]
 mod sampling;
-#[path = "../examples/common/stops.rs"]
+#[path = "../common/stops.rs"]
 #[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
 mod stops;
 
@@ -31,7 +31,7 @@ fn one_line(out: &Outcome, needle: &str) {
 /// A copy of a built-in model's files without its profile, and what its `generation_config.json` is to say.
 fn model(generation: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/testdata/tales-silu");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata/tales-silu");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
     }

@@ -1,7 +1,7 @@
 //! Conversations with the example program.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../examples/llama-sparse/commands.rs"]
+#[path = "../llama-sparse/commands.rs"]
 #[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
 mod commands;
 mod common;
@@ -95,7 +95,7 @@ fn a_stop_ends_an_answer_and_is_forgotten() {
 /// A copy of a built-in model's files.
 fn model() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/testdata/tales-silu");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata/tales-silu");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
     }

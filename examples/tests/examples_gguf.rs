@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::path::Path;
 
 fn testdata(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/testdata").join(name).display().to_string()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata").join(name).display().to_string()
 }
 
 fn ok(name: &str, args: &[&str]) -> Outcome {

@@ -142,7 +142,8 @@ impl Big {
     /// A file and its bytes.
     fn save(&self, name: &str, layout: Layout<'_>) -> (String, f64) {
         let path = self.dir.path(name);
-        let tokenizer = ModelFiles::local("tales-silu").unwrap().unwrap().load_tokenizer().unwrap();
+        let tokenizer =
+            ModelFiles::local(&crate::testdata("tales-silu")).unwrap().unwrap().load_tokenizer().unwrap();
         let model = GgufModel::new(&self.vb, &self.config, layout, name).unwrap();
         model.with_tokenizer(&tokenizer, &self.config).unwrap().save(Path::new(&path)).unwrap();
         let bytes = std::fs::metadata(&path).unwrap().len() as f64;

@@ -16,7 +16,7 @@ mod with_candle_sparse {
 }
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/testdata/tales-silu")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../models/testdata/tales-silu")
 }
 
 /// Both programs with the same arguments; the fields are those of two types.

@@ -2,5 +2,5 @@
 //! `examples.rs` runs.
 
 #[allow(dead_code, reason = "tests do not enter by main")]
-#[path = "../examples/decode-speed/main.rs"]
+#[path = "../decode-speed/main.rs"]
 mod program;

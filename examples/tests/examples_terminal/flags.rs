@@ -102,7 +102,7 @@ fn flags_that_happen_to_change_nothing_are_noted() {
         let out = ok("llama-sparse", &[&["--prompt", "The"], args].concat());
         assert!(notes_of(&out).is_empty(), "{args:?}: {out:?}");
     }
-    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/sparse.safetensors");
+    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/testdata/tales-silu/sparse.safetensors");
     let out = ok("llama-sparse", &["-n", "2", "--prompt", "a", "--ffn", "dense", "--profile", profile]);
     assert!(notes_of(&out).len() == 1 && out.stderr.contains("--profile without effect"), "{out:?}");
     let run = |args: &[&str], value: &str| {
