@@ -27,6 +27,7 @@ mod scores;
 mod search;
 mod thresholds;
 
+use crate::settings::with_methods;
 use crate::{
     decoder::Decoder,
     profile::{Profile, Rule},
@@ -48,6 +49,7 @@ use search::Search;
 
 /// What a profile is to aim at.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Target {
     /// The smallest share that loses no more than this on held-out text, with a certainty of 95 %; the divergence may be
     /// larger by the [noise floor](Fitted::noise_floor) of the dense path.
@@ -58,6 +60,7 @@ pub enum Target {
 
 /// How to calibrate.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Calibrator {
     /// Rank and factors of the fit.
     pub settings: Settings,
@@ -71,6 +74,14 @@ pub struct Calibrator {
     /// How the gates of sparse attention are fitted; `None` fits none.
     pub gate: Option<GateSettings>,
 }
+
+with_methods!(Calibrator {
+    with_settings: settings: Settings,
+    with_target: target: Target,
+    with_sample_rows: sample_rows: usize,
+    with_compare_tokens: compare_tokens: usize,
+    with_gate: gate: Option<GateSettings>,
+});
 
 impl Default for Calibrator {
     /// 1 % of perplexity and a divergence of 0.02, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.

@@ -10,6 +10,7 @@ pub use candle_sparse_kernels;
 
 mod deadline;
 mod error;
+mod settings;
 
 mod team;
 mod threads;

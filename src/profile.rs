@@ -25,6 +25,7 @@ pub use fingerprint::{Fingerprint, difference, fingerprint};
 
 /// The modes that a profile serves; the dense mode needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rule {
     /// Exact gates decide about up and down.
     Gate,

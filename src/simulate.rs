@@ -19,6 +19,7 @@ use rayon::prelude::*;
 
 /// How active neurons are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Choice {
     /// All.
     All,

@@ -25,6 +25,7 @@ pub struct Weight {
 
 /// What holds the bytes of a weight.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Memory {
     /// Memory of our own, in huge pages.
     Buffer(Buffer),
@@ -52,6 +53,7 @@ impl Memory {
 
 /// Rows to be made part of a weight.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Part {
     /// In F32, F16 or BF16.
     Tensor(Tensor),

@@ -163,12 +163,11 @@ impl ModelArgs {
         if self.sparsity.is_some() && self.ffn == Some(Ffn::Dense) {
             bail!("--sparsity leaves nothing out with --ffn dense: give one of the two");
         }
-        Ok(SparseConfig {
-            mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from),
-            selection,
-            guard: None,
-            force: self.force_sparse,
-        })
+        Ok(SparseConfig::default()
+            .with_mode(self.ffn.map_or_else(FfnMode::default, FfnMode::from))
+            .with_selection(selection)
+            .with_guard(None)
+            .with_force(self.force_sparse))
     }
 
     /// Loads the model; says on standard error what was done otherwise than asked.
@@ -227,7 +226,7 @@ impl ModelArgs {
         self.load_as(
             &self.files()?,
             None,
-            SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() },
+            SparseConfig::default().with_mode(FfnMode::Dense),
             AttentionConfig::default(),
         )
     }
@@ -244,7 +243,12 @@ impl ModelArgs {
         if self.no_mmap && !matches!(files.weights, Weights::Gguf(_) | Weights::Opened(_)) {
             output::note("--no-mmap without effect: GGUF files alone are mapped");
         }
-        Ok(LoadOptions { format, threads, profile: self.profile(files)?, sparse, attention })
+        Ok(LoadOptions::default()
+            .with_format(format)
+            .with_threads(threads)
+            .with_profile(self.profile(files)?)
+            .with_sparse(sparse)
+            .with_attention(attention))
     }
 
     fn load_as(

@@ -61,7 +61,9 @@ fn run(cli: &Cli) -> Result<()> {
             "--neuron-major needs the order of a profile: make one with `calibrate` and give it with --profile"
         );
     }
-    let layout = Layout { format: cli.dtype, neuron_major: profile.as_ref().filter(|_| cli.neuron_major) };
+    let layout = Layout::default()
+        .with_format(cli.dtype)
+        .with_neuron_major(profile.as_ref().filter(|_| cli.neuron_major));
     let mut model = GgufModel::from_files(&files, layout)?;
     if let Some(profile) = &profile {
         model = model.with_profile(profile)?;

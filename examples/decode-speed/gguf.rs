@@ -7,7 +7,7 @@ use candle_sparse_models::convert::{GgufModel, Layout};
 
 /// The weights that our engine loads, in `format`.
 pub(crate) fn gguf(source: &Source, format: Format, name: &str) -> Result<GgufModel> {
-    let layout = Layout { format: Some(format), neuron_major: None };
+    let layout = Layout::default().with_format(Some(format)).with_neuron_major(None);
     Ok(GgufModel::new(&source.var_builder()?, &source.config()?, layout, name)?)
 }
 

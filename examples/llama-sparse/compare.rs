@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use candle_sparse::sparse::{FfnMode, SparseConfig};
+use candle_sparse::FfnMode;
 use candle_sparse_models::{
     llama::{Cache, Llama},
     pretrained::Pretrained,
@@ -38,7 +38,7 @@ struct Row {
 pub(crate) fn compare(loaded: &Pretrained, mut cache: Cache, json: bool) -> Result<()> {
     let config = loaded.model.decoder().sparse_config().unwrap_or_default();
     let row = |mode| -> Result<Row> {
-        let model = loaded.model.with_sparse(SparseConfig { mode, ..config })?;
+        let model = loaded.model.with_sparse(config.with_mode(mode))?;
         let (quality, tokens_per_s) = (Quality::default(), Vec::new());
         Ok(Row { mode, model, quality, tokens_per_s, active: 0.0, bytes: 0.0 })
     };

@@ -63,11 +63,26 @@ pub struct GgufModel {
 
 /// How the weights are written.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Layout<'a> {
     /// Format of the matrices; `None`: the one that they have.
     pub format: Option<Format>,
     /// Neuron-major in the order of this profile, which is part of the file then.
     pub neuron_major: Option<&'a Profile>,
+}
+
+impl<'a> Layout<'a> {
+    /// The same with another [`format`](Self::format).
+    #[must_use]
+    pub fn with_format(self, format: Option<Format>) -> Self {
+        Self { format, ..self }
+    }
+
+    /// The same with another [`neuron_major`](Self::neuron_major).
+    #[must_use]
+    pub fn with_neuron_major(self, neuron_major: Option<&'a Profile>) -> Self {
+        Self { neuron_major, ..self }
+    }
 }
 
 impl GgufModel {

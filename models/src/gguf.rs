@@ -250,7 +250,7 @@ pub(crate) fn model(
     }
     // Biases are used where there are any: a file does not say which it must have.
     let tie_word_embeddings = !stored.contains("lm_head.weight");
-    let extras = Extras { tie_word_embeddings, ..Extras::default() };
+    let extras = Extras::default().with_tie_word_embeddings(tie_word_embeddings);
     let stored = Arc::new(stored);
     let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs };
     let mut config = config.to_core().map_err(named)?;

@@ -14,10 +14,10 @@
 //! };
 //!
 //! # fn main() -> candle_core::Result<()> {
-//! let options = LoadOptions { attention: AttentionConfig::new(AttentionMode::Recall), ..LoadOptions::default() };
+//! let options = LoadOptions::default().with_attention(AttentionConfig::new(AttentionMode::Recall));
 //! # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
 //! let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, options)?;
-//! let mut cache = Cache::of(&loaded.model, KvConfig { max_bytes: Some(1 << 20), ..KvConfig::q4() });
+//! let mut cache = Cache::of(&loaded.model, KvConfig::q4().with_max_bytes(Some(1 << 20)));
 //! let mut logits = vec![0.0; loaded.config.vocab_size];
 //! let full = (0..).find_map(|position| loaded.model.decode(5, position, &mut cache, &mut logits).err());
 //! assert!(matches!(full.as_ref().and_then(Error::of), Some(Error::Full { .. })));

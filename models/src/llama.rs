@@ -163,11 +163,10 @@ impl Llama {
     /// See [`Decoder::load`].
     pub fn load_with(vb: VarBuilder<'_>, cfg: &Config, options: LoadOptions) -> Result<Self> {
         on_cpu("llama::Llama", vb.device())?;
-        let extras = Extras {
-            attention_bias: cfg.attention_bias,
-            mlp_bias: cfg.mlp_bias,
-            tie_word_embeddings: cfg.tie_word_embeddings,
-        };
+        let extras = Extras::default()
+            .with_attention_bias(cfg.attention_bias)
+            .with_mlp_bias(cfg.mlp_bias)
+            .with_tie_word_embeddings(cfg.tie_word_embeddings);
         Self::from_checkpoint(&vb.into(), cfg.to_core()?, extras, options)
     }
 

@@ -16,6 +16,7 @@
 //!    first page that any token of a page sees; positions are masked.
 
 use super::Head;
+use crate::settings::with_methods;
 use crate::{
     Error,
     gate::FastGrnnGate,
@@ -28,6 +29,7 @@ use std::ops::Range;
 
 /// What a token reads of its past.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionMode {
     /// Everything.
     #[default]
@@ -43,6 +45,7 @@ pub enum AttentionMode {
 /// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
 /// then there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionConfig {
     /// What is read.
     pub mode: AttentionMode,
@@ -56,18 +59,26 @@ pub struct AttentionConfig {
     pub recall: usize,
 }
 
+with_methods!(AttentionConfig {
+    with_mode: mode: AttentionMode,
+    with_sinks: sinks: usize,
+    with_window: window: usize,
+    with_budget: budget: usize,
+    with_recall: recall: usize,
+});
+
 impl Default for AttentionConfig {
     /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
     fn default() -> Self {
-        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 1536, recall: 256 }
+        Self::new(AttentionMode::Dense)
     }
 }
 
 impl AttentionConfig {
     /// The default sizes with a mode.
     #[must_use]
-    pub fn new(mode: AttentionMode) -> Self {
-        Self { mode, ..Self::default() }
+    pub const fn new(mode: AttentionMode) -> Self {
+        Self { mode, sinks: 4, window: 256, budget: 1536, recall: 256 }
     }
 
     /// Pages that a token recalls.

@@ -1,6 +1,7 @@
 //! What a model is loaded from, and how it is to be held.
 
 use super::Stored;
+use crate::settings::with_methods;
 use crate::{
     AttentionConfig, Profile, SparseConfig, Threads,
     profile::{Fingerprint, fingerprint},
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 /// How to hold and run a model.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// Format of the projections and the embedding; `None` keeps the dtype of the `VarBuilder`.
     pub format: Option<Format>,
@@ -27,8 +29,24 @@ pub struct LoadOptions {
     pub attention: AttentionConfig,
 }
 
+with_methods!(LoadOptions {
+    with_format: format: Option<Format>,
+    with_threads: threads: Option<Threads>,
+    with_sparse: sparse: SparseConfig,
+    with_attention: attention: AttentionConfig,
+});
+
+impl LoadOptions {
+    /// The same with another [`profile`](Self::profile).
+    #[must_use]
+    pub fn with_profile(self, profile: Option<Arc<Profile>>) -> Self {
+        Self { profile, ..self }
+    }
+}
+
 /// Biases that a checkpoint must have, and head sharing, which the shape does not tell. Biases that are there are used always.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Extras {
     /// q, k, v and o have biases.
     pub attention_bias: bool,
@@ -37,6 +55,12 @@ pub struct Extras {
     /// The head is the embedding.
     pub tie_word_embeddings: bool,
 }
+
+with_methods!(Extras {
+    with_attention_bias: attention_bias: bool,
+    with_mlp_bias: mlp_bias: bool,
+    with_tie_word_embeddings: tie_word_embeddings: bool,
+});
 
 /// A checkpoint with Hugging Face tensor names.
 #[derive(Clone)]

@@ -15,6 +15,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// Where a page is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Tier {
     /// In the cache's dtype, written token by token.
     Hot,

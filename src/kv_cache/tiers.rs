@@ -2,6 +2,7 @@
 
 use super::{KvCache, KvDType, PAGE_LEN, page::Tier};
 use crate::Error;
+use crate::settings::with_methods;
 use candle_core::Result;
 
 /// How a cache keeps keys and values: hot, warm and cold by age, in pages of 32 positions.
@@ -9,6 +10,7 @@ use candle_core::Result;
 /// A page of layer l of L goes to its next tier `32 · l / L` positions later than it could, so that no token waits for all
 /// layers: of 32 layers one does so per token. Which tier a page is in depends on the number of positions alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KvConfig {
     /// Dtype of hot pages, and of the first page, which holds the attention sinks.
     pub dtype: KvDType,
@@ -21,6 +23,13 @@ pub struct KvConfig {
     /// comes on top.
     pub max_bytes: Option<usize>,
 }
+
+with_methods!(KvConfig {
+    with_dtype: dtype: KvDType,
+    with_hot: hot: usize,
+    with_warm: warm: usize,
+    with_max_bytes: max_bytes: Option<usize>,
+});
 
 impl KvConfig {
     /// Every position in `dtype`, as candle keeps them.

@@ -176,7 +176,7 @@ fn a_neuron_major_file_is_held_once_with_its_profile() {
     let big = Big::new();
     for format in [Format::F16, Format::Q8_0] {
         let profile = profile(&big.vb, &big.config);
-        let layout = Layout { format: Some(format), neuron_major: Some(&profile) };
+        let layout = Layout::default().with_format(Some(format)).with_neuron_major(Some(&profile));
         let (path, bytes) = big.save("neurons.gguf", layout);
         for flags in [&[][..], &["--ffn", "dense"], &["--no-mmap"]] {
             let run = run(&path, flags);

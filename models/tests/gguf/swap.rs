@@ -162,7 +162,7 @@ fn both(path: &Path, args: &Args) -> [Vec<String>; 2] {
 /// The profile is left out: candle computes all neurons.
 fn write(format: Format, path: &Path) {
     let built = Built::new("tales-silu");
-    let layout = Layout { format: Some(format), neuron_major: None };
+    let layout = Layout::default().with_format(Some(format)).with_neuron_major(None);
     built.model(layout).save(path).unwrap();
 }
 

@@ -79,7 +79,7 @@ fn core_forward_over_every_level_agrees_with_the_candle_model() {
             if format == Format::Q8_0 && config.intermediate_size % 32 != 0 {
                 continue;
             }
-            let options = LoadOptions { format: Some(format), ..LoadOptions::default() };
+            let options = LoadOptions::default().with_format(Some(format));
             let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
             let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
             let want =
