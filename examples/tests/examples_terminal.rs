@@ -97,7 +97,8 @@ fn a_closed_standard_output_ends_a_program_quietly() {
         assert_eq!(out.code, Some(141), "{name}: {out:?}");
         assert!(!out.stderr.contains("panicked") && !out.stderr.contains("error"), "{name}: {out:?}");
     }
-    let out = example("simple", &["tales-relu", "The wolf"]);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/testdata/tales-relu");
+    let out = example("simple", &[folder, "The wolf"]);
     assert!(out.code == Some(0) && out.stdout.split_whitespace().count() > 30, "{out:?}");
 }
 
