@@ -25,7 +25,7 @@ use crate::{
 use arrayvec::ArrayVec;
 use candle_sparse_core::{Config, KernelSet, Matrix};
 use candle_sparse_kernels::Kernels;
-pub(crate) use lone::{LoneScratch, Token, lone_token, room};
+pub(crate) use lone::{LoneScratch, Token, declare, lone_token};
 use plan::Recall;
 pub use plan::{AttentionConfig, AttentionMode};
 pub(crate) use plan::{Plan, Selector};

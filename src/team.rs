@@ -9,29 +9,21 @@
 //!         what is cheap: every thread for itself   (no hand-over)
 //! ```
 //!
-//! 1. Pieces are pure: who computes one does not matter, nor does it that two do. So a thread that lost its core with a
-//!    claimed piece is not waited for, and one that comes late copies finished phases until it has caught up.
-//! 2. Published values lie in atomic words: publishing needs no lock, and two threads that publish one piece write the
-//!    same bits. A phase has words of its own until the computation ends, so nothing is written that a late thread reads.
+//! A thread that lost its core with a claimed piece is not waited for, one that comes late copies finished phases until it
+//! has caught up, and a slow one claims fewer pieces. `board.rs` is the protocol.
 
-mod trial;
+mod board;
 
-use crate::threads::Threads;
+use crate::threads::{Policy, Sample, Threads};
+use board::{Board, Place, Slots, most_pieces};
+pub(crate) use board::{Outputs, Over};
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Mutex, PoisonError, atomic},
     time::{Duration, Instant},
 };
-use trial::Trial;
 
-/// Pieces of a phase at most: one bit each.
-const MOST_PIECES: usize = 64;
 /// Pieces per thread where pieces are short: each costs a hand-over, which shows in a phase of 20 µs.
 const FEW: usize = 2;
-/// And where they are long: a thread that is slow for a while leaves the rest to others.
-const MANY: usize = 8;
 /// Bytes of a long piece, some 25 µs of reading.
 const LONG_BYTES: usize = 512 * 1024;
 /// A piece of fewer bytes costs less to compute twice than to hand over.
@@ -40,68 +32,17 @@ const MIN_PIECE_BYTES: usize = 16 * 1024;
 const GRACE: Duration = Duration::from_micros(30);
 /// Pieces never take longer, threads that lose their core do.
 const LONGEST_PIECE: Duration = Duration::from_millis(1);
-/// Looks at a phase before the clock is asked.
-const SPINS: usize = 64;
-/// Words of a cache line.
-const LINE: usize = 8;
-
-/// Where the threads of a [`Threads::team`] publish; kept between computations, since it is large.
-#[derive(Debug, Default)]
-pub(crate) struct Board {
-    phases: Vec<Phase>,
-    /// Two f32 each.
-    words: Vec<AtomicU64>,
-    over: AtomicBool,
-    trial: Trial,
-}
-
-/// Alone on its cache lines.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Phase {
-    /// Pieces claimed, and more once all are.
-    claimed: AtomicUsize,
-    /// Bit `i`: piece `i` is published.
-    published: AtomicU64,
-}
-
-/// The computation is over, or was given up: a thread that hears it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Over;
+/// How often a piece is looked for before the clock is asked.
+const SPINS: u32 = 64;
 
 /// What a thread's part of a computation ends with.
 pub(crate) type Outcome = Result<(), Over>;
 
-/// What a computation publishes at most.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
-    /// Phases.
-    pub phases: usize,
-    /// Elements of all their outputs.
-    pub elements: usize,
-}
-
-impl Board {
-    /// Makes room and forgets what was published.
-    fn reset(&mut self, threads: usize, Room { phases, elements }: Room) {
-        // Each piece begins a line.
-        let words = elements.div_ceil(2) + phases * most_pieces(threads) * LINE;
-        if self.phases.len() < phases {
-            self.phases.resize_with(phases, Phase::default);
-        }
-        if self.words.len() < words {
-            self.words.resize_with(words, AtomicU64::default);
-        }
-        for phase in &mut self.phases {
-            *phase.claimed.get_mut() = 0;
-            *phase.published.get_mut() = 0;
-        }
-        *self.over.get_mut() = false;
-    }
-}
-
-fn most_pieces(threads: usize) -> usize {
-    (threads * MANY).min(MOST_PIECES)
+/// What a team keeps between computations of one kind.
+#[derive(Debug, Default)]
+pub(crate) struct Team {
+    board: Board,
+    policy: Policy,
 }
 
 /// One thread of a team and how far it has come.
@@ -111,17 +52,36 @@ pub(crate) struct Member<'a> {
     board: Option<&'a Board>,
     threads: usize,
     index: usize,
-    phase: usize,
-    word: usize,
+    place: Place,
     /// How long its last pieces took.
     pace: Duration,
+    pieces: Pieces,
+}
+
+/// What a thread knows of the work of the others.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pieces {
+    /// How long it would have taken for their pieces.
+    others: Duration,
+    /// How long it waited for them.
+    waited: Duration,
+}
+
+/// What the calling thread brings back from a computation.
+struct Report {
+    outcome: Outcome,
+    place: Place,
+    pieces: Pieces,
+    /// When it had nothing left to do.
+    time: Duration,
 }
 
 impl Threads {
     /// Runs `program` on every thread with a value of its own, the calling thread with `own[0]`; returns when all have left.
     ///
     /// Every thread must call the same phases in the same order. The calling thread's outcome ends the computation: the
-    /// others hear [`Over`] in their next phase. Allocates nothing once the board has room.
+    /// others hear [`Over`] in their next phase. Allocates nothing once there is room for `outputs`; a program that
+    /// publishes more than them computes the rest on each thread.
     ///
     /// # Errors
     /// `program` gave up on the calling thread.
@@ -130,57 +90,71 @@ impl Threads {
     /// `program` panicked on any thread, or `own` is shorter than [`Self::count`].
     pub(crate) fn team<P: Send>(
         self,
-        board: &mut Board,
-        room: Room,
+        team: &mut Team,
+        outputs: &Outputs,
         own: &[Mutex<P>],
         program: impl Fn(&mut Member<'_>, &mut P) -> Outcome + Sync,
     ) -> Outcome {
         assert!(own.len() >= self.count(), "team: a thread has no value of its own");
+        let start = Instant::now();
         let run = |index: usize, board: Option<&Board>| {
             // Only this thread takes this lock; what a panic left in it is overwritten by the next computation.
             let mut own = own[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let pace = Duration::ZERO;
-            let mut member = Member { board, threads: self.count(), index, phase: 0, word: 0, pace };
-            program(&mut member, &mut own)
+            let mut member = Member::new(board, self.count(), index);
+            let outcome = program(&mut member, &mut own);
+            Report { outcome, place: member.place, pieces: member.pieces, time: start.elapsed() }
         };
         if self.alone() {
-            return run(0, None);
+            return run(0, None).outcome;
         }
-        let start = Instant::now();
-        let outcome = Mutex::new((Err(Over), Duration::ZERO));
-        if board.trial.alone() {
-            *outcome.lock().unwrap_or_else(PoisonError::into_inner) = (run(0, None), start.elapsed());
+        let report = if team.policy.alone() {
+            run(0, None)
         } else {
-            board.reset(self.count(), room);
-            let board = &*board;
-            self.on_all(|index| {
-                if index > 0 {
-                    // A thread that leaves early is none that failed.
-                    let _ = run(index, Some(board));
-                    return;
-                }
-                let _over = OnDrop(&board.over);
-                let done = (run(0, Some(board)), start.elapsed());
-                *outcome.lock().unwrap_or_else(PoisonError::into_inner) = done;
-            });
-        }
-        let (outcome, own_time) = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let time = start.elapsed();
-        board.trial.note(time, time - own_time);
-        outcome
+            team.board.begin(outputs);
+            let report = self.together(&team.board, run);
+            // Nothing, unless more was published than declared.
+            team.board.hold(report.place);
+            report
+        };
+        let Pieces { others, waited } = report.pieces;
+        let alone = (report.time + others).saturating_sub(waited);
+        team.policy.note(Sample { work: 1.0, time: start.elapsed(), alone });
+        report.outcome
+    }
+
+    /// Runs a computation on all threads; what the calling one reports.
+    fn together(self, board: &Board, run: impl Fn(usize, Option<&Board>) -> Report + Sync) -> Report {
+        let report = Mutex::new(None);
+        self.on_all(|index| {
+            if index > 0 {
+                // A thread that leaves early is none that failed.
+                run(index, Some(board));
+                return;
+            }
+            let _over = OnDrop(board);
+            let done = run(0, Some(board));
+            *report.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        });
+        let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report.unwrap_or_else(|| unreachable!("the calling thread ran, or its panic was resumed"))
     }
 }
 
 /// Says that a computation is over, also when its calling thread panics.
-struct OnDrop<'a>(&'a AtomicBool);
+struct OnDrop<'a>(&'a Board);
 
 impl Drop for OnDrop<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.end();
     }
 }
 
 impl<'a> Member<'a> {
+    fn new(board: Option<&'a Board>, threads: usize, index: usize) -> Self {
+        let (place, pieces) = (Place::default(), Pieces::default());
+        Self { board, threads, index, place, pace: Duration::ZERO, pieces }
+    }
+
     /// Whether this is the thread that called [`Threads::team`].
     #[must_use]
     pub(crate) fn is_caller(&self) -> bool {
@@ -194,7 +168,7 @@ impl<'a> Member<'a> {
             return units.next_multiple_of(step).max(1);
         }
         let most = most_pieces(self.threads);
-        let few = (bytes / MIN_PIECE_BYTES).clamp(1, (self.threads * FEW).min(most));
+        let few = (bytes / MIN_PIECE_BYTES).clamp(1, self.threads * FEW);
         let n = few.max((bytes / LONG_BYTES).min(most));
         // An uneven number of pieces would leave threads waiting for the last.
         let n = if n > self.threads { n / self.threads * self.threads } else { n };
@@ -208,9 +182,6 @@ impl<'a> Member<'a> {
     ///
     /// # Errors
     /// The computation is over.
-    ///
-    /// # Panics
-    /// More pieces than [`Self::piece`] makes, or more phases or elements than there is [`Room`] for.
     pub(crate) fn phase(
         &mut self,
         out: &mut [f32],
@@ -221,22 +192,11 @@ impl<'a> Member<'a> {
             out.chunks_mut(piece.max(1)).enumerate().for_each(|(i, out)| f(i, out));
             return Ok(());
         };
-        let mut mine = 0_u64;
         let start = Instant::now();
-        while let Some(i) = slots.claim() {
-            mine |= 1 << i;
-            let out = &mut out[slots.range(i)];
-            f(i, out);
-            slots.publish(i, out);
-        }
-        self.await_all(&slots, start, mine.count_ones(), |i| {
-            mine |= 1 << i;
-            let out = &mut out[slots.range(i)];
-            f(i, out);
-            slots.publish(i, out);
-        });
-        for i in (0..slots.pieces).filter(|i| mine >> i & 1 == 0) {
-            slots.read(i, &mut out[slots.range(i)]);
+        let done = slots.work(self.index, out, &mut f);
+        let worked = self.worked(&slots, start, done);
+        if slots.finish(self.index, out, &mut f, self.patience()) {
+            self.waited(&slots, worked, done);
         }
         Ok(())
     }
@@ -247,7 +207,7 @@ impl<'a> Member<'a> {
     /// The computation is over.
     ///
     /// # Panics
-    /// As [`Self::phase`].
+    /// `room` is too short.
     pub(crate) fn assist(
         &mut self,
         len: usize,
@@ -257,130 +217,53 @@ impl<'a> Member<'a> {
     ) -> Outcome {
         let Some(slots) = self.enter(len, piece)? else { return Ok(()) };
         while let Some(i) = slots.claim() {
-            let out = &mut room[..slots.range(i).len()];
-            f(i, out);
-            slots.publish(i, out);
+            slots.compute(self.index, i, &mut room[..slots.range(i).len()], &mut f);
         }
         Ok(())
     }
 
     /// The next phase's part of the board; `None` if each thread computes the phase for itself.
     fn enter(&mut self, len: usize, piece: usize) -> Result<Option<Slots<'a>>, Over> {
-        let Some(board) = self.board else { return Ok(None) };
-        if board.over.load(Ordering::Relaxed) {
-            return Err(Over);
-        }
-        if len <= piece {
-            return Ok(None);
-        }
-        let pieces = len.div_ceil(piece);
-        assert!(pieces <= most_pieces(self.threads), "phase: {pieces} pieces are too many");
-        let stride = piece.div_ceil(2).next_multiple_of(LINE);
-        // The last piece may be far shorter; a room has a line more per piece than elements, no whole pieces.
-        let last = len - (pieces - 1) * piece;
-        let words = (pieces - 1) * stride + last.div_ceil(2).next_multiple_of(LINE);
-        let words = &board.words[self.word..self.word + words];
-        let slots = Slots { phase: &board.phases[self.phase], words, stride, pieces, piece, len };
-        self.phase += 1;
-        self.word += words.len();
-        Ok(Some(slots))
-    }
-
-    /// Waits for the pieces that others claimed; what does not come in time goes to `redo`.
-    fn await_all(&mut self, slots: &Slots<'_>, start: Instant, done: u32, mut redo: impl FnMut(usize)) {
-        let mut deadline = None;
-        loop {
-            let missing = slots.missing();
-            if missing == 0 {
-                return;
-            }
-            let deadline = *deadline.get_or_insert_with(|| {
-                let now = Instant::now();
-                if let Some(pace) = (now - start).checked_div(done) {
-                    self.pace = pace.min(LONGEST_PIECE);
-                }
-                now + GRACE + 2 * self.pace
-            });
-            if Instant::now() > deadline {
-                // Threads that wait together begin with different pieces.
-                let skip = self.index as u32 % missing.count_ones();
-                let missing = (0..skip).fold(missing, |m, _| m & (m - 1));
-                redo(missing.trailing_zeros() as usize);
-            }
+        match self.board {
+            Some(board) if len > piece => board.enter(&mut self.place, len, piece),
+            Some(board) => board.check_over().map(|()| None),
+            None => Ok(None),
         }
     }
-}
 
-/// A phase's part of the board.
-struct Slots<'a> {
-    phase: &'a Phase,
-    words: &'a [AtomicU64],
-    stride: usize,
-    pieces: usize,
-    piece: usize,
-    len: usize,
-}
-
-impl Slots<'_> {
-    fn claim(&self) -> Option<usize> {
-        // A late thread only reads: the line stays with those that work.
-        let left = self.phase.claimed.load(Ordering::Relaxed) < self.pieces;
-        let i = left.then(|| self.phase.claimed.fetch_add(1, Ordering::Relaxed))?;
-        (i < self.pieces).then_some(i)
+    /// Notes how long this thread took for its pieces, which the pieces of others would have taken too; says when it was
+    /// done.
+    fn worked(&mut self, slots: &Slots<'_>, start: Instant, done: usize) -> Instant {
+        let now = Instant::now();
+        if let Some(pace) = (now - start).checked_div(done as u32) {
+            self.pace = pace.min(LONGEST_PIECE);
+            self.pieces.others += pace * (slots.count() - done) as u32;
+        }
+        now
     }
 
-    fn range(&self, i: usize) -> std::ops::Range<usize> {
-        i * self.piece..((i + 1) * self.piece).min(self.len)
+    /// Notes how long this thread waited after its pieces; if it had none, the others are taken to have worked until now.
+    fn waited(&mut self, slots: &Slots<'_>, since: Instant, done: usize) {
+        let waited = since.elapsed();
+        self.pieces.waited += waited;
+        if done == 0 {
+            self.pieces.others += waited * slots.count().min(self.threads - 1) as u32;
+        }
     }
 
-    /// The pieces that are not published after a few looks, one bit each.
-    fn missing(&self) -> u64 {
-        let all = u64::MAX >> (MOST_PIECES - self.pieces);
-        let look = || all & !self.phase.published.load(Ordering::Acquire);
-        let mut missing = look();
-        for _ in 0..SPINS {
-            if missing == 0 {
-                break;
-            }
+    /// Tells whether a piece has been out for too long, each time it is looked for.
+    fn patience(&self) -> impl FnMut() -> bool + use<> {
+        let (grace, mut looks, mut deadline) = (GRACE + 2 * self.pace, 0_u32, None);
+        move || {
             std::hint::spin_loop();
-            missing = look();
-        }
-        missing
-    }
-
-    fn publish(&self, i: usize, values: &[f32]) {
-        if self.phase.published.load(Ordering::Relaxed) >> i & 1 == 1 {
-            return;
-        }
-        let words = &self.words[i * self.stride..];
-        let (pairs, rest) = values.as_chunks();
-        for (word, pair) in words.iter().zip(pairs) {
-            word.store(pack(*pair), Ordering::Relaxed);
-        }
-        if let [last] = rest {
-            words[pairs.len()].store(pack([*last, 0.0]), Ordering::Relaxed);
-        }
-        self.phase.published.fetch_or(1 << i, Ordering::Release);
-    }
-
-    fn read(&self, i: usize, values: &mut [f32]) {
-        let words = &self.words[i * self.stride..];
-        let (pairs, rest) = values.as_chunks_mut();
-        for (word, pair) in words.iter().zip(&mut *pairs) {
-            *pair = unpack(word.load(Ordering::Relaxed));
-        }
-        if let [last] = rest {
-            [*last, _] = unpack(words[pairs.len()].load(Ordering::Relaxed));
+            looks = looks.wrapping_add(1);
+            if !looks.is_multiple_of(SPINS) {
+                return false;
+            }
+            let now = Instant::now();
+            now > *deadline.get_or_insert_with(|| now + grace)
         }
     }
-}
-
-fn pack([a, b]: [f32; 2]) -> u64 {
-    u64::from(a.to_bits()) | u64::from(b.to_bits()) << 32
-}
-
-fn unpack(word: u64) -> [f32; 2] {
-    [f32::from_bits(word as u32), f32::from_bits((word >> 32) as u32)]
 }
 
 #[cfg(test)]

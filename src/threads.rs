@@ -1,19 +1,25 @@
 //! Parallel regions on candle's own persistent workers.
 //!
 //! A region is a list of tasks that own their outputs, so no two threads write the same memory and no code here is
-//! unsafe. Workers take tasks from a shared cursor: one that arrives late finds nothing left to do. Workers spin
-//! 25 000 times and then sleep (`CANDLE_BARRIER_POOL_SPIN_LIMIT`).
+//! unsafe. Threads take tasks from a shared cursor: a slow one takes fewer, one that arrives late finds nothing left to do.
+//! Workers spin 25 000 times and then sleep (`CANDLE_BARRIER_POOL_SPIN_LIMIT`).
+//!
+//! The pool waits for every worker at the end of a region, even for one that finds nothing left to do: see
+//! [`Policy`], by which [`Threads::schedule`] runs some regions, and [`Threads::team`](crate::team) a computation.
+
+mod policy;
 
 use arrayvec::ArrayVec;
 use candle_core::utils::barrier_pool;
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
-};
+pub(crate) use policy::{Policy, Sample};
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    time::Instant,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 /// Tasks that a region can hold without allocating.
@@ -92,31 +98,57 @@ impl Threads {
     fn run<T: Send>(self, slots: &[Mutex<Option<T>>], f: &(impl Fn(T) + Sync)) {
         let cursor = AtomicUsize::new(0);
         let work = || {
-            while let Some(slot) = slots.get(cursor.fetch_add(1, Ordering::Relaxed)) {
-                // A slot is taken once, so its lock is never contended and cannot be poisoned by `f`.
-                let task = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(task) = task {
-                    f(task);
-                }
-            }
+            let slot = slots.get(cursor.fetch_add(1, Ordering::Relaxed));
+            // A slot is taken once, so its lock is never contended and cannot be poisoned by `f`.
+            let task = slot.and_then(|slot| slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+            task.map(f).is_some()
         };
-        if self.alone() || slots.len() <= 1 || LATENESS.alone() {
-            return work();
+        if self.alone() || slots.len() <= 1 {
+            while work() {}
+            return;
         }
         let start = Instant::now();
-        let own_ns = AtomicU64::new(0);
+        let own = Mutex::new((Duration::ZERO, 0));
         self.on_all(|index| {
-            work();
+            let done = std::iter::repeat_with(&work).take_while(|more| *more).count();
             if index == 0 {
-                own_ns.store(nanoseconds(start), Ordering::Relaxed);
+                *own.lock().unwrap_or_else(PoisonError::into_inner) = (start.elapsed(), done);
             }
         });
-        LATENESS.note(own_ns.load(Ordering::Relaxed), nanoseconds(start));
+        let (own, done) = own.into_inner().unwrap_or_else(PoisonError::into_inner);
+        ALONE_EXTRA.set(ALONE_EXTRA.get() + self.alone_extra(own, start.elapsed(), done, slots.len()));
+    }
+
+    /// How many seconds longer the calling thread would have taken alone for a region of `tasks`, of which it ran `done` in
+    /// `own`, while the region took `all`.
+    fn alone_extra(self, own: Duration, all: Duration, done: usize, tasks: usize) -> f64 {
+        let alone = match done {
+            // The others are taken to have worked all the time.
+            0 => all.as_secs_f64() * tasks.min(self.0 - 1) as f64,
+            _ => own.as_secs_f64() * tasks as f64 / done as f64,
+        };
+        alone - all.as_secs_f64()
+    }
+
+    /// Runs `f`, whose regions run on all threads or on the calling one alone, as `policy` says, which learns from it.
+    ///
+    /// `work` is how much `f` does, in a unit of the policy: what one policy is used for should take as long per unit.
+    pub(crate) fn schedule<R>(self, policy: &mut Policy, work: usize, f: impl FnOnce() -> R) -> R {
+        if self.alone() {
+            return f();
+        }
+        let start = Instant::now();
+        let outer = ALONE_EXTRA.replace(0.0);
+        let result = if policy.alone() { Inside::enter(f) } else { f() };
+        let (time, extra) = (start.elapsed(), ALONE_EXTRA.replace(outer));
+        let alone = Duration::try_from_secs_f64(time.as_secs_f64() + extra).unwrap_or(Duration::ZERO);
+        policy.note(Sample { work: work as f64, time, alone });
+        result
     }
 
     /// Whether there is no other thread to share work with.
     pub(crate) fn alone(self) -> bool {
-        self.0 == 1 || IN_REGION.get()
+        self.0 == 1 || INSIDE.get()
     }
 
     /// Calls `f(index)` on every thread, `f(0)` on the calling one; returns when all are done, resuming a panic.
@@ -129,9 +161,7 @@ impl Threads {
         pool.execute(|tid| {
             let index = if tid == caller { 0 } else { tid + 1 };
             if index < self.0 {
-                IN_REGION.set(true);
-                let result = catch_unwind(AssertUnwindSafe(|| f(index)));
-                IN_REGION.set(false);
+                let result = catch_unwind(AssertUnwindSafe(|| Inside::enter(|| f(index))));
                 if let Err(panic) = result {
                     *panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 }
@@ -143,62 +173,27 @@ impl Threads {
     }
 }
 
-fn nanoseconds(since: Instant) -> u64 {
-    since.elapsed().as_nanos() as u64
-}
-
-/// What to do about workers that do not come because their core is busy with something else.
-///
-/// The pool waits for every worker at the end of a region, even for one that finds nothing left to do. A worker that has
-/// lost its core comes a time slice later, milliseconds where a region takes microseconds; without a remedy a single busy
-/// neighbour makes decode ten times slower. So after a late worker the caller runs the next regions alone, more of them
-/// each time it happens again in a row, and then tries once more.
-struct Lateness {
-    /// Regions still to be run alone.
-    alone: AtomicU32,
-    /// How many the last late worker cost.
-    penalty: AtomicU32,
-}
-
-/// One for the process, as the pool is.
-static LATENESS: Lateness = Lateness::new();
-
-impl Lateness {
-    /// A wait shorter than this is what waking a sleeping worker may take.
-    const GRACE_NS: u64 = 200_000;
-    const SHORTEST: u32 = 16;
-    const LONGEST: u32 = 2048;
-
-    const fn new() -> Self {
-        Self { alone: AtomicU32::new(0), penalty: AtomicU32::new(0) }
-    }
-
-    /// Whether the next region is to be run alone; counts it.
-    fn alone(&self) -> bool {
-        let left = self.alone.load(Ordering::Relaxed);
-        if left > 0 {
-            // Two callers may both take the last one; then one region more runs alone.
-            self.alone.store(left - 1, Ordering::Relaxed);
-        }
-        left > 0
-    }
-
-    /// `own_ns`: until the caller had no work left; `all_ns`: until the last worker was done.
-    fn note(&self, own_ns: u64, all_ns: u64) {
-        // A worker's last task may well take as long as all that the caller did.
-        let late = all_ns - own_ns.min(all_ns) > Self::GRACE_NS.max(2 * own_ns);
-        let penalty = self.penalty.load(Ordering::Relaxed);
-        let next = if late { (2 * penalty).clamp(Self::SHORTEST, Self::LONGEST) } else { penalty / 2 };
-        self.penalty.store(next, Ordering::Relaxed);
-        if late {
-            self.alone.store(next, Ordering::Relaxed);
-        }
-    }
-}
-
 thread_local! {
-    /// A region inside a region runs on its own thread: the pool is taken.
-    static IN_REGION: Cell<bool> = const { Cell::new(false) };
+    /// A region inside a region runs on its own thread, for the pool is taken; so does one that is to run alone.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// How many seconds longer the regions so far would have taken on this thread alone.
+    static ALONE_EXTRA: Cell<f64> = const { Cell::new(0.0) };
+}
+
+/// While it lives, this thread's regions run on itself; holds what was so before.
+struct Inside(bool);
+
+impl Inside {
+    fn enter<R>(f: impl FnOnce() -> R) -> R {
+        let _inside = Self(INSIDE.replace(true));
+        f()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(self.0);
+    }
 }
 
 /// `len` cut into `n` ranges of nearly equal length, each (but the last) a multiple of `step`.
@@ -208,68 +203,16 @@ pub(crate) fn ranges(len: usize, n: usize, step: usize) -> impl Iterator<Item = 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod testing {
+    use super::Threads;
 
-    #[test]
-    fn every_task_runs_once_however_many_there_are() {
-        for n in [0, 1, 2, INLINE_TASKS, INLINE_TASKS + 1, 1000] {
-            let mut out = vec![0_u32; n];
-            Threads::default().for_each(out.iter_mut().enumerate(), |(i, v)| *v += i as u32 + 1);
-            assert!(out.iter().enumerate().all(|(i, &v)| v == i as u32 + 1), "{n} tasks");
-        }
-    }
-
-    #[test]
-    fn nested_regions_and_panics_leave_the_pool_usable() {
+    /// Threads that share work: with one a test of what several do would say nothing.
+    pub(crate) fn several() -> Threads {
         let threads = Threads::default();
-        let count = AtomicUsize::new(0);
-        threads.for_each(0..4, |_| {
-            threads.for_each(0..4, |_| {
-                count.fetch_add(1, Ordering::Relaxed);
-            });
-        });
-        assert_eq!(count.load(Ordering::Relaxed), 16);
-        let panicked = catch_unwind(|| threads.for_each(0..4, |i| assert!(i != 2, "on purpose")));
-        assert!(panicked.is_err());
-        threads.for_each(0..4, |_| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(count.load(Ordering::Relaxed), 20);
-    }
-
-    #[test]
-    fn late_workers_are_left_alone_for_longer_each_time() {
-        let lateness = Lateness::new();
-        let regions = || (0..).take_while(|_| lateness.alone()).count();
-        for expected in [16, 32, 64] {
-            lateness.note(1_000, 3_000_000);
-            assert_eq!(regions(), expected);
-        }
-        for _ in 0..20 {
-            lateness.note(1_000, 50_000);
-        }
-        lateness.note(5_000_000, 9_000_000);
-        assert_eq!(regions(), 0, "neither waking nor a long last task is lateness");
-        lateness.note(1_000, 3_000_000);
-        assert_eq!(regions(), 16, "good regions were forgiven");
-    }
-
-    #[test]
-    fn thread_numbers_are_checked() {
-        assert!(Threads::new(0).is_err());
-        let err = Threads::new(100_000).unwrap_err().to_string();
-        assert!(err.contains("CANDLE_NUM_THREADS"), "{err}");
-        assert_eq!(Threads::new(1).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn ranges_cover_everything_in_steps() {
-        for (len, n) in [(0, 3), (1, 3), (10, 3), (64, 16), (101, 7)] {
-            let all: Vec<_> = ranges(len, n, 4).collect();
-            assert!(all.len() <= n);
-            assert_eq!(all.iter().map(ExactSizeIterator::len).sum::<usize>(), len);
-            assert!(all.iter().rev().skip(1).all(|r| r.len() % 4 == 0));
-        }
+        assert!(threads.count() > 1, "this test needs threads: set CANDLE_NUM_THREADS=4");
+        threads
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     kv_cache::{KvCache, PAGE_LEN, most_pages},
-    team::{Member, Outcome},
+    team::{Member, Outcome, Outputs},
 };
 use candle_sparse_core::{Config, KernelSet};
 use candle_sparse_kernels::Kernels;
@@ -87,10 +87,10 @@ impl Cut {
     }
 }
 
-/// How many elements [`lone_token`] publishes at most, in two phases.
-#[must_use]
-pub(crate) fn room(config: &Config, select: &Selector<'_>, cache: &KvCache) -> usize {
-    shares_room(config) + config.num_key_value_heads * recalled_pages(select, cache)
+/// What the phases of [`lone_token`] put out at most.
+pub(crate) fn declare(config: &Config, select: &Selector<'_>, cache: &KvCache, outputs: &mut Outputs) {
+    outputs.add(config.num_key_value_heads * recalled_pages(select, cache));
+    outputs.add(shares_room(config));
 }
 
 /// Pages that a head recalls at most: whatever is asked for, no more than there are.

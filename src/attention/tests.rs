@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     FastGrnnGate, KvConfig, Threads,
     kv_cache::KvDType,
-    team::{Board, Room},
+    team::{Outputs, Team},
 };
 use candle_sparse_core::{Activation, Rope, RopeScaling};
 use proptest::prelude::*;
@@ -123,9 +123,10 @@ impl Case {
         let token = Token { cache, select, plan: &plan, layer: 0, position, queries, keys, values };
         let own: Vec<_> =
             (0..threads).map(|_| Mutex::new((LoneScratch::default(), vec![0.0; c.q_dim()]))).collect();
-        let room = Room { phases: 2, elements: room(c, &select, cache) };
+        let mut outputs = Outputs::of(threads);
+        declare(c, &select, cache, &mut outputs);
         let team = Threads::new(threads).unwrap();
-        let outcome = team.team(&mut Board::default(), room, &own, |member, (scratch, out)| {
+        let outcome = team.team(&mut Team::default(), &outputs, &own, |member, (scratch, out)| {
             lone_token(member, kernels, c, token, scratch, out)
         });
         assert_eq!(outcome, Ok(()));

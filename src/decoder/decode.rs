@@ -12,7 +12,7 @@ use crate::{
     attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
-    team::{Board, Member, Outcome, Over, Room},
+    team::{Member, Outcome, Outputs, Over, Team},
     weight::ROW_STEP,
 };
 use candle_core::{Error, Result, bail};
@@ -20,13 +20,10 @@ use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
 use sparse::SparseOwn;
 use std::sync::{Mutex, PoisonError};
 
-/// Phases of a layer: qkv, recall, attention, o, gate and up, down.
-const PHASES: usize = 6;
-
 /// Working memory of all threads.
 #[derive(Default)]
 pub(super) struct Scratch {
-    board: Board,
+    team: Team,
     own: Vec<Mutex<Own>>,
 }
 
@@ -116,7 +113,7 @@ impl Decoder {
             let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.head_token(member, own, if member.is_caller() { out() } else { None })
         };
-        let outcome = self.threads.team(&mut s.board, self.room(cache), &s.own, program);
+        let outcome = self.threads.team(&mut s.team, &self.outputs(cache), &s.own, program);
         let own = s.own[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(i) = own.sparse.damaged {
             bail!(
@@ -145,19 +142,24 @@ impl Decoder {
         Ok(())
     }
 
-    /// What a step publishes at most.
-    fn room(&self, cache: &KvCache) -> Room {
-        let c = &self.config;
-        let layer = 2 * c.hidden_size
-            + c.q_dim()
-            + 2 * c.kv_dim()
-            + c.intermediate_size
-            + attention::room(c, &self.selector(), cache);
-        let sparse = self.sparse_room();
-        Room {
-            phases: self.layers.len() * PHASES + 1 + sparse.phases,
-            elements: self.layers.len() * layer + c.vocab_size + sparse.elements,
+    /// What the phases of a step put out at most.
+    fn outputs(&self, cache: &KvCache) -> Outputs {
+        let (c, mut outputs) = (&self.config, Outputs::of(self.threads.count()));
+        for layer in self.layers.iter() {
+            outputs.add(layer.qkv_proj.weight.rows());
+            attention::declare(c, &self.selector(), cache, &mut outputs);
+            outputs.add(layer.o_proj.weight.rows());
+            match &layer.ffn {
+                Ffn::Sparse(ffn) => self.declare_sparse(ffn, &mut outputs),
+                Ffn::Dense(_) => {
+                    outputs.add(c.intermediate_size);
+                    outputs.add(c.hidden_size);
+                }
+            }
         }
+        self.declare_look(&mut outputs);
+        outputs.add(c.vocab_size);
+        outputs
     }
 
     fn resize(&self, own: &mut Own, cache: &KvCache) {

@@ -5,7 +5,7 @@ use crate::{
     attention::{Queries, attention},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
-    threads::ranges,
+    threads::{Policy, ranges},
     weight::{Input, On, ROW_STEP, split_columns},
 };
 use candle_core::Result;
@@ -41,6 +41,16 @@ pub(super) struct Scratch {
     cos: Vec<f32>,
     sin: Vec<f32>,
     groups: Vec<ActivationGroup>,
+    policies: Policies,
+}
+
+/// Whether layers, and heads, of so many rows run on all threads.
+#[derive(Default)]
+struct Policies {
+    rows: usize,
+    layer: Policy,
+    head_rows: usize,
+    head: Policy,
 }
 
 impl Decoder {
@@ -120,12 +130,19 @@ impl Decoder {
         resize(&mut s.gate, rows * c.intermediate_size);
         resize(&mut s.up, rows * c.intermediate_size);
         self.resize_groups(rows, &mut s.groups);
+        if core::mem::replace(&mut s.policies.rows, rows) != rows {
+            s.policies.layer.forget_times();
+        }
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(deadline) = deadline {
                 deadline.check()?;
             }
-            self.attention(i, layer, step, cache, s, tap);
-            self.mlp(i, layer, s, tap);
+            let mut policy = s.policies.layer;
+            self.threads.schedule(&mut policy, rows, || {
+                self.attention(i, layer, step, cache, s, tap);
+                self.mlp(i, layer, s, tap);
+            });
+            s.policies.layer = policy;
         }
         Ok(())
     }
@@ -268,7 +285,12 @@ impl Decoder {
             let x = &s.x[row * hidden..(row + 1) * hidden];
             self.kernels.rms_norm(x, &self.norm, c.rms_norm_eps, y);
         }
-        self.lm_head.matmul(self.on(), &s.last, &mut s.groups, logits);
+        let Scratch { last, groups, policies: p, .. } = s;
+        let rows = last.len() / hidden;
+        if core::mem::replace(&mut p.head_rows, rows) != rows {
+            p.head.forget_times();
+        }
+        self.threads.schedule(&mut p.head, rows, || self.lm_head.matmul(self.on(), last, groups, logits));
     }
 
     fn norm(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {

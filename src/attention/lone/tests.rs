@@ -3,7 +3,7 @@ use crate::{
     KvConfig, Threads,
     attention::{Queries, attention, tests::noise},
     kv_cache::KvDType,
-    team::{Board, Room},
+    team::{Outputs, Team},
     weight::On,
 };
 use candle_sparse_core::{Activation, Rope, RopeScaling};
@@ -57,9 +57,10 @@ fn decode(
     let own: Vec<_> = (0..threads.count())
         .map(|_| Mutex::new((LoneScratch::default(), vec![0.0; CONFIG.q_dim()])))
         .collect();
-    let room = Room { phases: 2, elements: room(&CONFIG, &select, cache) };
+    let mut outputs = Outputs::of(threads.count());
+    declare(&CONFIG, &select, cache, &mut outputs);
     let kernels = Kernels::get().unwrap();
-    let outcome = threads.team(&mut Board::default(), room, &own, |member, (scratch, out)| {
+    let outcome = threads.team(&mut Team::default(), &outputs, &own, |member, (scratch, out)| {
         lone_token(member, kernels, &CONFIG, token, scratch, out)
     });
     assert_eq!(outcome, Ok(()));

@@ -7,7 +7,7 @@ use crate::decoder::{
 };
 use crate::{
     sparse::{Choice, FfnMode, PANEL, Room as ChoiceRoom, SparseFfn},
-    team::{Member, Outcome, Over, Room},
+    team::{Member, Outcome, Outputs, Over},
     weight::ROW_STEP,
 };
 use candle_sparse_core::{Columns, Format, Gate, KernelSet, Neurons, kernel::select};
@@ -56,15 +56,20 @@ fn cut(n: usize, row_bytes: usize) -> usize {
 }
 
 impl Decoder {
-    /// What the sparse FFNs of a step publish at most, beside what dense ones do.
-    pub(super) fn sparse_room(&self) -> Room {
-        let c = &self.config;
-        let rank = |l: &Layer| l.ffn.sparse().map(|f| f.predictor.as_ref().map_or(0, |p| p.p.rows()));
-        let sum = MOST_PIECES * c.hidden_size;
-        let elements = |rank: usize| rank + c.intermediate_size + sum;
-        let look = if self.sparse.is_some() { c.intermediate_size + sum } else { 0 };
-        let layers = self.layers.iter().filter_map(rank);
-        Room { phases: layers.clone().count() + 2, elements: layers.map(elements).sum::<usize>() + look }
+    /// What the phases of a sparse FFN put out at most.
+    pub(super) fn declare_sparse(&self, ffn: &SparseFfn, outputs: &mut Outputs) {
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        outputs.add(ffn.predictor.as_ref().map_or(0, |p| p.p.rows()));
+        outputs.add(2 * inner);
+        outputs.add(MOST_PIECES * hidden);
+    }
+
+    /// The same of a look, of which a step takes one at most.
+    pub(super) fn declare_look(&self, outputs: &mut Outputs) {
+        if self.sparse.as_ref().is_some_and(|s| s.plans.config.guard.is_some()) {
+            outputs.add(self.config.intermediate_size);
+            outputs.add(MOST_PIECES * self.config.hidden_size);
+        }
     }
 
     /// Allocates nothing where no block is sparse.
