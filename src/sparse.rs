@@ -6,6 +6,7 @@
 mod choose;
 mod ffn;
 mod plan;
+mod token;
 
 use crate::profile::{HeldOut, Rule};
 use crate::settings::with_methods;
@@ -15,6 +16,7 @@ pub(crate) use choose::{Choice, Room};
 pub(crate) use ffn::{PANEL, Predictor, SparseFfn};
 pub use plan::BREAK_EVEN;
 pub(crate) use plan::{CROSSOVER, Plan, Plans, Points, expected_share, pays};
+pub(crate) use token::{GuardSample, TokenFfn, TokenRun, TokenScratch, TokenSelection};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates
 /// are shut: there a candidate costs little and the exact gate tells all.

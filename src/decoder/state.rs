@@ -2,7 +2,7 @@
 
 use crate::{
     Guard,
-    sparse::{CROSSOVER, FfnMode, Plan, Plans},
+    sparse::{CROSSOVER, FfnMode, GuardSample, Plan, Plans, TokenSelection},
 };
 
 /// Tokens for which a block runs dense after one that needed nearly all neurons.
@@ -64,42 +64,14 @@ pub(super) struct LayerRun {
     pub(super) candidates: usize,
     pub(super) bytes: usize,
     pub(super) dense: bool,
-    pub(super) look: Option<Look>,
+    pub(super) sample: Option<GuardSample>,
 }
 
 impl LayerRun {
     /// Of a block that leaves nothing out.
     pub(super) fn all(neurons: usize, bytes: usize) -> Self {
-        Self { active: neurons, candidates: neurons, bytes, dense: true, look: None }
+        Self { active: neurons, candidates: neurons, bytes, dense: true, sample: None }
     }
-}
-
-/// What the guard saw.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    error: f32,
-    recall: f32,
-}
-
-impl Look {
-    /// `active` and `all` are masses. Where there is nothing to miss nothing is missed.
-    pub(super) fn new(dense: &[f32], sparse: &[f32], active: f32, all: f32) -> Self {
-        let missed: f32 = dense.iter().zip(sparse).map(|(d, s)| (d - s) * (d - s)).sum();
-        let size: f32 = dense.iter().map(|d| d * d).sum();
-        let error = if missed > 0.0 { (missed / size.max(f32::MIN_POSITIVE)).sqrt() } else { 0.0 };
-        Self { error, recall: if all > 0.0 { active / all } else { 1.0 } }
-    }
-}
-
-/// How a block runs for this token.
-#[derive(Clone, Copy)]
-pub(super) struct Turn<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) dense: bool,
-    /// For squared thresholds.
-    pub(super) factor: f32,
-    pub(super) top: Option<usize>,
-    pub(super) look: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -154,11 +126,11 @@ impl LayerState {
         } else if plan.mode != FfnMode::Dense {
             self.dense_left = self.dense_left.saturating_sub(1);
         }
-        if let (Some(look), Some(guard)) = (run.look, guard) {
+        if let (Some(sample), Some(guard)) = (run.sample, guard) {
             self.looks += 1;
-            self.errors += f64::from(look.error);
-            self.recalls += f64::from(look.recall);
-            self.judge(look.error, guard.limit);
+            self.errors += f64::from(sample.error);
+            self.recalls += f64::from(sample.recall);
+            self.judge(sample.error, guard.limit);
         }
     }
 
@@ -185,14 +157,15 @@ impl State {
         }
     }
 
-    pub(super) fn turn<'a>(&self, plans: &'a Plans, i: usize, position: usize) -> Turn<'a> {
+    pub(super) fn selection<'a>(&self, plans: &'a Plans, i: usize, position: usize) -> TokenSelection<'a> {
         let (plan, layer) = (&plans.layers[i], &self.layers[i]);
         let dense = plan.mode == FfnMode::Dense || layer.dense_left > 0;
-        let look = plans.config.guard.is_some_and(|g| {
+        let sample = plans.config.guard.is_some_and(|g| {
             position.is_multiple_of(g.every) && position / g.every % plans.layers.len() == i
         });
         let more = |k: usize| ((k as f32 / layer.scale).ceil() as usize).min(self.neurons);
-        Turn { plan, dense, factor: layer.scale * layer.scale, top: plan.top.map(more), look: look && !dense }
+        let (factor, top) = (layer.scale * layer.scale, plan.top.map(more));
+        TokenSelection { plan, dense, factor, top, sample: sample && !dense }
     }
 
     pub(super) fn note(&mut self, plans: &Plans, runs: &[LayerRun]) {
@@ -245,13 +218,5 @@ mod tests {
             layer.judge(1.0, 0.1);
         }
         assert_eq!(layer.scale, LEAST_SCALE);
-    }
-
-    #[test]
-    fn looks_by_hand() {
-        let look = Look::new(&[3.0, 4.0], &[3.0, 1.0], 1.0, 4.0);
-        assert_eq!((look.error, look.recall), (0.6, 0.25));
-        let nothing = Look::new(&[0.0], &[0.0], 0.0, 0.0);
-        assert_eq!((nothing.error, nothing.recall), (0.0, 1.0));
     }
 }

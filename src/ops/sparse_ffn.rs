@@ -155,7 +155,7 @@ impl NeuronWeights {
 
 /// `y += Σ` over the `n` entries of a list, `bytes` read for each, where `add` adds those of a range. The cut depends on
 /// the list, so threads do not change a bit.
-pub(super) fn add_in_parts(
+fn add_in_parts(
     on: On<'_>,
     n: usize,
     bytes: usize,

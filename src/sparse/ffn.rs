@@ -52,6 +52,12 @@ pub(super) struct Learned {
 }
 
 impl SparseFfn {
+    /// Whether a product rounds the input to 8 bits.
+    pub(crate) fn rounds_input(&self) -> bool {
+        let p = self.predictor.as_ref().map(|p| p.p.format());
+        self.gate.format().is_quantized() || p.is_some_and(Format::is_quantized)
+    }
+
     /// The FFN of a checked `profile`; `tensor` gives `gate_proj`, `up_proj` `[intermediate_size, hidden_size]` and
     /// `down_proj` `[hidden_size, intermediate_size]` by name, one at a time.
     ///
