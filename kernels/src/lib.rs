@@ -20,11 +20,12 @@
 //! register (a false dependency across iterations).
 
 mod arch;
+mod format;
 mod isa;
 mod kernel;
+mod kernels;
 mod level;
-mod table;
 
 pub use candle_sparse_core::KernelSet;
+pub use kernels::Kernels;
 pub use level::{Level, LevelError};
-pub use table::Kernels;
