@@ -69,6 +69,8 @@ pub(crate) trait Isa: Copy {
 
     fn splat_byte(self, x: u8) -> Self::B;
     fn load_bytes(self, x: &[i8; 64], i: usize) -> Self::B;
+    /// The first and the second half of each block.
+    fn load_halves(self, blocks: [&[i8; 32]; 4], i: usize) -> [Self::B; 2];
     /// Of 16 bytes per block a field of each byte, moved up by `up` bits (down if negative) to where `mask` has ones.
     fn fields(self, blocks: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> Self::B;
     /// `byte` where a block's word has a one, else 0.

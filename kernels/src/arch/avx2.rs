@@ -179,6 +179,12 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
+    fn load_halves(self, blocks: [&[i8; 32]; 4], i: usize) -> [__m256i; 2] {
+        let (a, b) = (blocks[2 * i].as_chunks::<16>().0, blocks[2 * i + 1].as_chunks::<16>().0);
+        [self.pair(must_cast(a[0]), must_cast(b[0])), self.pair(must_cast(a[1]), must_cast(b[1]))]
+    }
+
+    #[inline(always)]
     fn fields(self, blocks: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> __m256i {
         let (a, b) = (i64::from(up[2 * i]), i64::from(up[2 * i + 1]));
         let packed = self.pair(must_cast(*blocks[2 * i]), must_cast(*blocks[2 * i + 1]));

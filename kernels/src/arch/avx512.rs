@@ -42,6 +42,10 @@ impl Avx512 {
             _mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(8_388_608.0 + 128.0))
         };
         fn pair(a: __m256i, b: __m256i) -> __m512i = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+        fn even_pairs(a: __m512i, b: __m512i) -> __m512i =
+            _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
+        fn odd_pairs(a: __m512i, b: __m512i) -> __m512i =
+            _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
         fn lower_half(v: __m512) -> __m256 = _mm512_castps512_ps256(v);
         fn upper_half(v: __m512) -> __m256 = _mm512_extractf32x8_ps::<1>(v);
         fn of_blocks(x: [u64; 4]) -> __m512i = {
@@ -155,6 +159,12 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn load_bytes(self, x: &[i8; 64], _: usize) -> __m512i {
         must_cast(*x)
+    }
+
+    #[inline(always)]
+    fn load_halves(self, [a, b, c, d]: [&[i8; 32]; 4], _: usize) -> [__m512i; 2] {
+        let (ab, cd) = (self.pair(must_cast(*a), must_cast(*b)), self.pair(must_cast(*c), must_cast(*d)));
+        [self.even_pairs(ab, cd), self.odd_pairs(ab, cd)]
     }
 
     #[inline(always)]

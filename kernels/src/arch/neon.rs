@@ -167,6 +167,12 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
+    fn load_halves(self, blocks: [&[i8; 32]; 4], i: usize) -> [int8x16_t; 2] {
+        let halves = blocks[i].as_chunks::<16>().0;
+        [must_cast(halves[0]), must_cast(halves[1])]
+    }
+
+    #[inline(always)]
     fn fields(self, blocks: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> int8x16_t {
         self.field(must_cast(*blocks[i]), up[i], mask)
     }

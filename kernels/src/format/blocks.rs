@@ -2,7 +2,7 @@
 
 use super::{
     Element, RowsOf,
-    elements::{constant, number, write_block},
+    elements::{Grid, constant, number},
     products::{Above, Block, Centred, Signed, Vector, or},
     units::{Factors, Summand, Units},
 };
@@ -13,7 +13,6 @@ use crate::{
         matmul_t::{self, MatmulT},
     },
 };
-use bytemuck::must_cast_ref;
 use candle_sparse_core::{
     ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Columns,
 };
@@ -37,7 +36,7 @@ macro_rules! four {
 impl Block<4> for BlockQ8_0 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        Signed { q: bytes(isa, w, V), d: isa.splat_four(four!(w, |w| w.d), V) }
+        Signed { q: isa.load_halves(four!(w, |w| &w.qs), V), d: isa.splat_four(four!(w, |w| w.d), V) }
     }
 }
 
@@ -73,13 +72,6 @@ impl Block<4> for BlockQ5_1 {
         let q = or(isa, low, fifth_bits(isa, four!(w, |w| w.qh), V));
         Above { q, d: isa.splat_four(four!(w, |w| w.d), V), m: isa.splat_four(four!(w, |w| -w.m), V) }
     }
-}
-
-#[inline(always)]
-fn bytes<I: Isa>(isa: I, w: &[BlockQ8_0; 4], i: usize) -> [I::B; 2] {
-    let qs = four!(w, |w| must_cast_ref::<[i8; 32], [[u8; 16]; 2]>(&w.qs));
-    let (low, high) = (four!(qs, |q| &q[0]), four!(qs, |q| &q[1]));
-    [isa.fields(low, [0; 4], 0xff, i), isa.fields(high, [0; 4], 0xff, i)]
 }
 
 #[inline(always)]
@@ -178,7 +170,7 @@ impl Summand for BlockQ4_0 {
     }
 }
 
-/// `Element` of a block with [`Units`], or of one whose elements are written from its quants.
+/// `Element` of a block with [`Units`], and with [`Summand`] if rows are named.
 macro_rules! element {
     ($t:ty, sums $($rows:ident)?) => {
         impl Element for $t {
@@ -198,20 +190,10 @@ macro_rules! element {
             }
         }
     };
-    ($t:ty, |$block:ident| $grid:expr) => {
-        impl Element for $t {
-            #[inline(always)]
-            fn write<I: Isa>(isa: I, row: &[Self], first: usize, out: &mut [[f32; BLOCK_LEN]]) {
-                for ($block, out) in row[first..].iter().zip(out.chunks_mut(1)) {
-                    write_block(isa, &$block.unpack(), &$grid, out);
-                }
-            }
-        }
-    };
 }
 
 element!(BlockQ8_0, sums rows);
 element!(BlockQ4_0, sums rows);
 element!(BlockQ4_1, sums);
-element!(BlockQ5_0, |block| constant(block.d, 0.0));
-element!(BlockQ5_1, |block| constant(block.d, number(block.m)));
+unpack!(BlockQ5_0: 1, |block| constant(block.d, 0.0));
+unpack!(BlockQ5_1: 1, |block| constant(block.d, number(block.m)));

@@ -4,9 +4,10 @@
 //! them, else they go through its elements.
 
 #[macro_use]
+pub(crate) mod elements;
+#[macro_use]
 mod products;
 mod blocks;
-pub(crate) mod elements;
 mod floats;
 pub(crate) mod operand;
 mod super_blocks;

@@ -5,8 +5,7 @@
 //! integers, so a product with them is still exact, and there is one conversion to f32 per vector.
 
 use super::{
-    Element,
-    elements::{Grid, LONGEST, number, write_block},
+    elements::{Grid, LONGEST, number},
     products::{Block, PerBlock, PerHalf, PerHalfAbove, Vector, or},
 };
 use crate::isa::Isa;
@@ -175,24 +174,11 @@ fn scales_q3(bytes: &[u8; 12], group: usize) -> u64 {
     ((six | (SIXTH << 2)) - SIXTH) ^ (SIXTH << 2)
 }
 
-macro_rules! element {
-    ($t:ty, |$block:ident| $grid:expr) => {
-        impl Element for $t {
-            #[inline(always)]
-            fn write<I: Isa>(isa: I, row: &[Self], first: usize, out: &mut [[f32; BLOCK_LEN]]) {
-                for ($block, out) in row[first / LONGEST..].iter().zip(out.chunks_mut(LONGEST)) {
-                    write_block(isa, &$block.unpack(), &$grid, out);
-                }
-            }
-        }
-    };
-}
-
-element!(BlockQ6K, |block| signed(block.d, &block.scales));
-element!(BlockQ5K, |block| per_block(block.d, block.dmin, block.unpack_scales()));
-element!(BlockQ4K, |block| per_block(block.d, block.dmin, block.unpack_scales()));
-element!(BlockQ3K, |block| signed(block.d, &block.unpack_scales()));
-element!(BlockQ2K, |block| per_half(block.d, block.dmin, &block.scales));
+unpack!(BlockQ6K: LONGEST, |block| signed(block.d, &block.scales));
+unpack!(BlockQ5K: LONGEST, |block| per_block(block.d, block.dmin, block.unpack_scales()));
+unpack!(BlockQ4K: LONGEST, |block| per_block(block.d, block.dmin, block.unpack_scales()));
+unpack!(BlockQ3K: LONGEST, |block| signed(block.d, &block.unpack_scales()));
+unpack!(BlockQ2K: LONGEST, |block| per_half(block.d, block.dmin, &block.scales));
 
 #[inline(always)]
 fn signed(d: f16, scales: &[i8; 16]) -> Grid {

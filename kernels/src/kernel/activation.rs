@@ -17,19 +17,23 @@ impl Kernel for Gated<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { act, shift, gate, y } = self;
-        assert_eq!(gate.len(), y.len(), "gated: lengths differ");
-        match act {
-            Activation::Silu => each::<I, Silu>(isa, shift, 0.0, gate, y),
-            Activation::Relu => each::<I, Relu>(isa, shift, 0.0, gate, y),
-            Activation::Relu2 => each::<I, Relu2>(isa, shift, 0.0, gate, y),
-            Activation::FatRelu { threshold } => each::<I, FatRelu>(isa, shift, threshold, gate, y),
-            Activation::DRelu => each::<I, DRelu>(isa, shift, 0.0, gate, y),
-            // Rare in Llama-shaped models, and erf has no short vector form.
-            Activation::Gelu | Activation::GeluPytorchTanh => {
-                for (&g, y) in gate.iter().zip(y) {
-                    *y = apply(act, g - shift, *y);
-                }
+        gated(isa, self.act, self.shift, self.gate, self.y);
+    }
+}
+
+#[inline(always)]
+pub(super) fn gated<I: Isa>(isa: I, act: Activation, shift: f32, gate: &[f32], y: &mut [f32]) {
+    assert_eq!(gate.len(), y.len(), "gated: lengths differ");
+    match act {
+        Activation::Silu => each::<I, Silu>(isa, shift, 0.0, gate, y),
+        Activation::Relu => each::<I, Relu>(isa, shift, 0.0, gate, y),
+        Activation::Relu2 => each::<I, Relu2>(isa, shift, 0.0, gate, y),
+        Activation::FatRelu { threshold } => each::<I, FatRelu>(isa, shift, threshold, gate, y),
+        Activation::DRelu => each::<I, DRelu>(isa, shift, 0.0, gate, y),
+        // Rare in Llama-shaped models, and erf has no short vector form.
+        Activation::Gelu | Activation::GeluPytorchTanh => {
+            for (&g, y) in gate.iter().zip(y) {
+                *y = apply(act, g - shift, *y);
             }
         }
     }

@@ -11,7 +11,7 @@ use super::{matmul::ask, padded};
 use crate::{
     format::{
         Element, RowsKernel, RowsOf,
-        elements::{LONGEST, Write},
+        elements::LONGEST,
         units::{Factors, RUN, Summand},
     },
     isa::Isa,
@@ -86,7 +86,7 @@ pub(crate) fn by_elements<I: Isa, T: Element>(isa: I, rows: Together<'_, T>, y: 
     for (i, &a) in rows.a.iter().enumerate() {
         for (k, y) in y.as_chunks_mut().0.chunks_mut(LONGEST).enumerate() {
             ask(rows.ahead[i], k * bytes, bytes);
-            isa.leaf(Write { row: rows.rows[i], first: k * LONGEST, out: &mut values[..y.len()] });
+            T::write(isa, rows.rows[i], k * LONGEST, &mut values[..y.len()]);
             for (v, y) in values.iter().zip(y) {
                 for i in 0..32 / I::LANES {
                     isa.store(isa.mul_add(isa.load(v, i), isa.splat(a), isa.load(y, i)), y, i);

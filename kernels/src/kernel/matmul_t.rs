@@ -14,7 +14,7 @@ use super::{padded, prefetch::Ahead};
 use crate::{
     format::{
         Element, RowsKernel, RowsOf,
-        elements::{LONGEST, Write},
+        elements::LONGEST,
         units::Units,
     },
     isa::{Isa, Kernel},
@@ -84,7 +84,7 @@ pub(crate) fn by_elements<I: Isa, T: Element>(isa: I, w: RowsOf<'_, T>, sums: Ma
         for start in (0..rows).step_by(PANEL_ROWS) {
             let panel = &mut panel[..PANEL_ROWS.min(rows - start)];
             for (r, out) in panel.iter_mut().enumerate() {
-                isa.leaf(Write { row: w.row(start + r), first, out: &mut out[..n] });
+                T::write(isa, w.row(start + r), first, &mut out[..n]);
             }
             isa.leaf(OfPanel { panel, n, start, a, first, y });
         }

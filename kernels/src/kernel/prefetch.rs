@@ -20,7 +20,7 @@ impl<'a> Ahead<'a> {
 
     /// What is read after the units of `w`.
     pub(crate) fn new(w: Matrix<'_>, next: Option<Matrix<'a>>) -> Self {
-        let bytes = next.map_or(&[][..], |w| w.data().bytes());
+        let Some(bytes) = next.map(|w| w.data().bytes()) else { return Self::NOTHING };
         let rows = (w.rows() * (w.cols() / BLOCK_LEN)).max(1);
         Self { bytes, lines: bytes.len().div_ceil(LINE).div_ceil(rows), done: 0 }
     }

@@ -15,13 +15,13 @@
 //! order. So a neuron computed in another set, or among all, has the same bits.
 
 use super::{
-    activation::Gated,
+    activation::gated,
     axpy_rows::{ROOM, TOGETHER, Together},
     matmul::stream,
 };
 use crate::{
     format::{Element, RowsKernel, RowsOf},
-    isa::Isa,
+    isa::{Isa, Kernel},
 };
 use candle_sparse_core::{Columns, Gate};
 
@@ -82,12 +82,29 @@ impl RowsKernel for SparseFfn<'_> {
                 }
                 g[i - first] = gate[i];
             }
-            isa.leaf(Gated { act: act.act, shift: act.shift, gate: &g, y: &mut a });
+            a = isa.leaf(GatedFew { act, gate: g, y: a });
             if let Some(first) = first.checked_sub(TOGETHER) {
                 let a = &before[..TOGETHER.min(n - first)];
                 T::add_rows(isa, Together::new(a, &mut room, |i| at(first + i, 0), down_distance), y);
             }
             before = a;
         }
+    }
+}
+
+/// The activations of a few neurons; a function of its own, for it is long.
+struct GatedFew {
+    act: Gate,
+    gate: [f32; TOGETHER],
+    y: [f32; TOGETHER],
+}
+
+impl Kernel for GatedFew {
+    type Output = [f32; TOGETHER];
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) -> [f32; TOGETHER] {
+        gated(isa, self.act.act, self.act.shift, &self.gate, &mut self.y);
+        self.y
     }
 }
