@@ -7,7 +7,7 @@
 //! Each row is added with one multiply-add per element, in order: the cut into fours changes no bit. Rarer formats go
 //! through their elements, one row at a time.
 
-use super::{matmul::ask, padded};
+use super::{Lines, matmul::ask, padded};
 use crate::{
     format::{
         Element, RowsKernel, RowsOf,
@@ -22,8 +22,8 @@ use candle_sparse_core::BLOCK_LEN;
 pub(super) const TOGETHER: usize = 4;
 
 /// Room for the factors of as many rows.
-pub(super) type Room = [Factors; TOGETHER];
-pub(super) const ROOM: Room = [[[0.0; 32]; RUN / 8]; TOGETHER];
+pub(super) type Room = Lines<[Factors; TOGETHER]>;
+pub(super) const ROOM: Room = Lines([[[0.0; 32]; RUN / 8]; TOGETHER]);
 
 /// [`candle_sparse_core::KernelSet::axpy_rows`].
 pub(crate) struct AxpyRows<'a> {
@@ -82,12 +82,12 @@ pub(crate) fn by_units<I: Isa, T: Summand>(isa: I, Together { rows, ahead, a, ro
 #[inline(always)]
 pub(crate) fn by_elements<I: Isa, T: Element>(isa: I, rows: Together<'_, T>, y: &mut [f32]) {
     let bytes = size_of_val(rows.rows[0]) / y.len().div_ceil(BLOCK_LEN * LONGEST).max(1);
-    let mut values = [[0.0; BLOCK_LEN]; LONGEST];
+    let mut values = Lines([[0.0; BLOCK_LEN]; LONGEST]);
     for (i, &a) in rows.a.iter().enumerate() {
         for (k, y) in y.as_chunks_mut().0.chunks_mut(LONGEST).enumerate() {
             ask(rows.ahead[i], k * bytes, bytes);
-            T::write(isa, rows.rows[i], k * LONGEST, &mut values[..y.len()]);
-            for (v, y) in values.iter().zip(y) {
+            T::write(isa, rows.rows[i], k * LONGEST, &mut values.0[..y.len()]);
+            for (v, y) in values.0.iter().zip(y) {
                 for i in 0..32 / I::LANES {
                     isa.store(isa.mul_add(isa.load(v, i), isa.splat(a), isa.load(y, i)), y, i);
                 }
@@ -143,7 +143,7 @@ fn add_run<I: Isa, T: Summand, const R: usize>(
     let mut alpha = [isa.splat(0.0); R];
     for r in 0..R {
         alpha[r] = isa.splat(a[r] * T::STEP);
-        T::factors(isa, units[r], a[r] * T::STEP, &mut room[r]);
+        T::factors(isa, units[r], a[r] * T::STEP, &mut room.0[r]);
     }
     for (k, y) in y.iter_mut().enumerate().take(RUN) {
         // As many units as a cache line has in one go.
@@ -155,7 +155,7 @@ fn add_run<I: Isa, T: Summand, const R: usize>(
         }
         let mut factors = alpha;
         for r in 0..R {
-            factors[r] = T::factor(isa, &units[r][k], alpha[r], &room[r], k);
+            factors[r] = T::factor(isa, &units[r][k], alpha[r], &room.0[r], k);
         }
         for i in 0..32 / I::LANES {
             let mut sum = isa.load(y, i);

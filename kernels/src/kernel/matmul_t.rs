@@ -10,7 +10,7 @@
 //!
 //! Rows are added in order, each with one multiply-add, so a result does not depend on the others computed with it.
 
-use super::{padded, prefetch::Ahead};
+use super::{Lines, padded, prefetch::Ahead};
 use crate::{
     format::{
         Element, RowsKernel, RowsOf,
@@ -77,12 +77,12 @@ const PANEL_UNITS: usize = LONGEST;
 pub(crate) fn by_elements<I: Isa, T: Element>(isa: I, w: RowsOf<'_, T>, sums: MatmulT<'_, '_>) {
     let MatmulT { cols, a, y, ahead } = sums;
     ahead.all();
-    let mut panel: Panel = [[[0.0; BLOCK_LEN]; PANEL_UNITS]; PANEL_ROWS];
+    let mut panel: Lines<Panel> = Lines([[[0.0; BLOCK_LEN]; PANEL_UNITS]; PANEL_ROWS]);
     let (rows, units) = (a[0].len(), cols / BLOCK_LEN);
     for first in (0..units).step_by(PANEL_UNITS) {
         let n = PANEL_UNITS.min(units - first);
         for start in (0..rows).step_by(PANEL_ROWS) {
-            let panel = &mut panel[..PANEL_ROWS.min(rows - start)];
+            let panel = &mut panel.0[..PANEL_ROWS.min(rows - start)];
             for (r, out) in panel.iter_mut().enumerate() {
                 T::write(isa, w.row(start + r), first, &mut out[..n]);
             }
@@ -229,13 +229,13 @@ fn unit<I: Isa, T: Units, const C: usize, const AHEAD: bool>(
         }
     } else {
         for start in (0..a[0].len()).step_by(ROWS) {
-            let mut weights = [[0.0; ROWS]; C];
+            let mut weights = Lines([[0.0; ROWS]; C]);
             for c in 0..C {
                 let a = &a[c][start..];
                 if a.len() >= ROWS {
-                    weights[c].copy_from_slice(&a[..ROWS]);
+                    weights.0[c].copy_from_slice(&a[..ROWS]);
                 } else {
-                    weights[c][..a.len()].copy_from_slice(a);
+                    weights.0[c][..a.len()].copy_from_slice(a);
                 }
             }
             for (r, row) in rows.from(start).take(ROWS).enumerate() {
@@ -244,7 +244,7 @@ fn unit<I: Isa, T: Units, const C: usize, const AHEAD: bool>(
                 }
                 let mut of_row = [0.0; C];
                 for c in 0..C {
-                    of_row[c] = weights[c][r];
+                    of_row[c] = weights.0[c][r];
                 }
                 add_unit::<I, T, C>(isa, &T::vectors(row)[k], of_row, &mut acc);
             }

@@ -19,3 +19,7 @@ pub(crate) fn padded<T: Copy>(rest: &[T], fill: T) -> [T; 32] {
     block[..rest.len()].copy_from_slice(rest);
     block
 }
+
+/// Room in whole cache lines: vectors that cross lines are twice as slow.
+#[repr(align(64))]
+pub(crate) struct Lines<T>(pub(crate) T);
