@@ -207,7 +207,8 @@ impl Isa for Avx512 {
             let byte = FIRST + STEP * block;
             u64::from(if SIGNED { 0x8080_0080 | byte << 8 } else { 0x8080_8000 | byte }) * 0x1_0000_0001
         };
-        let spread = self.shuffle(self.splat_64(bytes), self.of_blocks([index(0), index(1), index(2), index(3)]));
+        let spread =
+            self.shuffle(self.splat_64(bytes), self.of_blocks([index(0), index(1), index(2), index(3)]));
         if SIGNED { self.upper_bytes_of_16(spread) } else { spread }
     }
 

@@ -198,7 +198,11 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
-    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(self, bytes: u64, i: usize) -> int32x4_t {
+    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(
+        self,
+        bytes: u64,
+        i: usize,
+    ) -> int32x4_t {
         let byte = (bytes >> (8 * (FIRST + STEP * i as u32))) as u8;
         self.splat_sums(if SIGNED { i32::from(byte.cast_signed()) } else { i32::from(byte) })
     }

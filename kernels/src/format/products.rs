@@ -81,7 +81,14 @@ macro_rules! operand {
 
 /// `acc[r][c] += w[r] · x[c]` of group `G`.
 #[inline(always)]
-pub(super) fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize, const R: usize, const C: usize>(
+pub(super) fn add_group<
+    I: Isa,
+    T: Block<N>,
+    const N: usize,
+    const G: usize,
+    const R: usize,
+    const C: usize,
+>(
     isa: I,
     acc: &mut [[I::V; C]; R],
     w: [&[T; N]; R],

@@ -57,7 +57,12 @@ pub(crate) struct Together<'a, T> {
 impl<'a, T> Together<'a, T> {
     /// The rows `at(0)`, `at(1)`, … with the factors `a`, asking for those `distance` further on.
     #[inline(always)]
-    pub(super) fn new(a: &'a [f32], room: &'a mut Room, at: impl Fn(usize) -> &'a [T], distance: usize) -> Self {
+    pub(super) fn new(
+        a: &'a [f32],
+        room: &'a mut Room,
+        at: impl Fn(usize) -> &'a [T],
+        distance: usize,
+    ) -> Self {
         let (mut rows, mut ahead) = ([at(0); TOGETHER], [at(distance); TOGETHER]);
         for i in 1..TOGETHER {
             (rows[i], ahead[i]) = (at(i), at(i + distance));
@@ -68,7 +73,11 @@ impl<'a, T> Together<'a, T> {
 
 /// [`Element::add_rows`] of formats with units.
 #[inline(always)]
-pub(crate) fn by_units<I: Isa, T: Summand>(isa: I, Together { rows, ahead, a, room }: Together<'_, T>, y: &mut [f32]) {
+pub(crate) fn by_units<I: Isa, T: Summand>(
+    isa: I,
+    Together { rows, ahead, a, room }: Together<'_, T>,
+    y: &mut [f32],
+) {
     if let &[a, b, c, d] = a {
         add_together(isa, rows, [a, b, c, d], ahead, room, y);
     } else {

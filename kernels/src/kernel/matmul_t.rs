@@ -12,11 +12,7 @@
 
 use super::{Lines, padded, prefetch::Ahead};
 use crate::{
-    format::{
-        Element, RowsKernel, RowsOf,
-        elements::LONGEST,
-        units::Units,
-    },
+    format::{Element, RowsKernel, RowsOf, elements::LONGEST, units::Units},
     isa::{Isa, Kernel},
 };
 use candle_sparse_core::BLOCK_LEN;
