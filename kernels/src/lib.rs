@@ -9,9 +9,8 @@
 //! | `neon` | aarch64 | `arch/neon.rs` |
 //! | `neon_dotprod` | also `FEAT_DotProd` | `arch/neon.rs` |
 //!
-//! Three things that do not know each other meet in a function: a body of `kernel/`, written once; a format of `format/`, a
-//! type; and an instruction set of `arch/`, another type. Each combination is compiled into a function of its own (a leaf,
-//! `Isa::leaf`), behind `#[target_feature]`. [`Kernels::get`] picks the best level at run time; `CANDLE_SPARSE_LEVEL` forces
+//! A body of `kernel/` is written once, generic over a format of `format/` and an instruction set of `arch/`, which are types.
+//! Each combination is compiled into a function of its own (a leaf, `Isa::leaf`), behind `#[target_feature]`. [`Kernels::get`] picks the best level at run time; `CANDLE_SPARSE_LEVEL` forces
 //! one. Kernels never allocate, log or spawn.
 //!
 //! What is added where:

@@ -29,13 +29,17 @@ pub(crate) trait ByteProducts: Copy {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx2Products(());
 
-instruction_set!(Avx2<Avx2Products>, Some(Self(Avx2Products(()))), is_x86_feature_detected: "avx2" "fma" "f16c");
+instruction_set!(
+    Avx2<Avx2Products>, Some(Self(Avx2Products(()))), is_x86_feature_detected: "avx2" "fma" "f16c"
+);
 
 impl<P> Avx2<P> {
     registers! { "avx2,fma,f16c":
         pub(super) fn widen_f16(x: __m128i) -> __m256 = _mm256_cvtph_ps(x);
-        pub(super) fn widen_bf16(x: __m128i) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
-        pub(super) fn widen_i8(x: u64) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
+        pub(super) fn widen_bf16(x: __m128i) -> __m256 =
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
+        pub(super) fn widen_i8(x: u64) -> __m256 =
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
         pub(super) fn splat_16(x: u16) -> __m128i = _mm_set1_epi16(x.cast_signed());
         pub(super) fn splat_sums(x: i32) -> __m256i = _mm256_set1_epi32(x);
         pub(super) fn splat_64(x: u64) -> __m256i = _mm256_set1_epi64x(x.cast_signed());
@@ -48,7 +52,8 @@ impl<P> Avx2<P> {
         pub(super) fn and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
         pub(super) fn equal_bytes(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpeq_epi8(a, b);
         pub(super) fn shuffle(bytes: __m256i, index: __m256i) -> __m256i = _mm256_shuffle_epi8(bytes, index);
-        pub(super) fn shift_sums(x: __m256i, by: u32) -> __m256i = _mm256_sll_epi32(x, _mm_cvtsi32_si128(by.cast_signed()));
+        pub(super) fn shift_sums(x: __m256i, by: u32) -> __m256i =
+            _mm256_sll_epi32(x, _mm_cvtsi32_si128(by.cast_signed()));
         pub(super) fn upper_bytes_of_16(x: __m256i) -> __m256i = _mm256_srai_epi16::<8>(x);
         pub(super) fn add_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
         pub(super) fn sub_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
@@ -91,7 +96,8 @@ impl<P: ByteProducts> Isa for Avx2<P> {
         fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
         fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
         fn abs(v: __m256) -> __m256 = _mm256_andnot_ps(_mm256_set1_ps(-0.0), v);
-        fn round(v: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+        fn round(v: __m256) -> __m256 =
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
         fn select_lt(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256 =
             _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
         fn reduce_add(v: __m256) -> f32 = {

@@ -18,12 +18,14 @@ instruction_set!(
 impl Avx512 {
     registers! { "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
         fn widen_f16(x: __m256i) -> __m512 = _mm512_cvtph_ps(x);
-        fn widen_bf16(x: __m256i) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
+        fn widen_bf16(x: __m256i) -> __m512 =
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
         fn widen_i8(x: __m128i) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
         fn splat_16(x: u16) -> __m256i = _mm256_set1_epi16(x.cast_signed());
         fn splat_64(x: u64) -> __m512i = _mm512_set1_epi64(x.cast_signed());
         fn join_16s(x: [u16; 4]) -> __m256i = {
-            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(x[0].cast_signed()), 0x00f0, x[1].cast_signed());
+            let a = _mm256_set1_epi16(x[0].cast_signed());
+            let ab = _mm256_mask_set1_epi16(a, 0x00f0, x[1].cast_signed());
             let abc = _mm256_mask_set1_epi16(ab, 0x0f00, x[2].cast_signed());
             _mm256_mask_set1_epi16(abc, 0xf000, x[3].cast_signed())
         };
@@ -31,14 +33,16 @@ impl Avx512 {
             // The table is indexed by the lower four bits, whatever the upper ones are.
             _mm512_cvtepu8_epi32(x),
             _mm512_setr_ps(
-                -128.0, -112.0, -96.0, -80.0, -64.0, -48.0, -32.0, -16.0, 0.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0, 112.0
+                -128.0, -112.0, -96.0, -80.0, -64.0, -48.0, -32.0, -16.0, 0.0, 16.0, 32.0, 48.0, 64.0,
+                80.0, 96.0, 112.0
             )
         );
         fn high_nibbles(x: __m128i) -> __m512 = {
             // As the last bits of 2²³ + 16 · q, which is two operations. Ternary logic, because LLVM sees through others
             // and widens twice.
             let base = _mm512_castps_si512(_mm512_set1_ps(8_388_608.0));
-            let high = _mm512_ternarylogic_epi32::<0xf8>(base, _mm512_cvtepu8_epi32(x), _mm512_set1_epi32(0xf0));
+            let wide = _mm512_cvtepu8_epi32(x);
+            let high = _mm512_ternarylogic_epi32::<0xf8>(base, wide, _mm512_set1_epi32(0xf0));
             _mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(8_388_608.0 + 128.0))
         };
         fn pair(a: __m256i, b: __m256i) -> __m512i = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
@@ -62,7 +66,8 @@ impl Avx512 {
         fn shift_sums<const SHIFT: u32>(x: __m512i) -> __m512i = _mm512_slli_epi32::<SHIFT>(x);
         fn sub_sums(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
         fn add_quads(sums: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, w, x);
-        fn add_scaled(sums: __m512i, a: __m512i, factors: __m512i) -> __m512i = _mm512_dpwssd_epi32(sums, a, factors);
+        fn add_scaled(sums: __m512i, a: __m512i, factors: __m512i) -> __m512i =
+            _mm512_dpwssd_epi32(sums, a, factors);
     }
 }
 

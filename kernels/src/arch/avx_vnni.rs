@@ -15,7 +15,8 @@ instruction_set!(
 impl Avx2<Vnni> {
     registers! { "avx2,fma,f16c,avxvnni":
         fn add_quads(sums: __m256i, w: __m256i, x: __m256i) -> __m256i = _mm256_dpbusd_avx_epi32(sums, w, x);
-        fn add_scaled(sums: __m256i, a: __m256i, factors: __m256i) -> __m256i = _mm256_dpwssd_avx_epi32(sums, a, factors);
+        fn add_scaled(sums: __m256i, a: __m256i, factors: __m256i) -> __m256i =
+            _mm256_dpwssd_avx_epi32(sums, a, factors);
         fn scaled(a: __m256i, factors: __m256i) -> __m256i = _mm256_madd_epi16(a, factors);
         fn flip_signs(w: __m256i) -> __m256i = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
         fn splat_index(block: [u32; 2]) -> __m256i = {

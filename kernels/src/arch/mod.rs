@@ -12,7 +12,8 @@ use crate::{
 /// through a pointer is an error. Features cannot be enabled on the method itself, which has to be inlined everywhere.
 macro_rules! registers {
     ($features:literal: $(
-        $vis:vis fn $name:ident $(<$(const $generic:ident: $of:ty),*>)? ($($arg:ident: $t:ty),*) -> $out:ty = $e:expr;
+        $vis:vis fn $name:ident $(<$(const $generic:ident: $of:ty),*>)?
+            ($($arg:ident: $t:ty),*) -> $out:ty = $e:expr;
     )*) => {$(
         #[inline(always)]
         $vis fn $name $(<$(const $generic: $of),*>)? (self, $($arg: $t),*) -> $out {
@@ -128,7 +129,11 @@ pub(crate) fn prefetch<T>(row: &[T], byte: usize) {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: asking for memory is allowed at any address. The intrinsic is not stable in Rust 1.95.
     unsafe {
-        core::arch::asm!("prfm pldl1keep, [{x}]", x = in(reg) address, options(readonly, nostack, preserves_flags));
+        core::arch::asm!(
+            "prfm pldl1keep, [{x}]",
+            x = in(reg) address,
+            options(readonly, nostack, preserves_flags)
+        );
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;

@@ -61,7 +61,8 @@ impl<P> Neon<P> {
         };
         fn shift_sums(x: int32x4_t, by: u32) -> int32x4_t = vshlq_s32(x, vdupq_n_s32(by.cast_signed()));
         fn sub_bytes(a: int8x16_t, b: int8x16_t) -> int8x16_t = vsubq_s8(a, b);
-        fn add_scaled(sums: int32x4_t, a: int32x4_t, factors: int32x4_t) -> int32x4_t = vmlaq_s32(sums, a, factors);
+        fn add_scaled(sums: int32x4_t, a: int32x4_t, factors: int32x4_t) -> int32x4_t =
+            vmlaq_s32(sums, a, factors);
         fn neg_quads(a: int8x16_t, b: int8x16_t) -> int32x4_t =
             vnegq_s32(vaddq_s32(vpaddlq_s16(vpaddlq_s8(a)), vpaddlq_s16(vpaddlq_s8(b))));
     }

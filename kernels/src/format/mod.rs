@@ -1,7 +1,7 @@
 //! What each weight format is to the kernels: its products, and its elements as f32.
 //!
-//! A format is a type over [`Isa`]; where it has units that can be read as vectors of f32 ([`units`]), sums of its rows take
-//! them, else they go through its elements.
+//! A format is a type, its methods generic over [`Isa`]. Sums of rows read its units as vectors of f32 where it has such
+//! ([`units`]), else they go through its elements, which are written to memory first.
 
 #[macro_use]
 pub(crate) mod elements;

@@ -39,7 +39,7 @@ const FEW: usize = 2;
 
 /// [`Element::sum_rows`] of formats with units; asks row by row if `IN_STEP`.
 ///
-/// Rows of blocks are so few lines that a burst does no harm, and a question in each of them costs a tenth (Zen 5).
+/// Rows of blocks are so few lines that a burst does no harm, and asking in each of them costs a tenth (Zen 5).
 #[inline(always)]
 pub(crate) fn by_units<I: Isa, T: Units + Element, const IN_STEP: bool>(
     isa: I,

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Asking ahead makes a gather faster than plain loads of the same rows: the hardware prefetcher starts anew at each run. It
-//! has to keep step with the computation, a fixed number of bytes ahead (`RowShape::ahead`): bursts of whole rows fill the
+//! has to keep step with the computation, a fixed number of bytes ahead (`RowsOf::ahead`): bursts of whole rows fill the
 //! buffers of pending misses, and a third less bandwidth was the result (Zen 5).
 //!
 //! A row's product is that of `matmul` with one column; each down row is added with one multiply-add per element, in
