@@ -15,8 +15,10 @@ fn hash(hash: u64, x: &[f32]) -> u64 {
 /// The hash of all operations with rows of a format: whole and partial units, panels, every width of a tile.
 fn bits(kernels: &Kernels, format: Format) -> u64 {
     let mut h = 0xcbf2_9ce4_8422_2325;
-    for (rows, cols, n) in [(23, 256, 1), (70, 768, 9), (13, 512, 2), (9, 1024, 3), (6, 288, 4), (5, 39, 7)] {
-        let cols = cols / format.block_len() * format.block_len();
+    for (rows, cols, n) in
+        [(23, 256_usize, 1), (70, 768, 9), (13, 512, 2), (9, 1024, 3), (6, 288, 4), (5, 39, 7)]
+    {
+        let cols = cols.next_multiple_of(format.block_len());
         let stored = Stored::new(format, &numbers(3 * rows * cols, 1));
         let (w, x, weights) = (stored.matrix(rows, cols), numbers(n * cols, 2), numbers(n * rows, 3));
         let groups = if format.is_quantized() { quantized(&x, cols) } else { Vec::new() };

@@ -63,7 +63,7 @@ impl<'a, T> RowsOf<'a, T> {
     }
 
     #[inline(always)]
-    pub(crate) fn is_empty(self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.elements.is_empty()
     }
 
@@ -114,6 +114,6 @@ impl Token {
                 }
             };
         }
-        by_format!(F32 F16 BF16 Q8_0 Q6K Q5_1 Q5_0 Q5K Q4_1 Q4_0 Q4K Q3K Q2K)
+        by_format!(F32 F16 BF16 Q8_0 Q6K Q5_1 Q5_0 Q5K Q4_1 Q4_0 Q4K Q3K Q2K);
     }
 }
