@@ -62,12 +62,16 @@ impl RowsKernel for Matmul<'_, '_> {
     fn run<I: Isa, T: Element>(self, isa: I, rows: RowsOf<'_, T>) {
         let (x, n) = (T::columns(self.x), self.y.len());
         let count = self.y.first().map_or(0, |y| y.len());
-        let per_column = x.len() / n.max(1);
+        if count == 0 {
+            return;
+        }
+        let per_column = x.len() / n;
         // A single group of columns reads every row once: nothing to keep in cache, and rows are read in order.
         let read_once = n <= I::COLUMNS;
-        let panel = (PANEL_BYTES / rows.row_bytes().max(1) / ROWS * ROWS).max(ROWS);
-        for start in (0..count).step_by(if read_once { count } else { panel }) {
-            let end = if read_once { count } else { (start + panel).min(count) };
+        let panel =
+            if read_once { count } else { (PANEL_BYTES / rows.row_bytes().max(1) / ROWS * ROWS).max(ROWS) };
+        for start in (0..count).step_by(panel) {
+            let end = (start + panel).min(count);
             for (x, y) in x.chunks(per_column * I::COLUMNS).zip(self.y.chunks_mut(I::COLUMNS)) {
                 let part = Part { start, end, read_once };
                 match y.len() {
