@@ -4,63 +4,21 @@
 //! of 16 neighbouring bytes: a vector is put together from such quarters, each with its own shift. Scales are small
 //! integers, so a product with them is still exact, and there is one conversion to f32 per vector.
 
-use super::blocks::{Block, Vector, or, quants};
+use super::{
+    elements::{Grid, LONGEST, number},
+    products::{Block, PerBlock, PerHalf, PerHalfAbove, Vector, or},
+};
 use crate::isa::Isa;
 use candle_sparse_core::{
-    ActivationGroup, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, format::f16_to_f32,
+    ActivationGroup, BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, Columns,
 };
+use half::f16;
 
-/// `d · scale · q − dmin · min`, scales and minima per block.
-struct PerBlock<I: Isa> {
-    q: [I::I; 2],
-    scales: I::S,
-    mins: I::S,
-    d: I::V,
-    dmin: I::V,
-}
-
-impl<I: Isa> Vector<I> for PerBlock<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.dot_by_block(self.q, quants(isa, x, i), self.scales);
-        let neg_mins = isa.scale_neg_sums(&x.neg_sums, self.mins, i);
-        isa.mul_add(self.d, isa.sums_to_f32(sums), isa.mul(self.dmin, isa.sums_to_f32(neg_mins)))
-    }
-}
-
-/// `d · scale · (q − OFFSET)`, scales per half of a block.
-struct PerHalf<I: Isa, const OFFSET: i8> {
-    q: [I::I; 2],
-    scales: [I::S; 2],
-    d: I::V,
-}
-
-impl<I: Isa, const OFFSET: i8> Vector<I> for PerHalf<I, OFFSET> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.dot_by_half::<OFFSET>(self.q, quants(isa, x, i), self.scales);
-        isa.mul(self.d, isa.sums_to_f32(sums))
-    }
-}
-
-/// `d · scale · q + dmin · min`, scales and minima per half of a block.
-struct PerHalfAbove<I: Isa> {
-    q: [I::I; 2],
-    scales: [I::S; 2],
-    mins: [I::S; 2],
-    d: I::V,
-    dmin: I::V,
-}
-
-impl<I: Isa> Vector<I> for PerHalfAbove<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let x = quants(isa, x, i);
-        let sums = isa.dot_by_half::<0>(self.q, x, self.scales);
-        let mins = isa.dot_by_half::<0>([isa.ones(); 2], x, self.mins);
-        isa.mul_add(self.d, isa.sums_to_f32(sums), isa.mul(self.dmin, isa.sums_to_f32(mins)))
-    }
-}
+operand!(BlockQ6K: 1 blocks, groups 0 1);
+operand!(BlockQ5K: 1 blocks, groups 0 1);
+operand!(BlockQ4K: 1 blocks, groups 0 1);
+operand!(BlockQ3K: 1 blocks, groups 0 1);
+operand!(BlockQ2K: 1 blocks, groups 0 1);
 
 impl Block<1> for BlockQ6K {
     #[inline(always)]
@@ -68,7 +26,7 @@ impl Block<1> for BlockQ6K {
         let low = fields::<I, 4, 64, 0, G>(isa, &w.ql, V);
         let q = or(isa, low, fields::<I, 2, 32, 4, G>(isa, &w.qh, V));
         let scales = signed_at(&w.scales, G);
-        PerHalf::<I, 32> { q, scales: isa.half_scales(scales, V), d: isa.splat_f16(w.d) }
+        PerHalf::<I, 32> { q, scales: by_halves(isa, scales, V), d: isa.splat_f16(w.d) }
     }
 }
 
@@ -80,8 +38,8 @@ impl Block<1> for BlockQ5K {
         let (scales, mins) = scales_and_mins(&w.scales, G);
         PerBlock {
             q,
-            scales: isa.block_scales(scales, V),
-            mins: isa.block_scales(mins, V),
+            scales: isa.factors::<0, 1, false>(u64::from(scales), V),
+            mins: isa.factors::<0, 1, false>(u64::from(mins), V),
             d: isa.splat_f16(w.d),
             dmin: isa.splat_f16(w.dmin),
         }
@@ -94,8 +52,8 @@ impl Block<1> for BlockQ4K {
         let (scales, mins) = scales_and_mins(&w.scales, G);
         PerBlock {
             q: fields::<I, 4, 32, 0, G>(isa, &w.qs, V),
-            scales: isa.block_scales(scales, V),
-            mins: isa.block_scales(mins, V),
+            scales: isa.factors::<0, 1, false>(u64::from(scales), V),
+            mins: isa.factors::<0, 1, false>(u64::from(mins), V),
             d: isa.splat_f16(w.d),
             dmin: isa.splat_f16(w.dmin),
         }
@@ -107,7 +65,7 @@ impl Block<1> for BlockQ3K {
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
         let low = fields::<I, 2, 32, 0, G>(isa, &w.qs, V);
         let q = or(isa, low, fields::<I, 1, 32, 2, G>(isa, &w.hmask, V));
-        let scales = isa.half_scales(scales_q3(&w.scales, G), V);
+        let scales = by_halves(isa, scales_q3(&w.scales, G), V);
         PerHalf::<I, 4> { q, scales, d: isa.splat_f16(w.d) }
     }
 }
@@ -118,10 +76,10 @@ impl Block<1> for BlockQ2K {
         let nibbles = u64_at(&w.scales, G);
         PerHalfAbove {
             q: fields::<I, 2, 32, 0, G>(isa, &w.qs, V),
-            scales: isa.half_scales(nibbles & FOURS, V),
-            mins: isa.half_scales((nibbles >> 4) & FOURS, V),
+            scales: by_halves(isa, nibbles & FOURS, V),
+            mins: by_halves(isa, (nibbles >> 4) & FOURS, V),
             d: isa.splat_f16(w.d),
-            dmin: isa.splat(-f16_to_f32(w.dmin.to_bits())),
+            dmin: isa.splat(-number(w.dmin)),
         }
     }
 }
@@ -133,7 +91,7 @@ fn fields<I: Isa, const BITS: usize, const STRIDE: usize, const SHIFT: usize, co
     isa: I,
     bytes: &[u8],
     i: usize,
-) -> [I::I; 2] {
+) -> [I::B; 2] {
     let (low, high) = const { (quarters(BITS, STRIDE, SHIFT, G, 0), quarters(BITS, STRIDE, SHIFT, G, 1)) };
     let mask = (u8::MAX >> (8 - BITS)) << SHIFT;
     let (bytes, _) = bytes.as_chunks();
@@ -159,6 +117,12 @@ const fn quarters(
         b += 1;
     }
     (place, up)
+}
+
+/// Factors of the lower and of the upper half of each block, from signed bytes of which those of a block are side by side.
+#[inline(always)]
+fn by_halves<I: Isa>(isa: I, scales: u64, i: usize) -> [I::S; 2] {
+    [isa.factors::<0, 2, true>(scales, i), isa.factors::<1, 2, true>(scales, i)]
 }
 
 /// The lower two bits of each byte, the lower four, and the sixth.
@@ -208,4 +172,38 @@ fn scales_q3(bytes: &[u8; 12], group: usize) -> u64 {
     let six = low | (((upper | (upper >> 2) << 32) & TWOS) << 4);
     // Less 32: borrows stop at bit 7, which they are lent from.
     ((six | (SIXTH << 2)) - SIXTH) ^ (SIXTH << 2)
+}
+
+unpack!(BlockQ6K: LONGEST, |block| signed(block.d, &block.scales));
+unpack!(BlockQ5K: LONGEST, |block| per_block(block.d, block.dmin, block.unpack_scales()));
+unpack!(BlockQ4K: LONGEST, |block| per_block(block.d, block.dmin, block.unpack_scales()));
+unpack!(BlockQ3K: LONGEST, |block| signed(block.d, &block.unpack_scales()));
+unpack!(BlockQ2K: LONGEST, |block| per_half(block.d, block.dmin, &block.scales));
+
+#[inline(always)]
+fn signed(d: f16, scales: &[i8; 16]) -> Grid {
+    let mut grid = [(0.0, 0.0); 16];
+    for j in 0..16 {
+        grid[j].0 = number(d) * f32::from(scales[j]);
+    }
+    grid
+}
+
+#[inline(always)]
+fn per_block(d: f16, dmin: f16, (scales, mins): ([u8; 8], [u8; 8])) -> Grid {
+    let mut grid = [(0.0, 0.0); 16];
+    for j in 0..16 {
+        grid[j] = (number(d) * f32::from(scales[j / 2]), -(number(dmin) * f32::from(mins[j / 2])));
+    }
+    grid
+}
+
+#[inline(always)]
+fn per_half(d: f16, dmin: f16, scales: &[u8; 16]) -> Grid {
+    let mut grid = [(0.0, 0.0); 16];
+    for j in 0..16 {
+        let (scale, min) = (scales[j] & 0x0f, scales[j] >> 4);
+        grid[j] = (number(d) * f32::from(scale), -(number(dmin) * f32::from(min)));
+    }
+    grid
 }
