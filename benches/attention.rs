@@ -11,10 +11,10 @@ use attention::{Layer, Shape, noise};
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_sparse::{
     AttentionConfig, AttentionMode, FastGrnnGate, KvConfig,
-    core::{KernelSet, kernel::rope},
-    kernels::Kernels,
     kv_cache::{KvDType, PAGE_LEN},
 };
+use candle_sparse_core::{KernelSet, kernel::rope};
+use candle_sparse_kernels::Kernels;
 use common::median;
 use std::{hint::black_box, io::Write, time::Instant};
 
@@ -142,7 +142,7 @@ fn parts(rounds: usize, out: &mut impl Write) -> Result<()> {
     let mut append = append;
     say("append of a token", all(&mut append)?)?;
     for (name, hot, warm) in [("a page to Q8_0", 32, 1 << 20), ("a page to Q4_1", 32, 32)] {
-        let tiers = KvConfig { hot, warm, ..KvConfig::tiered() };
+        let tiers = KvConfig::tiered().with_hot(hot).with_warm(warm);
         let mut times = Vec::new();
         let mut layer = Layer::new(LLAMA_7B, tiers, AttentionConfig::default(), 95)?;
         for round in 0..rounds {

@@ -5,11 +5,9 @@
 #![allow(clippy::print_stderr, reason = "a bench is read where it runs")]
 
 use candle_core::{Device, Result, Tensor};
-use candle_sparse::{
-    Weight,
-    core::{Activation, ActivationGroup, Columns, Format, KernelSet},
-    kernels::Kernels,
-};
+use candle_sparse::{Format, Weight};
+use candle_sparse_core::{Activation, ActivationGroup, Columns, KernelSet};
+use candle_sparse_kernels::Kernels;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 

@@ -5,14 +5,11 @@
 
 mod common;
 
-use candle_sparse::{
-    Threads,
-    buffer::Buffer,
-    core::{Activation, ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons},
-    kernels::Kernels,
-    threads::ranges,
-};
+use candle_sparse::{Format, Threads, buffer::Buffer};
+use candle_sparse_core::{Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons};
+use candle_sparse_kernels::Kernels;
 use common::{median, random_set};
+use rayon::prelude::*;
 use std::{error::Error, hint::black_box, io::Write, time::Instant};
 
 const HIDDEN: usize = 2048;
@@ -51,7 +48,7 @@ impl Ffn {
         let x =
             if self.format.is_quantized() { Columns::Quantized(&self.groups) } else { Columns::F32(&self.x) };
         let start = Instant::now();
-        threads.for_each(parts(threads, active), |part| {
+        parts(threads, active).for_each(|part| {
             let (mut gate, mut y) = (vec![0.0; part.len()], vec![0.0; HIDDEN]);
             kernels.sparse_ffn(Neurons::GateUpDown(m), GATE, part, x, &mut gate, &mut y);
             black_box(y);
@@ -64,7 +61,7 @@ impl Ffn {
         let words: &[f32] = bytemuck::cast_slice(self.rows.bytes());
         let n = self.neuron_bytes() / 4;
         let start = Instant::now();
-        threads.for_each(parts(threads, active), |part| {
+        parts(threads, active).for_each(|part| {
             for run in part.chunk_by(|a, b| a + 1 == *b) {
                 let first = run[0] as usize * n;
                 let row = &words[first..first + run.len() * n];
@@ -75,8 +72,9 @@ impl Ffn {
     }
 }
 
-fn parts(threads: Threads, active: &[u32]) -> impl Iterator<Item = &[u32]> {
-    ranges(active.len(), threads.count() * 8, 1).map(|r| &active[r])
+/// Eight tasks for each of rayon's threads, which are as many as candle's.
+fn parts(threads: Threads, active: &[u32]) -> impl ParallelIterator<Item = &[u32]> {
+    active.par_chunks(active.len().div_ceil(threads.count() * 8))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

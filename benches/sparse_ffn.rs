@@ -11,11 +11,11 @@ use candle_core::{
     quantized::{GgmlDType, QMatMul, QStorage, QTensor},
 };
 use candle_sparse::{
-    Threads, Weight,
-    core::{Activation, Format, Gate},
-    kernels::Kernels,
+    Format, Threads, Weight,
     ops::{NeuronWeights, matmul, sparse_ffn},
 };
+use candle_sparse_core::{Activation, Gate};
+use candle_sparse_kernels::Kernels;
 use common::{Activity, median, uniform};
 use std::{hint::black_box, io::Write, time::Instant};
 

@@ -19,15 +19,16 @@ mod lone;
 mod plan;
 
 use crate::{
-    core::{Config, KernelSet, Matrix},
-    kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
     weight::{On, split_columns},
 };
 use arrayvec::ArrayVec;
-pub use lone::{LoneScratch, Token, lone_token, room};
+use candle_sparse_core::{Config, KernelSet, Matrix};
+use candle_sparse_kernels::Kernels;
+pub(crate) use lone::{LoneScratch, Token, lone_token, room};
 use plan::Recall;
-pub use plan::{AttentionConfig, AttentionMode, Plan, Selector};
+pub use plan::{AttentionConfig, AttentionMode};
+pub(crate) use plan::{Plan, Selector};
 use std::ops::Range;
 
 /// Pages and positions scored at once.
@@ -72,7 +73,7 @@ struct Sums<'a> {
 
 /// Rows of queries in the activations: `[batch · seq_len, width]`, the query heads first in each row.
 #[derive(Clone, Copy, Debug)]
-pub struct Queries<'a> {
+pub(crate) struct Queries<'a> {
     /// The rows, rotated and scaled by `1/√head_dim`.
     pub rows: &'a [f32],
     /// Elements per row.
@@ -91,7 +92,7 @@ pub struct Queries<'a> {
 ///
 /// # Panics
 /// Shapes do not fit.
-pub fn attention(
+pub(crate) fn attention(
     on: On<'_>,
     config: &Config,
     cache: &KvCache,

@@ -1,198 +1,320 @@
-//! Fitting a [`Profile`](crate::profile::Profile) in closed form: no gradients, one block at a time.
+//! Making a profile from a checkpoint and texts.
 //!
 //! ```text
-//! inputs of each FFN → E[xxᵀ] (Moments) and some of the inputs (Sample); both bounded, however long the text
-//! per block:  rank-r regression of gate and up → scores on the sample → thresholds, means of what is skipped, errors
-//! all blocks: budgets, the order of the neurons
+//! fit text   → second moments of every FFN's inputs
+//! tune text  → a sample of inputs → per block: prediction, thresholds, errors
+//!            → what an error in each block costs (divergence with only that block sparse) → budgets
+//!            → the share at which each rule loses what it may (`search`)
+//! both       → what attention reads and does, for some blocks at a time → their gates (`attention`)
+//! held-out   → whether each rule keeps the target there; where not, at a larger share (`held_out`)
 //! ```
+//!
+//! What a text says about a model that does not know it is worth little: [`own_text`] is text that it knows.
 
+mod attention;
+mod block;
 mod budgets;
 mod gate;
+mod held_out;
+mod layer;
 mod order;
+mod own_text;
 mod predictor;
 mod regression;
+mod run;
 mod sample;
 mod scores;
+mod search;
 mod thresholds;
 
-pub use budgets::budgets;
-pub use gate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate};
-pub use sample::{Moments, Sample};
-pub use thresholds::{GRID, Table};
-
+use crate::settings::with_methods;
 use crate::{
-    core::{Activation, Gate, kernel::activation},
-    profile::{LayerProfile, LayerRule},
-    sparse::candidate_factor,
+    decoder::Decoder,
+    profile::{Profile, Rule},
+    quality::Loss,
 };
-use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
-use scores::Scores;
+use block::FfnWeights;
+pub use block::Settings;
+use budgets::budgets;
+use candle_core::{DType, Result, bail};
+use candle_nn::VarBuilder;
+use candle_sparse_core::{Config, Gate};
+pub use gate::{GateFit, GateSettings};
+pub use held_out::RuleReport;
+use layer::{LayerFit, fit_layer};
+pub use own_text::{OwnText, own_text};
+use run::{Inputs, Run};
+use sample::{Moments, Sample};
+use search::Search;
 
-/// What a fit may use.
+/// What a profile is to aim at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Target {
+    /// The smallest share that loses no more than this on held-out text, with a certainty of 95 %; the divergence may be
+    /// larger by the [noise floor](Fitted::noise_floor) of the dense path.
+    Loss(Loss),
+    /// This mean active share, whatever it costs.
+    ActiveShare(f32),
+}
+
+/// How to calibrate.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Rank of the prediction.
-    pub rank: usize,
-    /// Candidates of a cascade per neuron that it wants active; `None` takes 1.4, and 2 where most gates are shut: there a
-    /// candidate costs little and the exact gate tells all.
-    pub candidate_factor: Option<f32>,
-    /// The mean active share at which neurons are put in order.
-    pub reference_share: f32,
+#[non_exhaustive]
+pub struct Calibrator {
+    /// Rank and factors of the fit.
+    pub settings: Settings,
+    /// What the fitted points aim at.
+    pub target: Target,
+    /// Inputs of each FFN that are kept for thresholds; bounds the memory, `rows · hidden_size · layers · 4` bytes.
+    pub sample_rows: usize,
+    /// Tokens on which settings are compared, some 27 times over and once more for each four blocks; models with more than
+    /// 40 million FFN parameters take fewer, in proportion, but no less than 1024.
+    pub compare_tokens: usize,
+    /// How the gates of sparse attention are fitted; `None` fits none.
+    pub gate: Option<GateSettings>,
 }
 
-impl Default for Settings {
+with_methods!(Calibrator {
+    with_settings: settings: Settings,
+    with_target: target: Target,
+    with_sample_rows: sample_rows: usize,
+    with_compare_tokens: compare_tokens: usize,
+    with_gate: gate: Option<GateSettings>,
+});
+
+impl Default for Calibrator {
+    /// 1 % of perplexity and a divergence of 0.02, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.
     fn default() -> Self {
-        Self { rank: 64, candidate_factor: None, reference_share: 0.35 }
+        let (settings, target) = (Settings::default(), Target::Loss(Loss { ppl: 0.01, kld: 0.02 }));
+        Self { settings, target, sample_rows: 4096, compare_tokens: 4096, gate: None }
     }
 }
 
-impl Settings {
-    /// The same with the factor that suits an activation, unless one is set.
-    fn for_activation(self, act: Activation) -> Self {
-        let factor = self.candidate_factor.unwrap_or_else(|| candidate_factor(act));
-        Self { candidate_factor: Some(factor), ..self }
-    }
+/// Where a calibration is, for a progress bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: &'static str,
+    /// Steps done of this stage.
+    pub done: usize,
+    /// Steps of this stage.
+    pub steps: usize,
 }
 
-/// The FFN of one block, F32.
+/// What was learned beside the profile.
 #[derive(Clone, Debug)]
-pub struct FfnWeights {
-    /// `[intermediate_size, hidden_size]`
-    pub gate: Tensor,
-    /// `[intermediate_size, hidden_size]`
-    pub up: Tensor,
-    /// `[hidden_size, intermediate_size]`
-    pub down: Tensor,
-    /// Its activation.
-    pub act: Gate,
+pub struct Fitted {
+    /// The profile.
+    pub profile: Profile,
+    /// Per block: mean length of runs of active neurons before and after they were put in order.
+    pub runs: Vec<[f32; 2]>,
+    /// Divergence with only this block sparse, per unit of its mean square error.
+    pub sensitivities: Vec<f32>,
+    /// In the order of [`Rule`]: each at its fitted point, on the held-out text.
+    pub held_out: [RuleReport; 3],
+    /// Divergence of the dense model from the same weights with activations that are not rounded, nats per token; 0 where
+    /// it rounds none, or where it is too large to hold in F32 as well.
+    pub noise_floor: f64,
+    /// Perplexity of the held-out text, and of text that the model has written itself.
+    pub ppl: [f64; 2],
+    /// Per block, where gates were asked for: how well they predict, see [`GateSettings`].
+    pub gates: Vec<GateFit>,
 }
 
-impl FfnWeights {
-    /// `intermediate_size` and `hidden_size`.
-    fn dims(&self) -> Result<(usize, usize)> {
-        let (inner, hidden) = self.gate.dims2()?;
-        if self.up.dims() != [inner, hidden] || self.down.dims() != [hidden, inner] {
-            let (gate, up, down) = (self.gate.dims(), self.up.dims(), self.down.dims());
+impl Fitted {
+    /// Why what was learned may mean little; empty where nothing speaks against it.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let [ppl, own] = self.ppl;
+        if ppl > UNKNOWN_TEXT * own {
+            doubts.push(format!(
+                "the model does not know this kind of text: perplexity {ppl:.1}, {:.0} times that of text it writes itself \
+                 ({own:.1}); what is learned and measured on it says little about what the model is used for",
+                ppl / own
+            ));
+        }
+        if let Some(rule) = self.profile.held_out.best {
+            let agreement = self.held_out[rule as usize].quality.top1_agreement();
+            if agreement < LEAST_AGREEMENT {
+                doubts.push(format!(
+                    "with {rule:?} the most likely token is another one at {:.0} % of the positions",
+                    100.0 * (1.0 - agreement)
+                ));
+            }
+        }
+        doubts
+    }
+}
+
+/// Text whose perplexity is so many times that of the model's own is of a kind that it does not know.
+const UNKNOWN_TEXT: f64 = 8.0;
+/// Share of the positions at which the most likely token should stay the same.
+const LEAST_AGREEMENT: f64 = 0.85;
+/// Tokens that the model writes to see how well it knows a text.
+const OWN_TOKENS: usize = 512;
+
+/// Shares that every profile has a point at.
+const POINTS: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+/// FFN parameters of a model for which all of [`Calibrator::compare_tokens`] are affordable, and how many always are.
+const FAST_PARAMETERS: f64 = 40e6;
+const LEAST_COMPARED: usize = 1024;
+
+impl Calibrator {
+    /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit`, `tune` and `held_out` are windows
+    /// of tokens of different texts.
+    ///
+    /// A rule that misses the target on the held-out text is tried there at larger shares, up to 0.9; one that still misses
+    /// it stands in the profile as [not kept](crate::profile::HeldOut).
+    ///
+    /// Memory beyond the model: `hidden_size²` f32 per block, the samples, and the work of one block
+    /// ([`fit_layer`]), however long the texts; where gates are fitted, before that, [`GateSettings::memory`] or the inputs
+    /// of one block, and a copy of the latter.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be run, too little text, a model with biases in its FFN, or one that is not finite.
+    pub fn calibrate(
+        &self,
+        model: &Decoder,
+        vb: &VarBuilder<'_>,
+        [fit, tune, held_out]: [&[Vec<u32>]; 3],
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Fitted> {
+        if held_out.iter().all(|w| w.len() < 2) {
+            bail!("calibrate: there is no held-out text to check the profile on: give more text");
+        }
+        let config = model.config();
+        if model.has_ffn_bias() {
+            bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
+        }
+        if model.sparse_config().is_some() {
             bail!(
-                "calibrate: gate {gate:?}, up {up:?} and down {down:?} are no FFN: give [n, h], [n, h] and [h, n]"
+                "calibrate: the checkpoint holds a profile already: leave it out, or set CANDLE_SPARSE=off"
             );
         }
-        Ok((inner, hidden))
-    }
-
-    /// ‖down column‖ of each neuron.
-    fn norms(&self) -> Result<Vec<f32>> {
-        self.down.sqr()?.sum(0)?.sqrt()?.to_vec1()
+        let mut run = Run::new(model);
+        let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
+        let gates = match &self.gate {
+            Some(s) => attention::gates(&mut run, vb, [fit, tune], s, &mut progress)?,
+            None => Vec::new(),
+        };
+        let mut moments = Inputs::new(vec![Moments::new(hidden); layers], Moments::add);
+        run.over(fit, &mut moments, "reading the fit text", &mut progress)?;
+        let mut samples = Inputs::new(vec![Sample::new(hidden, self.sample_rows); layers], Sample::add);
+        run.over(tune, &mut samples, "reading the tune text", &mut progress)?;
+        let act = Gate { act: config.hidden_act, shift: config.gate_shift };
+        let mut fits = Vec::with_capacity(layers);
+        for l in 0..layers {
+            progress(Progress { stage: "fitting blocks", done: l, steps: layers });
+            let weights = ffn_weights(vb, config, act, l)?;
+            fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &self.settings)?);
+        }
+        drop((moments, samples));
+        let (own, windows) =
+            (own_text(model, OWN_TOKENS, &start(fit), 0)?, some(tune, self.compared(config)));
+        let noise_floor = held_out::noise_floor(model, held_out, &mut progress)?;
+        let target = match self.target {
+            Target::Loss(limit) => Target::Loss(Loss { kld: limit.kld + noise_floor, ..limit }),
+            share @ Target::ActiveShare(_) => share,
+        };
+        let mut search = Search::new(run, &fits, act, windows)?;
+        let sensitivities = search.sensitivities(&mut progress)?;
+        let mut shares = [0.0; 3];
+        for (i, rule) in Rule::ALL.into_iter().enumerate() {
+            progress(Progress { stage: "searching shares", done: i, steps: 3 });
+            shares[i] = search.fitted(rule, target, &sensitivities)?;
+        }
+        let reports = search.on_held_out(held_out, target, &sensitivities, shares, &mut progress)?;
+        let dense_ppl = reports[0].quality.dense_nll().exp();
+        let points = points(reports.each_ref().map(|r| r.share));
+        let fitted = reports.each_ref().map(|r| points.iter().position(|p| *p == r.share).unwrap_or(0));
+        let shares: Vec<Vec<f32>> = points.iter().map(|&p| divide(&fits, &sensitivities, p)).collect();
+        let of_layer = |l: usize| -> Vec<f32> { shares.iter().map(|s| s[l]).collect() };
+        let (layers, runs) = fits.iter().enumerate().map(|(l, f)| f.ordered(&of_layer(l))).unzip();
+        let fingerprint = model.origin().fingerprint.to_vec();
+        let mut about = serde_json::json!({ "format": 1, "rank": self.settings.rank });
+        if let Some(s) = &self.gate {
+            about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));
+        }
+        let profile_gates = gates.iter().map(|g| g.gate.clone()).collect();
+        let verdict = held_out::verdict(&reports, target, config, self.settings.rank);
+        let profile = Profile {
+            layers,
+            gates: profile_gates,
+            shares: points,
+            fitted,
+            held_out: verdict,
+            fingerprint,
+            about,
+        };
+        let ppl = [dense_ppl, own.perplexity()];
+        Ok(Fitted { profile, runs, sensitivities, held_out: reports, noise_floor, ppl, gates })
     }
 }
 
-/// What was learned about one block, at every share of [`GRID`].
-#[derive(Clone, Debug)]
-pub struct LayerFit {
-    /// The prediction; its rules are empty.
-    pub layer: LayerProfile,
-    /// In the order of [`crate::profile::Rule`].
-    pub tables: [Table; 3],
-    /// Mean square of what a cascade's output misses at each share.
-    pub error: Vec<f32>,
-    /// `[intermediate_size, words]`: for each neuron a bit per sampled token, set where it was active.
-    activity: Vec<Vec<u64>>,
+impl Calibrator {
+    /// So many tokens that comparing takes minutes and not hours.
+    fn compared(&self, c: &Config) -> usize {
+        let parameters = 3 * c.num_hidden_layers * c.intermediate_size * c.hidden_size;
+        let affordable = (4096.0 * FAST_PARAMETERS / parameters as f64) as usize;
+        self.compare_tokens.min(affordable.max(LEAST_COMPARED))
+    }
 }
 
-/// Fits one block. Cost: some `20 · sample rows · intermediate_size · hidden_size` multiply-adds and two decompositions
-/// of `[hidden_size, hidden_size]`; memory: eight times `[sample rows, intermediate_size]`.
+/// Fits the gates of sparse attention alone; `fit` and `tune` are windows of tokens of different texts.
+///
+/// Gates go into a [`Profile`], or to [`Decoder::with_gates`].
 ///
 /// # Errors
-/// Shapes that do not fit, no or too few inputs, or inputs that are not finite.
-pub fn fit_layer(w: &FfnWeights, moments: &Moments, sample: &Sample, s: &Settings) -> Result<LayerFit> {
-    let (inner, hidden) = w.dims()?;
-    if s.rank == 0 || s.rank > hidden {
-        bail!("calibrate: rank {} must be 1 to hidden_size {hidden}", s.rank);
-    }
-    if moments.rows() < hidden as u64 || sample.rows() < 32 {
-        let (n, m) = (moments.rows(), sample.rows());
-        bail!("calibrate: {n} and {m} tokens are too few, hidden_size is {hidden}: give more text");
-    }
-    let s = &s.for_activation(w.act.act);
-    let x = sample.tensor()?;
-    let exact = scores::Exact::new(w, &x)?;
-    let importance = w.norms()?;
-    let predictor = predictor::fit(w, moments, &exact, &importance, s.rank)?;
-    let scores = Scores::new(w, &x, exact, &predictor, importance)?;
-    let tables = thresholds::tables(&scores, &w.down, s)?;
-    let error = thresholds::errors(&scores, &w.down, &tables[2])?;
-    let activity = order::activity(&scores, &tables[2], s.reference_share);
-    let Scores { gate_variance, up_variance, up_square, importance, .. } = scores;
-    let layer = LayerProfile {
-        order: (0..inner as u32).collect(),
-        rank: s.rank,
-        p: predictor.p.flatten_all()?.to_vec1()?,
-        q_gate: predictor.q_gate.flatten_all()?.to_vec1()?,
-        q_up: predictor.q_up.flatten_all()?.to_vec1()?,
-        gate_variance,
-        up_variance,
-        up_square,
-        importance,
-        rules: Default::default(),
-    };
-    Ok(LayerFit { layer, tables, error, activity })
+/// A checkpoint that cannot be run, or too little text.
+pub fn fit_gates(
+    model: &Decoder,
+    vb: &VarBuilder<'_>,
+    [fit, tune]: [&[Vec<u32>]; 2],
+    settings: &GateSettings,
+    mut progress: impl FnMut(Progress),
+) -> Result<Vec<GateFit>> {
+    let mut run = Run::new(model);
+    attention::gates(&mut run, vb, [fit, tune], settings, &mut progress)
 }
 
-impl LayerFit {
-    /// The block's part of a profile with a point at each of `shares` (of this block), neurons in the checkpoint's order.
-    #[must_use]
-    pub fn at(&self, shares: &[f32]) -> LayerProfile {
-        LayerProfile { rules: self.tables.each_ref().map(|t| t.at(shares)), ..self.layer.clone() }
-    }
-
-    /// The same with hot neurons in front and the rest by co-activation, and the mean lengths of runs of active neurons
-    /// before and after.
-    #[must_use]
-    pub fn ordered(&self, shares: &[f32]) -> (LayerProfile, [f32; 2]) {
-        let order = order::order(&self.activity);
-        let before: Vec<u32> = (0..order.len() as u32).collect();
-        let runs = [&before, &order].map(|o| order::mean_run(&self.activity, o));
-        let mut layer = self.at(shares).permuted(&order);
-        for (rule, table) in layer.rules.iter_mut().zip(&self.tables) {
-            rule.hot = shares.iter().map(|&s| table.hot(s, &order)).collect();
-        }
-        (layer, runs)
-    }
+/// What every window begins with, or the first token of one.
+fn start(windows: &[Vec<u32>]) -> Vec<u32> {
+    windows.iter().find(|w| !w.is_empty()).map_or(vec![0], |w| vec![w[0]])
 }
 
-impl LayerProfile {
-    /// The same neurons in another order: neuron i is then what neuron `order[i]` was.
-    #[must_use]
-    pub fn permuted(&self, order: &[u32]) -> Self {
-        let rows = |v: &[f32], width: usize| -> Vec<f32> {
-            order.iter().flat_map(|&i| &v[i as usize * width..(i as usize + 1) * width]).copied().collect()
-        };
-        Self {
-            order: order.iter().map(|&i| self.order[i as usize]).collect(),
-            rank: self.rank,
-            p: self.p.clone(),
-            q_gate: rows(&self.q_gate, self.rank),
-            q_up: rows(&self.q_up, self.rank),
-            gate_variance: rows(&self.gate_variance, 1),
-            up_variance: rows(&self.up_variance, 1),
-            up_square: rows(&self.up_square, 1),
-            importance: rows(&self.importance, 1),
-            rules: self.rules.clone(),
-        }
-    }
+/// The FFN of a block as the fit wants it.
+fn ffn_weights(vb: &VarBuilder<'_>, c: &Config, act: Gate, layer: usize) -> Result<FfnWeights> {
+    let vb = vb.pp(format!("model.layers.{layer}.mlp"));
+    let get =
+        |name: &str, dims: (usize, usize)| vb.get(dims, &format!("{name}.weight"))?.to_dtype(DType::F32);
+    let (inner, hidden) = (c.intermediate_size, c.hidden_size);
+    Ok(FfnWeights {
+        gate: get("gate_proj", (inner, hidden))?,
+        up: get("up_proj", (inner, hidden))?,
+        down: get("down_proj", (hidden, inner))?,
+        act,
+    })
 }
 
-impl LayerRule {
-    /// No thresholds yet.
-    fn with_points(points: usize) -> Self {
-        Self { hot: vec![0; points], ..Self::default() }
-    }
+/// Whole windows of at least `tokens` tokens, spread over all.
+fn some(windows: &[Vec<u32>], tokens: usize) -> Vec<&Vec<u32>> {
+    let len = windows.first().map_or(1, Vec::len);
+    let step = (windows.len() * len / tokens.max(1)).max(1);
+    windows.iter().step_by(step).collect()
 }
 
-/// `act(g − shift) · u`, element by element.
-fn gated(act: Gate, gate: &[f32], up: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
-    gate.par_iter().enumerate().map(|(i, &g)| activation::apply(act.act, g - act.shift, up(i))).collect()
+fn points(fitted: [f32; 3]) -> Vec<f32> {
+    let mut points: Vec<f32> = POINTS.into_iter().chain(fitted).collect();
+    points.sort_by(f32::total_cmp);
+    points.dedup();
+    points
+}
+
+fn divide(fits: &[LayerFit], sensitivities: &[f32], mean: f32) -> Vec<f32> {
+    let errors: Vec<&[f32]> = fits.iter().map(|f| f.error.as_slice()).collect();
+    budgets(&errors, sensitivities, mean)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ impl DeadlineExceeded {
 
 /// When a step must have ended; checked between layers.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadline {
+pub(crate) struct Deadline {
     start: Instant,
     limit: Duration,
 }
@@ -48,13 +48,13 @@ pub struct Deadline {
 impl Deadline {
     /// A step that begins now.
     #[must_use]
-    pub fn new(limit: Duration) -> Self {
+    pub(crate) fn new(limit: Duration) -> Self {
         Self { start: Instant::now(), limit }
     }
 
     /// Whether there is no time left.
     #[must_use]
-    pub fn has_passed(&self) -> bool {
+    pub(crate) fn has_passed(&self) -> bool {
         self.start.elapsed() > self.limit
     }
 
@@ -62,7 +62,7 @@ impl Deadline {
     ///
     /// # Errors
     /// [`DeadlineExceeded`], which [`DeadlineExceeded::of`] finds in the error.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let exceeded = DeadlineExceeded { elapsed: self.start.elapsed(), limit: self.limit };
         if exceeded.elapsed <= self.limit {
             return Ok(());

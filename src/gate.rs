@@ -5,18 +5,16 @@
 //! token and those before it, never on later ones. The definition is [`Salience`]; here its products run on the CPU's
 //! kernels, for many tokens at once.
 
-use crate::{
-    core::{
-        Columns, KernelSet, Matrix, Rows,
-        kernel::{
-            fast_grnn::{Cell, CellMatrix, Int8Rows, Salience},
-            vector,
-        },
-    },
-    kernels::Kernels,
-};
 use arrayvec::ArrayVec;
 use candle_core::{Error, Result, bail};
+use candle_sparse_core::{
+    Columns, KernelSet, Matrix, Rows,
+    kernel::{
+        fast_grnn::{Cell, CellMatrix, Int8Rows, Salience},
+        vector,
+    },
+};
+use candle_sparse_kernels::Kernels;
 
 /// Tokens whose products with the input are computed together.
 const RUN: usize = 32;

@@ -14,6 +14,7 @@ use std::{
 
 /// What a file should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Expected {
     /// Weights, a profile or a saved cache.
     Safetensors,

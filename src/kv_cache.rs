@@ -15,12 +15,10 @@ mod tiers;
 mod undo;
 mod window;
 
-use crate::{
-    core::{Config, Matrix},
-    gate::FastGrnnGate,
-    kernels::Kernels,
-};
+use crate::gate::FastGrnnGate;
 use bounds::Bounds;
+use candle_sparse_core::{Config, Matrix};
+use candle_sparse_kernels::Kernels;
 pub use dtype::KvDType;
 use half::{bf16, f16};
 pub use origin::Origin;
@@ -29,9 +27,7 @@ use page::{Page, PageShape};
 use pool::Pool;
 use salience::Salience;
 use std::sync::Arc;
-use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
-pub use undo::Before;
 use undo::Cooled;
 pub(crate) use window::most_pages;
 
@@ -145,7 +141,7 @@ impl KvCache {
 
     /// Whether the cache was made for a model of this shape and sliding window.
     #[must_use]
-    pub fn fits(&self, config: &Config) -> bool {
+    pub(crate) fn fits(&self, config: &Config) -> bool {
         let model = Self::new(config, self.config);
         let window = config.sliding_window.filter(|w| *w < self.limit);
         self.shape == model.shape && self.limit <= model.limit && self.window == window
@@ -211,7 +207,7 @@ impl KvCache {
     }
 
     /// Rounds elements as storing does: `x` becomes what would be read.
-    pub fn round(&self, x: &mut [f32]) {
+    pub(crate) fn round(&self, x: &mut [f32]) {
         match self.config.dtype {
             KvDType::F32 => {}
             KvDType::F16 => x.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
@@ -235,7 +231,7 @@ impl KvCache {
     /// # Panics
     /// There is no such page.
     #[must_use]
-    pub fn keys(&self, sequence: usize, layer: usize, page: usize, head: usize) -> Matrix<'_> {
+    pub(crate) fn keys(&self, sequence: usize, layer: usize, page: usize, head: usize) -> Matrix<'_> {
         self.sequences[sequence][layer][page - self.first].keys(self.shape.page, head)
     }
 
@@ -245,7 +241,14 @@ impl KvCache {
     /// # Panics
     /// There is no such page.
     #[must_use]
-    pub fn values(&self, sequence: usize, layer: usize, page: usize, head: usize, n: usize) -> Matrix<'_> {
+    pub(crate) fn values(
+        &self,
+        sequence: usize,
+        layer: usize,
+        page: usize,
+        head: usize,
+        n: usize,
+    ) -> Matrix<'_> {
         self.sequences[sequence][layer][page - self.first].values(self.shape.page, head, n)
     }
 
@@ -268,7 +271,7 @@ impl KvCache {
 
     /// The largest score that the gate gave to a token of a page; ∞ where it has not seen all.
     #[must_use]
-    pub fn salience(&self, sequence: usize, layer: usize, page: usize, head: usize) -> f32 {
+    pub(crate) fn salience(&self, sequence: usize, layer: usize, page: usize, head: usize) -> f32 {
         self.notes[sequence][layer].salience.of(self.shape.page.heads, page, head)
     }
 
@@ -277,7 +280,7 @@ impl KvCache {
     ///
     /// `q · k ≤ q⁻ · min + q⁺ · max` for every key k of a page, with the least and the largest of each channel (Quest:
     /// Tang et al. 2024).
-    pub fn update_bounds(&mut self, layer: usize, full: usize) {
+    pub(crate) fn update_bounds(&mut self, layer: usize, full: usize) {
         for (pages, notes) in self.sequences.iter().zip(&mut self.notes) {
             notes[layer].bounds.update(self.shape.page, &pages[layer], self.first, full);
         }
@@ -288,25 +291,24 @@ impl KvCache {
     /// # Panics
     /// They were not [made](Self::update_bounds).
     #[must_use]
-    pub fn bounds(&self, sequence: usize, layer: usize, group: usize, head: usize) -> Matrix<'_> {
+    pub(crate) fn bounds(&self, sequence: usize, layer: usize, group: usize, head: usize) -> Matrix<'_> {
         self.notes[sequence][layer].bounds.group(self.shape.page, group, head)
     }
 
-    /// Bytes of the bounds.
-    #[must_use]
-    pub fn bounds_bytes(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn bounds_bytes(&self) -> usize {
         self.notes.iter().flatten().map(|n| n.bounds.bytes()).sum()
     }
 
     /// A number that changes whenever positions are cut off.
     #[must_use]
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
     /// Columns of [`Self::values`] at most: `head_dim` filled up to whole blocks of 32.
     #[must_use]
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.shape.page.width()
     }
 }

@@ -1,17 +1,19 @@
-//! candle-sparse: the candle side. Threads, weights held once, the KV cache, attention, and candle ops over them.
+//! candle-sparse: the candle side. Weights held once, the KV cache, attention, sparse FFNs, the decoder that runs on them,
+//! and candle ops over them.
 //!
-//! The drop-in models live in `candle-sparse-models`; the kernels in [`kernels`]; the mathematics without `std` in
-//! [`core`]. Modules are listed in the order in which data passes through them.
+//! The drop-in models live in `candle-sparse-models`; the kernels in [`candle_sparse_kernels`]; the mathematics without
+//! `std` in [`candle_sparse_core`]. Modules are listed in the order in which data passes through them.
 
 pub use candle_core as candle;
-pub use candle_sparse_core as core;
-pub use candle_sparse_kernels as kernels;
+pub use candle_sparse_core;
+pub use candle_sparse_kernels;
 
-pub mod error;
+mod deadline;
+mod error;
+mod settings;
 
-pub mod threads;
-
-pub mod team;
+mod team;
+mod threads;
 
 pub mod buffer;
 
@@ -25,31 +27,33 @@ pub mod loading;
 
 pub mod save;
 
-pub mod gate;
+mod gate;
 
 pub mod profile;
 
 pub mod sparse;
 
-#[cfg(feature = "calibrate")]
-pub mod calibrate;
-
-pub mod deadline;
-
 pub mod kv_cache;
 
 pub mod attention;
 
+pub mod decoder;
+
+#[cfg(feature = "calibrate")]
+pub mod calibrate;
+
+pub mod quality;
+
+pub mod simulate;
+
 pub mod ops;
 
-pub mod preset;
-
 pub use attention::{AttentionConfig, AttentionMode};
+pub use candle_sparse_core::{Activation, Config, Format, Gate};
 pub use deadline::DeadlineExceeded;
 pub use error::Error;
 pub use gate::FastGrnnGate;
 pub use kv_cache::{KvCache, KvConfig, KvDType};
-pub use preset::Preset;
 pub use profile::Profile;
 pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
 pub use threads::Threads;

@@ -16,13 +16,16 @@
 mod check;
 mod fingerprint;
 mod gates;
+mod shape;
 mod store;
+mod tensors;
 
 use crate::gate::FastGrnnGate;
 pub use fingerprint::{Fingerprint, difference, fingerprint};
 
 /// The modes that a profile serves; the dense mode needs none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rule {
     /// Exact gates decide about up and down.
     Gate,

@@ -3,26 +3,23 @@
 //! A [`crate::Profile`] says how a neuron is judged. A [`SparseFfn`] is what a block holds, whatever the settings; [`Plans`] are
 //! the thresholds of one setting, so that settings change without loading anything.
 
-mod check;
 mod choose;
 mod ffn;
 mod plan;
 
-use crate::{
-    core::Activation,
-    profile::{HeldOut, Rule},
-};
+use crate::profile::{HeldOut, Rule};
+use crate::settings::with_methods;
 use candle_core::{Result, bail};
-pub use check::check;
-pub(crate) use check::check_block;
-pub use choose::{Choice, Room};
-pub use ffn::{PANEL, Predictor, SparseFfn};
-pub use plan::{BREAK_EVEN, CROSSOVER, Plan, Plans, Points, expected_share, pays};
+use candle_sparse_core::Activation;
+pub(crate) use choose::{Choice, Room};
+pub(crate) use ffn::{PANEL, Predictor, SparseFfn};
+pub use plan::BREAK_EVEN;
+pub(crate) use plan::{CROSSOVER, Plan, Plans, Points, expected_share, pays};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates
 /// are shut: there a candidate costs little and the exact gate tells all.
 #[must_use]
-pub fn candidate_factor(act: Activation) -> f32 {
+pub(crate) fn candidate_factor(act: Activation) -> f32 {
     match act {
         Activation::Silu | Activation::Gelu | Activation::GeluPytorchTanh => 1.4,
         Activation::Relu | Activation::Relu2 | Activation::FatRelu { .. } | Activation::DRelu => 2.0,
@@ -31,6 +28,7 @@ pub fn candidate_factor(act: Activation) -> f32 {
 
 /// Which neurons of an FFN are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FfnMode {
     /// What the profile found best: the rule that keeps what calibration was asked for and reads the fewest bytes, or all
     /// neurons where none keeps it.
@@ -72,6 +70,7 @@ impl FfnMode {
 
 /// How many neurons are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Selection {
     /// As many as calibration found to lose what it allowed.
     #[default]
@@ -86,6 +85,7 @@ pub enum Selection {
 
 /// A watch over the error: one block also runs dense at every n-th position.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Guard {
     /// Positions from one look to the next; each costs the FFN of one block.
     pub every: usize,
@@ -93,8 +93,22 @@ pub struct Guard {
     pub limit: f32,
 }
 
+impl Guard {
+    /// Every so many positions, with this limit.
+    #[must_use]
+    pub const fn new(every: usize, limit: f32) -> Self {
+        Self { every, limit }
+    }
+}
+
+with_methods!(Guard {
+    with_every: every: usize,
+    with_limit: limit: f32,
+});
+
 /// Settings of the sparse FFN.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct SparseConfig {
     /// Which neurons.
     pub mode: FfnMode,
@@ -106,6 +120,13 @@ pub struct SparseConfig {
     /// what calibration was asked for. `CANDLE_SPARSE=always` sets it.
     pub force: bool,
 }
+
+with_methods!(SparseConfig {
+    with_mode: mode: FfnMode,
+    with_selection: selection: Selection,
+    with_guard: guard: Option<Guard>,
+    with_force: force: bool,
+});
 
 impl SparseConfig {
     /// The same with the mode that a profile's held-out text allows, never [`FfnMode::Auto`].

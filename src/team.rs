@@ -47,7 +47,7 @@ const LINE: usize = 8;
 
 /// Where the threads of a [`Threads::team`] publish; kept between computations, since it is large.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(crate) struct Board {
     phases: Vec<Phase>,
     /// Two f32 each.
     words: Vec<AtomicU64>,
@@ -67,14 +67,14 @@ struct Phase {
 
 /// The computation is over, or was given up: a thread that hears it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Over;
+pub(crate) struct Over;
 
 /// What a thread's part of a computation ends with.
-pub type Outcome = Result<(), Over>;
+pub(crate) type Outcome = Result<(), Over>;
 
 /// What a computation publishes at most.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub(crate) struct Room {
     /// Phases.
     pub phases: usize,
     /// Elements of all their outputs.
@@ -106,7 +106,7 @@ fn most_pieces(threads: usize) -> usize {
 
 /// One thread of a team and how far it has come.
 #[derive(Debug)]
-pub struct Member<'a> {
+pub(crate) struct Member<'a> {
     /// `None`: it is alone.
     board: Option<&'a Board>,
     threads: usize,
@@ -128,7 +128,7 @@ impl Threads {
     ///
     /// # Panics
     /// `program` panicked on any thread, or `own` is shorter than [`Self::count`].
-    pub fn team<P: Send>(
+    pub(crate) fn team<P: Send>(
         self,
         board: &mut Board,
         room: Room,
@@ -183,13 +183,13 @@ impl Drop for OnDrop<'_> {
 impl<'a> Member<'a> {
     /// Whether this is the thread that called [`Threads::team`].
     #[must_use]
-    pub fn is_caller(&self) -> bool {
+    pub(crate) fn is_caller(&self) -> bool {
         self.index == 0
     }
 
     /// How many of `units` things, which read `bytes` in total, make a good piece; a multiple of `step`.
     #[must_use]
-    pub fn piece(&self, units: usize, bytes: usize, step: usize) -> usize {
+    pub(crate) fn piece(&self, units: usize, bytes: usize, step: usize) -> usize {
         if self.board.is_none() {
             return units.next_multiple_of(step).max(1);
         }
@@ -211,7 +211,12 @@ impl<'a> Member<'a> {
     ///
     /// # Panics
     /// More pieces than [`Self::piece`] makes, or more phases or elements than there is [`Room`] for.
-    pub fn phase(&mut self, out: &mut [f32], piece: usize, mut f: impl FnMut(usize, &mut [f32])) -> Outcome {
+    pub(crate) fn phase(
+        &mut self,
+        out: &mut [f32],
+        piece: usize,
+        mut f: impl FnMut(usize, &mut [f32]),
+    ) -> Outcome {
         let Some(slots) = self.enter(out.len(), piece)? else {
             out.chunks_mut(piece.max(1)).enumerate().for_each(|(i, out)| f(i, out));
             return Ok(());
@@ -243,7 +248,7 @@ impl<'a> Member<'a> {
     ///
     /// # Panics
     /// As [`Self::phase`].
-    pub fn assist(
+    pub(crate) fn assist(
         &mut self,
         len: usize,
         piece: usize,

@@ -57,7 +57,7 @@ impl Threads {
 
     /// Into how many tasks work on `units` things of `bytes` in total is best cut.
     #[must_use]
-    pub fn tasks(self, units: usize, bytes: usize) -> usize {
+    pub(crate) fn tasks(self, units: usize, bytes: usize) -> usize {
         if self.0 == 1 {
             return 1;
         }
@@ -66,14 +66,14 @@ impl Threads {
 
     /// The most tasks that [`Self::tasks`] ever says.
     #[must_use]
-    pub fn most_tasks(self) -> usize {
+    pub(crate) fn most_tasks(self) -> usize {
         (self.0 * TASKS_PER_THREAD).min(INLINE_TASKS)
     }
 
     /// Runs `f` on every task, on as many threads as allowed; returns when all are done.
     ///
     /// Up to 128 tasks cost no allocation.
-    pub fn for_each<T: Send>(self, tasks: impl Iterator<Item = T>, f: impl Fn(T) + Sync) {
+    pub(crate) fn for_each<T: Send>(self, tasks: impl Iterator<Item = T>, f: impl Fn(T) + Sync) {
         let mut slots = ArrayVec::<Mutex<Option<T>>, INLINE_TASKS>::new();
         let mut tasks = tasks;
         while let Some(task) = tasks.next() {
@@ -202,7 +202,7 @@ thread_local! {
 }
 
 /// `len` cut into `n` ranges of nearly equal length, each (but the last) a multiple of `step`.
-pub fn ranges(len: usize, n: usize, step: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+pub(crate) fn ranges(len: usize, n: usize, step: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let size = len.div_ceil(n.max(1)).next_multiple_of(step).max(1);
     (0..len).step_by(size).map(move |start| start..(start + size).min(len))
 }

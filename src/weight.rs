@@ -4,17 +4,14 @@ mod convert;
 mod fit;
 mod stack;
 
-use crate::{
-    buffer::Buffer,
-    core::{Format, Matrix},
-    mapped_file::MappedFile,
-};
+use crate::{buffer::Buffer, mapped_file::MappedFile};
 use candle_core::{DType, Device, Error, Result, Tensor, bail, quantized::QTensor};
+use candle_sparse_core::{Format, Matrix};
 pub(crate) use convert::with_cpu_storage;
 use convert::{Gather, convert, gather_rows, room, write_rows};
 pub use fit::Conversions;
 use rayon::prelude::*;
-pub use stack::{Input, On, ROW_STEP, Stack, split_columns};
+pub(crate) use stack::{Input, On, ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.
@@ -28,6 +25,7 @@ pub struct Weight {
 
 /// What holds the bytes of a weight.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Memory {
     /// Memory of our own, in huge pages.
     Buffer(Buffer),
@@ -55,6 +53,7 @@ impl Memory {
 
 /// Rows to be made part of a weight.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Part {
     /// In F32, F16 or BF16.
     Tensor(Tensor),

@@ -5,7 +5,8 @@ use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, QTensor, ggml_file::qtensor_from_ggml},
 };
-use candle_sparse::core::{Format, Matrix};
+use candle_sparse::Format;
+use candle_sparse_core::Matrix;
 
 const COLS: usize = 8 * 256;
 

@@ -1,15 +1,14 @@
-//! One layer's attention at a depth, for the benches.
+//! A layer at a depth, for the benches.
 
-use candle_core::Result;
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 use candle_sparse::{
-    AttentionConfig, FastGrnnGate, KvCache, KvConfig, Threads,
-    attention::{LoneScratch, Plan, Selector, Token, lone_token, room},
-    core::{Activation, Config, Rope, RopeScaling},
-    kernels::Kernels,
-    kv_cache::PAGE_LEN,
-    team::{Board, Room},
+    AttentionConfig, FastGrnnGate, KvCache, KvConfig,
+    decoder::{Checkpoint, Decoder, Extras, Input, LoadOptions, Logits, Scratch, Step},
 };
-use std::sync::Mutex;
+use candle_sparse_core::{Activation, Config, Rope, RopeScaling};
+use candle_sparse_kernels::Kernels;
+use std::collections::HashMap;
 
 use super::common::uniform;
 
@@ -48,40 +47,22 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| uniform() as f32 * 2.0 - 1.0).collect()
 }
 
-/// A layer with a past, and one token that reads it.
+/// A model of one layer that is nearly all attention, with a past.
 pub(crate) struct Layer {
-    pub(crate) config: Config,
     pub(crate) cache: KvCache,
-    select: AttentionConfig,
-    gates: Vec<FastGrnnGate>,
-    queries: Vec<f32>,
-    kv: Vec<f32>,
-    plan: Plan,
-    board: Board,
-    own: Vec<Mutex<(LoneScratch, Vec<f32>)>>,
-    threads: Threads,
+    decoder: Decoder,
+    gate: FastGrnnGate,
+    scratch: Scratch,
 }
 
 impl Layer {
     pub(crate) fn new(shape: Shape, kv: KvConfig, select: AttentionConfig, depth: usize) -> Result<Self> {
-        let (config, threads) = (shape.config(), Threads::default());
+        let config = shape.config();
         let (hidden, heads) = (config.hidden_size, config.num_key_value_heads);
         let gate =
             FastGrnnGate::new(hidden, noise(heads * hidden, 1), vec![0.0; heads], vec![f32::MIN; heads])?;
-        let own =
-            (0..threads.count()).map(|_| Mutex::new((LoneScratch::default(), vec![0.0; config.q_dim()])));
-        let mut layer = Self {
-            cache: KvCache::new(&config, kv),
-            select,
-            gates: vec![gate],
-            queries: noise(config.q_dim(), 2),
-            kv: noise(2 * config.kv_dim(), 3),
-            plan: Plan::default(),
-            board: Board::default(),
-            own: own.collect(),
-            threads,
-            config,
-        };
+        let decoder = decoder(config)?.with_gates(vec![gate.clone()])?.with_attention(select)?;
+        let mut layer = Self { cache: KvCache::new(&config, kv), decoder, gate, scratch: Scratch::default() };
         for position in 0..depth {
             layer.append(position)?;
         }
@@ -91,32 +72,50 @@ impl Layer {
     /// Writes a position and lets pages settle.
     pub(crate) fn append(&mut self, position: usize) -> Result<()> {
         let kernels = Kernels::get().map_err(candle_core::Error::wrap)?;
-        let (k, v) =
-            (noise(self.config.kv_dim(), position as u64), noise(self.config.kv_dim(), !position as u64));
+        let c = self.decoder.config();
+        let (k, v) = (noise(c.kv_dim(), position as u64), noise(c.kv_dim(), !position as u64));
         self.cache.begin(1, position, 1)?;
         self.cache.write(0, 0, position, &k, &v);
-        let x = noise(self.config.hidden_size, 7 * position as u64);
-        self.cache.observe(0, 0, &self.gates[0], kernels, position, &x);
+        let x = noise(c.hidden_size, 7 * position as u64);
+        self.cache.observe(0, 0, &self.gate, kernels, position, &x);
         self.cache.advance(1);
         Ok(())
     }
 
-    /// Attention of the next token.
+    /// The next token, which is then forgotten.
     pub(crate) fn decode(&mut self) -> Result<()> {
-        let kernels = Kernels::get().map_err(candle_core::Error::wrap)?;
-        let (position, c) = (self.cache.len(), &self.config);
-        let select = Selector::new(self.select, &self.gates, 1)?;
-        if self.select.recalled_pages() > 0 {
-            self.cache.update_bounds(0, position / PAGE_LEN);
-        }
-        self.plan.update(&select, &self.cache, [1, c.num_key_value_heads], position);
-        let (keys, values) = self.kv.split_at(c.kv_dim());
-        let (cache, plan, queries) = (&self.cache, &self.plan, &self.queries[..]);
-        let token = Token { cache, select, plan, layer: 0, position, queries, keys, values };
-        let room = Room { phases: 2, elements: room(c, &select, cache) };
-        let outcome = self.threads.team(&mut self.board, room, &self.own, |member, (scratch, out)| {
-            lone_token(member, kernels, c, token, scratch, out)
-        });
-        outcome.map_err(|_| candle_core::Error::msg("the team gave up"))
+        let position = self.cache.len();
+        let step = Step { batch: 1, seq_len: 1, index_pos: position };
+        let (input, logits) = (Input::Ids(&[0]), &mut [0.0]);
+        self.decoder.forward(input, step, &mut self.cache, &mut self.scratch, Logits::Last, logits)?;
+        self.cache.truncate(position);
+        Ok(())
     }
+}
+
+/// One layer of random weights; all but attention is small.
+fn decoder(config: Config) -> Result<Decoder> {
+    let (hidden, q, kv) = (config.hidden_size, config.q_dim(), config.kv_dim());
+    let layer = "model.layers.0";
+    let shapes = [
+        ("model.embed_tokens", vec![1, hidden]),
+        ("model.norm", vec![hidden]),
+        (&format!("{layer}.input_layernorm"), vec![hidden]),
+        (&format!("{layer}.post_attention_layernorm"), vec![hidden]),
+        (&format!("{layer}.self_attn.q_proj"), vec![q, hidden]),
+        (&format!("{layer}.self_attn.k_proj"), vec![kv, hidden]),
+        (&format!("{layer}.self_attn.v_proj"), vec![kv, hidden]),
+        (&format!("{layer}.self_attn.o_proj"), vec![hidden, q]),
+        (&format!("{layer}.mlp.gate_proj"), vec![1, hidden]),
+        (&format!("{layer}.mlp.up_proj"), vec![1, hidden]),
+        (&format!("{layer}.mlp.down_proj"), vec![hidden, 1]),
+    ];
+    let tensor = |(seed, (name, shape)): (usize, (&str, Vec<usize>))| {
+        let values = noise(shape.iter().product(), seed as u64);
+        Ok((format!("{name}.weight"), Tensor::from_vec(values, shape, &Device::Cpu)?))
+    };
+    let tensors: HashMap<_, _> = shapes.into_iter().enumerate().map(tensor).collect::<Result<_>>()?;
+    let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let extras = Extras::default().with_tie_word_embeddings(true);
+    Decoder::load(&Checkpoint::from(vb), config, extras, LoadOptions::default())
 }

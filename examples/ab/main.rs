@@ -41,7 +41,7 @@ struct Cli {
     rounds: usize,
     /// dtype of candle's weights: f32, f16 or bf16; as stored where not given
     #[arg(long, value_parser = cli::format)]
-    candle_dtype: Option<candle_sparse::core::Format>,
+    candle_dtype: Option<candle_sparse::Format>,
     #[command(flatten)]
     output: OutputArgs,
 }

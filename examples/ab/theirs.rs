@@ -5,10 +5,8 @@ use candle_core::{
     Device,
     quantized::gguf_file::{self, Value},
 };
-use candle_sparse::{
-    core::{Activation, Format},
-    weight::dtype_of,
-};
+use candle_sparse::{Format, weight::dtype_of};
+use candle_sparse_core::Activation;
 use candle_sparse_models::{
     causal_lm::{CandleLlama, CandleMistral, CandleQuantizedLlama, CausalLm},
     files::{ModelFiles, Weights},

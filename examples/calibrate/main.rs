@@ -87,7 +87,7 @@ fn run(cli: &Cli) -> Result<()> {
     let mut files = cli.model.files()?;
     // What was learned before is not to be learned again.
     files.sparse_profile = None;
-    let options = LoadOptions { threads: cli.model.threads()?, ..LoadOptions::default() };
+    let options = LoadOptions::default().with_threads(cli.model.threads()?);
     let loaded = Pretrained::load(&files, options)?;
     loaded.notices.iter().for_each(output::note);
     let [fit, tune, held_out] = cli.windows(&loaded)?;
@@ -102,8 +102,7 @@ fn run(cli: &Cli) -> Result<()> {
     let rank = calibrator.settings.rank.min(loaded.config.hidden_size / 2);
     let mut calibrator = with_rank(calibrator, cli.rank.unwrap_or(rank));
     calibrator.gate = cli.gate.settings(&fit, &tune)?;
-    let mut fitted =
-        calibrator.calibrate(&loaded.model, &vb, &loaded.config, [&fit, &tune, &held_out], show)?;
+    let mut fitted = calibrator.calibrate(loaded.model.decoder(), &vb, [&fit, &tune, &held_out], show)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     fitted.profile.about["calibration"] = serde_json::json!({
@@ -164,7 +163,7 @@ impl Cli {
         let mut all = text::some(&text::windows(&loaded.tokenizer, &self.text, context)?, self.tokens);
         if let Some(tokens) = self.self_text {
             output::status(format_args!("the model writes {tokens} tokens ..."));
-            all.extend(own_text(&loaded.model, tokens, &start(loaded)?, 1)?.windows);
+            all.extend(own_text(loaded.model.decoder(), tokens, &start(loaded)?, 1)?.windows);
         }
         let (tune_at, report_at) = if self.report.is_empty() { (0.6, 0.8) } else { (0.7, 1.0) };
         let at = |share: f64| (all.len() as f64 * share) as usize;

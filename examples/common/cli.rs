@@ -6,7 +6,7 @@ pub(crate) mod input;
 pub(crate) mod output;
 
 use anyhow::{Context, Result, bail};
-use candle_sparse::{Threads, core::Format};
+use candle_sparse::{Format, Threads};
 use clap::{
     Args, Command, Parser,
     builder::{OsStringValueParser, TypedValueParser},

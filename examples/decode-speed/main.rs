@@ -21,7 +21,7 @@ mod source;
 mod sparse;
 
 use anyhow::{Result, bail};
-use candle_sparse::{Threads, core::Format};
+use candle_sparse::{Format, Threads};
 use clap::{Parser, ValueEnum};
 use cli::{OutputArgs, output, process_bytes};
 use engines::{Candle, CandleQuantized, Engine, Ours};

@@ -1,7 +1,10 @@
 //! How fast this machine streams memory right now.
 
 use anyhow::Result;
-use candle_sparse::{Threads, buffer::Buffer, core::KernelSet, kernels::Kernels, threads::ranges};
+use candle_sparse::{Threads, buffer::Buffer};
+use candle_sparse_core::KernelSet;
+use candle_sparse_kernels::Kernels;
+use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Instant,
@@ -9,14 +12,14 @@ use std::{
 
 /// Far more than any cache.
 const BYTES: usize = 1 << 30;
-/// Elements that are summed in one go, so many that the call does not count.
+/// Elements of a task, so many that handing it over does not count.
 const CHUNK: usize = 256 * 1024;
 
 /// A buffer that is read over and over.
 pub(crate) struct Probe {
     buffer: Buffer,
     kernels: &'static Kernels,
-    threads: Threads,
+    threads: ThreadPool,
 }
 
 impl Probe {
@@ -24,6 +27,7 @@ impl Probe {
         let mut buffer = Buffer::zeroed(BYTES)?;
         // Untouched pages all alias one zero page and would be read from cache.
         buffer.bytes_mut().fill(1);
+        let threads = ThreadPoolBuilder::new().num_threads(threads.count()).build()?;
         Ok(Self { buffer, kernels: Kernels::get().map_err(anyhow::Error::msg)?, threads })
     }
 
@@ -33,10 +37,10 @@ impl Probe {
         // Keeps the sums alive.
         let sink = AtomicU32::new(0);
         let start = Instant::now();
-        let tasks = ranges(words.len(), self.threads.count() * 8, CHUNK);
-        self.threads.for_each(tasks, |r| {
-            let sum: f32 = words[r].chunks(CHUNK).map(|c| self.kernels.dot(c, c)).sum();
-            sink.fetch_xor(sum.to_bits(), Ordering::Relaxed);
+        self.threads.install(|| {
+            words.par_chunks(CHUNK).for_each(|c| {
+                sink.fetch_xor(self.kernels.dot(c, c).to_bits(), Ordering::Relaxed);
+            });
         });
         std::hint::black_box(sink.load(Ordering::Relaxed));
         BYTES as f64 / start.elapsed().as_secs_f64() / 1e9

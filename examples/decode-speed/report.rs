@@ -2,7 +2,7 @@
 
 use super::{Cli, cli::output, engines::Engine};
 use anyhow::Result;
-use candle_sparse::{Threads, core::Format};
+use candle_sparse::{Format, Threads};
 use serde_json::{Value, json};
 use std::{borrow::Cow, io::Write};
 

@@ -4,7 +4,7 @@ use super::{Cli, model};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use candle_sparse::core::Format;
+use candle_sparse::Format;
 use candle_sparse_models::{
     files::{ModelFiles, Weights},
     llama,

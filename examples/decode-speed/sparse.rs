@@ -11,10 +11,10 @@
 use anyhow::Result;
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    core::{Activation, kernel::activation},
     profile::{LayerProfile, LayerRule, Profile, fingerprint},
     sparse::FfnMode,
 };
+use candle_sparse_core::{Activation, kernel::activation};
 use candle_sparse_models::llama::Config;
 use clap::ValueEnum;
 

@@ -22,7 +22,7 @@ mod stops;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use candle_nn::{Activation, VarBuilder};
-use candle_sparse::core;
+
 use candle_sparse_models::{
     files::{ModelFiles, Weights},
     generation::GenerationConfig,
@@ -148,7 +148,9 @@ fn report(
 /// A built-in Llama as a Mistral: the same shape, a head that is a copy of the embedding, and a sliding window.
 fn as_mistral(files: &ModelFiles, json: &[u8], weights: &[u8]) -> Result<(Config, VarBuilder<'static>)> {
     let llama: LlamaConfig = serde_json::from_slice(json)?;
-    if (llama.hidden_act, llama.gate_shift, llama.norm_shift) != (core::Activation::Silu, 0.0, None) {
+    if (llama.hidden_act, llama.gate_shift, llama.norm_shift)
+        != (candle_sparse_core::Activation::Silu, 0.0, None)
+    {
         bail!("{} is no Mistral: give a folder or a Hub id with --model, or leave it out", files.name);
     }
     let name = &files.name;

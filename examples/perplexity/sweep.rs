@@ -4,10 +4,10 @@ use crate::{cli::output, text};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
-    core::Gate,
     profile::{Profile, Rule},
     save::save,
 };
+use candle_sparse_core::Gate;
 use candle_sparse_models::{
     llama::Cache,
     pretrained::Pretrained,

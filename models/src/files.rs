@@ -45,26 +45,6 @@ impl fmt::Debug for EmbeddedModel {
     }
 }
 
-#[cfg(feature = "embedded")]
-macro_rules! embedded {
-    ($name:literal) => {
-        EmbeddedModel {
-            name: $name,
-            config: include_bytes!(concat!("../testdata/", $name, "/config.json")),
-            tokenizer: include_bytes!(concat!("../testdata/", $name, "/tokenizer.json")),
-            weights: include_bytes!(concat!("../testdata/", $name, "/model.safetensors")),
-            sparse_profile: include_bytes!(concat!("../testdata/", $name, "/sparse.safetensors")),
-        }
-    };
-}
-
-/// The built-in models; none without the cargo feature `embedded`.
-#[cfg(feature = "embedded")]
-pub const EMBEDDED: &[EmbeddedModel] = &[embedded!("tales-silu"), embedded!("tales-relu")];
-/// The built-in models; none without the cargo feature `embedded`.
-#[cfg(not(feature = "embedded"))]
-pub const EMBEDDED: &[EmbeddedModel] = &[];
-
 /// The weights of a model.
 #[derive(Clone)]
 pub enum Weights {
@@ -155,8 +135,7 @@ impl fmt::Debug for ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds a model by what a user writes for it. The first that fits is taken: a built-in name,
-    /// a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a `.gguf`
+    /// Finds a model by what a user writes for it. The first that fits is taken: a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a `.gguf`
     /// file, a Hub id, a `.gguf` file in a Hub repository (`org/name/file.gguf`). `revision` is for
     /// the Hub only.
     ///
@@ -178,7 +157,7 @@ impl ModelFiles {
             let problem = format!(
                 "there is no folder or file `{spec}` here, and the Hub's models have a slash in their names"
             );
-            let problem = format!("{problem} ({})", known_names());
+            let problem = format!("{problem}, such as `org/name`");
             return Err(candle_sparse::Error::Setting { name: "model", problem }.into());
         }
         match gguf_on_hub(spec) {
@@ -194,9 +173,6 @@ impl ModelFiles {
     /// # Errors
     /// If `spec` is a path at which there is no model, or a file is missing or damaged.
     pub fn local(spec: &str) -> Result<Option<Self>> {
-        if let Some(model) = EMBEDDED.iter().find(|model| model.name == spec) {
-            return Ok(Some(Self::from_embedded(model)));
-        }
         let path = Path::new(spec);
         if path.is_dir() {
             return Self::from_folder(path).map(Some);
@@ -207,7 +183,7 @@ impl ModelFiles {
         refuse_path(spec).map(|()| None)
     }
 
-    /// The files of a built-in model.
+    /// The files of a model that is part of the program.
     #[must_use]
     pub fn from_embedded(model: &EmbeddedModel) -> Self {
         Self {
@@ -364,13 +340,13 @@ impl ModelFiles {
         };
         if let Some(file) = opened {
             return crate::gguf::tokenizer::tokenizer_and_notices(file.content()).map_err(|error| {
-                let problem = crate::pretrained::first_line(&error);
+                let problem = crate::message::first_line(&error);
                 candle_sparse::Error::File { path: file.path().to_path_buf(), problem }.into()
             });
         }
         let bytes = self.tokenizer.as_deref().unwrap_or_default();
         crate::tokenizer::from_json(bytes, self.tokenizer_config.as_deref()).map_err(|error| {
-            let problem = format!("not a tokenizer file: {}", crate::pretrained::first_line(&error));
+            let problem = format!("not a tokenizer file: {}", crate::message::first_line(&error));
             match &self.folder {
                 Some(folder) => candle_sparse::Error::File { path: folder.join(TOKENIZER), problem }.into(),
                 None => Error::Msg(format!("{TOKENIZER} of `{}`: {problem}", self.name)),
@@ -417,13 +393,6 @@ fn refuse_path(spec: &str) -> Result<()> {
         )),
         _ => Ok(()),
     }
-}
-
-#[cfg(feature = "hub")]
-fn known_names() -> String {
-    let names: Vec<String> = EMBEDDED.iter().map(|model| format!("`{}`", model.name)).collect();
-    let built_in = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-    format!("built-in models: {built_in}; a Hub id looks like `org/name`")
 }
 
 fn last_name(path: &Path) -> String {

@@ -116,8 +116,8 @@ mod tests {
     }
 
     fn of(json: &str) -> Result<GenerationConfig> {
-        let model = crate::files::EMBEDDED.first().map(ModelFiles::from_embedded);
-        let mut files = model.ok_or_else(|| candle_core::Error::msg("no model"))?;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu");
+        let mut files = ModelFiles::from_folder(folder.as_ref())?;
         files.generation_config = Some(json.into());
         GenerationConfig::of(&files)
     }

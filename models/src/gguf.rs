@@ -14,26 +14,27 @@ mod header;
 mod part;
 mod shape;
 pub mod tokenizer;
-pub mod write;
+mod types;
 
-use crate::decoder::{Checkpoint, Extras, Held, Stored};
-use crate::pretrained::first_line;
+use crate::message::first_line;
+use crate::{
+    decoder::{Checkpoint, Extras, Held, LoadOptions, Stored},
+    llama::Llama,
+};
 use candle_core::{
     Error, Result, bail,
-    quantized::{
-        GgmlDType,
-        gguf_file::{Content, TensorInfo, VersionedMagic},
-    },
+    quantized::gguf_file::{Content, TensorInfo, VersionedMagic},
 };
-use candle_sparse::{
-    core::{Config, Format},
-    profile::Profile,
-};
+use candle_sparse::profile::Profile;
+use candle_sparse_core::Config;
 use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
 pub use shape::config;
 pub(crate) use shape::notices as config_notices;
+pub(crate) use shape::{ARCHITECTURES, LAYER_NAMES};
 use std::{collections::HashMap, path::Path, sync::Arc};
+pub(crate) use types::format;
+pub use types::ggml_type;
 
 /// So many last bytes of a file, behind its tensors, are a profile.
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
@@ -172,8 +173,8 @@ impl GgufFile {
     }
 
     pub(crate) fn model(&self) -> Result<Model> {
-        let mut stored = Stored::new(self.path().display().to_string());
-        stored.mapped = matches!(self.parts[0].bytes, Bytes::Mapped(_));
+        let mapped = matches!(self.parts[0].bytes, Bytes::Mapped(_));
+        let stored = Stored::new(self.path().display().to_string()).with_mapped(mapped);
         model(&self.content, stored, |name, mut place| {
             let part = &self.parts[self.later.get(name).copied().unwrap_or(0)];
             place.start = place.start - self.content.tensor_data_offset + part.data;
@@ -249,7 +250,7 @@ pub(crate) fn model(
     }
     // Biases are used where there are any: a file does not say which it must have.
     let tie_word_embeddings = !stored.contains("lm_head.weight");
-    let extras = Extras { tie_word_embeddings, ..Extras::default() };
+    let extras = Extras::default().with_tie_word_embeddings(tie_word_embeddings);
     let stored = Arc::new(stored);
     let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs };
     let mut config = config.to_core().map_err(named)?;
@@ -257,7 +258,18 @@ pub(crate) fn model(
     Ok(Model { checkpoint, config, extras })
 }
 
-/// Our name of candle's name of a ggml type.
-pub(crate) fn format(dtype: GgmlDType) -> Option<Format> {
-    Format::ALL.into_iter().find(|f| write::ggml_type(*f) == dtype)
+impl Llama {
+    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
+    ///
+    /// A profile in the file is used where `options` bring none.
+    ///
+    /// # Errors
+    /// See [`Decoder::load`](crate::decoder::Decoder::load).
+    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
+        if options.profile.is_none() {
+            options.profile = file.profile()?.map(Arc::new);
+        }
+        let Model { checkpoint, config, extras } = file.model()?;
+        Self::from_checkpoint(&checkpoint, config, extras, options)
+    }
 }

@@ -4,15 +4,12 @@
 
 mod config;
 
+use crate::decoder::{Checkpoint, Decoder, Extras, Input, Logits, Scratch, Step};
 pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
-use crate::{
-    decoder::{Checkpoint, Decoder, Extras, Input, Logits, Scratch, Step},
-    gguf::{GgufFile, Model},
-};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{
-    AttentionConfig, FastGrnnGate, SparseConfig, core,
+    AttentionConfig, FastGrnnGate, SparseConfig,
     kv_cache::{KvCache, KvConfig, KvDType},
 };
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
@@ -166,31 +163,16 @@ impl Llama {
     /// See [`Decoder::load`].
     pub fn load_with(vb: VarBuilder<'_>, cfg: &Config, options: LoadOptions) -> Result<Self> {
         on_cpu("llama::Llama", vb.device())?;
-        let extras = Extras {
-            attention_bias: cfg.attention_bias,
-            mlp_bias: cfg.mlp_bias,
-            tie_word_embeddings: cfg.tie_word_embeddings,
-        };
+        let extras = Extras::default()
+            .with_attention_bias(cfg.attention_bias)
+            .with_mlp_bias(cfg.mlp_bias)
+            .with_tie_word_embeddings(cfg.tie_word_embeddings);
         Self::from_checkpoint(&vb.into(), cfg.to_core()?, extras, options)
-    }
-
-    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
-    ///
-    /// A profile in the file is used where `options` bring none.
-    ///
-    /// # Errors
-    /// See [`Decoder::load`].
-    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
-        if options.profile.is_none() {
-            options.profile = file.profile()?.map(Arc::new);
-        }
-        let Model { checkpoint, config, extras } = file.model()?;
-        Self::from_checkpoint(&checkpoint, config, extras, options)
     }
 
     pub(crate) fn from_checkpoint(
         from: &Checkpoint<'_>,
-        config: core::Config,
+        config: candle_sparse_core::Config,
         extras: Extras,
         options: LoadOptions,
     ) -> Result<Self> {

@@ -1,5 +1,6 @@
 //! A model ready to generate: files found, tokenizer and config read, weights loaded.
 
+pub use crate::message::first_line;
 use crate::{
     chat::{ChatTemplate, stop_tokens},
     decoder::{LoadOptions, check_names, has_mlp_bias},
@@ -309,10 +310,4 @@ fn named_ends(config: &Config, files: &ModelFiles) -> Result<Vec<u32>> {
 /// An error of the model `name`; one that can be told apart keeps its kind, and names the file itself.
 fn named(name: &str, e: Error) -> Error {
     if candle_sparse::Error::of(&e).is_some() { e } else { Error::Msg(format!("{name}: {}", first_line(&e))) }
-}
-
-/// An error without the backtrace that `RUST_BACKTRACE` appends to candle's messages.
-#[must_use]
-pub fn first_line(e: &Error) -> String {
-    e.to_string().lines().next().unwrap_or_default().to_string()
 }

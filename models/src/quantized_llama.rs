@@ -13,12 +13,10 @@ use candle_core::{
     quantized::{QTensor, ggml_file, gguf_file},
 };
 use candle_sparse::{
-    AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig, Weight,
-    buffer::Buffer,
-    core::{self, Activation},
-    profile::Profile,
+    AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig, Weight, buffer::Buffer, profile::Profile,
     weight::Memory,
 };
+use candle_sparse_core::Activation;
 use std::{
     io::{Read, Seek, SeekFrom},
     path::Path,
@@ -243,7 +241,7 @@ fn ggml_model(mut ct: ggml_file::Content, gqa: usize) -> Result<Model> {
         hidden_act: Activation::Silu,
         ..Config::config_7b_v2(false)
     };
-    let mut config: core::Config = config.to_core()?;
+    let mut config: candle_sparse_core::Config = config.to_core()?;
     config.rope.interleaved = true;
     let stored = Arc::new(stored);
     let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs: None };

@@ -5,11 +5,11 @@ use super::{
     plan::{Plan, Recall, Selector, reserve},
 };
 use crate::{
-    core::{Config, KernelSet},
-    kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN, most_pages},
     team::{Member, Outcome},
 };
+use candle_sparse_core::{Config, KernelSet};
+use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
 /// Shares of all heads together, as far as a head has at least two and at most so many: enough for threads to help each
@@ -21,7 +21,7 @@ const MIN_SHARE: usize = 4;
 
 /// A thread's working memory of [`lone_token`], kept between steps.
 #[derive(Debug, Default)]
-pub struct LoneScratch {
+pub(crate) struct LoneScratch {
     scores: Vec<f32>,
     parts: Vec<f32>,
     stats: Vec<Stats>,
@@ -35,7 +35,7 @@ pub struct LoneScratch {
 
 impl LoneScratch {
     /// Makes room for what the cache has room for, so that no step within that allocates.
-    pub fn resize(&mut self, config: &Config, cache: &KvCache) {
+    pub(crate) fn resize(&mut self, config: &Config, cache: &KvCache) {
         let group = config.group_size();
         self.parts.resize(shares_room(config), 0.0);
         self.scores.resize(group * PIECE, 0.0);
@@ -49,7 +49,7 @@ impl LoneScratch {
 
 /// A token of one layer, alone in its step.
 #[derive(Clone, Copy, Debug)]
-pub struct Token<'a> {
+pub(crate) struct Token<'a> {
     /// Holds the positions before it.
     pub cache: &'a KvCache,
     /// Chose the pages, and recalls others.
@@ -89,7 +89,7 @@ impl Cut {
 
 /// How many elements [`lone_token`] publishes at most, in two phases.
 #[must_use]
-pub fn room(config: &Config, select: &Selector<'_>, cache: &KvCache) -> usize {
+pub(crate) fn room(config: &Config, select: &Selector<'_>, cache: &KvCache) -> usize {
     shares_room(config) + config.num_key_value_heads * recalled_pages(select, cache)
 }
 
@@ -118,7 +118,7 @@ fn most_shares(config: &Config) -> usize {
 ///
 /// # Panics
 /// Shapes do not fit.
-pub fn lone_token(
+pub(crate) fn lone_token(
     member: &mut Member<'_>,
     kernels: &Kernels,
     config: &Config,

@@ -16,18 +16,20 @@
 //!    first page that any token of a page sees; positions are masked.
 
 use super::Head;
+use crate::settings::with_methods;
 use crate::{
     Error,
     gate::FastGrnnGate,
-    kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
 };
 use arrayvec::ArrayVec;
 use candle_core::Result;
+use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
 /// What a token reads of its past.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionMode {
     /// Everything.
     #[default]
@@ -43,6 +45,7 @@ pub enum AttentionMode {
 /// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
 /// then there is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionConfig {
     /// What is read.
     pub mode: AttentionMode,
@@ -56,18 +59,26 @@ pub struct AttentionConfig {
     pub recall: usize,
 }
 
+with_methods!(AttentionConfig {
+    with_mode: mode: AttentionMode,
+    with_sinks: sinks: usize,
+    with_window: window: usize,
+    with_budget: budget: usize,
+    with_recall: recall: usize,
+});
+
 impl Default for AttentionConfig {
     /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
     fn default() -> Self {
-        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 1536, recall: 256 }
+        Self::new(AttentionMode::Dense)
     }
 }
 
 impl AttentionConfig {
     /// The default sizes with a mode.
     #[must_use]
-    pub fn new(mode: AttentionMode) -> Self {
-        Self { mode, ..Self::default() }
+    pub const fn new(mode: AttentionMode) -> Self {
+        Self { mode, sinks: 4, window: 256, budget: 1536, recall: 256 }
     }
 
     /// Pages that a token recalls.
@@ -99,14 +110,15 @@ impl AttentionConfig {
 
 /// Chooses pages: the settings, and the gates of all layers where there are any.
 #[derive(Clone, Copy, Debug)]
-pub struct Selector<'a> {
+pub(crate) struct Selector<'a> {
     config: AttentionConfig,
     gates: &'a [FastGrnnGate],
 }
 
 impl<'a> Selector<'a> {
     /// Everything.
-    pub const DENSE: Selector<'static> = Selector {
+    #[cfg(test)]
+    pub(crate) const DENSE: Selector<'static> = Selector {
         config: AttentionConfig { mode: AttentionMode::Dense, sinks: 0, window: 0, budget: 0, recall: 0 },
         gates: &[],
     };
@@ -115,7 +127,7 @@ impl<'a> Selector<'a> {
     ///
     /// # Errors
     /// [`AttentionMode::Gated`] without gates.
-    pub fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
+    pub(crate) fn new(config: AttentionConfig, gates: &'a [FastGrnnGate], layers: usize) -> Result<Self> {
         if config.mode == AttentionMode::Gated && gates.len() != layers {
             let problem = format!(
                 "gated attention: the model has {layers} layers and gates for {}: fit them with `calibrate`, or choose \
@@ -129,13 +141,13 @@ impl<'a> Selector<'a> {
 
     /// The settings.
     #[must_use]
-    pub fn config(&self) -> &AttentionConfig {
+    pub(crate) fn config(&self) -> &AttentionConfig {
         &self.config
     }
 
     /// The gate of a layer, where it has a say.
     #[must_use]
-    pub fn gate(&self, layer: usize) -> Option<&'a FastGrnnGate> {
+    pub(crate) fn gate(&self, layer: usize) -> Option<&'a FastGrnnGate> {
         if self.config.mode == AttentionMode::Gated { self.gates.get(layer) } else { None }
     }
 
@@ -293,7 +305,7 @@ impl Recall {
 
 /// The pages of every layer and head for a lone token, kept while they stay the same.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What it was made for: generation of the cache, position's page, pages stored, settings.
     made_for: Option<(u64, usize, usize, AttentionConfig)>,
     pages: Vec<u32>,
@@ -303,7 +315,7 @@ pub struct Plan {
 
 impl Plan {
     /// Chooses the pages for a token at `position`, unless that was done.
-    pub fn update(
+    pub(crate) fn update(
         &mut self,
         select: &Selector<'_>,
         cache: &KvCache,

@@ -3,10 +3,10 @@
 use super::*;
 use crate::{
     FastGrnnGate, KvConfig, Threads,
-    core::{Activation, Rope, RopeScaling},
     kv_cache::KvDType,
     team::{Board, Room},
 };
+use candle_sparse_core::{Activation, Rope, RopeScaling};
 use proptest::prelude::*;
 use std::sync::Mutex;
 

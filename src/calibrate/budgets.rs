@@ -1,7 +1,6 @@
 //! How the active share is divided among the blocks.
 
-use super::GRID;
-use super::thresholds::place;
+use super::thresholds::{GRID, place};
 
 /// A block gets at least and at most so many times the mean share.
 const LEAST: f32 = 0.5;
@@ -14,7 +13,7 @@ const STEPS: usize = 250;
 /// `errors` holds each block's error at every share of [`GRID`], `sensitivities` what one unit of it costs. Near the
 /// ends, where blocks must be skipped or kept whole, the mean is still met within a step of 0.004.
 #[must_use]
-pub fn budgets(errors: &[&[f32]], sensitivities: &[f32], mean: f32) -> Vec<f32> {
+pub(super) fn budgets(errors: &[&[f32]], sensitivities: &[f32], mean: f32) -> Vec<f32> {
     let cost = |l: usize, share: f32| {
         let (g, part) = place(share);
         let next = (g + 1).min(GRID.len() - 1);

@@ -10,10 +10,11 @@
 mod labels;
 mod reservoir;
 
-pub use labels::ValueNorms;
+pub(super) use labels::ValueNorms;
 
 use super::regression::{Linear, Regression, r2};
 use crate::gate::FastGrnnGate;
+use crate::settings::with_methods;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use reservoir::Reservoir;
@@ -27,6 +28,7 @@ const FEWEST: usize = 64;
 
 /// How the gates of sparse attention are fitted.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct GateSettings {
     /// Tokens that every query sees: labels tell of attention from further away. `None` takes a quarter of the text's
     /// windows, at most 256.
@@ -50,6 +52,19 @@ pub struct GateSettings {
     /// Of the cell's random weights.
     pub seed: u64,
 }
+
+with_methods!(GateSettings {
+    with_window: window: Option<usize>,
+    with_min_later: min_later: usize,
+    with_sinks: sinks: usize,
+    with_share: share: f32,
+    with_cell_hidden: cell_hidden: usize,
+    with_rank: rank: usize,
+    with_least_gain: least_gain: f32,
+    with_tokens: tokens: usize,
+    with_memory: memory: usize,
+    with_seed: seed: u64,
+});
 
 impl Default for GateSettings {
     /// A quarter of the window passes; a state of 16, rank 16; 24 k tokens and 1 GiB.
@@ -108,7 +123,7 @@ impl GateSettings {
 
 /// One window of a text as a block's attention saw it, from position 0 on.
 #[derive(Clone, Debug)]
-pub struct WatchedWindow {
+pub(super) struct WatchedWindow {
     /// `[n, hidden_size]`: what attention read.
     pub x: Vec<f32>,
     /// `[n, kv_heads]`: see [`ValueNorms::labels`]; NaN for tokens without.
@@ -147,7 +162,7 @@ fn mean(v: &[f32]) -> f32 {
 ///
 /// # Errors
 /// Windows that do not fit together, too few tokens with labels, or numbers that are not finite.
-pub fn fit_gate(
+pub(super) fn fit_gate(
     fit: &[WatchedWindow],
     tune: &[WatchedWindow],
     kv_heads: usize,

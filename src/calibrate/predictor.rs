@@ -3,9 +3,12 @@
 //! With `E[xxᵀ] = L·Lᵀ` and `W` the rows of gate and up, each weighted by what an error in it does to the output,
 //! `P = Vᵀ·L⁻¹` and `Q = W·L·V`, where V are the first eigenvectors of `Lᵀ·Wᵀ·W·L` (Izenman 1975).
 
-use super::{FfnWeights, Moments, scores::Exact};
-use crate::core::kernel::activation;
+use super::{
+    block::{Exact, FfnWeights},
+    sample::Moments,
+};
 use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_sparse_core::kernel::activation;
 use faer::{Mat, MatRef, Side};
 
 pub(super) struct Predictor {

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 /// `Σ x·xᵀ` over all inputs of an FFN.
 #[derive(Clone, Debug)]
-pub struct Moments {
+pub(super) struct Moments {
     size: usize,
     rows: u64,
     sum: Vec<f32>,
@@ -13,7 +13,7 @@ pub struct Moments {
 impl Moments {
     /// Of no inputs of `size` elements. Memory: `size²` f32.
     #[must_use]
-    pub fn new(size: usize) -> Self {
+    pub(super) fn new(size: usize) -> Self {
         Self { size, rows: 0, sum: vec![0.0; size * size] }
     }
 
@@ -21,7 +21,7 @@ impl Moments {
     ///
     /// # Errors
     /// An element is not finite.
-    pub fn add(&mut self, x: &[f32]) -> Result<()> {
+    pub(super) fn add(&mut self, x: &[f32]) -> Result<()> {
         check_finite(x)?;
         let x = Tensor::from_slice(x, (x.len() / self.size, self.size), &Device::Cpu)?;
         let products = x.t()?.contiguous()?.matmul(&x)?.flatten_all()?.to_vec1::<f32>()?;
@@ -32,7 +32,7 @@ impl Moments {
 
     /// Inputs seen.
     #[must_use]
-    pub fn rows(&self) -> u64 {
+    pub(super) fn rows(&self) -> u64 {
         self.rows
     }
 
@@ -50,7 +50,7 @@ impl Moments {
 
 /// A bounded number of inputs, evenly spaced over all that were seen.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub(super) struct Sample {
     size: usize,
     most: usize,
     every: usize,
@@ -61,7 +61,7 @@ pub struct Sample {
 impl Sample {
     /// Of at most `most` inputs (2 or more) of `size` elements.
     #[must_use]
-    pub fn new(size: usize, most: usize) -> Self {
+    pub(super) fn new(size: usize, most: usize) -> Self {
         Self { size, most: most.max(2), every: 1, seen: 0, kept: Vec::new() }
     }
 
@@ -69,7 +69,7 @@ impl Sample {
     ///
     /// # Errors
     /// An element is not finite.
-    pub fn add(&mut self, x: &[f32]) -> Result<()> {
+    pub(super) fn add(&mut self, x: &[f32]) -> Result<()> {
         check_finite(x)?;
         for row in x.chunks_exact(self.size) {
             if self.seen.is_multiple_of(self.every) {
@@ -94,7 +94,7 @@ impl Sample {
 
     /// Inputs kept.
     #[must_use]
-    pub fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.kept.len() / self.size
     }
 

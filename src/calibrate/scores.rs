@@ -1,29 +1,15 @@
 //! Gates, ups and scores of every neuron at every sampled token, `[tokens, intermediate_size]`.
 
-use super::{FfnWeights, gated, predictor::Predictor};
-use crate::core::{
+use super::{
+    block::{Exact, FfnWeights, gated, product},
+    predictor::Predictor,
+};
+use candle_core::{Result, Tensor};
+use candle_sparse_core::{
     Gate,
     kernel::{activation, select},
 };
-use candle_core::{Result, Tensor};
 use rayon::prelude::*;
-
-/// What the weights say.
-pub(super) struct Exact {
-    pub(super) gate: Vec<f32>,
-    pub(super) up: Vec<f32>,
-}
-
-impl Exact {
-    pub(super) fn new(w: &FfnWeights, x: &Tensor) -> Result<Self> {
-        Ok(Self { gate: product(x, &w.gate)?, up: product(x, &w.up)? })
-    }
-}
-
-/// `x · mᵀ`
-fn product(x: &Tensor, m: &Tensor) -> Result<Vec<f32>> {
-    x.matmul(&m.t()?)?.flatten_all()?.to_vec1()
-}
 
 pub(super) struct Scores {
     pub(super) inner: usize,

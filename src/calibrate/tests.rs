@@ -1,11 +1,11 @@
-use super::{order::mean_run, *};
+use super::{order::mean_run, thresholds::GRID, *};
 use crate::{
     Error,
-    core::{Activation, kernel::fast_grnn::Cell},
     gate::{CellWeight, FastGrnnGate},
     profile::{HeldOut, Profile, Rule},
 };
-use candle_core::Device;
+use candle_core::{Device, Tensor};
+use candle_sparse_core::{Activation, kernel::fast_grnn::Cell};
 use std::collections::HashMap;
 
 const HIDDEN: usize = 16;

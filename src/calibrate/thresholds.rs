@@ -1,12 +1,12 @@
 //! Thresholds for every share, and what skipping costs there.
 
-use super::{Settings, scores::Scores};
+use super::{block::Settings, scores::Scores};
 use crate::profile::LayerRule;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// The shares at which a block is fitted; between them is interpolated.
-pub const GRID: [f32; 25] = {
+pub(super) const GRID: [f32; 25] = {
     let mut grid = [1.0; 25];
     let mut i = 0;
     while i < 24 {
@@ -27,7 +27,7 @@ pub(super) const HOT: f32 = 0.9;
 
 /// Thresholds of one rule at every share of [`GRID`].
 #[derive(Clone, Debug)]
-pub struct Table {
+pub(super) struct Table {
     candidate: Vec<f32>,
     keep: Vec<f32>,
     /// `[grid, hidden_size]`: mean of what is skipped.

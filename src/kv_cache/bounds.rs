@@ -8,7 +8,7 @@ use super::{
     PAGE_LEN,
     page::{Page, PageShape},
 };
-use crate::core::{Matrix, Rows};
+use candle_sparse_core::{Matrix, Rows};
 use half::f16;
 
 /// Pages of a group.
@@ -30,7 +30,7 @@ pub(super) struct Bounds {
 type Group = Box<[f16]>;
 
 impl Bounds {
-    /// Bytes held.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.groups.iter().chain(&self.spare).map(|g| size_of_val(&**g)).sum()
     }

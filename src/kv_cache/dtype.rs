@@ -4,6 +4,7 @@ use candle_core::{DType, Result, bail};
 
 /// How hot keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KvDType {
     /// 4 bytes per element, exact.
     F32,

@@ -99,11 +99,11 @@ impl KvCache {
     }
 
     fn about(&self) -> Value {
-        let KvConfig { dtype, hot, warm, stochastic, max_bytes: _ } = self.config;
+        let KvConfig { dtype, hot, warm, max_bytes: _ } = self.config;
         json!({
             "format": FORMAT, "positions": self.len, "sequences": self.sequences.len(), "layers": self.shape.layers,
             "heads": self.shape.page.heads, "head_dim": self.shape.page.head_dim, "dtype": dtype.name(), "hot": hot,
-            "warm": warm, "stochastic": stochastic, "sliding_window": self.window, "first_page": self.first,
+            "warm": warm, "sliding_window": self.window, "first_page": self.first,
             "interleaved": self.origin.as_ref().map(|o| o.interleaved),
         })
     }
@@ -136,13 +136,8 @@ impl KvCache {
         let Some(dtype) = KvDType::ALL.into_iter().find(|d| about["dtype"] == d.name()) else {
             bail!("dtype {} is not known", about["dtype"]);
         };
-        let config = KvConfig {
-            dtype,
-            hot: number("hot")?,
-            warm: number("warm")?,
-            stochastic: about["stochastic"].as_u64(),
-            max_bytes: self.config.max_bytes,
-        };
+        let config =
+            KvConfig { dtype, hot: number("hot")?, warm: number("warm")?, max_bytes: self.config.max_bytes };
         let mut cache = Self::empty(self.shape, config, self.limit, self.window);
         cache.first = number("first_page")?;
         if cache.first > cache.first_page(len / PAGE_LEN) {

@@ -62,7 +62,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::WrongModel`]: it is another model's.
-    pub fn check_origin(&self, model: &Arc<Origin>) -> Result<()> {
+    pub(crate) fn check_origin(&self, model: &Arc<Origin>) -> Result<()> {
         let Some(own) = self.origin.as_ref().filter(|own| !self.is_empty() && !Arc::ptr_eq(own, model))
         else {
             return Ok(());

@@ -5,16 +5,17 @@
 //! values  [head][32 positions][head_dim]     a row is a position: its scale is folded into the probability
 //! ```
 //!
-//! So both products of attention are weighted sums of rows of a page ([`matmul_t`](crate::core::KernelSet::matmul_t)), in
+//! So both products of attention are weighted sums of rows of a page ([`matmul_t`](candle_sparse_core::KernelSet::matmul_t)), in
 //! whose loops no sum crosses lanes, and each element is converted once for all query heads of its group. Quantised keys
 //! are thus grouped per channel over 32 positions and values per position over 32 channels, as in KIVI (Liu et al. 2024).
 
-use super::{KvDType, PAGE_LEN, Rounding};
-use crate::core::{BLOCK_LEN, BlockQ4_1, BlockQ8_0, Matrix, Rows};
+use super::{KvDType, PAGE_LEN};
+use candle_sparse_core::{BLOCK_LEN, BlockQ4_1, BlockQ8_0, Matrix, Rows};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 /// Where a page is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Tier {
     /// In the cache's dtype, written token by token.
     Hot,
@@ -159,18 +160,13 @@ impl Page {
     }
 
     /// Fills `to`, a quantised page, with this page's elements.
-    pub(super) fn quantize_into(
-        &self,
-        shape: PageShape,
-        to: &mut Page,
-        rounding: impl Fn(usize) -> Rounding,
-    ) {
+    pub(super) fn quantize_into(&self, shape: PageShape, to: &mut Page) {
         let mut row = vec![0.0; shape.width()];
         let mut at = 0;
         let mut put = |x: &[f32; BLOCK_LEN]| {
             match to {
                 Self::Q8_0(p) => p[at] = BlockQ8_0::quantize(x),
-                Self::Q4_1(p) => p[at] = rounding(at).quantize(x),
+                Self::Q4_1(p) => p[at] = BlockQ4_1::quantize(x),
                 _ => unreachable!("only quantised pages are filled"),
             }
             at += 1;

@@ -1,7 +1,8 @@
 //! What the gate said of the pages of a layer: how much later tokens will want them.
 
 use super::PAGE_LEN;
-use crate::{gate::FastGrnnGate, kernels::Kernels};
+use crate::gate::FastGrnnGate;
+use candle_sparse_kernels::Kernels;
 
 /// The salience of a layer of a sequence, page by page.
 #[derive(Clone, Debug, Default)]

@@ -49,7 +49,13 @@ impl KvCache {
     ///
     /// # Errors
     /// As [`Self::begin`].
-    pub fn check_in_parts(&self, batch: usize, index_pos: usize, seq_len: usize, part: usize) -> Result<()> {
+    pub(crate) fn check_in_parts(
+        &self,
+        batch: usize,
+        index_pos: usize,
+        seq_len: usize,
+        part: usize,
+    ) -> Result<()> {
         if index_pos > self.len {
             bail!("index_pos {index_pos} leaves a gap: the cache holds {} positions", self.len);
         }
@@ -84,7 +90,7 @@ impl KvCache {
     }
 
     /// Makes room for `seq_len` more positions: a part of a longer step that was [checked](Self::check_in_parts) as a whole.
-    pub fn extend(&mut self, batch: usize, seq_len: usize) {
+    pub(crate) fn extend(&mut self, batch: usize, seq_len: usize) {
         self.grow(batch, self.len + seq_len);
     }
 

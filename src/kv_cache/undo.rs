@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// What a step may change, as it was before.
 #[derive(Debug)]
-pub struct Before {
+pub(crate) struct Before {
     len: usize,
     cooled: Vec<[usize; 2]>,
     /// The first page that was held.
@@ -26,7 +26,7 @@ impl KvCache {
     ///
     /// Cost: a copy of the pages from `index_pos` on and of what is known for choosing pages.
     #[must_use]
-    pub fn remember(&mut self, index_pos: usize) -> Before {
+    pub(crate) fn remember(&mut self, index_pos: usize) -> Before {
         self.undo = Some(Vec::new());
         // From 0 on all are, whatever they hold now.
         let kept = (index_pos / PAGE_LEN).saturating_sub(self.first);
@@ -38,7 +38,7 @@ impl KvCache {
     }
 
     /// Goes back to before the step.
-    pub fn restore(&mut self, before: Before) {
+    pub(crate) fn restore(&mut self, before: Before) {
         for ([sequence, layer, page], was) in self.undo.take().unwrap_or_default().into_iter().rev() {
             // Pages of a batch that is gone come back with `before`.
             if let Some(page) =
@@ -60,7 +60,7 @@ impl KvCache {
     }
 
     /// The step is over: nothing is kept any more, and pages that no later token sees are given back.
-    pub fn settled(&mut self) {
+    pub(crate) fn settled(&mut self) {
         for (_, page) in self.undo.take().unwrap_or_default() {
             self.pool.give(page);
         }

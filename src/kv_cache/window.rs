@@ -5,8 +5,8 @@
 //! token of the page before the one being written can see are given back; a step can always be taken back by a page.
 
 use super::{KvCache, PAGE_LEN};
-use crate::core::Config;
 use candle_core::{Result, bail};
+use candle_sparse_core::Config;
 
 /// The window of a model; `None` where no position is past it.
 pub(super) fn of(config: &Config) -> Option<usize> {
@@ -32,13 +32,13 @@ impl KvCache {
 
     /// The first position that the token at `position` sees, see [`Config::first_visible`].
     #[must_use]
-    pub fn first_visible(&self, position: usize) -> usize {
+    pub(crate) fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
 
     /// The first page that tokens of page `page` are given.
     #[must_use]
-    pub fn first_page(&self, page: usize) -> usize {
+    pub(crate) fn first_page(&self, page: usize) -> usize {
         self.first_visible(page * PAGE_LEN) / PAGE_LEN
     }
 

@@ -4,15 +4,10 @@ use super::{
     rows::{on, rows},
     sparse_ffn::vector,
 };
-use crate::{
-    Weight,
-    core::{ActivationGroup, Format, Gate, KernelSet, kernel::select},
-    kernels::Kernels,
-    profile::Profile,
-    sparse::check_block,
-    weight::On,
-};
+use crate::{Weight, profile::Profile, weight::On};
 use candle_core::{Device, Result, Tensor, bail};
+use candle_sparse_core::{ActivationGroup, Format, Gate, KernelSet, kernel::select};
+use candle_sparse_kernels::Kernels;
 use std::sync::Arc;
 
 const OP: &str = "low-rank-predict";
@@ -87,7 +82,7 @@ impl LowRankPredictor {
             bail!("{OP}: the profile has no prediction for layer {layer}: calibrate with a rank");
         };
         let (n, rank) = (l.order.len(), l.rank);
-        check_block(profile, layer, l.p.len() / rank, n)?;
+        profile.check_block(layer, l.p.len() / rank, n)?;
         let tensor = |v: &[f32], cols| Tensor::from_slice(v, (v.len() / cols, cols), &Device::Cpu);
         let mut place = vec![0_u32; n];
         l.order.iter().zip(0..).for_each(|(&o, i)| place[o as usize] = i);

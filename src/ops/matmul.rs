@@ -1,8 +1,9 @@
 //! A projection by a [`Weight`] as a candle op.
 
 use super::rows::{like, on, rows};
-use crate::{Weight, core::ActivationGroup};
+use crate::Weight;
 use candle_core::{Module, Result, Tensor};
+use candle_sparse_core::ActivationGroup;
 
 /// `x · Wᵀ` for `x` `[.., cols]` in F32, F16 or BF16 and `w` `[rows, cols]` in any format, giving `[.., rows]` in the dtype of
 /// `x`.
@@ -46,11 +47,9 @@ impl Module for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        core::Format,
-        ops::testing::{dequantized, noise},
-    };
+    use crate::ops::testing::{dequantized, noise};
     use candle_core::{DType, Device};
+    use candle_sparse_core::Format;
 
     /// The same in plain tensor ops, on the weights the format really holds.
     fn matmul_slow(x: &Tensor, w: &Weight) -> Tensor {

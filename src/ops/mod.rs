@@ -1,12 +1,12 @@
 //! candle ops over candle-sparse weights, usable alone in any candle model.
 
-pub mod low_rank_predict;
-pub mod matmul;
-pub mod paged_attention;
+mod low_rank_predict;
+mod matmul;
+mod paged_attention;
 mod rows;
-pub mod sparse_attention;
-pub mod sparse_ffn;
-pub mod sparse_mlp;
+mod sparse_attention;
+mod sparse_ffn;
+mod sparse_mlp;
 
 pub use low_rank_predict::{LowRankPredictor, Wanted, low_rank_predict};
 pub use matmul::{Linear, matmul};

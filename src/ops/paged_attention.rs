@@ -8,12 +8,12 @@ use super::{
 use crate::{
     AttentionConfig, FastGrnnGate, Threads,
     attention::{Queries, Selector, attention},
-    core::{Activation, Config, Rope, RopeScaling},
-    kernels::Kernels,
     kv_cache::{KvCache, PAGE_LEN},
     weight::On,
 };
 use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_sparse_core::{Activation, Config, Rope, RopeScaling};
+use candle_sparse_kernels::Kernels;
 
 /// The keys and values of one block of any candle model, and attention over those that the settings choose; `Clone` is a deep
 /// copy.

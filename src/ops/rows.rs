@@ -2,10 +2,10 @@
 
 use crate::{
     Threads,
-    kernels::Kernels,
     weight::{On, with_cpu_storage},
 };
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use candle_sparse_kernels::Kernels;
 
 /// What ops run on.
 pub(super) fn on() -> Result<On<'static>> {

@@ -6,14 +6,10 @@
 //! ```
 
 use super::rows::{like, on, rows};
-use crate::{
-    Weight,
-    core::{ActivationGroup, Columns, Format, Gate, KernelSet, Neurons},
-    kernels::Kernels,
-    threads::ranges,
-    weight::On,
-};
+use crate::{Weight, threads::ranges, weight::On};
 use candle_core::{DType, Result, Tensor, bail};
+use candle_sparse_core::{ActivationGroup, Columns, Format, Gate, KernelSet, Neurons};
+use candle_sparse_kernels::Kernels;
 use std::{ops::Range, sync::Arc};
 
 /// A part reads so much at least: its sum of `hidden_size` elements then costs little beside it.

@@ -6,12 +6,14 @@ use super::{
 };
 use crate::{
     Profile, SparseConfig, Weight,
-    core::{ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons, kernel::select},
-    sparse::{Choice, FfnMode, PANEL, Plans, Points, Room, SparseFfn, check_block},
+    sparse::{Choice, FfnMode, PANEL, Plans, Points, Room, SparseFfn},
     threads::ranges,
     weight::{On, ROW_STEP, split_columns},
 };
 use candle_core::{Module, Result, Tensor, bail};
+use candle_sparse_core::{
+    ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons, kernel::select,
+};
 use std::{iter::once, sync::Arc};
 
 const OP: &str = "sparse-mlp";
@@ -56,7 +58,7 @@ impl SparseMlp {
             let (gate, up, down) = (gate.dims(), up.dims(), down.dims());
             bail!("sparse-mlp: gate {gate:?}, up {up:?}, down {down:?}: give [n, h], [n, h] and [h, n]");
         }
-        check_block(profile, layer, hidden, inner)?;
+        profile.check_block(layer, hidden, inner)?;
         let tensor = |name: &str| {
             Ok(match name {
                 "gate_proj" => gate.clone(),

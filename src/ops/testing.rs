@@ -1,7 +1,8 @@
 //! What the tests of several ops need.
 
-use crate::{Weight, core::Activation};
+use crate::Weight;
 use candle_core::{D, Device, Result, Tensor};
+use candle_sparse_core::Activation;
 
 /// Numbers of standard deviation 1 that depend on the shape only: a failure comes back.
 pub(super) fn noise(dims: &[usize]) -> Tensor {

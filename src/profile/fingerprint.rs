@@ -15,11 +15,11 @@
 use super::Profile;
 use crate::{
     Error,
-    core::Format,
     weight::{Part, format_of},
 };
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
+use candle_sparse_core::Format;
 
 /// Runs of elements taken of a tensor, and their length.
 const RUNS: usize = 8;

@@ -1,12 +1,10 @@
 //! The gates of sparse attention as tensors of a profile.
 
-use super::store::{put, vector};
-use crate::{
-    core::kernel::fast_grnn::Cell,
-    gate::{CellWeight, FastGrnnGate},
-};
+use super::tensors::{put, vector};
+use crate::gate::{CellWeight, FastGrnnGate};
 use candle_core::{DType, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use candle_sparse_core::kernel::fast_grnn::Cell;
 use std::collections::HashMap;
 
 fn prefix(layer: usize) -> String {

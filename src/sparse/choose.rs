@@ -1,19 +1,17 @@
 //! Judging the neurons of a range.
 
 use super::{FfnMode, Plan, Predictor, SparseFfn, ffn::PANEL};
-use crate::{
-    core::{
-        Columns, Gate, KernelSet,
-        kernel::select::{self, Predicted},
-    },
-    kernels::Kernels,
-    weight::Weight,
+use crate::weight::Weight;
+use candle_sparse_core::{
+    Columns, Gate, KernelSet,
+    kernel::select::{self, Predicted},
 };
+use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
 /// Working memory of a range, as long as the longest.
 #[derive(Clone, Debug, Default)]
-pub struct Room {
+pub(crate) struct Room {
     /// Gates: predicted, or of candidates.
     gate: Vec<f32>,
     /// Predicted up.
@@ -27,7 +25,7 @@ pub struct Room {
 
 impl Room {
     /// Makes room for ranges of `n` neurons.
-    pub fn resize(&mut self, n: usize) {
+    pub(crate) fn resize(&mut self, n: usize) {
         // Whole panels around the range.
         self.gate.resize(n + 2 * PANEL, 0.0);
         self.up.resize(n + 2 * PANEL, 0.0);
@@ -39,7 +37,7 @@ impl Room {
 
 /// One token's choice in one block.
 #[derive(Clone, Copy, Debug)]
-pub struct Choice<'a> {
+pub(crate) struct Choice<'a> {
     /// Weights.
     pub ffn: &'a SparseFfn,
     /// Thresholds.
@@ -59,13 +57,13 @@ pub struct Choice<'a> {
 impl Choice<'_> {
     /// Values per neuron that [`Self::range`] writes.
     #[must_use]
-    pub fn width(plan: &Plan) -> usize {
+    pub(crate) fn width(plan: &Plan) -> usize {
         if plan.top.is_some() { 2 } else { 1 }
     }
 
     /// Bytes that a choice among all neurons reads, roughly: it serves to cut the work.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let q = self.ffn.predictor.as_ref().map_or(0, |p| p.q_gate.bytes() + p.q_up.bytes());
         match self.plan.mode {
             FfnMode::Auto | FfnMode::Dense | FfnMode::Gate => self.ffn.gate.bytes(),
@@ -79,7 +77,7 @@ impl Choice<'_> {
     ///
     /// # Panics
     /// `room` is too small, or the range ends past the last neuron.
-    pub fn range(&self, first: usize, room: &mut Room, out: &mut [f32]) {
+    pub(crate) fn range(&self, first: usize, room: &mut Room, out: &mut [f32]) {
         let (gates, scores) = out.split_at_mut(out.len() / Self::width(self.plan));
         let r = first..first + gates.len();
         match (self.plan.mode, &self.ffn.predictor) {

@@ -1,18 +1,18 @@
 //! The weights of one FFN, held so that a neuron can be left out.
 
 use crate::{
-    core::Format,
     profile::{LayerProfile, LayerRule},
     weight::{Part, Weight},
 };
 use candle_core::{Result, bail};
+use candle_sparse_core::Format;
 use std::sync::Arc;
 
 /// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile.
 ///
 /// Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct SparseFfn {
+pub(crate) struct SparseFfn {
     /// `[intermediate_size, hidden_size]`
     pub gate: Weight,
     /// `[2 · intermediate_size, hidden_size]`: up row, then column of `down_proj`, neuron by neuron.
@@ -23,14 +23,14 @@ pub struct SparseFfn {
 }
 
 /// Neurons of a panel of [`Predictor::q_gate`].
-pub const PANEL: usize = 128;
+pub(crate) const PANEL: usize = 128;
 
 /// `ĝ = Q_g·P·x`, `û = Q_u·P·x`.
 ///
 /// The rows of Q are short: as rows they would cost more in sums across a vector than in multiply-adds. So Q is held
 /// transposed, in panels of [`PANEL`] neurons: row `i · rank + k` is column k of panel i.
 #[derive(Clone, Debug)]
-pub struct Predictor {
+pub(crate) struct Predictor {
     /// `[rank, hidden_size]`
     pub p: Weight,
     /// `[panels · rank, PANEL]`
@@ -59,7 +59,7 @@ impl SparseFfn {
     ///
     /// # Errors
     /// A tensor fails to load or has another shape or dtype.
-    pub fn load<P: Into<Part>>(
+    pub(crate) fn load<P: Into<Part>>(
         format: Format,
         hidden_size: usize,
         profile: &LayerProfile,
@@ -80,7 +80,7 @@ impl SparseFfn {
     ///
     /// # Errors
     /// Their shapes are others, or their formats differ.
-    pub fn new(gate: Weight, up_down: Weight, profile: &LayerProfile) -> Result<Self> {
+    pub(crate) fn new(gate: Weight, up_down: Weight, profile: &LayerProfile) -> Result<Self> {
         let (inner, hidden, format) = (profile.order.len(), gate.cols(), gate.format());
         let shapes = [[gate.rows(), hidden], [up_down.rows(), up_down.cols()]];
         if shapes != [[inner, hidden], [2 * inner, hidden]] || up_down.format() != format {
@@ -105,31 +105,31 @@ impl SparseFfn {
 
     /// Neurons.
     #[must_use]
-    pub fn intermediate_size(&self) -> usize {
+    pub(crate) fn intermediate_size(&self) -> usize {
         self.gate.rows()
     }
 
     /// The importance of each neuron, squared.
     #[must_use]
-    pub fn importance_squared(&self) -> &[f32] {
+    pub(crate) fn importance_squared(&self) -> &[f32] {
         &self.learned.importance
     }
 
     /// Bytes of all matrices.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.dense_bytes() + self.predictor.as_ref().map_or(0, Predictor::bytes)
     }
 
     /// Bytes that the FFN of all neurons reads.
     #[must_use]
-    pub fn dense_bytes(&self) -> usize {
+    pub(crate) fn dense_bytes(&self) -> usize {
         self.gate.bytes() + self.up_down.bytes()
     }
 
     /// Bytes of a row of gate, up or down.
     #[must_use]
-    pub fn row_bytes(&self) -> usize {
+    pub(crate) fn row_bytes(&self) -> usize {
         self.gate.format().row_bytes(self.gate.cols())
     }
 }
@@ -162,7 +162,7 @@ impl Predictor {
 
     /// Bytes of a row of both Q.
     #[must_use]
-    pub fn bytes_per_neuron(&self) -> usize {
+    pub(crate) fn bytes_per_neuron(&self) -> usize {
         let panels = self.q_gate.rows() / self.p.rows();
         (self.q_gate.bytes() + self.q_up.bytes()) / (panels * PANEL)
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// What a block falls back to here is all neurons in the layout of a sparse one, 0.86 times as fast as a dense FFN of
 /// row-major weights (`benches/sparse_ffn.rs`).
-pub const CROSSOVER: f32 = 0.85;
+pub(crate) const CROSSOVER: f32 = 0.85;
 
 /// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
 /// and small models need less: a decoder that is loaded measures it.
@@ -23,7 +23,7 @@ pub const BREAK_EVEN: f32 = 0.75;
 /// # Panics
 /// There is no such block.
 #[must_use]
-pub fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bool {
+pub(crate) fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bool {
     let l = &profile.layers[layer];
     let fitted = l.rules.iter().zip(profile.fitted).filter_map(|(rule, i)| rule.share.get(i).copied());
     let asked = match config.selection {
@@ -41,7 +41,7 @@ pub fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bool {
 ///
 /// # Panics
 /// There is no such block.
-pub fn expected_share(config: &SparseConfig, profile: &Profile, layer: usize) -> Result<f32> {
+pub(crate) fn expected_share(config: &SparseConfig, profile: &Profile, layer: usize) -> Result<f32> {
     let (points, l) = (Points::from(profile), &profile.layers[layer]);
     let Some(rule) = config.mode.rule() else { return Ok(1.0) };
     let rule_of_layer = &l.rules[rule as usize];
@@ -53,7 +53,7 @@ pub fn expected_share(config: &SparseConfig, profile: &Profile, layer: usize) ->
 
 /// The points at which a profile has thresholds.
 #[derive(Clone, Debug)]
-pub struct Points {
+pub(crate) struct Points {
     shares: Vec<f32>,
     fitted: [usize; 3],
     held_out: HeldOut,
@@ -131,13 +131,11 @@ impl Place {
 
 /// How one block chooses its neurons.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// [`FfnMode::Dense`] also where so many neurons are expected that leaving out the others costs more than it saves.
     pub mode: FfnMode,
     /// The largest so many, instead of those that pass a threshold.
     pub top: Option<usize>,
-    /// Expected active share.
-    pub share: f32,
     /// Neurons at the front that are always computed.
     pub hot: usize,
     /// `[intermediate_size]`: squared, divided by importance².
@@ -149,9 +147,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn dense(share: f32) -> Self {
+    fn dense() -> Self {
         let (candidate, keep, bias) = (Vec::new(), Vec::new(), Vec::new());
-        Self { mode: FfnMode::Dense, top: None, share, hot: 0, candidate, keep, bias }
+        Self { mode: FfnMode::Dense, top: None, hot: 0, candidate, keep, bias }
     }
 
     fn new(config: &SparseConfig, rule: &LayerRule, place: Place, ffn: &SparseFfn) -> Self {
@@ -162,7 +160,7 @@ impl Plan {
         };
         let share = place.share(config, rule, inner);
         if share > CROSSOVER {
-            return Self::dense(share);
+            return Self::dense();
         }
         let factor = if let Selection::Scale(f) = config.selection { f } else { 1.0 };
         // Of a top-k the hot ones are judged as all others: their number is the caller's.
@@ -176,7 +174,6 @@ impl Plan {
         Self {
             mode: config.mode,
             top,
-            share,
             hot,
             candidate: thresholds(&rule.candidate),
             keep: thresholds(&rule.keep),
@@ -196,7 +193,7 @@ impl Plan {
         };
         let candidate = thresholds(if mode == FfnMode::LowRank { share } else { candidates });
         let (keep, bias) = (thresholds(share), vec![0.0; ffn.gate.cols()]);
-        Self { mode, top: None, share, hot: 0, candidate, keep, bias }
+        Self { mode, top: None, hot: 0, candidate, keep, bias }
     }
 }
 
@@ -213,7 +210,7 @@ fn divided(threshold: f32, importance: f32) -> f32 {
 
 /// One setting for all blocks of a model.
 #[derive(Debug)]
-pub struct Plans {
+pub(crate) struct Plans {
     /// The setting.
     pub config: SparseConfig,
     /// One per block.
@@ -228,14 +225,14 @@ impl Plans {
     /// # Errors
     /// Numbers that make no sense, a share outside the calibrated ones, a mode that needs a prediction which the profile
     /// has not, or a rule that does not keep what calibration was asked for ([`SparseConfig::resolve`]).
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         config: SparseConfig,
         points: &Points,
         ffns: impl Iterator<Item = Option<&'a SparseFfn>>,
     ) -> Result<Self> {
         config.check()?;
         let config = config.resolve(&points.held_out)?;
-        let plan = |ffn: Option<_>| ffn.map_or_else(|| Ok(Plan::dense(1.0)), |f| plan(&config, points, f));
+        let plan = |ffn: Option<_>| ffn.map_or_else(|| Ok(Plan::dense()), |f| plan(&config, points, f));
         let layers = ffns.map(plan).collect::<Result<_>>()?;
         Ok(Self::with_layers(config, layers))
     }
@@ -243,13 +240,13 @@ impl Plans {
     /// Plans that compute drawn neurons, `shares[l]` of block l, and with [`FfnMode::Cascade`] `candidates` times as many
     /// gates, whatever the input: to time blocks, not to use them.
     #[must_use]
-    pub fn drawn<'a>(
+    pub(crate) fn drawn<'a>(
         mode: FfnMode,
         candidates: f32,
         blocks: impl Iterator<Item = (f32, Option<&'a SparseFfn>)>,
     ) -> Self {
         let plan = |(share, ffn): (f32, Option<_>)| {
-            ffn.map_or_else(|| Plan::dense(1.0), |ffn| Plan::drawn(mode, [share, candidates * share], ffn))
+            ffn.map_or_else(Plan::dense, |ffn| Plan::drawn(mode, [share, candidates * share], ffn))
         };
         let config = SparseConfig { mode, force: true, ..SparseConfig::default() };
         Self::with_layers(config, blocks.map(plan).collect())
@@ -262,7 +259,7 @@ impl Plans {
 }
 
 fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan> {
-    let Some(rule) = config.mode.rule() else { return Ok(Plan::dense(1.0)) };
+    let Some(rule) = config.mode.rule() else { return Ok(Plan::dense()) };
     if rule != Rule::Gate && ffn.predictor.is_none() {
         bail!(
             "sparse: mode {:?} needs a prediction, the profile has none: calibrate with a rank or use Gate",
@@ -271,7 +268,7 @@ fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan>
     }
     let layer_rule = &ffn.learned.rules[rule as usize];
     let place = points.place(config, rule, layer_rule, ffn.intermediate_size())?;
-    Ok(place.map_or_else(|| Plan::dense(1.0), |place| Plan::new(config, layer_rule, place, ffn)))
+    Ok(place.map_or_else(Plan::dense, |place| Plan::new(config, layer_rule, place, ffn)))
 }
 
 #[cfg(test)]

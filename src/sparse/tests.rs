@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
-    core::{Activation, Config, Rope, RopeScaling},
     gate::FastGrnnGate,
     profile::{LayerProfile, LayerRule, Profile},
 };
+use candle_sparse_core::{Activation, Config, Rope, RopeScaling};
 
 const SHAPE: Config = Config {
     hidden_size: 4,
@@ -58,11 +58,11 @@ type Change<'a> = &'a dyn Fn(&mut Profile);
 
 #[test]
 fn what_does_not_fit_is_named() {
-    check(&profile(), &SHAPE).unwrap();
+    profile().check_model(&SHAPE).unwrap();
     let error = |change: Change<'_>| {
         let mut p = profile();
         change(&mut p);
-        check(&p, &SHAPE).unwrap_err().to_string()
+        p.check_model(&SHAPE).unwrap_err().to_string()
     };
     let gate = |hidden: usize| FastGrnnGate::new(hidden, vec![0.0; hidden], vec![0.0], vec![0.0]).unwrap();
     let cases: [(Change<'_>, &str); 13] = [

@@ -1,11 +1,9 @@
 //! Rows of one form written in another.
 
 use super::Part;
-use crate::{
-    buffer::Buffer,
-    core::{Format, SUPER_BLOCK_LEN},
-};
+use crate::buffer::Buffer;
 use candle_core::{CpuStorage, Device, Error, Result, Storage, Tensor, bail};
+use candle_sparse_core::{Format, SUPER_BLOCK_LEN};
 use half::{bf16, f16};
 use rayon::prelude::*;
 

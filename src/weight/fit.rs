@@ -1,7 +1,7 @@
 //! The format that rows take where they cannot take the one asked for.
 
 use super::{Part, format_of};
-use crate::core::Format;
+use candle_sparse_core::Format;
 use std::collections::BTreeMap;
 
 impl Part {
@@ -45,7 +45,7 @@ impl Part {
 
 /// Bits of a number of elements that every format has whole blocks of.
 fn bits(format: Format) -> usize {
-    format.row_bytes(crate::core::SUPER_BLOCK_LEN)
+    format.row_bytes(candle_sparse_core::SUPER_BLOCK_LEN)
 }
 
 /// What became of the matrices of a model for which a format was asked.

@@ -1,22 +1,20 @@
 //! Products with matrices that lie one below the other, each in its own format.
 
 use super::Weight;
-use crate::{
-    core::{ActivationGroup, Columns, Format, KernelSet},
-    kernels::Kernels,
-    threads::{Threads, ranges},
-};
+use crate::threads::{Threads, ranges};
 use candle_core::{Result, bail};
+use candle_sparse_core::{ActivationGroup, Columns, Format, KernelSet};
+use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
 /// Tasks get whole tiles of the kernels, which are four rows high.
-pub const ROW_STEP: usize = 4;
+pub(crate) const ROW_STEP: usize = 4;
 
 /// A matrix `[rows, cols]` whose rows are those of one or more weights, so that one hand-over serves all of them.
 ///
 /// A checkpoint in one float dtype makes one weight of q, k and v; a GGUF keeps its own three, which may differ in format.
 #[derive(Clone, Debug)]
-pub struct Stack {
+pub(crate) struct Stack {
     weights: Vec<Weight>,
     rows: usize,
     cols: usize,
@@ -33,7 +31,7 @@ impl Stack {
     ///
     /// # Errors
     /// They differ in columns, or there is none.
-    pub fn new(weights: Vec<Weight>) -> Result<Self> {
+    pub(crate) fn new(weights: Vec<Weight>) -> Result<Self> {
         let Some(first) = weights.first() else { bail!("stack: no matrix is given") };
         let cols = first.cols();
         if let Some(other) = weights.iter().find(|w| w.cols() != cols) {
@@ -46,30 +44,30 @@ impl Stack {
     ///
     /// # Errors
     /// As [`Weight::to_f32`].
-    pub fn to_f32(&self) -> Result<Self> {
+    pub(crate) fn to_f32(&self) -> Result<Self> {
         Self::new(self.weights.iter().map(Weight::to_f32).collect::<Result<_>>()?)
     }
 
     /// Rows.
     #[must_use]
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Columns.
     #[must_use]
-    pub fn cols(&self) -> usize {
+    pub(crate) fn cols(&self) -> usize {
         self.cols
     }
 
     /// Bytes held.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.weights.iter().map(Weight::bytes).sum()
     }
 
     /// How the elements are stored.
-    pub fn formats(&self) -> impl Iterator<Item = Format> + Clone {
+    pub(crate) fn formats(&self) -> impl Iterator<Item = Format> + Clone {
         self.weights.iter().map(Weight::format)
     }
 
@@ -77,7 +75,7 @@ impl Stack {
     ///
     /// # Panics
     /// Rows past the end, or shapes that do not fit.
-    pub fn multiply(&self, kernels: &Kernels, rows: Range<usize>, x: Input<'_>, y: &mut [&mut [f32]]) {
+    pub(crate) fn multiply(&self, kernels: &Kernels, rows: Range<usize>, x: Input<'_>, y: &mut [&mut [f32]]) {
         multiply(&self.weights, kernels, rows, x, y);
     }
 
@@ -88,7 +86,7 @@ impl Stack {
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    pub(crate) fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
         matmul(&self.weights, on, x, groups, y);
     }
 }
@@ -98,7 +96,7 @@ impl Weight {
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    pub(crate) fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
         matmul(std::slice::from_ref(self), on, x, groups, y);
     }
 }
@@ -151,7 +149,7 @@ fn matmul(weights: &[Weight], on: On<'_>, x: &[f32], groups: &mut [ActivationGro
 }
 
 /// `y` `[n, width]` cut along its rows: item `i` holds, for each of the `n` rows, the next `widths[i]` elements.
-pub fn split_columns(
+pub(crate) fn split_columns(
     y: &mut [f32],
     width: usize,
     widths: impl Iterator<Item = usize> + Clone,
@@ -170,7 +168,7 @@ pub fn split_columns(
 
 /// Activations in the forms that matrices of different formats are multiplied with.
 #[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
+pub(crate) struct Input<'a> {
     plain: &'a [f32],
     quantized: &'a [ActivationGroup],
 }
@@ -178,14 +176,14 @@ pub struct Input<'a> {
 impl<'a> Input<'a> {
     /// In the form for `format`.
     #[must_use]
-    pub fn columns(self, format: Format) -> Columns<'a> {
+    pub(crate) fn columns(self, format: Format) -> Columns<'a> {
         if format.is_quantized() { Columns::Quantized(self.quantized) } else { Columns::F32(self.plain) }
     }
 }
 
 /// What an operation runs on.
 #[derive(Clone, Copy, Debug)]
-pub struct On<'a> {
+pub(crate) struct On<'a> {
     /// The kernels of the level in use.
     pub kernels: &'a Kernels,
     /// The threads it may use.
@@ -198,7 +196,7 @@ impl On<'_> {
     /// # Panics
     /// `groups` is too short for a quantised format.
     #[must_use]
-    pub fn columns<'b>(
+    pub(crate) fn columns<'b>(
         self,
         format: Format,
         cols: usize,
@@ -213,7 +211,7 @@ impl On<'_> {
     /// # Panics
     /// `groups` is too short, where a format is quantised.
     #[must_use]
-    pub fn input<'b>(
+    pub(crate) fn input<'b>(
         self,
         mut formats: impl Iterator<Item = Format>,
         cols: usize,

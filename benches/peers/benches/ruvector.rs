@@ -11,10 +11,10 @@ mod common;
 
 use candle_core::{Device, Result, Tensor};
 use candle_sparse::{
-    Threads,
-    core::{Activation, Format, Gate},
+    Format, Threads,
     ops::{NeuronWeights, sparse_ffn},
 };
+use candle_sparse_core::{Activation, Gate};
 use common::{median, uniform};
 use ruvector_sparse_inference::{
     config::{ActivationType, SparsityConfig},

@@ -6,9 +6,8 @@
 use super::{header, tokenizer::metadata::integer};
 use candle_core::{Result, quantized::gguf_file::Content};
 use candle_sparse::{
-    Error, Weight,
+    Error, Format, Weight,
     buffer::Buffer,
-    core::Format,
     input::{Expected, InputFile},
     mapped_file::MappedFile,
     weight::Memory,

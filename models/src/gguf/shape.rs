@@ -6,7 +6,7 @@ use candle_core::{
     Error, Result, bail,
     quantized::gguf_file::{Content, Value},
 };
-use candle_sparse::core::Activation;
+use candle_sparse_core::Activation;
 
 /// `general.architecture` of the files that are read; the second is what `convert` writes where others must not guess.
 pub(crate) const ARCHITECTURES: [&str; 2] = ["llama", "candle_sparse_llama"];

@@ -1,7 +1,7 @@
 //! `config.json` of Llama-shaped models: a superset of candle's, refusing what cannot be run.
 
 use candle_core::{Error, Result};
-use candle_sparse::core::{self, Activation, Rope, RopeScaling};
+use candle_sparse_core::{Activation, Rope, RopeScaling};
 use serde::Deserialize;
 
 /// Context length of the preset configurations, as in candle.
@@ -136,7 +136,7 @@ pub struct Config {
     pub mlp_bias: bool,
     pub gate_shift: f32,
     pub norm_shift: Option<f32>,
-    /// Positions that a token sees, see [`core::Config::sliding_window`].
+    /// Positions that a token sees, see [`candle_sparse_core::Config::sliding_window`].
     pub sliding_window: Option<usize>,
 }
 
@@ -179,7 +179,7 @@ impl Config {
     ///
     /// # Errors
     /// A size is 0, does not divide, or a number is out of range; the message names the field.
-    pub fn to_core(&self) -> Result<core::Config> {
+    pub fn to_core(&self) -> Result<candle_sparse_core::Config> {
         let scaling = match &self.rope_scaling {
             None => RopeScaling::None,
             Some(s) => match s.rope_type {
@@ -197,7 +197,7 @@ impl Config {
             Some(n) => n,
             None => self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0),
         };
-        let config = core::Config {
+        let config = candle_sparse_core::Config {
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
             vocab_size: self.vocab_size,

@@ -3,7 +3,7 @@
 use crate::llama;
 use candle_core::{Result, bail};
 use candle_nn::Activation;
-use candle_sparse::core;
+
 use serde::Deserialize;
 
 /// What a model is built from: the fields of candle's, so that an app that writes one compiles.
@@ -23,7 +23,7 @@ pub struct Config {
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
-    /// Positions that a token sees, its own among them, see [`core::Config::sliding_window`].
+    /// Positions that a token sees, its own among them, see [`candle_sparse_core::Config::sliding_window`].
     pub sliding_window: Option<usize>,
     /// Accepted and without meaning: there is one attention.
     pub use_flash_attn: bool,
@@ -93,13 +93,13 @@ impl Config {
     }
 }
 
-fn activation(act: Activation) -> Result<core::Activation> {
+fn activation(act: Activation) -> Result<candle_sparse_core::Activation> {
     Ok(match act {
-        Activation::Silu | Activation::Swish => core::Activation::Silu,
-        Activation::Gelu => core::Activation::Gelu,
-        Activation::NewGelu | Activation::GeluPytorchTanh => core::Activation::GeluPytorchTanh,
-        Activation::Relu => core::Activation::Relu,
-        Activation::Relu2 => core::Activation::Relu2,
+        Activation::Silu | Activation::Swish => candle_sparse_core::Activation::Silu,
+        Activation::Gelu => candle_sparse_core::Activation::Gelu,
+        Activation::NewGelu | Activation::GeluPytorchTanh => candle_sparse_core::Activation::GeluPytorchTanh,
+        Activation::Relu => candle_sparse_core::Activation::Relu,
+        Activation::Relu2 => candle_sparse_core::Activation::Relu2,
         other => bail!(
             "config: hidden_act {other:?} is not supported, only silu, gelu, gelu_pytorch_tanh, relu and relu2"
         ),
@@ -170,7 +170,7 @@ impl TryFrom<Raw> for Config {
             sliding_window: raw.sliding_window,
             use_flash_attn: raw.use_flash_attn.unwrap_or(false),
         };
-        activation(config.hidden_act).map_err(|e| crate::pretrained::first_line(&e))?;
+        activation(config.hidden_act).map_err(|e| crate::message::first_line(&e))?;
         Ok(config)
     }
 }

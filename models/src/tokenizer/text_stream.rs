@@ -10,9 +10,9 @@ use tokenizers::Tokenizer;
 /// A piece waits only for the rest of its last character. A token costs what its own text costs.
 ///
 /// ```
-/// # use candle_sparse_models::{files::{EMBEDDED, ModelFiles}, tokenizer::TextStream};
-/// # let Some(model) = EMBEDDED.first() else { return Ok(()) };
-/// # let tokenizer = ModelFiles::from_embedded(model).load_tokenizer()?;
+/// # use candle_sparse_models::{files::ModelFiles, tokenizer::TextStream};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
 /// let mut stream = TextStream::new(&tokenizer);
 /// for id in tokenizer.encode("Once upon a time", false).unwrap().get_ids() {
 ///     print!("{}", stream.push(*id));

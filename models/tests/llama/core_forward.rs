@@ -2,15 +2,13 @@
 
 use crate::cases::{CASES, Case, builder, tokens, weights};
 use candle_core::{DType, Device, Tensor};
-use candle_sparse::{
-    core::{
-        self, Format, KernelSet, Scalar,
-        forward::{LayerWeights, Scratch, Weights, forward},
-        kv_cache::KvCache,
-    },
-    kernels::Kernels,
-    weight::Weight,
+use candle_sparse::{Format, weight::Weight};
+use candle_sparse_core::{
+    KernelSet, Scalar,
+    forward::{LayerWeights, Scratch, Weights, forward},
+    kv_cache::KvCache,
 };
+use candle_sparse_kernels::Kernels;
 use candle_sparse_models::llama::{Cache, Llama, LoadOptions};
 use std::collections::HashMap;
 
@@ -57,7 +55,7 @@ fn core_logits<K: KernelSet>(
     let mut kv = vec![0.0; KvCache::elements(&c, ids.len())];
     let mut cache = KvCache::new(&c, ids.len(), &mut kv).unwrap();
     let mut data = vec![0.0; Scratch::elements(&c, ids.len())];
-    let zero = core::ActivationGroup::ZERO;
+    let zero = candle_sparse_core::ActivationGroup::ZERO;
     let mut groups = vec![zero; Scratch::groups(&c)];
     let mut scratch = Scratch::new(&c, ids.len(), &mut data, &mut groups).unwrap();
     let mut logits = vec![0.0; c.vocab_size];
@@ -81,7 +79,7 @@ fn core_forward_over_every_level_agrees_with_the_candle_model() {
             if format == Format::Q8_0 && config.intermediate_size % 32 != 0 {
                 continue;
             }
-            let options = LoadOptions { format: Some(format), ..LoadOptions::default() };
+            let options = LoadOptions::default().with_format(Some(format));
             let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
             let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
             let want =

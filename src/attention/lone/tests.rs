@@ -2,11 +2,11 @@ use super::*;
 use crate::{
     KvConfig, Threads,
     attention::{Queries, attention, tests::noise},
-    core::{Activation, Rope, RopeScaling},
     kv_cache::KvDType,
     team::{Board, Room},
     weight::On,
 };
+use candle_sparse_core::{Activation, Rope, RopeScaling};
 use std::sync::Mutex;
 
 const CONFIG: Config = Config {

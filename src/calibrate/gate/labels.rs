@@ -1,12 +1,12 @@
 //! What later queries do with a token (the oracle `KVzip+` of `KVzap`, arXiv 2601.07891).
 
 use super::GateSettings;
-use crate::core::Config;
 use candle_core::{Device, Result, Tensor, bail};
+use candle_sparse_core::Config;
 
 /// ‖`W_O`·v‖ of each query head's part of `W_O`.
 #[derive(Clone, Debug)]
-pub struct ValueNorms {
+pub(crate) struct ValueNorms {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -31,7 +31,7 @@ impl ValueNorms {
     ///
     /// # Errors
     /// Another shape.
-    pub fn new(o_proj: &Tensor, c: &Config) -> Result<Self> {
+    pub(crate) fn new(o_proj: &Tensor, c: &Config) -> Result<Self> {
         let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
         if o_proj.dims() != [c.hidden_size, c.q_dim()] {
             bail!("calibrate: o_proj is {:?}, expected {:?}", o_proj.dims(), [c.hidden_size, c.q_dim()]);
@@ -54,7 +54,7 @@ impl ValueNorms {
     ///
     /// # Errors
     /// `qkv` has another width, or the model's sliding window leaves nothing beyond `window`.
-    pub fn labels(&self, qkv: &[f32], window: usize, s: &GateSettings) -> Result<Vec<f32>> {
+    pub(crate) fn labels(&self, qkv: &[f32], window: usize, s: &GateSettings) -> Result<Vec<f32>> {
         let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
         if !qkv.len().is_multiple_of(width) {
             bail!("calibrate: {} numbers are no rows of {width} queries, keys and values", qkv.len());

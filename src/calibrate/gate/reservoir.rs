@@ -7,10 +7,10 @@
 use super::{GateSettings, Part, mean, sum};
 use crate::{
     calibrate::regression::{Linear, Regression, r2},
-    core::kernel::fast_grnn::Cell,
     gate::CellWeight,
 };
 use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_sparse_core::kernel::fast_grnn::Cell;
 use faer::{Mat, Side};
 use rayon::prelude::*;
 

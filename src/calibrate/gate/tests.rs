@@ -1,8 +1,6 @@
 use super::*;
-use crate::{
-    calibrate::tests::noise,
-    core::{Activation, Config, Rope, RopeScaling},
-};
+use crate::calibrate::tests::noise;
+use candle_sparse_core::{Activation, Config, Rope, RopeScaling};
 
 const HIDDEN: usize = 24;
 const HEADS: usize = 2;
@@ -56,7 +54,7 @@ fn what_the_tokens_before_say_needs_the_cell() {
     assert!(cell - ridge > 0.2 && cell > 0.9, "{ridge} {cell}");
     assert!(fit.gate.state_len() == 16);
     // The gate as it runs gives what was reported.
-    let kernels = crate::kernels::Kernels::get().unwrap();
+    let kernels = candle_sparse_kernels::Kernels::get().unwrap();
     let mut passed = 0;
     let tune = windows(20, 900, |_, _| 0.0);
     for w in &tune {

@@ -3,7 +3,7 @@ use super::super::{
     tests::{config, fill, noise, read, tiered},
 };
 use super::*;
-use crate::core::Config;
+use candle_sparse_core::Config;
 
 /// Reads a prompt as a model does, at once.
 fn read_prompt(cache: &mut KvCache, c: &Config, n: usize) -> Result<()> {

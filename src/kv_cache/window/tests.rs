@@ -3,7 +3,8 @@ use super::super::{
     tests::{config, fill, noise, read, tiered},
 };
 use super::*;
-use crate::{gate::FastGrnnGate, kernels::Kernels};
+use crate::gate::FastGrnnGate;
+use candle_sparse_kernels::Kernels;
 
 const WINDOWS: [usize; 8] = [1, 2, 31, 32, 33, 48, 64, 130];
 

@@ -1,10 +1,10 @@
 use super::*;
 use crate::{
-    core::Activation,
     ops::testing::{dequantized, gated, noise},
     profile::{LayerProfile, LayerRule},
 };
 use candle_core::{DType, Device};
+use candle_sparse_core::Activation;
 
 const RELU: Gate = Gate { act: Activation::Relu, shift: 0.0 };
 

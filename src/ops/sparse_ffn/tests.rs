@@ -1,10 +1,10 @@
 use super::*;
 use crate::{
     Threads,
-    core::Activation,
     ops::testing::{dequantized, gated, noise, relative_error},
 };
 use candle_core::Device;
+use candle_sparse_core::Activation;
 
 const FORMATS: [Format; 4] = [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0];
 const ACTS: [Activation; 7] = [

@@ -1,7 +1,6 @@
 use super::*;
 use crate::{
     FfnMode, Guard, Selection,
-    core::Activation,
     ops::{
         LowRankPredictor, Wanted, low_rank_predict,
         testing::{dequantized, gated, noise, relative_error},
@@ -9,6 +8,7 @@ use crate::{
     profile::{LayerProfile, LayerRule},
 };
 use candle_core::{DType, Device};
+use candle_sparse_core::Activation;
 
 const ACT: Gate = Gate { act: Activation::Silu, shift: 0.1 };
 const MODES: [FfnMode; 3] = [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];

@@ -1,6 +1,7 @@
 use super::*;
-use crate::{Weight, core::Format};
+use crate::Weight;
 use candle_core::Device;
+use candle_sparse_core::Format;
 use std::collections::HashMap;
 
 const LAYERS: usize = 3;

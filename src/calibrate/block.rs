@@ -1,0 +1,94 @@
+//! The FFN of one block: its weights, what it computes exactly, and how it is to be fitted.
+
+use crate::settings::with_methods;
+use crate::sparse::candidate_factor;
+use candle_core::{Result, Tensor, bail};
+use candle_sparse_core::{Activation, Gate, kernel::activation};
+use rayon::prelude::*;
+
+/// What a fit may use.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Rank of the prediction.
+    pub rank: usize,
+    /// Candidates of a cascade per neuron that it wants active; `None` takes 1.4, and 2 where most gates are shut: there a
+    /// candidate costs little and the exact gate tells all.
+    pub candidate_factor: Option<f32>,
+    /// The mean active share at which neurons are put in order.
+    pub reference_share: f32,
+}
+
+with_methods!(Settings {
+    with_rank: rank: usize,
+    with_candidate_factor: candidate_factor: Option<f32>,
+    with_reference_share: reference_share: f32,
+});
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { rank: 64, candidate_factor: None, reference_share: 0.35 }
+    }
+}
+
+impl Settings {
+    /// The same with the factor that suits an activation, unless one is set.
+    pub(super) fn for_activation(self, act: Activation) -> Self {
+        let factor = self.candidate_factor.unwrap_or_else(|| candidate_factor(act));
+        Self { candidate_factor: Some(factor), ..self }
+    }
+}
+
+/// The FFN of one block, F32.
+#[derive(Clone, Debug)]
+pub(crate) struct FfnWeights {
+    /// `[intermediate_size, hidden_size]`
+    pub gate: Tensor,
+    /// `[intermediate_size, hidden_size]`
+    pub up: Tensor,
+    /// `[hidden_size, intermediate_size]`
+    pub down: Tensor,
+    /// Its activation.
+    pub act: Gate,
+}
+
+impl FfnWeights {
+    /// `intermediate_size` and `hidden_size`.
+    pub(super) fn dims(&self) -> Result<(usize, usize)> {
+        let (inner, hidden) = self.gate.dims2()?;
+        if self.up.dims() != [inner, hidden] || self.down.dims() != [hidden, inner] {
+            let (gate, up, down) = (self.gate.dims(), self.up.dims(), self.down.dims());
+            bail!(
+                "calibrate: gate {gate:?}, up {up:?} and down {down:?} are no FFN: give [n, h], [n, h] and [h, n]"
+            );
+        }
+        Ok((inner, hidden))
+    }
+
+    /// ‖down column‖ of each neuron.
+    pub(super) fn norms(&self) -> Result<Vec<f32>> {
+        self.down.sqr()?.sum(0)?.sqrt()?.to_vec1()
+    }
+}
+
+/// Gates and ups of every neuron at every sampled token, `[tokens, intermediate_size]`, as the weights say.
+pub(super) struct Exact {
+    pub(super) gate: Vec<f32>,
+    pub(super) up: Vec<f32>,
+}
+
+impl Exact {
+    pub(super) fn new(w: &FfnWeights, x: &Tensor) -> Result<Self> {
+        Ok(Self { gate: product(x, &w.gate)?, up: product(x, &w.up)? })
+    }
+}
+
+/// `x · mᵀ`
+pub(super) fn product(x: &Tensor, m: &Tensor) -> Result<Vec<f32>> {
+    x.matmul(&m.t()?)?.flatten_all()?.to_vec1()
+}
+
+/// `act(g − shift) · u`, element by element.
+pub(super) fn gated(act: Gate, gate: &[f32], up: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
+    gate.par_iter().enumerate().map(|(i, &g)| activation::apply(act.act, g - act.shift, up(i))).collect()
+}

@@ -1,0 +1,276 @@
+//! One token of one sequence: all threads run the whole step and share what reads weights or the past.
+//!
+//! The cache is read during the step and grows by the token when all is done.
+
+mod sparse;
+
+use super::{
+    Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize,
+    state::LayerRun,
+};
+use crate::{
+    attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
+    deadline::Deadline,
+    kv_cache::{KvCache, PAGE_LEN},
+    team::{Board, Member, Outcome, Over, Room},
+    weight::ROW_STEP,
+};
+use candle_core::{Error, Result, bail};
+use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
+use sparse::SparseOwn;
+use std::sync::{Mutex, PoisonError};
+
+/// Phases of a layer: qkv, recall, attention, o, gate and up, down.
+const PHASES: usize = 6;
+
+/// Working memory of all threads.
+#[derive(Default)]
+pub(super) struct Scratch {
+    board: Board,
+    own: Vec<Mutex<Own>>,
+}
+
+/// A thread's own vectors: all but the inner ones of a phase are equal on all threads.
+#[derive(Default)]
+struct Own {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    /// `[layer][key, value]` of the token, rounded as the cache does.
+    kv: Vec<f32>,
+    attended: Vec<f32>,
+    /// What attention read in each layer that has a gate, `[layer, hidden_size]`.
+    inputs: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// A piece of the logits.
+    piece: Vec<f32>,
+    groups: Vec<ActivationGroup>,
+    attention: LoneScratch,
+    sparse: SparseOwn,
+}
+
+/// What a token attends to.
+#[derive(Clone, Copy)]
+struct Past<'a> {
+    cache: &'a KvCache,
+    select: Selector<'a>,
+    plan: &'a Plan,
+    position: usize,
+}
+
+impl Decoder {
+    /// Runs a checked step of one token and writes its logits.
+    ///
+    /// # Errors
+    /// The step was given up, or its numbers are not finite; the cache is unchanged then.
+    pub(super) fn decode(
+        &self,
+        input: Input<'_>,
+        position: usize,
+        cache: &mut KvCache,
+        s: &mut AllScratch,
+        deadline: Option<Deadline>,
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let AllScratch { decode: s, state, plan, .. } = s;
+        let select = self.selector();
+        if select.config().recalled_pages() > 0 {
+            (0..self.layers.len()).for_each(|layer| cache.update_bounds(layer, position / PAGE_LEN));
+        }
+        plan.update(&select, cache, [self.layers.len(), self.config.num_key_value_heads], position);
+        let plans = self.sparse.as_ref().map(|s| &*s.plans);
+        if let Some(plans) = plans {
+            state.begin(plans, self.config.intermediate_size);
+        }
+        s.own.resize_with(self.threads.count(), Mutex::default);
+        for own in &mut s.own {
+            self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner), cache);
+        }
+        let past = Past { cache, select, plan, position };
+        let logits = Mutex::new(Some(logits));
+        let program = |member: &mut Member<'_>, own: &mut Own| {
+            self.enter_token(input, position, own);
+            for (i, layer) in self.layers.iter().enumerate() {
+                // The caller's end is everyone's.
+                if member.is_caller() && deadline.is_some_and(|d| d.has_passed()) {
+                    return Err(Over);
+                }
+                self.attend_token(member, (i, layer), past, own)?;
+                match (&layer.ffn, plans) {
+                    (Ffn::Sparse(ffn), Some(plans)) => {
+                        let turn = state.turn(plans, i, position);
+                        self.sparse_ffn_token(member, (i, layer, ffn), turn, own)?;
+                    }
+                    (Ffn::Dense(ffn), _) => {
+                        self.ffn_token(member, layer, ffn, own)?;
+                        if let Some(run) = own.sparse.runs.get_mut(i) {
+                            *run = LayerRun::all(self.config.intermediate_size, layer.ffn.dense_bytes());
+                        }
+                    }
+                    (Ffn::Sparse(_), None) => unreachable!("a model with a profile has plans"),
+                }
+            }
+            let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.head_token(member, own, if member.is_caller() { out() } else { None })
+        };
+        let outcome = self.threads.team(&mut s.board, self.room(cache), &s.own, program);
+        let own = s.own[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = own.sparse.damaged {
+            bail!(
+                "layer {i}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its \
+                 dtype too narrow?"
+            );
+        }
+        if let (Err(Over), Some(deadline)) = (outcome, deadline) {
+            deadline.check()?;
+        }
+        outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
+        cache.begin(1, position, 1)?;
+        let kv_dim = self.config.kv_dim();
+        for (layer, kv) in own.kv.chunks_exact(2 * kv_dim).enumerate() {
+            cache.write(0, layer, position, &kv[..kv_dim], &kv[kv_dim..]);
+        }
+        for (i, x) in own.inputs.chunks_exact(self.config.hidden_size).enumerate() {
+            if let Some(gate) = select.gate(i) {
+                cache.observe(0, i, gate, self.kernels, position, x);
+            }
+        }
+        cache.advance(1);
+        if let Some(plans) = plans {
+            state.note(plans, &own.sparse.runs);
+        }
+        Ok(())
+    }
+
+    /// What a step publishes at most.
+    fn room(&self, cache: &KvCache) -> Room {
+        let c = &self.config;
+        let layer = 2 * c.hidden_size
+            + c.q_dim()
+            + 2 * c.kv_dim()
+            + c.intermediate_size
+            + attention::room(c, &self.selector(), cache);
+        let sparse = self.sparse_room();
+        Room {
+            phases: self.layers.len() * PHASES + 1 + sparse.phases,
+            elements: self.layers.len() * layer + c.vocab_size + sparse.elements,
+        }
+    }
+
+    fn resize(&self, own: &mut Own, cache: &KvCache) {
+        let c = &self.config;
+        resize(&mut own.x, c.hidden_size);
+        resize(&mut own.normed, c.hidden_size);
+        resize(&mut own.qkv, c.q_dim() + 2 * c.kv_dim());
+        resize(&mut own.kv, self.layers.len() * 2 * c.kv_dim());
+        resize(&mut own.attended, c.q_dim());
+        let gated = if self.selector().gate(0).is_some() { self.layers.len() } else { 0 };
+        resize(&mut own.inputs, gated * c.hidden_size);
+        resize(&mut own.gate, c.intermediate_size);
+        resize(&mut own.up, c.intermediate_size);
+        resize(&mut own.cos, c.head_dim / 2);
+        resize(&mut own.sin, c.head_dim / 2);
+        // There are two pieces or more, or none is needed.
+        resize(&mut own.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
+        self.resize_groups(1, &mut own.groups);
+        own.attention.resize(c, cache);
+        self.resize_sparse(&mut own.sparse);
+    }
+
+    fn enter_token(&self, input: Input<'_>, position: usize, own: &mut Own) {
+        match input {
+            Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut own.x),
+            Input::Embeddings(e) => own.x.copy_from_slice(e),
+        }
+        rope::angles(|i| self.inv_freq[i], position, &mut own.cos, &mut own.sin);
+    }
+
+    /// `x += o(attention(norm(x)))`
+    fn attend_token(
+        &self,
+        member: &mut Member<'_>,
+        (i, layer): (usize, &Layer),
+        past: Past<'_>,
+        own: &mut Own,
+    ) -> Outcome {
+        let c = &self.config;
+        let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
+        self.norm_row(&own.x, &layer.input_layernorm, &mut own.normed);
+        if let Some(x) = own.inputs.chunks_exact_mut(c.hidden_size).nth(i) {
+            x.copy_from_slice(&own.normed);
+        }
+        self.project(member, &layer.qkv_proj, &own.normed, &mut own.groups, &mut own.qkv)?;
+        self.rotate_row(&mut own.qkv, &own.cos, &own.sin);
+        let kv = &mut own.kv[i * 2 * kv_dim..(i + 1) * 2 * kv_dim];
+        kv.copy_from_slice(&own.qkv[q_dim..]);
+        past.cache.round(kv);
+        let (keys, values) = kv.split_at(kv_dim);
+        let Past { cache, select, plan, position } = past;
+        let token =
+            Token { cache, select, plan, layer: i, position, queries: &own.qkv[..q_dim], keys, values };
+        lone_token(member, self.kernels, c, token, &mut own.attention, &mut own.attended)?;
+        self.project(member, &layer.o_proj, &own.attended, &mut own.groups, &mut own.normed)?;
+        self.kernels.axpy(1.0, &own.normed, &mut own.x);
+        Ok(())
+    }
+
+    /// `x += down(act(gate(norm(x))) · up(norm(x)))`
+    fn ffn_token(&self, member: &mut Member<'_>, layer: &Layer, ffn: &DenseFfn, own: &mut Own) -> Outcome {
+        let (c, on) = (&self.config, self.on());
+        self.norm_row(&own.x, &layer.post_attention_layernorm, &mut own.normed);
+        let DenseFfn { gate_proj, up_proj, down_proj } = ffn;
+        let (gate_w, up_w) = (gate_proj.weight.matrix(), up_proj.weight.matrix());
+        let formats = [gate_proj.weight.format(), up_proj.weight.format()];
+        let x = on.input(formats.into_iter(), c.hidden_size, &own.normed, &mut own.groups);
+        let piece = member.piece(c.intermediate_size, gate_w.bytes() + up_w.bytes(), ROW_STEP);
+        member.phase(&mut own.up, piece, |i, up| {
+            let r = i * piece..i * piece + up.len();
+            let gate = &mut own.gate[..up.len()];
+            on.kernels.matmul(gate_w.slice_rows(r.clone()), x.columns(formats[0]), &mut [gate]);
+            on.kernels.matmul(up_w.slice_rows(r.clone()), x.columns(formats[1]), &mut [up]);
+            add_bias(gate, gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
+            add_bias(up, up_proj.bias.as_deref().map(|b| &b[r]));
+            on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
+        })?;
+        self.project(member, down_proj, &own.up, &mut own.groups, &mut own.normed)?;
+        self.kernels.axpy(1.0, &own.normed, &mut own.x);
+        Ok(())
+    }
+
+    /// `y = p · x`
+    fn project(
+        &self,
+        member: &mut Member<'_>,
+        p: &Projection,
+        x: &[f32],
+        groups: &mut [ActivationGroup],
+        y: &mut [f32],
+    ) -> Outcome {
+        let w = &p.weight;
+        let x = self.on().input(w.formats(), w.cols(), x, groups);
+        let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
+        member.phase(y, piece, |i, y| {
+            let r = i * piece..i * piece + y.len();
+            w.multiply(self.kernels, r.clone(), x, &mut [y]);
+            add_bias(y, p.bias.as_deref().map(|b| &b[r]));
+        })
+    }
+
+    /// The logits, which the calling thread alone wants.
+    fn head_token(&self, member: &mut Member<'_>, own: &mut Own, logits: Option<&mut [f32]>) -> Outcome {
+        let (c, w) = (&self.config, self.lm_head.matrix());
+        self.kernels.rms_norm(&own.x, &self.norm, c.rms_norm_eps, &mut own.normed);
+        let x = self.on().columns(self.lm_head.format(), c.hidden_size, &own.normed, &mut own.groups);
+        let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
+        let compute = |i: usize, y: &mut [f32]| {
+            self.kernels.matmul(w.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
+        };
+        match logits {
+            Some(logits) => member.phase(logits, piece, compute),
+            None => member.assist(c.vocab_size, piece, &mut own.piece, compute),
+        }
+    }
+}

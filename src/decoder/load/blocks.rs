@@ -1,0 +1,145 @@
+//! Which blocks leave neurons out: where the profile keeps its target, bytes allow a gain, and this machine shows one.
+
+use super::tensors::Loader;
+use crate::decoder::{
+    Decoder, Extras, Ffn, Layer,
+    payoff::{MEASURED_BYTES, Trial},
+};
+use crate::{
+    FfnMode, Profile, SparseConfig,
+    profile::Fingerprint,
+    sparse::{self, BREAK_EVEN, Points, expected_share},
+    weight::Conversions,
+};
+use candle_core::Result;
+use candle_nn::VarBuilder;
+
+/// Of a token's time: what a profile must save to be used, beyond the noise of the measurement.
+const LEAST_SAVED: f64 = 0.02;
+
+/// Where blocks come from.
+pub(super) struct Source<'a, 'b> {
+    pub(super) loader: &'a Loader<'b>,
+    pub(super) vb: &'a VarBuilder<'a>,
+    pub(super) extras: Extras,
+}
+
+impl Source<'_, '_> {
+    fn at(&self, block: usize) -> VarBuilder<'_> {
+        self.vb.pp(format!("model.layers.{block}"))
+    }
+}
+
+/// Which blocks are sparse.
+pub(super) struct SparseBlocks {
+    pub(super) sparse: Vec<bool>,
+    /// Why the others are not, in one line.
+    pub(super) why_not: Option<String>,
+}
+
+impl SparseBlocks {
+    /// `decoder` has everything but blocks.
+    pub(super) fn choose(
+        source: &Source<'_, '_>,
+        decoder: &Decoder,
+        profile: &Profile,
+        wanted: &SparseConfig,
+    ) -> Result<Self> {
+        let blocks = 0..decoder.config.num_hidden_layers;
+        // Those of a neuron-major file cannot be held otherwise.
+        let fixed = blocks.clone().map(|i| source.loader.is_neuron_major(&source.at(i).pp("mlp")));
+        let fixed: Vec<bool> = fixed.collect();
+        let forced = wanted.force && wanted.mode != FfnMode::Dense;
+        if fixed.contains(&true) || forced {
+            let sparse: Vec<bool> = blocks.map(|i| fixed[i] || sparse::pays(wanted, profile, i)).collect();
+            return Ok(Self::some(sparse, BREAK_EVEN));
+        }
+        let config = wanted.resolve(&profile.held_out)?;
+        if config.mode == FfnMode::Dense {
+            let why = match wanted.mode {
+                FfnMode::Dense => "all neurons were asked for, the profile is not used",
+                _ => "no rule of this profile keeps its target on held-out text, all neurons are computed",
+            };
+            return Ok(Self { sparse: fixed, why_not: Some(why.into()) });
+        }
+        let shares = blocks.map(|i| expected_share(&config, profile, i)).collect::<Result<Vec<_>>>()?;
+        Self::that_gain(source, decoder, profile, config.mode, &shares)
+    }
+
+    /// Those whose expected `shares` gain time here.
+    fn that_gain(
+        source: &Source<'_, '_>,
+        decoder: &Decoder,
+        profile: &Profile,
+        mode: FfnMode,
+        shares: &[f32],
+    ) -> Result<Self> {
+        let up_to = |limit: f32| (0..shares.len()).filter(|&i| shares[i] <= limit).collect::<Vec<_>>();
+        let hopeful = up_to(BREAK_EVEN);
+        if hopeful.is_empty() {
+            return Ok(Self::none(shares, BREAK_EVEN));
+        }
+        let (blocks, bytes) = both_ways(source, decoder, profile, &hopeful)?;
+        let measured = blocks[0].len();
+        let of_measured = hopeful[..measured].iter().map(|&i| shares[i]).collect();
+        let trial = Trial { blocks, shares: of_measured, mode, points: Points::from(profile) };
+        let payoff = decoder.measure(trial)?;
+        let gaining = up_to(payoff.break_even());
+        let head = decoder.lm_head.bytes();
+        // What one block is of a token, by bytes, and a token of the measured one.
+        let part = (bytes + head) as f64 / (bytes * shares.len() + head * measured) as f64;
+        if payoff.saved(gaining.iter().map(|&i| shares[i]), part) < LEAST_SAVED {
+            return Ok(Self::none(shares, payoff.break_even()));
+        }
+        Ok(Self::some((0..shares.len()).map(|i| gaining.contains(&i)).collect(), payoff.break_even()))
+    }
+
+    fn some(sparse: Vec<bool>, needed: f32) -> Self {
+        let dense: Vec<usize> = (0..sparse.len()).filter(|&i| !sparse[i]).collect();
+        let needed = 100.0 * needed;
+        let why_not = (!dense.is_empty()).then(|| {
+            format!("blocks {dense:?}: more than {needed:.0} % of the neurons are expected to be active, they are dense")
+        });
+        Self { sparse, why_not }
+    }
+
+    fn none(shares: &[f32], needed: f32) -> Self {
+        let least = shares.iter().copied().fold(f32::INFINITY, f32::min);
+        let mean = shares.iter().sum::<f32>() / shares.len() as f32;
+        let found = if least <= needed {
+            format!("it would save less than {:.0} % of a token's time", 100.0 * LEAST_SAVED)
+        } else {
+            format!(
+                "{mean:.2} of the neurons expected active ({least:.2} in the best block), {needed:.2} or less needed"
+            )
+        };
+        let why = format!("this profile does not pay here: {found}; all neurons are computed");
+        Self { sparse: vec![false; shares.len()], why_not: Some(why) }
+    }
+}
+
+/// The first of `blocks` dense and sparse, as many as it takes to measure, and their bytes.
+fn both_ways(
+    source: &Source<'_, '_>,
+    decoder: &Decoder,
+    profile: &Profile,
+    blocks: &[usize],
+) -> Result<([Vec<Layer>; 2], usize)> {
+    let Loader { format, stored, optional_biases, .. } = *source.loader;
+    let (root, fingerprint, conversions) =
+        (source.loader.root.clone(), Fingerprint::default(), Conversions::default());
+    let mut loader = Loader { root, fingerprint, format, stored, optional_biases, conversions };
+    let (mut held, mut bytes) = ([Vec::new(), Vec::new()], 0);
+    for &i in blocks {
+        let vb = source.at(i);
+        let dense = loader.layer(&decoder.config, source.extras, None, &vb)?;
+        let ffn = loader.sparse_ffn(&decoder.config, &profile.layers[i], &vb.pp("mlp"))?;
+        bytes += dense.bytes();
+        held[1].push(Layer { ffn: Ffn::Sparse(ffn), ..dense.clone() });
+        held[0].push(dense);
+        if bytes >= MEASURED_BYTES {
+            break;
+        }
+    }
+    Ok((held, bytes))
+}

@@ -1,0 +1,83 @@
+//! The profile that a model is loaded with.
+
+use crate::decoder::{Extras, LoadOptions};
+use crate::{FfnMode, Profile, Selection, SparseConfig};
+use candle_core::{Result, bail};
+use candle_nn::VarBuilder;
+use candle_sparse_core::Config;
+use std::sync::Arc;
+
+/// The profile to load with, checked; `None` also where the environment says so.
+pub(super) fn profile(
+    vb: &VarBuilder<'_>,
+    options: &mut LoadOptions,
+    c: &Config,
+    extras: Extras,
+    notices: &mut Vec<String>,
+) -> Result<Option<Arc<Profile>>> {
+    options.sparse.check()?;
+    match wanted(std::env::var("CANDLE_SPARSE").ok().as_deref())? {
+        Wanted::Off => {
+            if options.profile.is_some() {
+                notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
+            }
+            return Ok(None);
+        }
+        Wanted::Always => options.sparse.force = true,
+        Wanted::On => {}
+    }
+    let profile = match &options.profile {
+        Some(profile) => Arc::clone(profile),
+        None => match Profile::from_tensors(vb)? {
+            Some(profile) => Arc::new(profile),
+            None if matches!(
+                options.sparse,
+                SparseConfig { mode: FfnMode::Auto, selection: Selection::Fitted, guard: None, .. }
+            ) || options.sparse.mode == FfnMode::Dense =>
+            {
+                return Ok(None);
+            }
+            None => bail!(
+                "sparse: settings without a profile: give LoadOptions one, or calibrate the model first"
+            ),
+        },
+    };
+    if extras.mlp_bias {
+        bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
+    }
+    profile.check_model(c)?;
+    Ok(Some(profile))
+}
+
+/// What `CANDLE_SPARSE` says.
+#[derive(Debug, PartialEq)]
+enum Wanted {
+    Off,
+    On,
+    Always,
+}
+
+fn wanted(value: Option<&str>) -> Result<Wanted> {
+    match value {
+        None | Some("on") => Ok(Wanted::On),
+        Some("off") => Ok(Wanted::Off),
+        Some("always") => Ok(Wanted::Always),
+        Some(other) => bail!("CANDLE_SPARSE={other}: say on, off or always, or leave it unset"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Wanted, wanted};
+
+    #[test]
+    fn the_environment_says_on_off_or_always() {
+        assert_eq!(wanted(None).unwrap(), Wanted::On);
+        assert_eq!(
+            ["on", "off", "always"].map(|v| wanted(Some(v)).unwrap()),
+            [Wanted::On, Wanted::Off, Wanted::Always]
+        );
+        let err = wanted(Some("0")).unwrap_err().to_string();
+        assert!(err.contains("CANDLE_SPARSE=0") && err.contains("on, off or always"), "{err}");
+    }
+}

@@ -1,0 +1,150 @@
+//! What can be set on a loaded model: which neurons and which positions it leaves out.
+
+use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
+use crate::{
+    AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::Plans,
+};
+use candle_core::{Result, bail};
+use candle_sparse_core::Format;
+use std::sync::Arc;
+
+impl Decoder {
+    /// The settings of the sparse FFN; `None` for a model that was loaded without a profile, or with one that is not used.
+    #[must_use]
+    pub fn sparse_config(&self) -> Option<SparseConfig> {
+        self.sparse.as_ref().map(|s| s.plans.config)
+    }
+
+    /// This model with other settings of the sparse FFN; the weights are shared.
+    ///
+    /// Blocks that were loaded as dense ones, because leaving neurons out did not pay at the settings they were loaded with,
+    /// stay dense; [`SparseConfig::force`] while loading keeps all of them that read fewer bytes.
+    ///
+    /// # Errors
+    /// As [`Plans::new`]; also a model all of whose blocks are dense, unless all neurons are asked for.
+    pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
+        let Some(Sparse { points, .. }) = &self.sparse else {
+            match &self.not_sparse {
+                Some(_) if config.mode == FfnMode::Dense => return Ok(self.clone()),
+                Some(why) => {
+                    bail!("sparse: {why}; load it with SparseConfig::force to leave neurons out all the same")
+                }
+                None => bail!("sparse: the model was loaded without a profile: give LoadOptions one"),
+            }
+        };
+        let plans = Plans::new(config, points, self.layers.iter().map(|l| l.ffn.sparse()))?;
+        let sparse = Some(Sparse { points: points.clone(), plans: Arc::new(plans) });
+        Ok(Self { sparse, ..self.clone() })
+    }
+
+    /// The settings of sparse attention.
+    #[must_use]
+    pub fn attention_config(&self) -> &AttentionConfig {
+        &self.attention
+    }
+
+    /// The gates of sparse attention, one per layer; none where the profile has none.
+    #[must_use]
+    pub fn gates(&self) -> &[FastGrnnGate] {
+        &self.gates
+    }
+
+    /// This model with other settings of attention; the weights are shared.
+    ///
+    /// # Errors
+    /// Gated attention for a model that was loaded without gates.
+    pub fn with_attention(&self, config: AttentionConfig) -> Result<Self> {
+        Selector::new(config, &self.gates, self.layers.len())?;
+        Ok(Self { attention: config, ..self.clone() })
+    }
+
+    /// This model with other gates, one per layer.
+    ///
+    /// # Errors
+    /// Their number or shape is not the model's.
+    pub fn with_gates(&self, gates: Vec<FastGrnnGate>) -> Result<Self> {
+        let c = &self.config;
+        if gates.len() != self.layers.len() {
+            bail!("gates: {} for a model of {} layers", gates.len(), self.layers.len());
+        }
+        for (i, g) in gates.iter().enumerate() {
+            g.check()?;
+            if [g.hidden_size, g.kv_heads] != [c.hidden_size, c.num_key_value_heads] {
+                bail!(
+                    "gate of layer {i}: made for hidden_size {} and {} key/value heads, the model has {} and {}",
+                    g.hidden_size,
+                    g.kv_heads,
+                    c.hidden_size,
+                    c.num_key_value_heads
+                );
+            }
+        }
+        Ok(Self { gates: gates.into(), ..self.clone() })
+    }
+
+    pub(super) fn selector(&self) -> Selector<'_> {
+        let checked = Selector::new(self.attention, &self.gates, self.layers.len());
+        checked.expect("settings are checked where they are set, gates where they are given")
+    }
+
+    /// Whether products round activations to 8 bits, as those of quantised matrices do.
+    #[must_use]
+    pub fn rounds_activations(&self) -> bool {
+        let quantised = |p: &Projection| p.weight.formats().any(Format::is_quantized);
+        let layer = |l: &Layer| {
+            let ffn = match &l.ffn {
+                Ffn::Dense(f) => f.gate_proj.weight.format().is_quantized() || quantised(&f.down_proj),
+                Ffn::Sparse(f) => f.gate.format().is_quantized(),
+            };
+            ffn || quantised(&l.qkv_proj) || quantised(&l.o_proj)
+        };
+        self.lm_head.format().is_quantized() || self.layers.iter().any(layer)
+    }
+
+    /// Whether an FFN has biases, which no profile serves.
+    #[must_use]
+    pub fn has_ffn_bias(&self) -> bool {
+        let biased = |f: &DenseFfn| {
+            f.gate_proj.bias.is_some() || f.up_proj.bias.is_some() || f.down_proj.bias.is_some()
+        };
+        self.layers.iter().any(|l| matches!(&l.ffn, Ffn::Dense(f) if biased(f)))
+    }
+
+    /// Elements of all matrices, a tied head counted once.
+    #[must_use]
+    pub fn parameters(&self) -> usize {
+        let c = &self.config;
+        let layer = c.hidden_size * (2 * c.q_dim() + 2 * c.kv_dim() + 3 * c.intermediate_size);
+        let heads = if self.embed_tokens.shares_memory(&self.lm_head) { 1 } else { 2 };
+        self.layers.len() * layer + heads * c.vocab_size * c.hidden_size
+    }
+
+    /// This model with the same numbers as F32, whose products round no activations; memory: 4 bytes per element.
+    ///
+    /// # Errors
+    /// A block that leaves neurons out.
+    pub fn in_f32(&self) -> Result<Self> {
+        let projection = |p: &Projection| -> Result<_> {
+            Ok(Projection { weight: p.weight.to_f32()?, bias: p.bias.clone() })
+        };
+        let half = |p: &Projection<Weight>| -> Result<_> {
+            Ok(Projection { weight: p.weight.to_f32()?, bias: p.bias.clone() })
+        };
+        let layer = |l: &Layer| -> Result<_> {
+            let Ffn::Dense(f) = &l.ffn else { bail!("in F32: a block of this model leaves neurons out") };
+            let (gate_proj, up_proj) = (half(&f.gate_proj)?, half(&f.up_proj)?);
+            Ok(Layer {
+                input_layernorm: l.input_layernorm.clone(),
+                qkv_proj: projection(&l.qkv_proj)?,
+                o_proj: projection(&l.o_proj)?,
+                post_attention_layernorm: l.post_attention_layernorm.clone(),
+                ffn: Ffn::Dense(DenseFfn { gate_proj, up_proj, down_proj: projection(&f.down_proj)? }),
+            })
+        };
+        let embed_tokens = self.embed_tokens.to_f32()?;
+        let tied = self.embed_tokens.shares_memory(&self.lm_head);
+        let lm_head = if tied { embed_tokens.clone() } else { self.lm_head.to_f32()? };
+        let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
+        Ok(Self { embed_tokens, lm_head, layers, ..self.clone() })
+    }
+}
