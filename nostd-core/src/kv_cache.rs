@@ -20,7 +20,7 @@ use half::f16;
 use layout::Layout;
 pub use page::PAGE_LEN;
 use page::{PageMut, PageShape};
-use tiers::{Ageing, Rounding, Tier};
+use tiers::{Ageing, Tier};
 
 /// How a cache keeps keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,15 +29,13 @@ pub struct KvConfig {
     pub dtype: Format,
     /// When pages become warm and cold.
     pub ageing: Ageing,
-    /// Rounds the cold tier up or down at random, without bias, by a generator with this seed.
-    pub stochastic: Option<u64>,
 }
 
 impl KvConfig {
     /// Every position in `dtype`.
     #[must_use]
     pub const fn exact(dtype: Format) -> Self {
-        Self { dtype, ageing: Ageing::NEVER, stochastic: None }
+        Self { dtype, ageing: Ageing::NEVER }
     }
 
     /// The last `hot` positions in F16, up to `warm` in `Q8_0`, the rest in `Q4_1`.
@@ -357,7 +355,7 @@ impl KvCache<'_> {
 
     /// Fills the slot of a page in one tier with what its slot in another one holds.
     fn refill(&mut self, layer: usize, page: usize, from: Tier, to: Tier) {
-        let Layout { page: shape, config, .. } = self.layout;
+        let shape = self.layout.page;
         let (source, source_bytes) = self.layout.place(from, page);
         let (target, target_bytes) = self.layout.place(to, page);
         let bytes = self.layout.layer_bytes();
@@ -369,11 +367,8 @@ impl KvCache<'_> {
             (&high[..source_bytes], &mut low[target..target + target_bytes])
         };
         let rows = Rows::from_bytes(self.layout.format(from), source).expect("pages are aligned");
-        PageMut::from_bytes(self.layout.format(to), target).expect("pages are aligned").fill(
-            shape,
-            rows,
-            |at| Rounding::of(config.stochastic, layer, page, at),
-        );
+        let mut page = PageMut::from_bytes(self.layout.format(to), target).expect("pages are aligned");
+        page.fill(shape, rows);
     }
 
     fn hot_page(&mut self, layer: usize, page: usize) -> PageMut<'_> {

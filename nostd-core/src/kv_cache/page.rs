@@ -9,7 +9,6 @@
 //! positions and values per position over 32 channels, as in KIVI (Liu et al. 2024). A value row holds the channels of one
 //! head, or of all heads: then heads of 8 channels share a block of 32, and nothing is filled up with zeros.
 
-use super::tiers::Rounding;
 use crate::{
     error::Error,
     format::{BLOCK_LEN, BlockQ4_1, BlockQ8_0, Format},
@@ -161,19 +160,18 @@ impl<'a> PageMut<'a> {
     /// A length is not that of `shape`.
     pub fn write(&mut self, shape: PageShape, position: usize, k: &[f32], v: &[f32]) {
         match self {
-            Self::F32(p) => write(p, shape, position, k, v, |to, x| to.copy_from_slice(x)),
-            Self::F16(p) => write(p, shape, position, k, v, HalfFloatSliceExt::convert_from_f32_slice),
-            Self::BF16(p) => write(p, shape, position, k, v, HalfFloatSliceExt::convert_from_f32_slice),
+            Self::F32(p) => write(p, shape, position, [k, v], |x| x, |to, x| to.copy_from_slice(x)),
+            Self::F16(p) => write(p, shape, position, [k, v], f16::from_f32, convert),
+            Self::BF16(p) => write(p, shape, position, [k, v], bf16::from_f32, convert),
             Self::Q8_0(_) | Self::Q4_1(_) => {}
         }
     }
 
-    /// Takes over all elements of another page, rounded to this page's format; `rounding(i)` is that of block i of a
-    /// [`Format::Q4_1`] page.
+    /// Takes over all elements of another page, rounded to this page's format.
     ///
     /// # Panics
     /// A length is not that of `shape`.
-    pub fn fill(&mut self, shape: PageShape, from: Rows<'_>, rounding: impl Fn(usize) -> Rounding) {
+    pub fn fill(&mut self, shape: PageShape, from: Rows<'_>) {
         let mut x = [0.0; BLOCK_LEN];
         for run in shape.runs() {
             PageShape::read(from, run, &mut x);
@@ -183,28 +181,35 @@ impl<'a> PageMut<'a> {
                 Self::F16(p) => p[floats].convert_from_f32_slice(&x[..run.len]),
                 Self::BF16(p) => p[floats].convert_from_f32_slice(&x[..run.len]),
                 Self::Q8_0(p) => p[run.block] = BlockQ8_0::quantize(&x),
-                Self::Q4_1(p) => p[run.block] = rounding(run.block).quantize(&x),
+                Self::Q4_1(p) => p[run.block] = BlockQ4_1::quantize(&x),
             }
         }
     }
 }
 
-/// Stores a position of a page of floats; `store` converts a run of elements.
+/// Stores a position of a page of floats; `one` converts an element, `run` a run of them.
 fn write<T>(
     page: &mut [T],
     shape: PageShape,
     position: usize,
-    k: &[f32],
-    v: &[f32],
-    store: impl Fn(&mut [T], &[f32]),
+    [k, v]: [&[f32]; 2],
+    one: impl Fn(f32) -> T,
+    run: impl Fn(&mut [T], &[f32]),
 ) {
     let (keys, values) = page.split_at_mut(shape.channels * PAGE_LEN);
     for (channel, x) in keys.as_chunks_mut::<PAGE_LEN>().0.iter_mut().zip(k) {
-        store(&mut channel[position..=position], core::slice::from_ref(x));
+        channel[position] = one(*x);
     }
     for (rows, x) in values.chunks_exact_mut(PAGE_LEN * shape.row).zip(v.chunks_exact(shape.row)) {
-        store(&mut rows[position * shape.row..(position + 1) * shape.row], x);
+        run(&mut rows[position * shape.row..(position + 1) * shape.row], x);
     }
+}
+
+fn convert<T>(to: &mut [T], x: &[f32])
+where
+    [T]: HalfFloatSliceExt,
+{
+    to.convert_from_f32_slice(x);
 }
 
 /// Rounds elements as a page of `format` stores them: `x` becomes what would be read.
@@ -249,7 +254,7 @@ mod tests {
                 let mut words = vec![0_u32; shape.bytes(format).div_ceil(4)];
                 let bytes = &mut bytemuck::cast_slice_mut::<u32, u8>(&mut words)[..shape.bytes(format)];
                 let mut page = PageMut::from_bytes(format, bytes).unwrap();
-                page.fill(shape, Rows::F32(&hot), |_| Rounding::Nearest);
+                page.fill(shape, Rows::F32(&hot));
                 let rows = Rows::from_bytes(format, bytes).unwrap();
                 for position in 0..PAGE_LEN {
                     let (k, v) = (noise(channels, position as f32), noise(channels, -1.0 - position as f32));
@@ -266,7 +271,7 @@ mod tests {
                     }
                 }
                 let mut back = vec![0.0; shape.elements()];
-                PageMut::F32(&mut back).fill(shape, rows, |_| Rounding::Nearest);
+                PageMut::F32(&mut back).fill(shape, rows);
                 assert!(back.iter().zip(&hot).all(|(b, h)| (b - h).abs() <= 0.6 * step), "{format:?}");
             }
         }
