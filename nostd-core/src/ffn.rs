@@ -14,7 +14,7 @@ use choose::{Choice, Room};
 /// Neurons of a panel of [`Predictor::q_gate`].
 pub const PANEL: usize = 128;
 
-/// Active share of the neurons past which a block is faster when it computes all of them.
+/// Active share past which a block is faster when it computes all neurons, in the layout of a sparse one.
 pub const CROSSOVER: f32 = 0.85;
 
 /// Tokens for which a block runs dense after one that needed nearly all neurons.

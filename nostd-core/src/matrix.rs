@@ -54,6 +54,19 @@ macro_rules! rows {
                 }
             }
 
+            /// Calls `f` with the elements of each block of some rows of a matrix whose rows are `row_blocks` blocks long and begin
+            /// every `stride` blocks: with the row's place in `rows`, its block's first element, and the block's elements.
+            pub(crate) fn for_each_block(
+                self,
+                (stride, row_blocks): (usize, usize),
+                rows: impl Iterator<Item = usize>,
+                f: impl FnMut(usize, usize, &[f32]),
+            ) {
+                match self {
+                    $(Self::$format(d) => each(d, (stride, row_blocks), rows, $read, f),)*
+                }
+            }
+
             /// Writes all elements as f32.
             ///
             /// # Panics
@@ -85,6 +98,26 @@ rows! {
     Q2K: BlockQ2K, BlockQ2K::dequantize;
 }
 
+/// Apart for each format, as [`read`] is.
+#[inline(never)]
+fn each<B, const N: usize>(
+    blocks: &[B],
+    (stride, row_blocks): (usize, usize),
+    rows: impl Iterator<Item = usize>,
+    dequantize: impl Fn(&B, &mut [f32; N]),
+    mut f: impl FnMut(usize, usize, &[f32]),
+) {
+    let mut values = [0.0; N];
+    for (i, r) in rows.enumerate() {
+        for (k, block) in blocks[r * stride..r * stride + row_blocks].iter().enumerate() {
+            dequantize(block, &mut values);
+            f(i, k * N, &values);
+        }
+    }
+}
+
+/// A function for each format: all in one they need more stack than LLVM's code for Xtensa can reach.
+#[inline(never)]
 fn read<B, const N: usize>(blocks: &[B], out: &mut [f32], dequantize: impl Fn(&B, &mut [f32; N])) {
     out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(o, b)| dequantize(b, o));
 }

@@ -76,7 +76,7 @@ struct Unpacked {
     /// The first block.
     first: usize,
     n: usize,
-    blocks: [(f32, [i8; BLOCK_LEN]); TOGETHER],
+    blocks: [(f32, [i16; BLOCK_LEN]); TOGETHER],
 }
 
 impl Unpacked {
@@ -87,12 +87,12 @@ impl Unpacked {
         for (block, i) in blocks.iter_mut().zip(first..end) {
             let (group, b) = ActivationGroup::place(i, n);
             let (d, _, qs) = x[group].block(b);
-            *block = (d, qs);
+            *block = (d, qs.map(i16::from));
         }
         Self { first, n: end - first, blocks }
     }
 
-    fn blocks(&self) -> &[(f32, [i8; BLOCK_LEN])] {
+    fn blocks(&self) -> &[(f32, [i16; BLOCK_LEN])] {
         &self.blocks[..self.n]
     }
 }
@@ -100,24 +100,21 @@ impl Unpacked {
 /// Adds the part of each row's product that some blocks make.
 fn add_products(w: Matrix<'_>, x: &Unpacked, rows: impl Iterator<Item = usize>, y: &mut [f32]) {
     match w.data() {
-        Rows::Q8_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, (d, x)| {
+        Rows::Q8_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, d, x| {
             f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, x)
         }),
-        Rows::Q4_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, (d, x)| {
+        Rows::Q4_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, d, x| {
             f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.unpack(), x)
         }),
-        _ => {
-            let per_block = w.format().block_len() / BLOCK_LEN;
-            let (first, len) = (x.first / per_block, x.n / per_block);
-            for (r, y) in rows.zip(y) {
-                let start = r * w.stride() + first;
-                let mut blocks = x.blocks().iter();
-                dequantized(w.data().slice(start..start + len), |_, values| {
-                    for (values, (d, qs)) in values.as_chunks::<BLOCK_LEN>().0.iter().zip(&mut blocks) {
-                        *y += d * values.iter().zip(qs).map(|(w, q)| w * f32::from(*q)).sum::<f32>();
-                    }
-                });
-            }
+        data => {
+            let len = data.format().block_len() / BLOCK_LEN;
+            let data = data.slice(x.first / len..data.blocks());
+            data.for_each_block((w.stride(), x.n / len), rows, |i, k, values| {
+                let blocks = x.blocks()[k / BLOCK_LEN..].iter().zip(values.as_chunks::<BLOCK_LEN>().0);
+                for ((d, qs), values) in blocks {
+                    y[i] += d * values.iter().zip(qs).map(|(w, q)| w * f32::from(*q)).sum::<f32>();
+                }
+            });
         }
     }
 }
@@ -128,30 +125,20 @@ fn add_integer_products<B>(
     x: &Unpacked,
     rows: impl Iterator<Item = usize>,
     y: &mut [f32],
-    product: impl Fn(&B, (f32, &[i8; BLOCK_LEN])) -> f32,
+    product: impl Fn(&B, f32, &[i16; BLOCK_LEN]) -> f32,
 ) {
     for (r, y) in rows.zip(y) {
         let start = r * stride + x.first;
         let mut sum = *y;
         for (w, (d, x)) in w[start..start + x.n].iter().zip(x.blocks()) {
-            sum += product(w, (*d, x));
+            sum += product(w, *d, x);
         }
         *y = sum;
     }
 }
 
-/// Calls `f` with the first element's index and the elements of each block of a row.
-fn dequantized(row: Rows<'_>, mut f: impl FnMut(usize, &[f32])) {
-    let len = row.format().block_len();
-    let mut values = [0.0; SUPER_BLOCK_LEN];
-    for i in 0..row.blocks() {
-        row.slice(i..i + 1).dequantize(&mut values[..len]);
-        f(i * len, &values[..len]);
-    }
-}
-
 /// Exact: at most 32 · 128 · 127, which f32 holds.
-fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i8; BLOCK_LEN]) -> f32 {
+fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i16; BLOCK_LEN]) -> f32 {
     a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>() as f32
 }
 
@@ -161,30 +148,51 @@ fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i8; BLOCK_LEN]) -> f32 {
 /// Shapes do not fit ([`check_matmul_t`]).
 pub fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
     check_matmul_t(&w, a, y);
-    for r in 0..w.rows() {
-        add_row(w.slice_rows(r..r + 1).data(), a.iter().map(|a| a[r]), y);
+    add_rows(w, 0..w.rows(), |i, c| a[c][i], y);
+}
+
+/// `y[c][k] += Σ_i a(i, c) · w[rows[i], k]`, added in their order; each element is read once for all columns.
+pub(super) fn add_rows(
+    w: Matrix<'_>,
+    rows: impl Iterator<Item = usize>,
+    a: impl Fn(usize, usize) -> f32,
+    y: &mut [&mut [f32]],
+) {
+    let mut add = |i: usize, k: usize, values: &[f32]| {
+        for (c, y) in y.iter_mut().enumerate() {
+            add_scaled(a(i, c), values, &mut y[k..k + values.len()]);
+        }
+    };
+    let stride = w.stride();
+    match w.data() {
+        Rows::F32(d) => {
+            rows.enumerate().for_each(|(i, r)| add(i, 0, &d[r * stride..r * stride + w.cols()]));
+        }
+        data @ (Rows::F16(_) | Rows::BF16(_)) => {
+            let mut values = [0.0; BLOCK_LEN];
+            for (i, r) in rows.enumerate() {
+                for k in (0..w.cols()).step_by(BLOCK_LEN) {
+                    let values = &mut values[..BLOCK_LEN.min(w.cols() - k)];
+                    let start = r * stride + k;
+                    data.slice(start..start + values.len()).dequantize(values);
+                    add(i, k, values);
+                }
+            }
+        }
+        data => data.for_each_block((stride, w.row_blocks()), rows, add),
     }
 }
 
-/// `y[c] += alpha[c] · row`; each element is read once for all columns.
-pub(super) fn add_row(row: Rows<'_>, alpha: impl Iterator<Item = f32> + Clone, y: &mut [&mut [f32]]) {
-    let mut add = |k: usize, values: &[f32]| {
-        for (alpha, y) in alpha.clone().zip(&mut *y) {
-            y[k..].iter_mut().zip(values).for_each(|(y, w)| *y += alpha * w);
+/// `y += a · x`, in arrays of a block: a compiler makes vectors of those.
+#[inline]
+fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
+    let ((xs, x), (ys, y)) = (x.as_chunks::<BLOCK_LEN>(), y.as_chunks_mut::<BLOCK_LEN>());
+    for (x, y) in xs.iter().zip(ys) {
+        for k in 0..BLOCK_LEN {
+            y[k] += a * x[k];
         }
-    };
-    match row {
-        Rows::F32(w) => add(0, w),
-        Rows::F16(_) | Rows::BF16(_) => {
-            let mut values = [0.0; BLOCK_LEN];
-            for k in (0..row.blocks()).step_by(BLOCK_LEN) {
-                let n = BLOCK_LEN.min(row.blocks() - k);
-                row.slice(k..k + n).dequantize(&mut values[..n]);
-                add(k, &values[..n]);
-            }
-        }
-        _ => dequantized(row, add),
     }
+    x.iter().zip(y).for_each(|(x, y)| *y += a * x);
 }
 
 #[cfg(test)]

@@ -106,9 +106,7 @@ pub fn matvec_rows(w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
 /// Shapes do not fit ([`check_axpy_rows`]).
 pub fn axpy_rows(w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
     check_axpy_rows(&w, rows, a, y);
-    for (&r, &a) in rows.iter().zip(a) {
-        add(w, r as usize, a, y);
-    }
+    matmul::add_rows(w, rows.iter().map(|&r| r as usize), |i, _| a[i], &mut [y]);
 }
 
 /// Neurons whose products are computed before their down rows are added.
@@ -136,15 +134,9 @@ pub fn sparse_ffn(
         }
         let ups = &mut ups[..active.len()];
         matmul::products(m, x, rows(per_neuron - 2), ups);
-        for ((down, gate), up) in rows(per_neuron - 1).zip(gate).zip(ups) {
-            add(m, down, activation::apply(act.act, *gate - act.shift, *up), y);
-        }
+        activation::gated(act.act, act.shift, gate, ups);
+        matmul::add_rows(m, rows(per_neuron - 1), |i, _| ups[i], &mut [y]);
     }
-}
-
-/// `y += a · w[r]`
-fn add(w: Matrix<'_>, r: usize, a: f32, y: &mut [f32]) {
-    matmul::add_row(w.slice_rows(r..r + 1).data(), core::iter::once(a), &mut [y]);
 }
 
 #[cfg(test)]

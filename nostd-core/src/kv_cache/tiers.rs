@@ -5,6 +5,7 @@ use crate::format::Format;
 
 /// Where a page is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Tier {
     /// In the cache's own format, written token by token.
     Hot,
