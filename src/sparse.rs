@@ -14,7 +14,7 @@ use candle_sparse_core::Activation;
 pub(crate) use choose::{Choice, Room};
 pub(crate) use ffn::{PANEL, Predictor, SparseFfn};
 pub use plan::BREAK_EVEN;
-pub(crate) use plan::{CROSSOVER, Plan, Plans, Points, expected_share, pays};
+pub(crate) use plan::{Plan, Plans, Points, expected_share, pays};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates
 /// are shut: there a candidate costs little and the exact gate tells all.
