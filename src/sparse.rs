@@ -12,7 +12,7 @@ use crate::settings::with_methods;
 use candle_core::{Result, bail};
 use candle_sparse_core::Activation;
 pub(crate) use choose::{Choice, Room};
-pub(crate) use ffn::{PANEL, Predictor, SparseFfn};
+pub(crate) use ffn::{PANEL, SparseFfn};
 pub use plan::BREAK_EVEN;
 pub(crate) use plan::{Plan, Plans, Points, expected_share, pays};
 

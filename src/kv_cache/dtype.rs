@@ -39,7 +39,7 @@ impl KvDType {
         }
     }
 
-    pub(super) fn format(self) -> Format {
+    pub(crate) fn format(self) -> Format {
         match self {
             Self::F32 => Format::F32,
             Self::F16 => Format::F16,

@@ -73,7 +73,7 @@ impl KvConfig {
         self.ageing().skips_warm()
     }
 
-    const fn ageing(&self) -> Ageing {
+    pub(crate) const fn ageing(&self) -> Ageing {
         Ageing { hot: self.hot, warm: self.warm }
     }
 }

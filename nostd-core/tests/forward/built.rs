@@ -88,7 +88,7 @@ pub(crate) struct Sparse {
 }
 
 pub(crate) enum FfnOf {
-    Dense([Linear; 3]),
+    Dense(Box<[Linear; 3]>),
     Sparse(Box<Sparse>),
 }
 
@@ -191,7 +191,7 @@ impl Built {
                 ffn: if wanted.neuron_major {
                     FfnOf::Sparse(Box::new(sparse(r, c, wanted)))
                 } else {
-                    FfnOf::Dense([linear(r, inner, h), linear(r, inner, h), linear(r, h, inner)])
+                    FfnOf::Dense(Box::new([linear(r, inner, h), linear(r, inner, h), linear(r, h, inner)]))
                 },
             })
             .collect();

@@ -227,7 +227,8 @@ impl<'a> Naive<'a> {
         let past = &mut self.past[i];
         past.active = inner as u32;
         let sparse = match &layer.ffn {
-            FfnOf::Dense([gate, up, down]) => {
+            FfnOf::Dense(all) => {
+                let [gate, up, down] = &**all;
                 let (gate, up) = (linear(gate, x), linear(up, x));
                 return linear(down, &gate.iter().zip(&up).map(|(g, u)| act(*g, *u)).collect::<Vec<_>>());
             }
