@@ -8,6 +8,7 @@
 //! `decode.rs`, where all threads run the whole step; everything else through `prefill.rs`, one region per operation.
 
 mod checkpoint;
+mod core;
 mod decode;
 mod forward;
 mod inventory;

@@ -17,6 +17,7 @@ mod window;
 
 use crate::gate::FastGrnnGate;
 use bounds::Bounds;
+pub use candle_sparse_core::kv_cache::PAGE_LEN;
 use candle_sparse_core::{Config, Matrix};
 use candle_sparse_kernels::Kernels;
 pub use dtype::KvDType;
@@ -31,8 +32,6 @@ pub use tiers::{KvConfig, TierStats};
 use undo::Cooled;
 pub(crate) use window::most_pages;
 
-/// Positions per page.
-pub const PAGE_LEN: usize = 32;
 /// Positions of a sequence, whatever a model's configuration says: numbers of pages are exact in f32.
 const MOST_POSITIONS: usize = PAGE_LEN << 24;
 

@@ -2,11 +2,10 @@
 
 use crate::{
     Guard,
-    sparse::{CROSSOVER, FfnMode, GuardSample, Plan, Plans, TokenSelection},
+    sparse::{FfnMode, GuardSample, Plan, Plans, TokenSelection},
 };
+use candle_sparse_core::ffn::dense_left;
 
-/// Tokens for which a block runs dense after one that needed nearly all neurons.
-const DENSE_TOKENS: u32 = 15;
 /// What an error past the limit multiplies a block's thresholds with.
 const SINK: f32 = 0.8;
 /// What an error below half of it does, until they are as they were.
@@ -121,10 +120,8 @@ impl LayerState {
         self.active += run.active as u64;
         self.candidates += run.candidates as u64;
         self.bytes += run.bytes as u64;
-        if !run.dense && run.active as f32 > CROSSOVER * neurons as f32 {
-            self.dense_left = DENSE_TOKENS;
-        } else if plan.mode != FfnMode::Dense {
-            self.dense_left = self.dense_left.saturating_sub(1);
+        if plan.mode != FfnMode::Dense {
+            self.dense_left = dense_left(self.dense_left, run.dense, run.active, neurons);
         }
         if let (Some(sample), Some(guard)) = (run.sample, guard) {
             self.looks += 1;

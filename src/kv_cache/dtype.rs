@@ -1,6 +1,7 @@
 //! The dtype of hot pages.
 
 use candle_core::{DType, Result, bail};
+use candle_sparse_core::Format;
 
 /// How hot keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +39,11 @@ impl KvDType {
         }
     }
 
-    pub(super) fn bytes(self) -> usize {
+    pub(crate) fn format(self) -> Format {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 => Format::F32,
+            Self::F16 => Format::F16,
+            Self::BF16 => Format::BF16,
         }
     }
 }

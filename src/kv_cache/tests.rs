@@ -80,6 +80,7 @@ fn every_tier_holds_what_was_written_within_its_step() {
                     Tier::Hot => 5e-4,
                     Tier::Warm => 4.8e-3,
                     Tier::Cold => 0.073,
+                    other => panic!("{other:?}"),
                 };
                 let want = [0, 1].map(|kv| noise(c.kv_dim(), 4 * position + 2 * layer + kv));
                 for (got, want) in read(&cache, &c, layer, position).iter().zip(&want) {

@@ -4,6 +4,7 @@ use super::{KvCache, KvDType, PAGE_LEN, page::Tier};
 use crate::Error;
 use crate::settings::with_methods;
 use candle_core::Result;
+use candle_sparse_core::kv_cache::tiers::Ageing;
 
 /// How a cache keeps keys and values: hot, warm and cold by age, in pages of 32 positions.
 ///
@@ -63,16 +64,17 @@ impl KvConfig {
     }
 
     /// Pages at the front of a layer that are at least as cold as warm and as cold, of a sequence of `len` positions.
-    pub(super) fn cooled(&self, (layer, layers): (usize, usize), len: usize) -> [usize; 2] {
-        let len = len.saturating_sub(PAGE_LEN * layer / layers.max(1));
-        // The page being written is hot whatever the settings say.
-        let pages = |kept: usize| len.saturating_sub(kept) / PAGE_LEN;
-        [pages(self.hot), pages(self.hot.max(self.warm))]
+    pub(super) fn cooled(&self, layer: (usize, usize), len: usize) -> [usize; 2] {
+        self.ageing().cooled(layer, len)
     }
 
     /// Whether pages go from hot to cold without being warm.
     const fn skips_warm(&self) -> bool {
-        self.warm <= self.hot
+        self.ageing().skips_warm()
+    }
+
+    pub(crate) const fn ageing(&self) -> Ageing {
+        Ageing { hot: self.hot, warm: self.warm }
     }
 }
 
@@ -115,7 +117,7 @@ impl KvCache {
         for (sequence, layers) in self.sequences.iter_mut().enumerate() {
             let mut to = self.pool.take(tier);
             let held = &mut layers[layer][page - self.first];
-            held.quantize_into(shape, &mut to);
+            held.fill(shape, &mut to);
             let was = std::mem::replace(held, to);
             match &mut self.undo {
                 Some(undo) => undo.push(([sequence, layer, page], was)),
@@ -132,7 +134,7 @@ impl KvCache {
                 && page.tier() != Tier::Hot
             {
                 let mut hot = self.pool.take(Tier::Hot);
-                page.thaw_into(shape, &mut hot);
+                page.fill(shape, &mut hot);
                 self.pool.give(std::mem::replace(page, hot));
             }
         }

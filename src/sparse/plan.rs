@@ -3,13 +3,8 @@
 use super::{FfnMode, Selection, SparseConfig, SparseFfn};
 use crate::profile::{HeldOut, LayerRule, Profile, Rule};
 use candle_core::{Result, bail};
+use candle_sparse_core::ffn::{self, CROSSOVER, FfnPlan};
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Active share past which an FFN is faster when it computes all neurons.
-///
-/// What a block falls back to here is all neurons in the layout of a sparse one, 0.86 times as fast as a dense FFN of
-/// row-major weights (`benches/sparse_ffn.rs`).
-pub(crate) const CROSSOVER: f32 = 0.85;
 
 /// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
 /// and small models need less: a decoder that is loaded measures it.
@@ -147,6 +142,17 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// The same as the rule that chooses sees it; `None` where all neurons are computed.
+    pub(crate) fn rule(&self) -> Option<FfnPlan<'_>> {
+        let rule = match self.mode.rule()? {
+            Rule::Gate => ffn::Rule::Gate,
+            Rule::LowRank => ffn::Rule::LowRank,
+            Rule::Cascade => ffn::Rule::Cascade,
+        };
+        let Self { top, hot, candidate, keep, bias, .. } = self;
+        Some(FfnPlan { rule, top: *top, hot: *hot, candidate, keep, bias })
+    }
+
     fn dense() -> Self {
         let (candidate, keep, bias) = (Vec::new(), Vec::new(), Vec::new());
         Self { mode: FfnMode::Dense, top: None, hot: 0, candidate, keep, bias }
