@@ -106,7 +106,28 @@ struct Sparse {
     plans: Arc<Plans>,
 }
 
-/// A whole model, immutable; state lives in [`KvCache`] and [`Scratch`]. `Clone` shares the weights.
+/// A whole model: immutable, with its state in [`KvCache`](crate::KvCache) and [`Scratch`]. `Clone` shares the weights.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let mut scratch = Scratch::default();
+/// let mut logits = vec![0.0; decoder.config().vocab_size];
+/// // A prompt of three tokens, then one token.
+/// let prompt = Step { batch: 1, seq_len: 3, index_pos: 0 };
+/// decoder.forward(Input::Ids(&[5, 6, 7]), prompt, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// let token = Step { batch: 1, seq_len: 1, index_pos: 3 };
+/// decoder.forward(Input::Ids(&[8]), token, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// assert_eq!(cache.len(), 4);
+/// assert!(logits.iter().all(|l| l.is_finite()));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: Config,
@@ -137,7 +158,7 @@ impl Decoder {
         &self.config
     }
 
-    /// What keys and values of this model are told from others' by, its fingerprint among it.
+    /// What tells keys and values of this model from those of others, its fingerprint among it.
     #[must_use]
     pub fn origin(&self) -> &Arc<Origin> {
         &self.origin
@@ -177,7 +198,7 @@ impl Decoder {
         self.layers.iter().map(Layer::bytes).sum::<usize>() + self.lm_head.bytes()
     }
 
-    /// The same where the FFNs read what `stats` counted.
+    /// Bytes of the matrices that one decoded token reads, the FFNs as `stats` counted them.
     #[must_use]
     pub fn read_bytes_per_token(&self, stats: &SparseStats) -> usize {
         let dense = self.layers.iter().zip(&stats.layers).map(|(l, _)| l.ffn.dense_bytes()).sum::<usize>();

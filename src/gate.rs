@@ -94,6 +94,19 @@ impl CellMatrix for Int8Weight {
 }
 
 /// Salience of tokens for one layer; row-major, `[rows, cols]`.
+///
+/// ```
+/// use candle_sparse::{FastGrnnGate, candle_sparse_kernels::Kernels};
+///
+/// // One head: the score is the first element of the input and a half; salient from 1 on.
+/// let gate = FastGrnnGate::new(2, vec![1.0, 0.0], vec![0.5], vec![1.0])?;
+/// let (mut state, mut scratch) = (vec![0.0; gate.state_len()], vec![0.0; gate.scratch_len()]);
+/// let (tokens, mut scores) = ([2.0, 9.0, 0.25, 9.0], [0.0; 2]);
+/// let kernels = Kernels::get().map_err(candle_core::Error::wrap)?;
+/// gate.scores(kernels, &tokens, &mut state, &mut scratch, &mut scores);
+/// assert_eq!(scores, [2.5, 0.75]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct FastGrnnGate {
     /// Elements of the layer's input.

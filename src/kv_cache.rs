@@ -31,7 +31,14 @@ pub use tiers::{KvConfig, TierStats};
 use undo::Cooled;
 pub(crate) use window::most_pages;
 
-/// Positions per page.
+/// Positions per page: what is chosen, cooled and given back is always a whole page.
+///
+/// ```
+/// use candle_sparse::kv_cache::PAGE_LEN;
+///
+/// // 100 positions take 4 pages of each layer.
+/// assert_eq!(100_usize.div_ceil(PAGE_LEN), 4);
+/// ```
 pub const PAGE_LEN: usize = 32;
 /// Positions of a sequence, whatever a model's configuration says: numbers of pages are exact in f32.
 const MOST_POSITIONS: usize = PAGE_LEN << 24;
@@ -43,6 +50,30 @@ struct Shape {
 }
 
 /// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy of what it holds.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let mut cache = KvCache::new(&config, KvConfig::exact(KvDType::F16));
+/// let (k, v) = ([0.5; 2 * 32], [1.0; 2 * 32]);
+/// for position in 0..40 {
+///     cache.begin(1, position, 1)?;
+///     for layer in 0..4 {
+///         cache.write(0, layer, position, &k, &v);
+///     }
+///     cache.advance(1);
+/// }
+/// // Two pages per layer, of 32 positions, keys and values in F16.
+/// assert_eq!((cache.len(), cache.bytes()), (40, 4 * 2 * 32 * 2 * 64 * 2));
+/// cache.truncate(32);
+/// assert_eq!((cache.len(), cache.max_positions()), (32, 1024));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub struct KvCache {
     shape: Shape,
     config: KvConfig,

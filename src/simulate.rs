@@ -17,7 +17,15 @@ use candle_sparse_core::{
 };
 use rayon::prelude::*;
 
-/// How active neurons are chosen.
+/// How the active neurons of a simulation are chosen; shares are above 0 and at most 1.
+///
+/// ```
+/// use candle_sparse::{profile::Rule, simulate::Choice};
+///
+/// // What a profile would choose at its fourth point, beside the best and the worst way to choose.
+/// let choices = [Choice::Rule(Rule::Cascade, 3), Choice::Oracle(0.4), Choice::Random(0.4)];
+/// assert!(choices.iter().all(|choice| *choice != Choice::All));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Choice {
@@ -34,6 +42,33 @@ pub enum Choice {
 }
 
 /// A tap that skips neurons as a [`Choice`] says, in the blocks it says.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Scratch, Step};
+/// use candle_sparse::simulate::{Choice, Simulation};
+/// use candle_sparse::{FfnMode, Gate, KvCache, KvConfig, KvDType, Profile, SparseConfig};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let mut files = ModelFiles::from_folder(folder)?;
+/// # files.sparse_profile = None;
+/// # let loaded = Pretrained::load(&files, LoadOptions::default())?;
+/// # let path = folder.join("sparse.safetensors");
+/// let decoder = loaded.model.decoder(); // of a Llama without a profile
+/// let profile = Profile::load(path)?;
+/// let config = decoder.config();
+/// let act = Gate { act: config.hidden_act, shift: config.gate_shift };
+/// let mut simulation = Simulation::new(&profile.layers, act, Choice::Oracle(0.25))?;
+/// let mut cache = KvCache::new(config, KvConfig::exact(KvDType::F16));
+/// let mut logits = vec![0.0; 2 * config.vocab_size];
+/// let (ids, step) = (Input::Ids(&[5, 6]), Step { batch: 1, seq_len: 2, index_pos: 0 });
+/// decoder.forward_tapped(ids, step, &mut cache, &mut Scratch::default(), &mut simulation, &mut logits)?;
+/// simulation.check()?;
+/// assert_eq!(simulation.active_share(), [0.25; 4]);
+/// // A quarter of the neurons holds far more than a quarter of what all add.
+/// assert!(simulation.recall().iter().all(|recall| *recall > 0.4));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Simulation<'a> {
     layers: &'a [LayerProfile],

@@ -27,6 +27,14 @@ pub(crate) fn candidate_factor(act: Activation) -> f32 {
 }
 
 /// Which neurons of an FFN are computed.
+///
+/// ```
+/// use candle_sparse::{FfnMode, SparseConfig, profile::Rule};
+///
+/// assert_eq!(SparseConfig::default().mode, FfnMode::Auto);
+/// assert_eq!(FfnMode::Cascade.rule(), Some(Rule::Cascade));
+/// assert_eq!(FfnMode::Dense.rule(), None);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FfnMode {
@@ -69,6 +77,14 @@ impl FfnMode {
 }
 
 /// How many neurons are computed.
+///
+/// ```
+/// use candle_sparse::{Selection, SparseConfig};
+///
+/// // Nine of ten neurons are left out.
+/// assert!(SparseConfig::default().with_selection(Selection::Share(0.1)).check().is_ok());
+/// assert!(SparseConfig::default().with_selection(Selection::Share(1.5)).check().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum Selection {
@@ -83,7 +99,17 @@ pub enum Selection {
     Scale(f32),
 }
 
-/// A watch over the error: one block also runs dense at every n-th position.
+/// A watch over the error of a sparse FFN: at every n-th position one block also computes all neurons, and the two outputs are
+/// compared.
+///
+/// ```
+/// use candle_sparse::{Guard, SparseConfig};
+///
+/// // Every 64 positions; a block whose output is off by more than a fifth in the mean computes more neurons from then on.
+/// let config = SparseConfig::default().with_guard(Some(Guard::new(64, 0.2)));
+/// assert!(config.check().is_ok());
+/// assert!(config.with_guard(Some(Guard::new(0, 0.2))).check().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Guard {
@@ -106,7 +132,16 @@ with_methods!(Guard {
     with_limit: limit: f32,
 });
 
-/// Settings of the sparse FFN.
+/// Settings of the sparse FFN: which neurons are computed, how many, and who watches over the error.
+///
+/// ```
+/// use candle_sparse::{FfnMode, Selection, SparseConfig};
+///
+/// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
+/// config.check()?;
+/// assert_eq!((config.mode, config.guard, config.force), (FfnMode::Cascade, None, false));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct SparseConfig {

@@ -13,6 +13,27 @@ pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
 mod candle_models;
 
 /// A language model and the tokens it has seen.
+///
+/// ```
+/// use candle_core::{Device, Result, Tensor};
+/// use candle_sparse_models::{KvConfig, KvDType, causal_lm::{CausalLm, LlamaSession}, llama::Cache};
+///
+/// /// The most likely token after a prompt, whatever model says it.
+/// fn next(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<u32> {
+///     model.clear()?;
+///     let logits = model.forward(&Tensor::new(prompt, &Device::Cpu)?.unsqueeze(0)?, 0)?;
+///     logits.squeeze(0)?.argmax(0)?.to_scalar()
+/// }
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+/// let mut session = LlamaSession { model: loaded.model, cache };
+/// assert!(next(&mut session, &[0, 5, 6])? < 2048);
+/// assert_eq!(session.cached_len(), 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub trait CausalLm {
     /// Logits `[batch, vocab_size]` F32 after the tokens `ids` `[batch, seq_len]` at `index_pos`, which must not leave a gap.
     ///
@@ -39,7 +60,24 @@ pub trait CausalLm {
     }
 }
 
-/// Our Llama with a cache of its own.
+/// A Llama of this crate together with a cache.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse_models::{KvConfig, causal_lm::{CausalLm, LlamaSession}, llama::Cache};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let cache = Cache::of(&loaded.model, KvConfig::tiered());
+/// let mut session = LlamaSession { model: loaded.model, cache };
+/// let ids = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// assert_eq!(session.forward(&ids, 0)?.dims(), [1, 2048]);
+/// // Back by one token.
+/// session.truncate(2)?;
+/// assert_eq!(session.cached_len(), 2);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LlamaSession {
     /// The model.

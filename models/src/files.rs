@@ -25,6 +25,21 @@ const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 const SPARSE_PROFILE: &str = "sparse.safetensors";
 
 /// A small model that is part of the program.
+///
+/// ```
+/// use candle_sparse_models::files::{EmbeddedModel, ModelFiles};
+///
+/// const TALES: EmbeddedModel = EmbeddedModel {
+///     name: "tales-silu",
+///     config: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu/config.json")),
+///     tokenizer: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu/tokenizer.json")),
+///     weights: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu/model.safetensors")),
+///     sparse_profile: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu/sparse.safetensors")),
+/// };
+/// let files = ModelFiles::from_embedded(&TALES);
+/// assert_eq!(files.name, "tales-silu");
+/// assert!(files.folder.is_none());
+/// ```
 #[derive(Clone, Copy)]
 pub struct EmbeddedModel {
     /// The name to ask for it by.
@@ -45,7 +60,18 @@ impl fmt::Debug for EmbeddedModel {
     }
 }
 
-/// The weights of a model.
+/// Where the weights of a model are.
+///
+/// ```
+/// use candle_sparse_models::files::{ModelFiles, Weights};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// match ModelFiles::from_folder(folder)?.weights {
+///     Weights::Files(shards) => assert!(shards[0].ends_with("model.safetensors")),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub enum Weights {
     /// One `safetensors` file, or the shards in the order of their names.
@@ -59,6 +85,16 @@ pub enum Weights {
 }
 
 /// Where a sparse profile is.
+///
+/// ```
+/// use candle_sparse_models::files::{ModelFiles, SparseProfile};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let profile = ModelFiles::from_folder(folder)?.sparse_profile.expect("tales-silu is calibrated");
+/// assert!(matches!(profile, SparseProfile::File(_)));
+/// assert_eq!(profile.load()?.layers.len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub enum SparseProfile {
     /// A file.
@@ -101,6 +137,20 @@ impl fmt::Debug for Weights {
 }
 
 /// What is needed to load a model: configuration and tokenizer in memory, weights by path.
+///
+/// ```
+/// use candle_sparse_models::files::ModelFiles;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let files = ModelFiles::from_folder(folder)?;
+/// assert_eq!(files.name, "tales-silu");
+/// assert!(files.config.is_some() && files.chat_template.is_none());
+/// let tokens = files.load_tokenizer()?.encode("Once upon a time", false).expect("a text");
+/// assert!(!tokens.is_empty());
+/// // What is no path may be an id on the Hub.
+/// assert!(ModelFiles::local("org/model")?.is_none());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ModelFiles {
     /// For messages: built-in name, name of the folder or file, or Hub id.

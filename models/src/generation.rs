@@ -7,7 +7,19 @@ use std::collections::HashMap;
 
 const FILE: &str = "generation_config.json";
 
-/// What a model's files say of sampling; `None` where they say nothing.
+/// What a model's files say of how its tokens should be sampled; `None` where they say nothing.
+///
+/// ```
+/// use candle_sparse_models::{files::ModelFiles, generation::GenerationConfig};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let mut files = ModelFiles::from_folder(folder)?;
+/// assert_eq!(GenerationConfig::of(&files)?.temperature, None);
+/// files.generation_config = Some(br#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9}"#.to_vec());
+/// let generation = GenerationConfig::of(&files)?;
+/// assert_eq!((generation.do_sample, generation.temperature, generation.top_k), (Some(true), Some(0.6), None));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 pub struct GenerationConfig {
     /// `false`: the most likely token is taken always.

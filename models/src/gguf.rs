@@ -40,6 +40,23 @@ pub use types::ggml_type;
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
 
 /// A model in a GGUF file, or in several that belong together. `Clone` shares it.
+///
+/// ```
+/// use candle_sparse_models::{gguf::GgufFile, llama::{Llama, LoadOptions}};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let file = GgufFile::open(&path)?;
+/// assert!(file.content().tensor_infos.contains_key("blk.0.ffn_gate.weight"));
+/// assert!(file.profile()?.is_none());
+/// let llama = Llama::from_gguf(&file, LoadOptions::default())?;
+/// assert_eq!(llama.decoder().config().num_hidden_layers, 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GgufFile {
     content: Arc<Content>,

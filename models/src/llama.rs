@@ -16,7 +16,25 @@ pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, 
 pub(crate) use config::{activation, activation_name, refuse_quantized};
 use std::{path::Path, sync::Arc, time::Duration};
 
-/// Keys and values of the tokens seen so far, and the working memory of a step.
+/// Keys and values of the tokens seen so far, and the working memory of a step. `Clone` is a snapshot: a deep copy.
+///
+/// ```
+/// use candle_sparse_models::{KvConfig, llama::Cache};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// // Older keys and values take 8 and then 5 bits per element; never more than 4 MB in all.
+/// let mut cache = Cache::of(&loaded.model, KvConfig::tiered().with_max_bytes(Some(4 << 20)));
+/// let mut logits = vec![0.0; 2048];
+/// for (position, token) in [0, 5, 6].into_iter().enumerate() {
+///     loaded.model.decode(token, position, &mut cache, &mut logits)?;
+/// }
+/// assert_eq!(cache.len(), 3);
+/// cache.truncate(1);
+/// assert_eq!(cache.len(), 1);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Cache {
     /// Whether a call continues the calls before it; without, each call starts from an empty past.
@@ -142,6 +160,26 @@ impl Cache {
 }
 
 /// A Llama. `Clone` shares the weights; many threads may decode at once, each with its own [`Cache`].
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_sparse_models::llama::{Cache, Llama, LlamaConfig};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let vb = candle_sparse::loading::var_builder(&[folder.join("model.safetensors")], None, &Device::Cpu)?;
+/// let config = std::fs::read(folder.join("config.json"))?;
+/// let config = serde_json::from_slice::<LlamaConfig>(&config).expect("a config.json").into_config(false);
+/// let llama = Llama::load(vb, &config)?;
+/// let mut cache = Cache::new(true, DType::F16, &config, &Device::Cpu)?;
+/// let prompt = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// let logits = llama.forward(&prompt, 0, &mut cache)?;
+/// let next = logits.squeeze(0)?.argmax(0)?.to_scalar::<u32>()?;
+/// // One token at a time, without a `Tensor`.
+/// let mut logits = vec![0.0; config.vocab_size];
+/// llama.decode(next, 3, &mut cache, &mut logits)?;
+/// assert_eq!(cache.len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Llama {
     decoder: Arc<Decoder>,
@@ -182,6 +220,20 @@ impl Llama {
 
     /// This model with other settings of the sparse FFN; the weights are shared.
     ///
+    /// ```
+    /// use candle_sparse_models::{FfnMode, Guard, Selection, SparseConfig};
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    ///
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// // Loaded so that neurons can be left out, also where this machine gains nothing by it.
+    /// let sparse = SparseConfig::default().with_force(true);
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default().with_sparse(sparse))?;
+    /// let setting = sparse.with_mode(FfnMode::Gate).with_selection(Selection::Share(0.5));
+    /// let gated = loaded.model.with_sparse(setting.with_guard(Some(Guard::new(64, 0.3))))?;
+    /// assert_eq!(gated.decoder().sparse_config().map(|c| c.mode), Some(FfnMode::Gate));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// See [`Decoder::with_sparse`].
     pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
@@ -197,6 +249,17 @@ impl Llama {
     }
 
     /// This model with other settings of attention; the weights are shared.
+    ///
+    /// ```
+    /// use candle_sparse_models::{AttentionConfig, AttentionMode};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// let recall = loaded.model.with_attention(AttentionConfig::new(AttentionMode::Recall).with_budget(256))?;
+    /// assert_eq!(recall.decoder().attention_config().budget, 256);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// See [`Decoder::with_attention`].
@@ -288,6 +351,27 @@ impl Llama {
     /// One decode step without a `Tensor`: the logits `[vocab_size]` after `token` at `index_pos`.
     ///
     /// Allocates nothing once the cache has room (see [`Cache::reserve`]) and a first step was made.
+    ///
+    /// ```
+    /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// cache.reserve(1, 64)?;
+    /// let mut logits = vec![0.0; loaded.config.vocab_size];
+    /// let mut token = 0;
+    /// for position in 0..4 {
+    ///     loaded.model.decode(token, position, &mut cache, &mut logits)?;
+    ///     // The most likely one.
+    ///     token = (0..2048).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize])).expect("there are tokens");
+    /// }
+    /// // A gap is an error, and changes nothing.
+    /// assert!(loaded.model.decode(token, 9, &mut cache, &mut logits).is_err());
+    /// assert_eq!(cache.len(), 4);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// See [`Decoder::forward`]; also `logits` of another length than `vocab_size`.

@@ -24,6 +24,25 @@ use std::{
 const MASKED: f32 = -65_504.0;
 
 /// A Mistral and the tokens it has seen. `Clone` shares the weights and copies what was seen.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::VarBuilder;
+/// use candle_sparse_models::mistral::{Config, Model};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let mut tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
+/// # tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+/// # let json = std::fs::read_to_string(folder.join("config.json"))?.replace("\"llama\"", "\"mistral\"");
+/// let config: Config = serde_json::from_str(&json).expect("a Mistral's config.json");
+/// let mut model = Model::new(&config, VarBuilder::from_tensors(tensors, DType::F16, &Device::Cpu))?;
+/// let prompt = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// let logits = model.forward(&prompt, 0)?;
+/// assert_eq!((logits.dims(), logits.dtype()), (&[1, 1, 2048][..], DType::F16));
+/// model.forward(&Tensor::new(&[[7_u32]], &Device::Cpu)?, 3)?;
+/// assert_eq!(model.cache().len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     llama: Llama,

@@ -24,10 +24,37 @@ use std::{
     time::Duration,
 };
 
-/// The context of files that do not say one.
+/// The context, in positions, of files that do not say one.
+///
+/// ```
+/// assert_eq!(candle_sparse_models::quantized_llama::MAX_SEQ_LEN, 4096);
+/// ```
 pub const MAX_SEQ_LEN: usize = 4096;
 
 /// A quantised Llama with its cache. `Clone` shares the weights and takes a snapshot of the cache.
+///
+/// ```
+/// use candle_core::{Device, Tensor, quantized::gguf_file::Content};
+/// use candle_sparse_models::{KvConfig, quantized_llama::ModelWeights};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// // As with candle.
+/// let mut file = std::fs::File::open(&path)?;
+/// let content = Content::read(&mut file)?;
+/// let mut model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
+/// let prompt = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&prompt, 0)?.dims(), [1, 2048]);
+/// // Or by its path, with older keys and values quantised.
+/// let mut tiered = ModelWeights::from_path(&path)?.with_kv(KvConfig::tiered())?;
+/// tiered.forward(&prompt, 0)?;
+/// assert_eq!(tiered.cache().len(), 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ModelWeights {
     llama: Llama,

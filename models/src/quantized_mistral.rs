@@ -26,6 +26,30 @@ const MATRICES: [&str; 7] = [
 ];
 
 /// A quantised Mistral and the tokens it has seen. `Clone` shares the weights and copies what was seen.
+///
+/// ```
+/// use candle_core::{Device, Tensor, quantized::{GgmlDType, QTensor, gguf_file}};
+/// use candle_sparse_models::quantized_mistral::{Config, Model, VarBuilder};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let mut tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
+/// # tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+/// # let json = std::fs::read_to_string(folder.join("config.json"))?.replace("\"llama\"", "\"mistral\"");
+/// # let quantize = |(name, t): (&String, &Tensor)| {
+/// #     let dtype = if t.rank() == 2 { GgmlDType::Q8_0 } else { GgmlDType::F32 };
+/// #     QTensor::quantize(t, dtype).map(|t| (name.clone(), t))
+/// # };
+/// # let tensors = tensors.iter().map(quantize).collect::<candle_core::Result<Vec<_>>>()?;
+/// # let tensors: Vec<_> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+/// # let mut file = std::io::Cursor::new(Vec::new());
+/// # gguf_file::write(&mut file, &[], &tensors)?;
+/// let config: Config = serde_json::from_str(&json).expect("a Mistral's config.json");
+/// let vb = VarBuilder::from_gguf_buffer(file.get_ref(), &Device::Cpu)?;
+/// let mut model = Model::new(&config, vb)?;
+/// let logits = model.forward(&Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?, 0)?;
+/// assert_eq!((logits.dims(), model.cache().len()), (&[1, 1, 2048][..], 3));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     llama: Llama,

@@ -27,7 +27,16 @@ use candle_core::Result;
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
-/// What a token reads of its past.
+/// Which positions of its past a token reads.
+///
+/// ```
+/// use candle_sparse::{AttentionConfig, AttentionMode};
+///
+/// assert_eq!(AttentionConfig::default().mode, AttentionMode::Dense);
+/// // The first 4 and the last 512 positions, whatever the length of the past.
+/// let window = AttentionConfig::new(AttentionMode::Window).with_window(512);
+/// assert_eq!((window.sinks, window.window, window.recalled_pages()), (4, 512, 0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AttentionMode {
@@ -44,6 +53,15 @@ pub enum AttentionMode {
 
 /// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
 /// then there is no limit.
+///
+/// ```
+/// use candle_sparse::{AttentionConfig, AttentionMode};
+///
+/// let config = AttentionConfig::new(AttentionMode::Recall).with_budget(500);
+/// assert_eq!((config.sinks, config.window), (4, 256));
+/// // 500 positions are 16 pages of 32.
+/// assert_eq!(config.recalled_pages(), 16);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AttentionConfig {

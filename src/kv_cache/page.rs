@@ -13,7 +13,24 @@ use super::{KvDType, PAGE_LEN};
 use candle_sparse_core::{BLOCK_LEN, BlockQ4_1, BlockQ8_0, Matrix, Rows};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-/// Where a page is in its life.
+/// How a page is stored, by its age.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, kv_cache::Tier};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let mut cache = KvCache::new(&config, KvConfig::q8());
+/// cache.begin(1, 0, 160)?;
+/// cache.advance(160);
+/// // Of five pages per layer the last stays hot, and the first, which holds the sinks.
+/// assert!(cache.tier(Tier::Warm).pages >= 2 * 4);
+/// assert_eq!(cache.tier(Tier::Cold).pages, 0);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Tier {

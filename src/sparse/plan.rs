@@ -13,6 +13,13 @@ pub(crate) const CROSSOVER: f32 = 0.85;
 
 /// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
 /// and small models need less: a decoder that is loaded measures it.
+///
+/// ```
+/// use candle_sparse::sparse::BREAK_EVEN;
+///
+/// let pays = |active_share: f32| active_share <= BREAK_EVEN;
+/// assert!(pays(0.3) && !pays(0.9));
+/// ```
 pub const BREAK_EVEN: f32 = 0.75;
 
 /// Whether leaving neurons out is expected to read fewer bytes of block `layer`, at a fitted point of the profile or with

@@ -5,9 +5,25 @@ use candle_sparse_core::{Activation, Rope, RopeScaling};
 use serde::Deserialize;
 
 /// Context length of the preset configurations, as in candle.
+///
+/// ```
+/// use candle_sparse_models::llama::{Config, DEFAULT_MAX_SEQ_LEN};
+///
+/// assert_eq!(Config::config_7b_v2(false).max_position_embeddings, DEFAULT_MAX_SEQ_LEN);
+/// ```
 pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 
 /// How rotary frequencies are stretched.
+///
+/// ```
+/// use candle_sparse_models::llama::{Llama3RopeConfig, Llama3RopeType};
+///
+/// let rope: Llama3RopeConfig = serde_json::from_str(r#"{"type": "linear", "factor": 2.0}"#)?;
+/// assert_eq!((rope.rope_type, rope.factor), (Llama3RopeType::Linear, 2.0));
+/// // What is not known is refused, for it would give wrong text.
+/// assert!(serde_json::from_str::<Llama3RopeConfig>(r#"{"rope_type": "yarn", "factor": 2.0}"#).is_err());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Llama3RopeType {
     /// As Llama 3.1 does it.
@@ -20,6 +36,16 @@ pub enum Llama3RopeType {
 }
 
 /// `rope_scaling` of `config.json`; the fields that a type does not use are 0.
+///
+/// ```
+/// use candle_sparse_models::llama::{Llama3RopeConfig, Llama3RopeType};
+///
+/// let json = r#"{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+///     "original_max_position_embeddings": 8192}"#;
+/// let rope: Llama3RopeConfig = serde_json::from_str(json)?;
+/// assert_eq!((rope.rope_type, rope.original_max_position_embeddings), (Llama3RopeType::Llama3, 8192));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(try_from = "RawRope")]
 pub struct Llama3RopeConfig {
@@ -35,7 +61,15 @@ pub struct Llama3RopeConfig {
     pub rope_type: Llama3RopeType,
 }
 
-/// End-of-text tokens.
+/// The tokens that end a text: `eos_token_id` of `config.json`.
+///
+/// ```
+/// use candle_sparse_models::llama::LlamaEosToks;
+///
+/// assert_eq!(serde_json::from_str::<LlamaEosToks>("2")?, LlamaEosToks::Single(2));
+/// assert_eq!(serde_json::from_str::<LlamaEosToks>("[2, 32]")?, LlamaEosToks::Multiple(vec![2, 32]));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum LlamaEosToks {
@@ -50,6 +84,17 @@ pub enum LlamaEosToks {
 /// Beyond candle's fields: `hidden_act`, `head_dim`, biases, both spellings of RoPE (`rope_theta` with `rope_scaling`, or
 /// `rope_parameters`), linear RoPE scaling, and the shifts of shifted-ReLU models. `sliding_window` counts where `model_type`
 /// is `mistral`: transformers' Llama has no such field and attends to everything.
+///
+/// ```
+/// use candle_sparse_models::llama::LlamaConfig;
+///
+/// let json = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu/config.json"));
+/// let config: LlamaConfig = serde_json::from_str(json)?;
+/// assert_eq!((config.hidden_size, config.num_key_value_heads()), (256, 2));
+/// let error = serde_json::from_str::<LlamaConfig>(&json.replace("silu", "tanh")).unwrap_err();
+/// assert!(error.to_string().contains("tanh"), "{error}");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Raw")]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
@@ -113,6 +158,17 @@ impl LlamaConfig {
 }
 
 /// What a model is built from.
+///
+/// ```
+/// use candle_sparse_models::llama::Config;
+///
+/// let config = Config { num_key_value_heads: 8, ..Config::config_7b_v2(false) };
+/// assert_eq!(config.to_core()?.group_size(), 4);
+/// // 32 heads cannot share 5.
+/// let wrong = Config { num_key_value_heads: 5, ..config };
+/// assert!(wrong.to_core().unwrap_err().to_string().contains("num_key_value_heads"));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
 pub struct Config {

@@ -14,10 +14,12 @@ use tokenizers::Tokenizer;
 /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
 /// # let tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
 /// let mut stream = TextStream::new(&tokenizer);
+/// let mut text = String::new();
 /// for id in tokenizer.encode("Once upon a time", false).unwrap().get_ids() {
-///     print!("{}", stream.push(*id));
+///     text += &stream.push(*id);
 /// }
-/// println!("{}", stream.finish());
+/// text += &stream.finish();
+/// assert_eq!(text.trim(), "Once upon a time");
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Debug)]
