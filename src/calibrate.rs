@@ -99,7 +99,7 @@ pub struct Calibrator {
     pub settings: Settings,
     /// What the fitted points aim at.
     pub target: Target,
-    /// Inputs of each FFN that are kept for thresholds; bounds the memory, `rows · hidden_size · layers · 4` bytes.
+    /// Inputs of each FFN that are kept for thresholds; they take `sample_rows · hidden_size · layers · 4` bytes.
     pub sample_rows: usize,
     /// Tokens on which settings are compared, some 27 times over and once more for each four blocks; models with more than
     /// 40 million FFN parameters take fewer, in proportion, but no less than 1024.
@@ -223,9 +223,11 @@ impl Calibrator {
     /// A rule that misses the target on the held-out text is tried there at larger shares, up to 0.9; one that still misses
     /// it stands in the profile as [not kept](crate::profile::HeldOut).
     ///
-    /// Memory beyond the model: `hidden_size²` f32 per block, the samples, and the work of one block
-    /// ([`fit_layer`]), however long the texts; where gates are fitted, before that, [`GateSettings::memory`] or the inputs
-    /// of one block, and a copy of the latter.
+    /// Cost: `fit` and `tune` are read once, [`Self::compare_tokens`] tokens of `tune` as often as said there, `held_out` four
+    /// times, and again where a rule misses the target; per block some `20 · sample_rows · intermediate_size ·
+    /// hidden_size` multiply-adds and two decompositions of matrices `[hidden_size, hidden_size]`. Memory beside the model,
+    /// however long the texts: `hidden_size²` f32 per block, the samples, and the work of one block. Where gates are fitted,
+    /// before that, [`GateSettings::memory`] or the inputs of one block, whichever is more, and a copy of the latter.
     ///
     /// # Errors
     /// A checkpoint that cannot be run, too little text, a model with biases in its FFN, or one that is not finite.

@@ -152,7 +152,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// The shape.
+    /// The shape: sizes, RoPE, activation, context.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -182,7 +182,7 @@ impl Decoder {
         &self.notices
     }
 
-    /// Bytes of all matrices, a tied head counted once.
+    /// Bytes of all matrices, those of predictions among them; a head that is the embedding counts once.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let tied = self.embed_tokens.shares_memory(&self.lm_head);
@@ -206,7 +206,9 @@ impl Decoder {
         self.weight_bytes_per_token() - dense + read as usize
     }
 
-    /// Writes the embeddings `[n, hidden_size]` of `n` tokens.
+    /// Writes the embeddings `out` `[n, hidden_size]` of `n` tokens.
+    ///
+    /// Cost: `n` rows of the table are read and converted to f32.
     ///
     /// # Errors
     /// A token is not below `vocab_size`.

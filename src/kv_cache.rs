@@ -49,7 +49,9 @@ struct Shape {
     page: PageShape,
 }
 
-/// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy of what it holds.
+/// Keys and values of every layer for a batch of sequences of equal length. `Clone` is a deep copy of what it holds.
+///
+/// Memory: `2 · kv_heads · head_dim` elements per layer, position and sequence, in whole pages of [`PAGE_LEN`] positions.
 ///
 /// ```
 /// use candle_sparse::{KvCache, KvConfig, KvDType};
@@ -138,7 +140,7 @@ impl core::fmt::Debug for KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for a model.
+    /// An empty cache for a model of this shape; allocates nothing yet.
     #[must_use]
     pub fn new(config: &Config, kv: KvConfig) -> Self {
         let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
@@ -202,7 +204,7 @@ impl KvCache {
         self.sequences.len()
     }
 
-    /// Bytes of the pages, those waiting to be filled included.
+    /// Bytes of all pages, those waiting to be filled among them.
     #[must_use]
     pub fn bytes(&self) -> usize {
         Tier::ALL.map(|t| self.tier(t).bytes).iter().sum()
@@ -246,7 +248,7 @@ impl KvCache {
         }
     }
 
-    /// Stores one token's keys and values `[heads · head_dim]`.
+    /// Stores the keys `k` and values `v` of one token, `[heads · head_dim]` each; [`Self::advance`] makes them part of the past.
     ///
     /// # Panics
     /// There is no room at `position` (see [`Self::begin`]), or a length is wrong.

@@ -89,9 +89,9 @@ impl Default for HeldOut {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// One per decoder block.
+    /// What was learned about the FFN of each decoder block.
     pub layers: Vec<LayerProfile>,
-    /// Which tokens each decoder block's attention keeps in sight; empty where attention was not calibrated.
+    /// The gate of attention of each decoder block; empty where attention was not calibrated.
     pub gates: Vec<FastGrnnGate>,
     /// Mean active shares of the points at which thresholds were set, increasing.
     pub shares: Vec<f32>,

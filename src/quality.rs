@@ -41,7 +41,7 @@ pub struct Quality {
 const ONE_SIDED_95: f64 = 1.645;
 
 impl Quality {
-    /// Adds the tokens `window[first..]`, each predicted from those before it: `logits` and `dense` are
+    /// Adds the tokens `window[first..]`, each predicted from those before it; `logits` of the setting and of the `dense` model are
     /// `[window, vocab_size]`.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Quality {
         Ok(())
     }
 
-    /// Tokens counted.
+    /// Number of tokens that were counted.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens

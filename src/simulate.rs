@@ -29,7 +29,7 @@ use rayon::prelude::*;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Choice {
-    /// All.
+    /// All neurons.
     All,
     /// By a profile's rule, at a point of its shares.
     Rule(Rule, usize),
@@ -41,7 +41,7 @@ pub enum Choice {
     Static(f32),
 }
 
-/// A tap that skips neurons as a [`Choice`] says, in the blocks it says.
+/// A tap that sets skipped neurons to zero, as a [`Choice`] says for each block, and counts what was active.
 ///
 /// ```
 /// use candle_sparse::decoder::{Input, Scratch, Step};
@@ -109,13 +109,13 @@ impl<'a> Simulation<'a> {
         })
     }
 
-    /// Sets all blocks, and forgets the counts.
+    /// Chooses in all blocks as `choice` says, and forgets the counts.
     pub fn choose(&mut self, choice: Choice) {
         self.choices.fill(choice);
         self.sums.fill([0.0; 4]);
     }
 
-    /// Sets one block, all others compute everything; forgets the counts.
+    /// Chooses in block `layer` as `choice` says and computes all neurons of the others; forgets the counts.
     pub fn choose_only(&mut self, layer: usize, choice: Choice) {
         self.choose(Choice::All);
         self.choices[layer] = choice;
@@ -134,7 +134,7 @@ impl<'a> Simulation<'a> {
         self.sums.iter().map(|s| s[2] / s[3]).collect()
     }
 
-    /// What went wrong since the last call: a tap itself returns nothing.
+    /// The error that has occurred since the last call, if one has: a tap itself returns nothing.
     ///
     /// # Errors
     /// The shapes of profile and model differ.

@@ -42,13 +42,13 @@ pub enum FfnMode {
     /// neurons where none keeps it.
     #[default]
     Auto,
-    /// All.
+    /// All neurons.
     Dense,
-    /// All gates; up and down where the gate says so.
+    /// The gates of all neurons; up and down rows of those whose gate is large enough.
     Gate,
-    /// What the prediction says.
+    /// The neurons that the prediction names, and nothing of the others.
     LowRank,
-    /// Gates of what the prediction says; up and down where the gate says so.
+    /// The gates of the neurons that the prediction names; up and down rows of those whose gate is large enough.
     Cascade,
 }
 
@@ -93,7 +93,7 @@ pub enum Selection {
     Fitted,
     /// This share of all blocks' neurons in the mean, within those that were calibrated; 1 is dense, bit for bit.
     Share(f32),
-    /// So many of each block, whatever their size; exact zeros are never among them.
+    /// The so many largest of each block; neurons that add an exact zero are never among them.
     TopK(usize),
     /// Fitted thresholds times a factor: more neurons below 1, fewer above.
     Scale(f32),
@@ -113,14 +113,14 @@ pub enum Selection {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Guard {
-    /// Positions from one look to the next; each costs the FFN of one block.
+    /// Positions from one comparison to the next; each costs the dense FFN of one block.
     pub every: usize,
-    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of a block past which its thresholds sink.
+    /// Where the mean of `‖y_dense − y_sparse‖ / ‖y_dense‖` of a block is larger, its thresholds are lowered.
     pub limit: f32,
 }
 
 impl Guard {
-    /// Every so many positions, with this limit.
+    /// A comparison every `every` positions, with this limit of the error.
     #[must_use]
     pub const fn new(every: usize, limit: f32) -> Self {
         Self { every, limit }
@@ -145,11 +145,11 @@ with_methods!(Guard {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct SparseConfig {
-    /// Which neurons.
+    /// Which neurons are computed.
     pub mode: FfnMode,
-    /// How many.
+    /// How many of them.
     pub selection: Selection,
-    /// `None`: nobody looks, at no cost.
+    /// Who watches over the error; `None`: nobody, at no cost.
     pub guard: Option<Guard>,
     /// Leaves neurons out even where that is not expected to be faster on this machine, and by a rule that does not keep
     /// what calibration was asked for. `CANDLE_SPARSE=always` sets it.
@@ -194,10 +194,10 @@ impl SparseConfig {
         Ok(Self { mode, ..*self })
     }
 
-    /// Whether the numbers make sense.
+    /// Checks that every number is in its range: shares above 0 and at most 1, counts at least 1, factors above 0.
     ///
     /// # Errors
-    /// One does not; it is named.
+    /// One is not; it is named.
     pub fn check(&self) -> Result<()> {
         match self.selection {
             Selection::Share(s) if !(s > 0.0 && s <= 1.0) => bail!("sparse: share {s} is not within 0 and 1"),

@@ -298,7 +298,9 @@ impl Weight {
         Ok(Self { rows, cols, format, data: Arc::new(Memory::Buffer(data)) })
     }
 
-    /// The same numbers as F32, whose products round no activations.
+    /// The same numbers as F32, so that products round no activations; itself where it is F32 already.
+    ///
+    /// Cost: `4 · rows · cols` bytes of memory.
     ///
     /// # Errors
     /// There is no memory for them.
@@ -309,13 +311,13 @@ impl Weight {
         }
     }
 
-    /// Rows.
+    /// Number of rows: the outputs of a product with it.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Columns.
+    /// Number of columns: the inputs of a product with it.
     #[must_use]
     pub fn cols(&self) -> usize {
         self.cols
@@ -333,7 +335,7 @@ impl Weight {
         self.rows * self.format.row_bytes(self.cols)
     }
 
-    /// Whether both are the same matrix in memory, as a tied head and its embedding.
+    /// Whether both are the same matrix in memory, as a head that is the embedding.
     #[must_use]
     pub fn shares_memory(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.data, &other.data)
@@ -350,6 +352,8 @@ impl Weight {
     }
 
     /// The elements as a tensor `[rows, cols]` in F32.
+    ///
+    /// Cost: all bytes are read once, `4 · rows · cols` bytes are written.
     ///
     /// # Errors
     /// There is no memory for it.

@@ -12,7 +12,7 @@ pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
 #[cfg(feature = "transformers")]
 mod candle_models;
 
-/// A language model and the tokens it has seen.
+/// A language model together with the tokens that it has seen: one interface for the models of this crate and candle's.
 ///
 /// ```
 /// use candle_core::{Device, Result, Tensor};
@@ -41,14 +41,14 @@ pub trait CausalLm {
     /// Those of the model.
     fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor>;
 
-    /// Tokens it has seen.
+    /// How many tokens it has seen.
     fn cached_len(&self) -> usize;
 
     /// Forgets the tokens from `len` on.
     ///
     /// # Errors
-    /// A model that cannot go back there, and has seen what it had then: candle's go back to 0 only, ours with a sliding
-    /// window to 0 and as far as the window has left what is needed.
+    /// The model cannot go back there: candle's models go back to 0 only, those with a sliding window to 0 and as far as
+    /// the window has left what is needed.
     fn truncate(&mut self, len: usize) -> Result<()>;
 
     /// Forgets everything.

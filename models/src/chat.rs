@@ -55,7 +55,7 @@ impl Message {
     }
 }
 
-/// What the model has yet to read before it answers.
+/// What the model has to read before it answers.
 ///
 /// ```
 /// use candle_sparse_models::chat::{Chat, ChatTemplate};
@@ -76,8 +76,8 @@ impl Message {
 pub struct Turn {
     /// The text.
     pub text: String,
-    /// Whether it follows what the model has read and written. If not it is the whole conversation, to be read from
-    /// position 0: the template renders what was said before in another way than it was read.
+    /// Whether the text follows what the model has read and written. If not, it is the whole conversation, to be read from
+    /// position 0, since the template now writes what was said before in another way than it was read.
     pub continues: bool,
     /// The end of what was read before.
     context: String,
@@ -114,7 +114,7 @@ fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result
     Ok(encoding.get_ids().to_vec())
 }
 
-/// A conversation whose history the model never reads again: it knows what was read and written so far.
+/// A conversation that keeps what the model has read and written, so that each turn is only what is new.
 ///
 /// ```
 /// use candle_sparse_models::chat::{Chat, ChatTemplate};
@@ -157,8 +157,8 @@ impl Chat {
         &self.messages
     }
 
-    /// The user's next message: feed the turn's text, let the model answer, then say [`Self::answered`]. A message that was not
-    /// answered, since feeding it failed, is taken back: say it again, or another.
+    /// Adds the user's next message and returns what the model has to read: feed that, let the model answer, then call
+    /// [`Self::answered`]. A message that was not answered, since feeding it failed, is replaced by the next one.
     ///
     /// # Errors
     /// What the template refuses; the conversation is then as before.

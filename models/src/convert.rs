@@ -188,13 +188,13 @@ impl GgufModel {
         Ok(self)
     }
 
-    /// What the file cannot hold as it was asked, or as the model has it: for the user to read.
+    /// What the file cannot hold as it was wanted, or as the model has it: for the user to read.
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// With a value in the metadata, such as a chat template.
+    /// Adds a value to the metadata, such as a chat template.
     #[must_use]
     pub fn with_value(mut self, key: &str, value: Value) -> Self {
         put(&mut self.metadata, key, value);
@@ -255,14 +255,14 @@ impl GgufModel {
         }
     }
 
-    /// Whether llama.cpp and candle open the file too.
+    /// Whether llama.cpp and candle can open the file too.
     #[must_use]
     pub fn is_ordinary(&self) -> bool {
         let ordinary = |v: &Value| matches!(v, Value::String(s) if s == ARCHITECTURES[0]);
         self.metadata.iter().any(|(k, v)| k == "general.architecture" && ordinary(v))
     }
 
-    /// The matrices by name.
+    /// The matrices with their names in the file.
     pub fn matrices(&self) -> impl Iterator<Item = (&str, &QTensor)> {
         self.tensors.iter().filter(|(_, t)| t.rank() == 2).map(|(name, t)| (name.as_str(), t))
     }

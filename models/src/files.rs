@@ -74,9 +74,9 @@ impl fmt::Debug for ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds a model by what a user writes for it. The first that fits is taken: a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a `.gguf`
-    /// file, a Hub id, a `.gguf` file in a Hub repository (`org/name/file.gguf`). `revision` is for
-    /// the Hub only.
+    /// Finds a model by what a user writes for it. The first that fits is taken: a folder, a `.safetensors` file (with
+    /// `config.json` and `tokenizer.json` beside it), a `.gguf` file, a Hub id, a `.gguf` file in a Hub repository
+    /// (`org/name/file.gguf`). `revision` is for the Hub only.
     ///
     /// # Errors
     /// If nothing fits, a file is missing or damaged, or the Hub does not deliver; see

@@ -39,7 +39,7 @@ pub use types::ggml_type;
 /// So many last bytes of a file, behind its tensors, are a profile.
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
 
-/// A model in a GGUF file, or in several that belong together. `Clone` shares it.
+/// A model in a GGUF file, or in several that belong together; `Clone` shares what is open.
 ///
 /// ```
 /// use candle_sparse_models::{gguf::GgufFile, llama::{Llama, LoadOptions}};
@@ -156,7 +156,7 @@ impl GgufFile {
         Ok(Self { content: all.into(), parts: parts.into(), later: later.into() })
     }
 
-    /// Which file: the first, if there are several.
+    /// The path of the file; of several, that of the first.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.parts[0].bytes.path()

@@ -96,7 +96,9 @@ impl Llama {
         Ok(Self { decoder: Arc::new(self.decoder.with_sparse(config)?), dtype: self.dtype })
     }
 
-    /// This model with the same numbers as F32.
+    /// This model with the same numbers as F32; see [`Decoder::in_f32`].
+    ///
+    /// Cost: 4 bytes of memory per element.
     ///
     /// # Errors
     /// See [`Decoder::in_f32`].
@@ -131,7 +133,9 @@ impl Llama {
         Ok(Self { decoder: Arc::new(self.decoder.with_gates(gates)?), dtype: self.dtype })
     }
 
-    /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids).
+    /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids), which begins at `index_pos`.
+    ///
+    /// Cost: see [`Decoder::forward`].
     ///
     /// # Errors
     /// See [`Decoder::forward`].
@@ -141,7 +145,9 @@ impl Llama {
         self.run(Input::Ids(&ids), step, cache, Logits::Last, None)
     }
 
-    /// Logits `[batch, seq_len, vocab_size]` F32 of every position of `x` `[batch, seq_len]`, for perplexity and the like.
+    /// Logits `[batch, seq_len, vocab_size]` F32 of every position of `x` `[batch, seq_len]` (token ids), for perplexity and the like.
+    ///
+    /// Cost: see [`Decoder::forward`]; the head alone costs `hidden_size · vocab_size` multiply-adds per position.
     ///
     /// # Errors
     /// See [`Decoder::forward`].
@@ -151,7 +157,7 @@ impl Llama {
         self.run(Input::Ids(&ids), step, cache, Logits::All, None)
     }
 
-    /// As [`Self::forward_all`] with `tap` between the activations and the down projection of every block.
+    /// As [`Self::forward_all`]; `tap` sees the values inside every block, and may change the activations of its FFN.
     ///
     /// # Errors
     /// See [`Decoder::forward`].
@@ -181,7 +187,7 @@ impl Llama {
         Tensor::from_vec(out, dims, &Device::Cpu)?.to_dtype(self.dtype)
     }
 
-    /// As [`Self::forward`] for embeddings `[batch, seq_len, hidden_size]`.
+    /// As [`Self::forward`] for embeddings `input_embed` `[batch, seq_len, hidden_size]` in place of token ids.
     ///
     /// # Errors
     /// See [`Decoder::forward`]; also another last dimension than `hidden_size`.
@@ -204,9 +210,10 @@ impl Llama {
         self.run(Input::Embeddings(&x), Step { batch, seq_len, index_pos }, cache, Logits::Last, None)
     }
 
-    /// One decode step without a `Tensor`: the logits `[vocab_size]` after `token` at `index_pos`.
+    /// Decodes one token without a `Tensor`: `logits` `[vocab_size]` become those after `token` at `index_pos`.
     ///
-    /// Allocates nothing once the cache has room (see [`Cache::reserve`]) and a first step was made.
+    /// Cost: [`Decoder::weight_bytes_per_token`] bytes of weights are read, fewer with a profile, and the positions that attention
+    /// chooses. Nothing is allocated once the cache has room (see [`Cache::reserve`]) and a first step was made.
     ///
     /// ```
     /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache};
@@ -246,7 +253,7 @@ impl Llama {
         self.decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)
     }
 
-    /// Touches what the first real decode step would: weights, threads, working memory; the cache is as before.
+    /// Decodes one token and takes it back, so that the first real one is as fast as the others; see [`Decoder::warm_up`].
     ///
     /// # Errors
     /// See [`Decoder::forward`].

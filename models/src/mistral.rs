@@ -138,16 +138,15 @@ impl Model {
         self.cache.clear();
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
-    /// limit.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; with an empty cache and no time limit.
     ///
     /// # Errors
-    /// None today; it is candle's way to say that a cache cannot be made.
+    /// None today; the `Result` leaves room for caches that cannot be made.
     pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
         Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what it had.
+    /// This model with other settings of the sparse FFN; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
@@ -155,7 +154,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what it had.
+    /// This model with other settings of attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
@@ -163,7 +162,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what it had.
+    /// This model with other gates of sparse attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
@@ -171,7 +170,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
     }
 
-    /// Touches what the first real decode step would, see [`Llama::warm_up`].
+    /// Decodes one token and takes it back, so that the first real one is as fast as the others; see [`Llama::warm_up`].
     ///
     /// # Errors
     /// Those of [`Self::forward`].
@@ -179,18 +178,18 @@ impl Model {
         self.llama.warm_up(&mut self.cache)
     }
 
-    /// How long a call may take, see [`Cache::set_time_limit`].
+    /// Sets how long a call may take, see [`Cache::set_time_limit`].
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.cache.set_time_limit(limit);
     }
 
-    /// The keys and values of what was seen, and what the sparse FFNs did.
+    /// The cache: keys and values of the tokens that were seen, and what the sparse FFNs did.
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// The same to save, load, cut back or reserve.
+    /// The cache, to save, load, cut back or reserve.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
     }

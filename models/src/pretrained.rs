@@ -56,7 +56,7 @@ pub struct Pretrained {
     pub tokenizer: Tokenizer,
     /// The dtype its checkpoint is stored in.
     pub stored_dtype: DType,
-    /// What was taken for granted where the files do not say, and what was done otherwise than asked: for the user to read.
+    /// What was assumed where the files do not say, and what was done otherwise than asked: for the user to read.
     pub notices: Vec<String>,
     /// How its files want tokens to be chosen.
     pub generation: GenerationConfig,
@@ -110,7 +110,7 @@ impl Pretrained {
         self.chat_template.as_ref().map(Option::as_ref).map_err(|e| Error::Msg(first_line(e)))
     }
 
-    /// Whether a token ends an answer; [`end_tokens`] says which do.
+    /// Whether a token ends an answer; [`end_tokens`] says which tokens do.
     #[must_use]
     pub fn is_eos(&self, token: u32) -> bool {
         match &self.config.eos_token_id {

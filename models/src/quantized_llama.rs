@@ -143,16 +143,15 @@ impl ModelWeights {
         Ok(Self { llama, cache })
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
-    /// limit.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; with an empty cache and no time limit.
     ///
     /// # Errors
-    /// None today; it is candle's way to say that a cache cannot be made.
+    /// None today; the `Result` leaves room for caches that cannot be made.
     pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
         Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what it had.
+    /// This model with other settings of the sparse FFN; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
@@ -160,7 +159,7 @@ impl ModelWeights {
         Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what it had.
+    /// This model with other settings of attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
@@ -168,7 +167,7 @@ impl ModelWeights {
         Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what it had.
+    /// This model with other gates of sparse attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
@@ -176,12 +175,12 @@ impl ModelWeights {
         Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
     }
 
-    /// How long a call may take, see [`Cache::set_time_limit`].
+    /// Sets how long a call may take, see [`Cache::set_time_limit`].
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.cache.set_time_limit(limit);
     }
 
-    /// Touches what the first real decode step would, see [`Llama::warm_up`].
+    /// Decodes one token and takes it back, so that the first real one is as fast as the others; see [`Llama::warm_up`].
     ///
     /// # Errors
     /// Those of [`Self::forward`].

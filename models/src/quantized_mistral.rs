@@ -99,16 +99,15 @@ impl Model {
         Ok(Self { llama, cache })
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
-    /// limit.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; with an empty cache and no time limit.
     ///
     /// # Errors
-    /// None today; it is candle's way to say that a cache cannot be made.
+    /// None today; the `Result` leaves room for caches that cannot be made.
     pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
         Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what it had.
+    /// This model with other settings of the sparse FFN; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
@@ -116,7 +115,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what it had.
+    /// This model with other settings of attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
@@ -124,7 +123,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what it had.
+    /// This model with other gates of sparse attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
@@ -151,13 +150,13 @@ impl Model {
         &self.llama
     }
 
-    /// The keys and values of what was seen.
+    /// The cache: keys and values of the tokens that were seen, and what the sparse FFNs did.
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// The same to save, load, cut back or replace.
+    /// The cache, to save, load, cut back or replace.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
     }

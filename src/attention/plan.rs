@@ -40,14 +40,15 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AttentionMode {
-    /// Everything.
+    /// All positions.
     #[default]
     Dense,
-    /// The first and the last tokens (`StreamingLLM`: Xiao et al. 2024).
+    /// The first and the last positions (`StreamingLLM`: Xiao et al. 2024).
     Window,
-    /// And the pages that the gate found salient.
+    /// Those of [`Self::Window`], and the pages between them that the gate scored highest.
     Gated,
-    /// And the pages that may score highest (Quest: Tang et al. 2024); needs no gate.
+    /// Those of [`Self::Window`], and the pages between them that may score highest for the query (Quest: Tang et al. 2024);
+    /// needs no gate.
     Recall,
 }
 
@@ -65,15 +66,15 @@ pub enum AttentionMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AttentionConfig {
-    /// What is read.
+    /// Which positions are read.
     pub mode: AttentionMode,
     /// So many first positions are always read.
     pub sinks: usize,
     /// So many positions before the token are always read, at least 32.
     pub window: usize,
-    /// At most so many positions between them.
+    /// At most so many positions between sinks and window are read.
     pub budget: usize,
-    /// With [`AttentionMode::Gated`] so many more that the gate did not choose.
+    /// With [`AttentionMode::Gated`] so many more positions, chosen by the query and not by the gate.
     pub recall: usize,
 }
 
@@ -99,7 +100,7 @@ impl AttentionConfig {
         Self { mode, sinks: 4, window: 256, budget: 1536, recall: 256 }
     }
 
-    /// Pages that a token recalls.
+    /// Pages of 32 positions that each token chooses by its query.
     #[must_use]
     pub fn recalled_pages(&self) -> usize {
         match self.mode {

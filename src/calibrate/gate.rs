@@ -95,20 +95,20 @@ impl Default for GateSettings {
 }
 
 impl GateSettings {
-    /// The window for texts in windows of `context` tokens.
+    /// The window, in positions, for texts in windows of `context` tokens.
     #[must_use]
     pub fn window_of(&self, context: usize) -> usize {
         self.window.unwrap_or_else(|| (context / 4).min(256))
     }
 
-    /// Tokens of a window of `context` tokens that have labels.
+    /// How many tokens of a window of `context` tokens have labels.
     #[must_use]
     pub fn labelled(&self, context: usize) -> usize {
         let later = self.window_of(context).saturating_add(self.min_later.max(1));
         context.saturating_sub(later).saturating_sub(self.sinks)
     }
 
-    /// Whether so many windows of `context` tokens to fit, and to report on, are enough for [`fit_gate`].
+    /// Whether `fit` windows of `context` tokens to learn from, and `tune` windows to report on, are enough to fit gates.
     #[must_use]
     pub fn is_enough(&self, context: usize, fit: usize, tune: usize) -> bool {
         let labels = |windows: usize| windows.saturating_mul(self.labelled(context));

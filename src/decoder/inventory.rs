@@ -99,7 +99,7 @@ fn layers_of(vb: &VarBuilder<'_>, asked: usize) -> usize {
     (0..asked).take_while(there).count()
 }
 
-/// Whether a block's FFN has biases.
+/// Whether the FFN of any of the first `layers` blocks has biases; no tensor is read.
 ///
 /// ```
 /// use candle_core::Device;

@@ -16,7 +16,7 @@ const LEAST_SCALE: f32 = 0.01;
 /// Looks from which on a new one counts as much as a fourth of the mean.
 const MEMORY: u32 = 4;
 
-/// What the sparse FFNs of one sequence did, block by block.
+/// What the sparse FFNs of one sequence did, block by block; counted by decode steps alone, since prompts are dense.
 ///
 /// ```
 /// use candle_sparse::decoder::SparseStats;
@@ -78,13 +78,13 @@ pub struct LayerStats {
     pub candidate_share: f64,
     /// Weight bytes of the FFN read per token, counted from what was computed.
     pub bytes_per_token: f64,
-    /// Looks of the guard.
+    /// How often the [guard](crate::Guard) compared the block with its dense FFN.
     pub looks: u64,
-    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of the looks.
+    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of these comparisons.
     pub error: f64,
-    /// Mean share of `Σ |a|·n` that the active neurons held, of the looks.
+    /// Mean share of `Σ |a|·n` that the active neurons held in these comparisons.
     pub recall: f64,
-    /// What the guard multiplies the block's thresholds with; 1 while it is content.
+    /// The guard multiplies the block's thresholds by this; 1 as long as the error stays within its limit.
     pub scale: f32,
 }
 

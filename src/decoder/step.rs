@@ -35,7 +35,7 @@ impl Scratch {
         self.time_limit = limit;
     }
 
-    /// Begins to count anew; what the guard has learned stays.
+    /// Begins to count anew; what the guard has changed stays.
     pub fn reset_sparse_stats(&mut self) {
         self.state.reset();
     }
@@ -54,7 +54,7 @@ impl Clone for Scratch {
     }
 }
 
-/// What enters the first layer.
+/// What enters the first layer: token ids or embeddings.
 ///
 /// ```
 /// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
@@ -114,7 +114,7 @@ pub enum Logits {
     All,
 }
 
-/// One forward call: `batch` sequences of `seq_len` tokens from position `index_pos`.
+/// One forward call: `batch` sequences of `seq_len` tokens each, from position `index_pos` on.
 ///
 /// ```
 /// use candle_sparse::decoder::{Input, Step};

@@ -104,13 +104,13 @@ impl Stored {
         &self.origin
     }
 
-    /// Whether the file is mapped, so that tensors held elsewhere are copies worth a notice.
+    /// The same with a note that the file is mapped: tensors that had to be copied are then worth a notice to the user.
     #[must_use]
     pub fn with_mapped(self, mapped: bool) -> Self {
         Self { mapped, ..self }
     }
 
-    /// Adds a tensor of one or two dimensions; one dimension is a matrix of one row.
+    /// Adds a tensor of one or two dimensions `dims`; one of one dimension is held as a matrix of one row.
     pub fn insert(&mut self, name: impl Into<String>, tensor: impl Into<Held>, dims: &[usize]) {
         self.tensors.insert(name.into(), (tensor.into(), Shape::from(dims)));
     }

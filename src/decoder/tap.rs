@@ -1,6 +1,7 @@
-//! A look into the blocks of a forward pass.
+//! Values inside the blocks of a forward pass, for whoever measures them.
 
-/// What calibration and quality sweeps see of every block, and what they may change.
+/// Sees the values inside every block of a forward pass, and may change the activations of its FFN: for calibration and
+/// measurements.
 ///
 /// ```
 /// use candle_sparse::decoder::{Input, LayerTap, Scratch, Step};

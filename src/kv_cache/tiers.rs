@@ -93,7 +93,7 @@ impl KvConfig {
     }
 }
 
-/// What the pages of a cache hold and take.
+/// How many pages of a tier a cache has, and the bytes that they take.
 ///
 /// ```
 /// use candle_sparse::{KvCache, KvConfig, KvDType, kv_cache::Tier};

@@ -70,7 +70,7 @@ const LEAST_DIFFERENCE: f32 = 1e-5;
 pub struct Fingerprint(Vec<f32>);
 
 impl Fingerprint {
-    /// One to be completed, or changed.
+    /// A fingerprint that was noted before, to be completed.
     #[must_use]
     pub fn new(numbers: Vec<f32>) -> Self {
         Self(numbers)
@@ -309,7 +309,8 @@ fn entry_name(i: usize) -> String {
 }
 
 impl Profile {
-    /// Refuses a model that the profile was not made for, by its [`Fingerprint`]; what may be missing in it yet is passed over.
+    /// Refuses a model, by the numbers of its [`Fingerprint`], that the profile was not made for; tensors that are not noted there
+    /// yet (NaN) are left out.
     ///
     /// # Errors
     /// [`Error::WrongModel`]: the fingerprints differ by more than rounding. A profile with a fingerprint of the first kind is

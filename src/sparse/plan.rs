@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// row-major weights (`benches/sparse_ffn.rs`).
 pub(crate) const CROSSOVER: f32 = 0.85;
 
-/// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
-/// and small models need less: a decoder that is loaded measures it.
+/// Active share, from 0 to 1, at which a sparse FFN takes as long as a dense one with row-major weights, where bytes alone
+/// decide. Some machines and small models need a smaller share: a decoder that is loaded measures it.
 ///
 /// ```
 /// use candle_sparse::sparse::BREAK_EVEN;

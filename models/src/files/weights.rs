@@ -50,7 +50,7 @@ pub enum SparseProfile {
 }
 
 impl SparseProfile {
-    /// Reads it.
+    /// Reads the profile.
     ///
     /// # Errors
     /// It is no profile, truncated or corrupt.

@@ -60,7 +60,7 @@ impl Cache {
         Self { use_kv_cache: true, kv, scratch: Scratch::default() }
     }
 
-    /// Positions held.
+    /// Number of positions held.
     #[must_use]
     pub fn len(&self) -> usize {
         self.kv.len()
@@ -78,18 +78,18 @@ impl Cache {
         self.kv.bytes()
     }
 
-    /// The pages: bytes per tier, settings.
+    /// The pages that hold keys and values: bytes per tier, settings.
     #[must_use]
     pub fn kv(&self) -> &KvCache {
         &self.kv
     }
 
-    /// The pages, for code that fills them by itself.
+    /// The pages that hold keys and values, for code that fills them by itself.
     pub fn kv_mut(&mut self) -> &mut KvCache {
         &mut self.kv
     }
 
-    /// How long a call may take, `None`: as long as it takes.
+    /// Sets how long a call may take; `None`: as long as it takes.
     ///
     /// A call that takes longer ends with [`DeadlineExceeded`](candle_sparse::DeadlineExceeded), at most a layer late, and
     /// leaves the positions as they were. A prompt under a limit keeps a copy of the pages that it changes.
@@ -119,7 +119,7 @@ impl Cache {
         self.kv.truncate(len);
     }
 
-    /// Forgets everything.
+    /// Forgets every position.
     pub fn clear(&mut self) {
         self.kv.clear();
     }
@@ -129,10 +129,10 @@ impl Cache {
         self.kv.shrink_to_fit();
     }
 
-    /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
+    /// Makes room for `positions` positions of `batch` sequences, so that reaching them token by token allocates nothing.
     ///
     /// # Errors
-    /// More positions than the context, or another batch than the cached one.
+    /// More positions than the context, more bytes than the budget, or another batch than the cached one.
     pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
         self.kv.reserve(batch, positions)
     }

@@ -113,7 +113,7 @@ impl LlamaConfig {
     }
 }
 
-/// What a model is built from.
+/// The configuration that a Llama is built from, with the fields of `config.json`.
 ///
 /// ```
 /// use candle_sparse_models::llama::Config;
@@ -187,7 +187,7 @@ impl Config {
         }
     }
 
-    /// The shape in the words of the core crate, checked.
+    /// The shape as the core crate names it, checked.
     ///
     /// # Errors
     /// A size is 0, does not divide, or a number is out of range; the message names the field.

@@ -6,7 +6,7 @@ use candle_nn::Activation;
 
 use serde::Deserialize;
 
-/// What a model is built from: the fields of candle's, so that an app that writes one compiles.
+/// The configuration that a Mistral is built from: the fields of candle's, so that an app that writes one compiles.
 ///
 /// ```
 /// use candle_sparse_models::mistral::Config;
