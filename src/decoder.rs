@@ -107,7 +107,28 @@ struct Sparse {
     plans: Arc<Plans>,
 }
 
-/// A whole model, immutable; state lives in [`KvCache`] and [`Scratch`]. `Clone` shares the weights.
+/// A whole model: immutable, with its state in [`KvCache`](crate::KvCache) and [`Scratch`]. `Clone` shares the weights.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let mut scratch = Scratch::default();
+/// let mut logits = vec![0.0; decoder.config().vocab_size];
+/// // A prompt of three tokens, then one token.
+/// let prompt = Step { batch: 1, seq_len: 3, index_pos: 0 };
+/// decoder.forward(Input::Ids(&[5, 6, 7]), prompt, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// let token = Step { batch: 1, seq_len: 1, index_pos: 3 };
+/// decoder.forward(Input::Ids(&[8]), token, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// assert_eq!(cache.len(), 4);
+/// assert!(logits.iter().all(|l| l.is_finite()));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: Config,
@@ -132,13 +153,13 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// The shape.
+    /// The shape: sizes, RoPE, activation, context.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What keys and values of this model are told from others' by, its fingerprint among it.
+    /// What tells keys and values of this model from those of others, its fingerprint among it.
     #[must_use]
     pub fn origin(&self) -> &Arc<Origin> {
         &self.origin
@@ -162,7 +183,7 @@ impl Decoder {
         &self.notices
     }
 
-    /// Bytes of all matrices, a tied head counted once.
+    /// Bytes of all matrices, those of predictions among them; a head that is the embedding counts once.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let tied = self.embed_tokens.shares_memory(&self.lm_head);
@@ -178,7 +199,7 @@ impl Decoder {
         self.layers.iter().map(Layer::bytes).sum::<usize>() + self.lm_head.bytes()
     }
 
-    /// The same where the FFNs read what `stats` counted.
+    /// Bytes of the matrices that one decoded token reads, the FFNs as `stats` counted them.
     #[must_use]
     pub fn read_bytes_per_token(&self, stats: &SparseStats) -> usize {
         let dense = self.layers.iter().zip(&stats.layers).map(|(l, _)| l.ffn.dense_bytes()).sum::<usize>();
@@ -186,7 +207,9 @@ impl Decoder {
         self.weight_bytes_per_token() - dense + read as usize
     }
 
-    /// Writes the embeddings `[n, hidden_size]` of `n` tokens.
+    /// Writes the embeddings `out` `[n, hidden_size]` of `n` tokens.
+    ///
+    /// Cost: `n` rows of the table are read and converted to f32.
     ///
     /// # Errors
     /// A token is not below `vocab_size`.

@@ -45,6 +45,21 @@ use std::{
 use tokenizers::Tokenizer;
 
 /// A model in the form of a GGUF file, in memory: matrices in ggml types, norms in F32.
+///
+/// ```
+/// use candle_sparse_models::{Format, convert::{GgufModel, Layout}, files::ModelFiles, gguf::GgufFile};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales-q8.gguf");
+/// let files = ModelFiles::from_folder(folder)?;
+/// let model = GgufModel::from_files(&files, Layout::default().with_format(Some(Format::Q8_0)))?;
+/// assert!(model.is_ordinary());
+/// model.save_checked(&path)?;
+/// let file = GgufFile::open(&path)?;
+/// assert!(file.content().metadata.contains_key("tokenizer.ggml.tokens"));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct GgufModel {
     metadata: Vec<(String, Value)>,
@@ -61,7 +76,19 @@ pub struct GgufModel {
     notices: Vec<String>,
 }
 
-/// How the weights are written.
+/// How the weights of a GGUF file are written: their format, and whether neuron by neuron.
+///
+/// ```
+/// use candle_sparse_models::{Format, Profile, convert::{GgufModel, Layout}, files::ModelFiles};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let files = ModelFiles::from_folder(folder)?;
+/// let profile = Profile::load(folder.join("sparse.safetensors"))?;
+/// // Sparse decode uses such a file in place; other programs refuse it.
+/// let layout = Layout::default().with_format(Some(Format::Q8_0)).with_neuron_major(Some(&profile));
+/// assert!(!GgufModel::from_files(&files, layout)?.is_ordinary());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Layout<'a> {
@@ -161,13 +188,13 @@ impl GgufModel {
         Ok(self)
     }
 
-    /// What the file cannot hold as it was asked, or as the model has it: for the user to read.
+    /// What the file cannot hold as it was wanted, or as the model has it: for the user to read.
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// With a value in the metadata, such as a chat template.
+    /// Adds a value to the metadata, such as a chat template.
     #[must_use]
     pub fn with_value(mut self, key: &str, value: Value) -> Self {
         put(&mut self.metadata, key, value);
@@ -228,14 +255,14 @@ impl GgufModel {
         }
     }
 
-    /// Whether llama.cpp and candle open the file too.
+    /// Whether llama.cpp and candle can open the file too.
     #[must_use]
     pub fn is_ordinary(&self) -> bool {
         let ordinary = |v: &Value| matches!(v, Value::String(s) if s == ARCHITECTURES[0]);
         self.metadata.iter().any(|(k, v)| k == "general.architecture" && ordinary(v))
     }
 
-    /// The matrices by name.
+    /// The matrices with their names in the file.
     pub fn matrices(&self) -> impl Iterator<Item = (&str, &QTensor)> {
         self.tensors.iter().filter(|(_, t)| t.rank() == 2).map(|(name, t)| (name.as_str(), t))
     }

@@ -1,22 +1,23 @@
 //! The files of a model, wherever they are: built into the program, in a folder, or on the Hub.
 
+mod embedded;
 mod source;
+mod weights;
 
 use crate::gguf::GgufFile;
 #[cfg(feature = "hub")]
 use crate::hub::{HubRepo, HubSettings};
 use candle_core::{Error, Result};
-use candle_sparse::{
-    input::{self, Expected},
-    profile::Profile,
-};
+use candle_sparse::input::{self, Expected};
 use core::fmt;
+pub use embedded::EmbeddedModel;
 use source::{Folder, Source, weight_files};
 use std::{
     borrow::Cow,
     path::{Path, PathBuf},
 };
 use tokenizers::Tokenizer;
+pub use weights::{SparseProfile, Weights};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -24,83 +25,21 @@ const WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 const SPARSE_PROFILE: &str = "sparse.safetensors";
 
-/// A small model that is part of the program.
-#[derive(Clone, Copy)]
-pub struct EmbeddedModel {
-    /// The name to ask for it by.
-    pub name: &'static str,
-    /// Content of its `config.json`.
-    pub config: &'static [u8],
-    /// Content of its `tokenizer.json`.
-    pub tokenizer: &'static [u8],
-    /// Content of its `model.safetensors`.
-    pub weights: &'static [u8],
-    /// Content of its `sparse.safetensors`.
-    pub sparse_profile: &'static [u8],
-}
-
-impl fmt::Debug for EmbeddedModel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmbeddedModel").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-/// The weights of a model.
-#[derive(Clone)]
-pub enum Weights {
-    /// One `safetensors` file, or the shards in the order of their names.
-    Files(Vec<PathBuf>),
-    /// The content of one `safetensors` file.
-    Embedded(&'static [u8]),
-    /// A GGUF file, which may hold configuration, tokenizer and profile too; any part of a split model.
-    Gguf(PathBuf),
-    /// A GGUF file that is open, mapped perhaps.
-    Opened(GgufFile),
-}
-
-/// Where a sparse profile is.
-#[derive(Clone, PartialEq, Eq)]
-pub enum SparseProfile {
-    /// A file.
-    File(PathBuf),
-    /// The content of one.
-    Embedded(&'static [u8]),
-}
-
-impl SparseProfile {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// It is no profile, truncated or corrupt.
-    pub fn load(&self) -> Result<Profile> {
-        match self {
-            Self::File(path) => Profile::load(path),
-            Self::Embedded(bytes) => Profile::from_bytes(bytes),
-        }
-    }
-}
-
-impl fmt::Debug for SparseProfile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
-        }
-    }
-}
-
-impl fmt::Debug for Weights {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Files(paths) => f.debug_tuple("Files").field(paths).finish(),
-            Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
-            Self::Gguf(path) => f.debug_tuple("Gguf").field(path).finish(),
-            Self::Opened(file) => f.debug_tuple("Opened").field(&file.path()).finish(),
-        }
-    }
-}
-
 /// What is needed to load a model: configuration and tokenizer in memory, weights by path.
+///
+/// ```
+/// use candle_sparse_models::files::ModelFiles;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let files = ModelFiles::from_folder(folder)?;
+/// assert_eq!(files.name, "tales-silu");
+/// assert!(files.config.is_some() && files.chat_template.is_none());
+/// let tokens = files.load_tokenizer()?.encode("Once upon a time", false).expect("a text");
+/// assert!(!tokens.is_empty());
+/// // What is no path may be an id on the Hub.
+/// assert!(ModelFiles::local("org/model")?.is_none());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ModelFiles {
     /// For messages: built-in name, name of the folder or file, or Hub id.
@@ -135,9 +74,9 @@ impl fmt::Debug for ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds a model by what a user writes for it. The first that fits is taken: a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a `.gguf`
-    /// file, a Hub id, a `.gguf` file in a Hub repository (`org/name/file.gguf`). `revision` is for
-    /// the Hub only.
+    /// Finds a model by what a user writes for it. The first that fits is taken: a folder, a `.safetensors` file (with
+    /// `config.json` and `tokenizer.json` beside it), a `.gguf` file, a Hub id, a `.gguf` file in a Hub repository
+    /// (`org/name/file.gguf`). `revision` is for the Hub only.
     ///
     /// # Errors
     /// If nothing fits, a file is missing or damaged, or the Hub does not deliver; see

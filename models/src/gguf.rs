@@ -39,7 +39,24 @@ pub use types::ggml_type;
 /// So many last bytes of a file, behind its tensors, are a profile.
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
 
-/// A model in a GGUF file, or in several that belong together. `Clone` shares it.
+/// A model in a GGUF file, or in several that belong together; `Clone` shares what is open.
+///
+/// ```
+/// use candle_sparse_models::{gguf::GgufFile, llama::{Llama, LoadOptions}};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let file = GgufFile::open(&path)?;
+/// assert!(file.content().tensor_infos.contains_key("blk.0.ffn_gate.weight"));
+/// assert!(file.profile()?.is_none());
+/// let llama = Llama::from_gguf(&file, LoadOptions::default())?;
+/// assert_eq!(llama.decoder().config().num_hidden_layers, 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GgufFile {
     content: Arc<Content>,
@@ -139,7 +156,7 @@ impl GgufFile {
         Ok(Self { content: all.into(), parts: parts.into(), later: later.into() })
     }
 
-    /// Which file: the first, if there are several.
+    /// The path of the file; of several, that of the first.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.parts[0].bytes.path()

@@ -6,7 +6,15 @@ use candle_core::{Result, Tensor, bail};
 use candle_sparse_core::{Activation, Gate, kernel::activation};
 use rayon::prelude::*;
 
-/// What a fit may use.
+/// How the FFN of a block is fitted.
+///
+/// ```
+/// use candle_sparse::calibrate::{Calibrator, Settings};
+///
+/// // Half the default rank: the prediction reads half as many bytes and misses more.
+/// let settings = Settings::default().with_rank(32);
+/// assert_eq!(Calibrator::default().with_settings(settings).settings.rank, 32);
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Settings {

@@ -11,7 +11,20 @@ use candle_nn::VarBuilder;
 use candle_sparse_core::Format;
 use std::sync::Arc;
 
-/// How to hold and run a model.
+/// How to hold and run a model: format, threads, profile, and what is left out.
+///
+/// ```
+/// use candle_sparse::{AttentionConfig, AttentionMode, Format, Threads, decoder::LoadOptions};
+///
+/// let options = LoadOptions::default()
+///     .with_format(Some(Format::Q8_0))
+///     .with_threads(Some(Threads::new(1)?))
+///     .with_attention(AttentionConfig::new(AttentionMode::Window));
+/// assert_eq!(options.format, Some(Format::Q8_0));
+/// // Left as it was: the profile of the checkpoint, if there is one.
+/// assert!(options.profile.is_none());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct LoadOptions {
@@ -44,7 +57,18 @@ impl LoadOptions {
     }
 }
 
-/// Biases that a checkpoint must have, and head sharing, which the shape does not tell. Biases that are there are used always.
+/// What the shape of a model does not tell: biases that its checkpoint must have, and whether the head is the embedding.
+///
+/// Biases that a checkpoint has are used whatever this says.
+///
+/// ```
+/// use candle_sparse::decoder::Extras;
+///
+/// // Llama 3.2 1B shares its embedding, Qwen 2 has biases in attention.
+/// let llama = Extras::default().with_tie_word_embeddings(true);
+/// let qwen = Extras::default().with_attention_bias(true);
+/// assert!(llama.tie_word_embeddings && !llama.attention_bias && qwen.attention_bias);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Extras {
@@ -63,6 +87,23 @@ with_methods!(Extras {
 });
 
 /// A checkpoint with Hugging Face tensor names.
+///
+/// ```
+/// use candle_core::Device;
+/// use candle_sparse::decoder::{Checkpoint, Decoder, Extras, LoadOptions};
+///
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: candle_sparse_models::llama::LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/model.safetensors");
+/// let checkpoint = Checkpoint::from(candle_sparse::loading::var_builder(&[path], None, &Device::Cpu)?);
+/// let fingerprint = checkpoint.fingerprint(config.num_hidden_layers, config.hidden_size, config.intermediate_size)?;
+///
+/// let extras = Extras::default().with_tie_word_embeddings(true);
+/// let decoder = Decoder::load(&checkpoint, config, extras, LoadOptions::default())?;
+/// assert_eq!(fingerprint.numbers(), &*decoder.origin().fingerprint);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Checkpoint<'a> {
     /// Gives tensors as floats.

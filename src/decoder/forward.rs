@@ -26,11 +26,15 @@ impl Decoder {
         cache.check_in_parts(step.batch, step.index_pos, step.seq_len, prefill::chunk(step.batch))
     }
 
-    /// Runs `step` and writes the logits that are wanted; the cache is cut back to `step.index_pos` first.
+    /// Runs `step` and writes the logits that are wanted, `[batch, vocab_size]` or `[batch, seq_len, vocab_size]`; the cache is cut
+    /// back to `step.index_pos` first.
+    ///
+    /// Cost: one multiply-add per element of the matrices and token, and those of attention (`2 · q_dim` per layer and position
+    /// that is read). One token reads [`Self::weight_bytes_per_token`]; more read each matrix once per 512 positions.
     ///
     /// # Errors
-    /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context,
-    /// another batch than the cached one, or a cache made for another shape or filled by another model; in a decode step of a
+    /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context, another batch
+    /// than the cached one, or a cache that was made for another shape or filled by another model; in a decode step of a
     /// model with a profile also a number that is not finite; a [`DeadlineExceeded`](crate::DeadlineExceeded) where a
     /// time limit is set, at most a layer too late. The cache is unchanged then.
     ///
@@ -63,7 +67,10 @@ impl Decoder {
         done
     }
 
-    /// Touches what the first real decode step would: weights, threads, working memory; cache and statistics are as before.
+    /// Decodes one token and takes it back, so that the first real token is as fast as the others: weights are in memory, threads
+    /// run, working memory is there. Cache and statistics are as before; nothing is done for a full cache or a batch.
+    ///
+    /// Cost: that of a decode step.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -80,8 +87,8 @@ impl Decoder {
         done
     }
 
-    /// As [`Self::forward`] for the logits of all positions, with `tap` between the activations and the down projection
-    /// of every block; a lone token takes this path too.
+    /// As [`Self::forward`] for the logits of all positions, `[batch, seq_len, vocab_size]`; `tap` is called in every block, see
+    /// [`LayerTap`]. A lone token is computed as a prompt is, with all neurons.
     ///
     /// # Errors
     /// As [`Self::forward`].

@@ -15,7 +15,14 @@ const LEAST_SCALE: f32 = 0.01;
 /// Looks from which on a new one counts as much as a fourth of the mean.
 const MEMORY: u32 = 4;
 
-/// What the sparse FFNs of one sequence did, block by block.
+/// What the sparse FFNs of one sequence did, block by block; counted by decode steps alone, since prompts are dense.
+///
+/// ```
+/// use candle_sparse::decoder::SparseStats;
+///
+/// let stats = SparseStats::default();
+/// assert_eq!((stats.layers.len(), stats.active_share()), (0, 1.0));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SparseStats {
     /// One per decoder block; empty before the first decoded token of a model with a profile.
@@ -34,6 +41,30 @@ impl SparseStats {
 }
 
 /// Means over the decoded tokens of one block.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, LoadOptions, Logits, Scratch, Step};
+/// use candle_sparse::{FfnMode, KvCache, KvConfig, KvDType, Selection, SparseConfig};
+///
+/// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
+/// // Also where this machine gains nothing by it.
+/// let options = LoadOptions::default().with_sparse(config.with_force(true));
+/// # use candle_sparse_models::{files::ModelFiles, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, options)?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let (mut scratch, mut logits) = (Scratch::default(), vec![0.0; decoder.config().vocab_size]);
+/// for index_pos in 0..4 {
+///     let step = Step { batch: 1, seq_len: 1, index_pos };
+///     decoder.forward(Input::Ids(&[5]), step, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// }
+/// let stats = scratch.sparse_stats();
+/// assert_eq!((stats.layers.len(), stats.layers[0].tokens), (4, 4));
+/// assert!(stats.active_share() < 0.9, "{stats:?}");
+/// assert!(decoder.read_bytes_per_token(&stats) < decoder.weight_bytes_per_token());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerStats {
     /// Decoded tokens.
@@ -46,13 +77,13 @@ pub struct LayerStats {
     pub candidate_share: f64,
     /// Weight bytes of the FFN read per token, counted from what was computed.
     pub bytes_per_token: f64,
-    /// Looks of the guard.
+    /// How often the [guard](crate::Guard) compared the block with its dense FFN.
     pub looks: u64,
-    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of the looks.
+    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of these comparisons.
     pub error: f64,
-    /// Mean share of `Σ |a|·n` that the active neurons held, of the looks.
+    /// Mean share of `Σ |a|·n` that the active neurons held in these comparisons.
     pub recall: f64,
-    /// What the guard multiplies the block's thresholds with; 1 while it is content.
+    /// The guard multiplies the block's thresholds by this; 1 as long as the error stays within its limit.
     pub scale: f32,
 }
 

@@ -4,7 +4,16 @@ use super::{SparseStats, decode, prefill, state};
 use crate::attention::Plan;
 use std::time::Duration;
 
-/// Working memory of a step; grows to the largest step and stays.
+/// Working memory of steps, and what their sparse FFNs counted; grows to the largest step and keeps that size.
+///
+/// ```
+/// use candle_sparse::decoder::Scratch;
+/// use std::time::Duration;
+///
+/// let mut scratch = Scratch::default();
+/// scratch.set_time_limit(Some(Duration::from_millis(50)));
+/// assert_eq!(scratch.sparse_stats().active_share(), 1.0);
+/// ```
 #[derive(Default)]
 pub struct Scratch {
     pub(super) prefill: prefill::Scratch,
@@ -26,7 +35,7 @@ impl Scratch {
         self.time_limit = limit;
     }
 
-    /// Begins to count anew; what the guard has learned stays.
+    /// Begins to count anew; what the guard has changed stays.
     pub fn reset_sparse_stats(&mut self) {
         self.state.reset();
     }
@@ -45,7 +54,30 @@ impl Clone for Scratch {
     }
 }
 
-/// What enters the first layer.
+/// What enters the first layer: token ids or embeddings.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let (hidden_size, vocab_size) = (decoder.config().hidden_size, decoder.config().vocab_size);
+/// let mut embeddings = vec![0.0; 2 * hidden_size];
+/// decoder.embed(&[5, 6], &mut embeddings)?;
+///
+/// let step = Step { batch: 1, seq_len: 2, index_pos: 0 };
+/// let logits = [Input::Ids(&[5, 6]), Input::Embeddings(&embeddings)].map(|input| {
+///     let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+///     let mut logits = vec![0.0; vocab_size];
+///     decoder.forward(input, step, &mut cache, &mut Scratch::default(), Logits::Last, &mut logits).map(|()| logits)
+/// });
+/// let [ids, embeddings] = logits;
+/// assert!(ids? == embeddings?, "the table's rows are the tokens' embeddings");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
     /// Token ids `[batch, seq_len]`.
@@ -54,7 +86,26 @@ pub enum Input<'a> {
     Embeddings(&'a [f32]),
 }
 
-/// For which positions logits are wanted.
+/// The positions for which logits are wanted; the head costs `hidden_size · vocab_size` multiply-adds for each.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let vocab_size = decoder.config().vocab_size;
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let (mut scratch, mut last, mut all) = (Scratch::default(), vec![0.0; vocab_size], vec![0.0; 2 * vocab_size]);
+/// let (ids, step) = (Input::Ids(&[5, 6]), Step { batch: 1, seq_len: 2, index_pos: 0 });
+/// decoder.forward(ids, step, &mut cache, &mut scratch, Logits::Last, &mut last)?;
+/// decoder.forward(ids, step, &mut cache, &mut scratch, Logits::All, &mut all)?;
+/// let apart = last.iter().zip(&all[vocab_size..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+/// assert!(apart < 1e-3, "{apart}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
     /// The last of each sequence: `[batch, vocab_size]`.
@@ -63,7 +114,24 @@ pub enum Logits {
     All,
 }
 
-/// One forward call: `batch` sequences of `seq_len` tokens from position `index_pos`.
+/// One forward call: `batch` sequences of `seq_len` tokens each, from position `index_pos` on.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let step = Step { batch: 2, seq_len: 2, index_pos: 0 };
+/// assert!(decoder.check(Input::Ids(&[5, 6, 7, 8]), step, &cache).is_ok());
+/// // Nothing is at position 0 yet.
+/// let gap = Step { index_pos: 1, ..step };
+/// assert!(decoder.check(Input::Ids(&[5, 6, 7, 8]), gap, &cache).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     /// Sequences.

@@ -4,6 +4,15 @@ use candle_core::{DType, Result, bail};
 use candle_sparse_core::Format;
 
 /// How hot keys and values are stored.
+///
+/// ```
+/// use candle_core::DType;
+/// use candle_sparse::KvDType;
+///
+/// assert_eq!(KvDType::try_from(DType::BF16)?, KvDType::BF16);
+/// assert!(KvDType::try_from(DType::U8).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvDType {

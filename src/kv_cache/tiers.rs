@@ -10,6 +10,23 @@ use candle_sparse_core::kv_cache::tiers::Ageing;
 ///
 /// A page of layer l of L goes to its next tier `32 · l / L` positions later than it could, so that no token waits for all
 /// layers: of 32 layers one does so per token. Which tier a page is in depends on the number of positions alone.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let exact = KvCache::new(&config, KvConfig::exact(KvDType::F16));
+/// let tiered = KvCache::new(&config, KvConfig::tiered().with_hot(64).with_warm(128));
+/// assert!(tiered.config().is_tiered());
+/// // Most of the positions are cold then: 5 bits per element in place of 16.
+/// let [exact, tiered] = [exact, tiered].map(|cache| cache.bytes_at(1, 1024));
+/// assert!(2 * tiered < exact, "{tiered} and {exact} bytes");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KvConfig {
@@ -78,7 +95,23 @@ impl KvConfig {
     }
 }
 
-/// What the pages of a cache hold and take.
+/// How many pages of a tier a cache has, and the bytes that they take.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, KvDType, kv_cache::Tier};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let mut cache = KvCache::new(&config, KvConfig::exact(KvDType::F32));
+/// cache.begin(1, 0, 32)?;
+/// let hot = cache.tier(Tier::Hot);
+/// // One page per layer: 32 positions of two heads, keys and values.
+/// assert_eq!((hot.pages, hot.bytes), (4, 4 * 32 * 2 * 64 * 4));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierStats {
     /// Pages, over all layers and sequences; those waiting to be filled included.

@@ -22,6 +22,26 @@ const OP: &str = "sparse-mlp";
 ///
 /// One row of `x` (decode) is sparse as its [`SparseConfig`] says. More rows (a prompt, a batch) are computed with all
 /// neurons: their sets unite to nearly everything.
+///
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_sparse::{Activation, FfnMode, Format, Gate, Profile, Selection, SparseConfig, loading, ops::SparseMlp};
+///
+/// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu");
+/// let vb = loading::var_builder(&[format!("{folder}/model.safetensors")], Some(DType::F32), &Device::Cpu)?;
+/// let mlp = vb.pp("model.layers.1.mlp");
+/// let [gate, up] = ["gate_proj.weight", "up_proj.weight"].map(|name| mlp.get((512, 256), name));
+/// let (gate, up, down) = (gate?, up?, mlp.get((256, 512), "down_proj.weight")?);
+/// let profile = Profile::load(format!("{folder}/sparse.safetensors"))?;
+///
+/// let act = Gate { act: Activation::Silu, shift: 0.0 };
+/// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
+/// let mlp = SparseMlp::new(Format::Q8_0, act, [&gate, &up, &down], (&profile, 1), config)?;
+/// let x = Tensor::randn(0_f32, 1.0, (1, 256), &Device::Cpu)?;
+/// assert_eq!(mlp.forward(&x)?.dims(), [1, 256]);
+/// assert!(mlp.active(&x)?.len() < 512);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SparseMlp {
     ffn: SparseFfn,

@@ -6,8 +6,15 @@ use candle_core::{Result, bail};
 use candle_sparse_core::ffn::{self, CROSSOVER, FfnPlan};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
-/// and small models need less: a decoder that is loaded measures it.
+/// Active share, from 0 to 1, at which a sparse FFN takes as long as a dense one with row-major weights, where bytes alone
+/// decide. Some machines and small models need a smaller share: a decoder that is loaded measures it.
+///
+/// ```
+/// use candle_sparse::sparse::BREAK_EVEN;
+///
+/// let pays = |active_share: f32| active_share <= BREAK_EVEN;
+/// assert!(pays(0.3) && !pays(0.9));
+/// ```
 pub const BREAK_EVEN: f32 = 0.75;
 
 /// Whether leaving neurons out is expected to read fewer bytes of block `layer`, at a fitted point of the profile or with

@@ -44,7 +44,14 @@ pub(super) fn name_of_unknown(ggml_type: u32) -> &'static str {
     }
 }
 
-/// candle's name of a format.
+/// The type by which ggml, and candle, name a format.
+///
+/// ```
+/// use candle_core::quantized::GgmlDType;
+/// use candle_sparse_models::{Format, gguf::ggml_type};
+///
+/// assert_eq!(ggml_type(Format::Q4K), GgmlDType::Q4K);
+/// ```
 #[must_use]
 pub fn ggml_type(format: Format) -> GgmlDType {
     match format {

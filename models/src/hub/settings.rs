@@ -9,6 +9,19 @@ use std::path::PathBuf;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the Hub is and how to speak to it. The default is the public Hub without a token.
+///
+/// ```
+/// use candle_sparse_models::hub::HubSettings;
+/// use std::time::Duration;
+///
+/// let settings = HubSettings::default()
+///     .with_endpoint(Some("https://mirror.example".into()))
+///     .with_token(Some("hf_secret".into()))
+///     .with_timeout(Duration::from_secs(30));
+/// assert!(!settings.offline);
+/// // The token is not shown.
+/// assert!(!format!("{settings:?}").contains("hf_secret"));
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct HubSettings {
