@@ -205,12 +205,25 @@ pub(crate) fn ranges(len: usize, n: usize, step: usize) -> impl Iterator<Item = 
 #[cfg(test)]
 pub(crate) mod testing {
     use super::Threads;
+    use std::{
+        thread::sleep,
+        time::{Duration, Instant},
+    };
 
     /// Threads that share work: with one a test of what several do would say nothing.
     pub(crate) fn several() -> Threads {
         let threads = Threads::default();
         assert!(threads.count() > 1, "this test needs threads: set CANDLE_NUM_THREADS=4");
         threads
+    }
+
+    /// Waits for what another thread does, which on a busy machine may take some time.
+    pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(30), "waited for {what} in vain");
+            sleep(Duration::from_millis(1));
+        }
     }
 }
 

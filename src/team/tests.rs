@@ -1,5 +1,5 @@
 use super::*;
-use crate::threads::testing::several;
+use crate::threads::testing::{several, wait_until};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -83,18 +83,20 @@ fn one_thread_runs_without_a_board() {
 fn a_thread_that_stalls_in_a_piece_holds_up_no_other() {
     let threads = several();
     let (own, mut team) = (own(threads), Team::default());
-    let took = Mutex::new(Duration::ZERO);
+    let [stalled, done] = [false, false].map(AtomicBool::new);
     let outcome = threads.team(&mut team, &of_lens(threads), &own, |member, out| {
-        let start = Instant::now();
-        checked(member, out, &LENS, |index| if index > 0 { sleep(STALL) } else { sleep(STALL / 1000) })?;
-        if member.is_caller() {
-            *took.lock().unwrap() = start.elapsed();
-        }
-        Ok(())
+        let outcome = checked(member, out, &LENS, |index| {
+            if index > 0 {
+                stalled.store(true, Ordering::Relaxed);
+                wait_until("the calling thread", || done.load(Ordering::Relaxed));
+            } else {
+                wait_until("a thread that stalls", || stalled.load(Ordering::Relaxed));
+            }
+        });
+        done.fetch_or(member.is_caller(), Ordering::Relaxed);
+        outcome
     });
     assert_eq!(outcome, Ok(()));
-    let took = took.into_inner().unwrap();
-    assert!(took < STALL / 2, "{took:?}");
 }
 
 #[test]
@@ -108,9 +110,7 @@ fn a_thread_that_comes_late_leaves() {
             done.store(true, Ordering::Release);
             return outcome;
         }
-        while !done.load(Ordering::Acquire) {
-            std::thread::yield_now();
-        }
+        wait_until("the calling thread", || done.load(Ordering::Acquire));
         // The calling thread has nothing to do any more but say so.
         sleep(STALL / 10);
         let outcome = checked(member, out, &LENS, |_| panic!("nothing was left to do"));

@@ -1,4 +1,7 @@
-use super::{testing::several, *};
+use super::{
+    testing::{several, wait_until},
+    *,
+};
 use std::thread::{current, sleep};
 
 #[test]
@@ -31,21 +34,21 @@ fn nested_regions_and_panics_leave_the_pool_usable() {
 #[test]
 fn a_slow_thread_takes_fewer_tasks_and_the_end_waits_for_one_of_them() {
     const TASKS: usize = 64;
-    let (slow, fast) = (Duration::from_millis(400), Duration::from_millis(2));
     let (threads, caller) = (several(), current().id());
-    let by_caller = AtomicUsize::new(0);
-    let start = Instant::now();
+    let [by_caller, by_others] = [0, 0].map(AtomicUsize::new);
+    let begun = || by_caller.load(Ordering::Relaxed) + by_others.load(Ordering::Relaxed);
     threads.for_each(0..TASKS, |_| {
         if current().id() == caller {
+            // Until another thread has a task, so that there is a slow one at all.
+            wait_until("another thread", || by_others.load(Ordering::Relaxed) > 0);
             by_caller.fetch_add(1, Ordering::Relaxed);
-            return sleep(fast);
+        } else {
+            // As slow as can be: its first task takes as long as all that others can do.
+            by_others.fetch_add(1, Ordering::Relaxed);
+            wait_until("the others' tasks", || begun() == TASKS);
         }
-        sleep(slow);
     });
-    let (took, by_caller) = (start.elapsed(), by_caller.into_inner());
-    // Cut evenly, each slow thread would have 64 / count tasks of 400 ms.
-    assert!(TASKS - by_caller <= 2 * (threads.count() - 1), "{by_caller} of {TASKS} by the fast thread");
-    assert!(took < 2 * slow, "{took:?}");
+    assert!(by_others.into_inner() < threads.count(), "a slow thread had more than one task");
 }
 
 /// Which threads run the tasks of a region that `policy` schedules: whether another one than this took part.

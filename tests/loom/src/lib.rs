@@ -20,7 +20,7 @@ mod tests {
         thread::{spawn, yield_now},
     };
 
-    /// Elements of a phase and of its pieces: one piece is a word and a half, the last one half a word.
+    /// Elements of a phase and of its pieces: the first piece has a word and a half, the last half a word, or a whole one.
     const PHASES: [(usize, usize); 2] = [(4, 3), (5, 3)];
 
     fn value(computation: usize, phase: usize, i: usize) -> f32 {
@@ -28,9 +28,15 @@ mod tests {
     }
 
     /// What `Member::phase` does, phase by phase; `patient` threads wait for a missing piece, others compute it at once.
-    fn program(board: &Board, thread: usize, computation: usize, patient: bool) -> Result<(), Over> {
+    fn program(
+        board: &Board,
+        phases: usize,
+        thread: usize,
+        computation: usize,
+        patient: bool,
+    ) -> Result<(), Over> {
         let mut place = Place::default();
-        for (phase, (len, piece)) in PHASES.into_iter().enumerate() {
+        for (phase, (len, piece)) in PHASES.into_iter().take(phases).enumerate() {
             let Some(slots) = board.enter(&mut place, len, piece)? else { panic!("more than was declared") };
             let mut out = [f32::NAN; 5];
             let out = &mut out[..len];
@@ -50,7 +56,7 @@ mod tests {
     }
 
     /// `computations` one after the other on `threads` threads, of which the first ends them.
-    fn check(threads: usize, computations: usize, preemptions: usize, patient: bool) {
+    fn check([threads, phases, computations]: [usize; 3], preemptions: usize, patient: bool) {
         let mut model = Builder::new();
         model.preemption_bound = Some(preemptions);
         model.check(move || {
@@ -64,10 +70,14 @@ mod tests {
                     .map(|thread| {
                         let board = board.clone();
                         // One that hears that all is over leaves: nothing it has read so far was wrong.
-                        spawn(move || drop(program(&board, thread, computation, patient)))
+                        spawn(move || drop(program(&board, phases, thread, computation, patient)))
                     })
                     .collect();
-                assert_eq!(program(&board, 0, computation, patient), Ok(()), "the first thread ends it");
+                assert_eq!(
+                    program(&board, phases, 0, computation, patient),
+                    Ok(()),
+                    "the first thread ends it"
+                );
                 board.end();
                 others.into_iter().for_each(|thread| assert!(thread.join().is_ok(), "a thread failed"));
             }
@@ -76,21 +86,21 @@ mod tests {
 
     #[test]
     fn two_threads_that_wait_see_every_value() {
-        check(2, 1, 3, true);
+        check([2, 2, 1], 3, true);
     }
 
     #[test]
     fn two_threads_that_compute_what_is_missing_see_every_value() {
-        check(2, 1, 3, false);
+        check([2, 1, 1], 2, false);
     }
 
     #[test]
     fn three_threads_see_every_value() {
-        check(3, 1, 1, false);
+        check([3, 1, 1], 1, true);
     }
 
     #[test]
     fn the_next_computation_sees_nothing_of_the_last_one() {
-        check(2, 2, 2, false);
+        check([2, 1, 2], 1, true);
     }
 }
