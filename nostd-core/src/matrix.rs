@@ -85,6 +85,8 @@ rows! {
     Q2K: BlockQ2K, BlockQ2K::dequantize;
 }
 
+/// A function for each format: all in one they need more stack than LLVM's code for Xtensa can reach.
+#[inline(never)]
 fn read<B, const N: usize>(blocks: &[B], out: &mut [f32], dequantize: impl Fn(&B, &mut [f32; N])) {
     out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(o, b)| dequantize(b, o));
 }
