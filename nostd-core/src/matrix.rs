@@ -20,7 +20,7 @@ macro_rules! rows {
         }
 
         impl<'a> Rows<'a> {
-            fn from_bytes(format: Format, bytes: &'a [u8]) -> Result<Self, bytemuck::PodCastError> {
+            pub(crate) fn from_bytes(format: Format, bytes: &'a [u8]) -> Result<Self, bytemuck::PodCastError> {
                 Ok(match format {
                     $(Format::$format => Self::$format(bytemuck::try_cast_slice(bytes)?),)*
                 })
@@ -220,7 +220,22 @@ pub enum Columns<'a> {
     Quantized(&'a [ActivationGroup]),
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
+    /// Column `c` of several of `cols` elements.
+    ///
+    /// # Panics
+    /// There is no such column.
+    #[must_use]
+    pub fn column(&self, c: usize, cols: usize) -> Self {
+        match *self {
+            Self::F32(x) => Self::F32(&x[c * cols..(c + 1) * cols]),
+            Self::Quantized(x) => {
+                let n = ActivationGroup::count(cols);
+                Self::Quantized(&x[c * n..(c + 1) * n])
+            }
+        }
+    }
+
     /// How many columns of `cols` elements these are.
     ///
     /// # Panics
