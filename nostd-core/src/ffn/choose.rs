@@ -92,7 +92,8 @@ impl<K: KernelSet> Choice<'_, K> {
             Rule::LowRank => self.by_prediction(&predictor(), r.clone(), room, gates, scores),
             Rule::Cascade => self.by_both(&predictor(), r.clone(), room, gates, scores),
         }
-        let importance = &self.ffn.learned.importance_squared[r];
+        // Without scores there may be no importance.
+        let importance = self.ffn.learned.importance_squared.get(r).unwrap_or_default();
         scores.iter_mut().zip(importance).for_each(|(s, n)| *s *= n);
     }
 

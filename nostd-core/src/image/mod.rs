@@ -11,11 +11,13 @@
 mod config;
 mod error;
 mod role;
+mod settings;
 mod weights;
 mod write;
 
 pub use error::Error;
 pub use role::Role;
+pub use settings::{Settings, settings_bytes};
 pub use weights::empty_layer;
 pub use write::{Tensor, config_bytes, write};
 
@@ -107,6 +109,7 @@ pub struct Image<'a> {
     bytes: &'a [u8],
     entries: &'a [Entry],
     config: Config,
+    settings: Settings,
 }
 
 impl<'a> Image<'a> {
@@ -116,8 +119,10 @@ impl<'a> Image<'a> {
     /// Bytes that are no image, are damaged or misaligned, or hold a model that cannot be run; see [`Error`].
     pub fn open(bytes: &'a [u8]) -> Result<Self, Error> {
         let (entries, bytes) = entries(bytes)?;
-        let mut image = Self { bytes, entries, config: config::PLACEHOLDER };
+        let (config, settings) = (config::PLACEHOLDER, Settings::default());
+        let mut image = Self { bytes, entries, config, settings };
         image.config = config::read(image.section(Role::Config)?)?;
+        image.settings = settings::read(image.section(Role::Settings)?)?;
         image.config.validate()?;
         let tokenizer = image.tokenizer()?;
         if tokenizer.len() > image.config.vocab_size {
@@ -132,6 +137,12 @@ impl<'a> Image<'a> {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How the model is meant to be run.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// All tensors.
@@ -185,16 +196,20 @@ impl<'a> Image<'a> {
         bytemuck::try_cast_slice(bytes).map(Some).map_err(|_| wrong)
     }
 
-    /// The bytes of a role that has its own structure and belongs to no block.
+    /// The bytes of a role that has its own structure; `None` where the model has none.
     ///
     /// # Errors
-    /// There is none, or it is something else.
-    pub fn section(&self, role: Role) -> Result<&'a [u8], Error> {
-        let entry = self.find(role, 0).ok_or(Error::Missing { role, layer: 0 })?;
+    /// It is something else; none for an image that was opened.
+    pub fn bytes(&self, role: Role, layer: usize) -> Result<Option<&'a [u8]>, Error> {
+        let Some(entry) = self.find(role, layer) else { return Ok(None) };
         if entry.format != BYTES {
-            return Err(Error::Format { role, layer: 0, format: entry.format });
+            return Err(Error::Format { role, layer, format: entry.format });
         }
-        self.data(entry).ok_or(Error::Place { role, layer: 0 })
+        self.data(entry).map(Some).ok_or(Error::Place { role, layer })
+    }
+
+    fn section(&self, role: Role) -> Result<&'a [u8], Error> {
+        self.bytes(role, 0)?.ok_or(Error::Missing { role, layer: 0 })
     }
 
     fn find(&self, role: Role, layer: usize) -> Option<&'a Entry> {

@@ -37,8 +37,8 @@ impl<'a> Tensor<'a> {
 
     /// Bytes with their own structure.
     #[must_use]
-    pub fn bytes(role: Role, bytes: &'a [u8]) -> Self {
-        Self::new(role, 0, BYTES, [1, bytes.len() as u32], bytes)
+    pub fn bytes(role: Role, layer: u32, bytes: &'a [u8]) -> Self {
+        Self::new(role, layer, BYTES, [1, bytes.len() as u32], bytes)
     }
 
     fn new(role: Role, layer: u32, format: u32, [rows, cols]: [u32; 2], bytes: &'a [u8]) -> Self {
