@@ -50,7 +50,8 @@ impl Vocabulary {
         }
         let kind = kind(json)?;
         let ids: HashMap<&str, u32> = entries(&model["vocab"])?;
-        let mut texts: BTreeMap<u32, Vec<u8>> = ids.iter().map(|(t, id)| (*id, t.as_bytes().to_vec())).collect();
+        let mut texts: BTreeMap<u32, Vec<u8>> =
+            ids.iter().map(|(t, id)| (*id, t.as_bytes().to_vec())).collect();
         let mut sorted = Vec::new();
         for (text, id) in &ids {
             match (kind, bytes_of(text)) {
@@ -132,7 +133,10 @@ impl Vocabulary {
             let (mut ids, mut ranks) = (vec![0; room(text)], vec![0; room(text)]);
             let n = ours.encode_prompt(text, &mut ids, &mut ranks)?;
             if ids[..n] != want {
-                bail!("the tokenizer makes other tokens of {text:?} than its tables: {want:?}, not {:?}", &ids[..n]);
+                bail!(
+                    "the tokenizer makes other tokens of {text:?} than its tables: {want:?}, not {:?}",
+                    &ids[..n]
+                );
             }
         }
         Ok(())
@@ -220,12 +224,16 @@ fn added(json: &Value, texts: &mut BTreeMap<u32, Vec<u8>>) -> Result<(Vec<u32>, 
     let normalizes = !json["normalizer"].is_null();
     for token in json["added_tokens"].as_array().into_iter().flatten() {
         let text = token["content"].as_str().unwrap_or_default();
-        let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok()).context("an added token has no id")?;
+        let id =
+            token["id"].as_u64().and_then(|id| u32::try_from(id).ok()).context("an added token has no id")?;
         for flag in ["lstrip", "rstrip", "single_word"] {
             ensure!(token[flag] != true, "added token {text:?} has {flag}, which an image has no words for");
         }
         let after = normalizes && token["normalized"] == true;
-        ensure!(!after, "added token {text:?} is looked for in normalised text, which an image has no words for");
+        ensure!(
+            !after,
+            "added token {text:?} is looked for in normalised text, which an image has no words for"
+        );
         ensure!(!text.is_empty(), "added token {id} has no text");
         texts.insert(id, text.as_bytes().to_vec());
         added.push(id);
@@ -239,7 +247,9 @@ fn added(json: &Value, texts: &mut BTreeMap<u32, Vec<u8>>) -> Result<(Vec<u32>, 
 /// Where the merges of each left token begin, and all of them in this order.
 fn merges(list: &Value, ids: &HashMap<&str, u32>, n: usize) -> Result<(Vec<u32>, Vec<Merge>)> {
     let mut merges = BTreeMap::new();
-    let id = |text: &str| ids.get(text).copied().with_context(|| format!("merges name {text:?}, which is no token"));
+    let id = |text: &str| {
+        ids.get(text).copied().with_context(|| format!("merges name {text:?}, which is no token"))
+    };
     for (rank, pair) in list.as_array().into_iter().flatten().enumerate() {
         let (left, right) = match pair {
             Value::String(pair) => pair.split_once(' ').context("a merge is no pair")?,

@@ -49,7 +49,7 @@ xtensa_build() {
   PATH="$HERE/xtensa:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTUP_TOOLCHAIN='' RUSTFLAGS='' /usr/bin/cargo rustc -q \
     --release --locked -Zbuild-std=core -Zbuild-std-features=compiler-builtins-mem -Zjson-target-spec --target-dir "$TARGET" \
     --target "$HERE/xtensa/xtensa-windowed-none-elf.json" -- --emit=llvm-ir,link "-Clink-arg=$OUT/start.o" \
-    "-Clink-arg=--map=$OUT/xtensa.map" $XT
+    "-Clink-arg=--map=$OUT/xtensa.map"
   ELF=$TARGET/xtensa-windowed-none-elf/release/firmware
 }
 # Fails where LLVM's FPU code for Xtensa cannot be made of a function of the core: Espressif's compiler has the same defect.

@@ -1,10 +1,9 @@
 //! The program itself, without anything of a machine.
 
 use candle_sparse_core::{
-    ActivationGroup, Scalar,
-    forward::{Scratch, forward},
+    ActivationGroup, KvCache, Scalar, Scratch,
+    forward::forward,
     image::{Image, empty_layer},
-    kv_cache::KvCache,
     sampler::Sampler,
     tokenizer::TextStream,
 };
@@ -13,8 +12,8 @@ use crc::{CRC_32_ISO_HDLC, Crc};
 
 const PROMPT: &str = "Once upon a time there was a";
 const TOKENS: usize = 64;
-/// Positions that the cache has room for.
-const POSITIONS: usize = 128;
+/// Tokens of the prompt and behind it at most.
+const ROOM: usize = 128;
 /// Blocks that a model may have.
 const LAYERS: usize = 12;
 
@@ -39,7 +38,8 @@ impl<'a> Memory<'a> {
     fn take<T: bytemuck::Pod>(&mut self, n: usize) -> Result<&'a mut [T], &'static str> {
         let units = (n * size_of::<T>()).div_ceil(size_of::<ActivationGroup>());
         let rest = core::mem::take(&mut self.rest);
-        let (head, tail) = rest.split_at_mut_checked(units).ok_or("the model needs more memory than there is")?;
+        let (head, tail) =
+            rest.split_at_mut_checked(units).ok_or("the model needs more memory than there is")?;
         self.rest = tail;
         Ok(&mut bytemuck::cast_slice_mut(head)[..n])
     }
@@ -73,14 +73,15 @@ pub(crate) fn run<W: Write>(mut machine: Machine<'_, W>, image: &[u8]) -> Result
     let before = machine.memory.rest.len();
     let mut layers = [empty_layer(); LAYERS];
     let layers = layers.get_mut(..c.num_hidden_layers).ok_or("the model has too many blocks");
-    let weights = or_say!(image.weights(or_say!(layers)));
-    let memory = &mut machine.memory;
-    let mut cache = or_say!(KvCache::new(c, POSITIONS, or_say!(memory.take(KvCache::elements(c, POSITIONS)))));
-    let data = or_say!(memory.take(Scratch::elements(c, POSITIONS)));
+    let model = or_say!(image.model(or_say!(layers)));
+    let (memory, positions) = (&mut machine.memory, image.settings().positions);
+    let cache = or_say!(memory.take(KvCache::words(&model, positions)));
+    let mut cache = or_say!(KvCache::new(&model, cache));
+    let data = or_say!(memory.take(Scratch::elements(&model, positions)));
     let groups = or_say!(memory.take(Scratch::groups(c)));
-    let mut scratch = or_say!(Scratch::new(c, POSITIONS, data, groups));
+    let mut scratch = or_say!(Scratch::new(&model, positions, data, groups));
     let logits: &mut [f32] = or_say!(memory.take(c.vocab_size));
-    let [ids, ranks]: [&mut [u32]; 2] = [or_say!(memory.take(POSITIONS)), or_say!(memory.take(POSITIONS))];
+    let [ids, ranks]: [&mut [u32]; 2] = [or_say!(memory.take(ROOM)), or_say!(memory.take(ROOM))];
     let prompt = or_say!(tokenizer.encode_prompt(PROMPT, ids, ranks));
 
     let (mut digest, mut text) = (CHECKSUM.digest(), TextStream::default());
@@ -93,7 +94,8 @@ pub(crate) fn run<W: Write>(mut machine: Machine<'_, W>, image: &[u8]) -> Result
             break;
         }
         first = if position == prompt { (machine.instructions)() } else { first };
-        or_say!(forward(&Scalar, c, &weights, token as usize, position, &mut cache, &mut scratch, logits));
+        let (at, out) = ((token as usize, position), Some(&mut *logits));
+        or_say!(forward(&Scalar, &model, at, &mut cache, &mut scratch, out, &mut || false));
         digest.update(bytemuck::cast_slice(logits));
         if position + 1 >= prompt {
             ids[position + 1] = or_say!(Sampler::Greedy.sample(logits, || 0)) as u32;

@@ -90,7 +90,7 @@ impl Rounding {
         let mut level = |v: f32| {
             state = splitmix(state);
             let chance = (state >> 40) as f32 / (1_u64 << 24) as f32;
-            libm::floorf((v - block.m.to_f32()) / d + chance).clamp(0.0, 15.0) as u8
+            ((v - block.m.to_f32()) / d + chance).clamp(0.0, 15.0) as u8
         };
         let levels = x.map(&mut level);
         for (j, q) in block.qs.iter_mut().enumerate() {
