@@ -105,13 +105,55 @@ const SCALAR: f64 = 6.0 * 1.3;
 const MB: f64 = 1e6;
 
 const BOARDS: [Board; 7] = [
-    Board { name: "ESP32-S3, weights in SRAM", cycles: 2.0 * 240e6, per_multiply_add: SCALAR, bandwidth: f64::INFINITY, room: 0.3 * MB },
-    Board { name: "ESP32-S3, octal PSRAM", cycles: 2.0 * 240e6, per_multiply_add: SCALAR, bandwidth: 84.0 * MB, room: 8.0 * MB },
-    Board { name: "ESP32-S3, quad PSRAM", cycles: 2.0 * 240e6, per_multiply_add: SCALAR, bandwidth: 30.0 * MB, room: 2.0 * MB },
-    Board { name: "ESP32-S3, flash", cycles: 2.0 * 240e6, per_multiply_add: SCALAR, bandwidth: 30.0 * MB, room: 16.0 * MB },
-    Board { name: "ESP32-P4, PSRAM", cycles: 2.0 * 400e6, per_multiply_add: SCALAR, bandwidth: 300.0 * MB, room: 32.0 * MB },
-    Board { name: "RP2350, flash", cycles: 2.0 * 150e6, per_multiply_add: SCALAR, bandwidth: 20.0 * MB, room: 16.0 * MB },
-    Board { name: "Pi Zero 2 W, one core's share", cycles: 4.0 * 1e9, per_multiply_add: 0.5, bandwidth: 1200.0 * MB, room: 300.0 * MB },
+    Board {
+        name: "ESP32-S3, weights in SRAM",
+        cycles: 2.0 * 240e6,
+        per_multiply_add: SCALAR,
+        bandwidth: f64::INFINITY,
+        room: 0.3 * MB,
+    },
+    Board {
+        name: "ESP32-S3, octal PSRAM",
+        cycles: 2.0 * 240e6,
+        per_multiply_add: SCALAR,
+        bandwidth: 84.0 * MB,
+        room: 8.0 * MB,
+    },
+    Board {
+        name: "ESP32-S3, quad PSRAM",
+        cycles: 2.0 * 240e6,
+        per_multiply_add: SCALAR,
+        bandwidth: 30.0 * MB,
+        room: 2.0 * MB,
+    },
+    Board {
+        name: "ESP32-S3, flash",
+        cycles: 2.0 * 240e6,
+        per_multiply_add: SCALAR,
+        bandwidth: 30.0 * MB,
+        room: 16.0 * MB,
+    },
+    Board {
+        name: "ESP32-P4, PSRAM",
+        cycles: 2.0 * 400e6,
+        per_multiply_add: SCALAR,
+        bandwidth: 300.0 * MB,
+        room: 32.0 * MB,
+    },
+    Board {
+        name: "RP2350, flash",
+        cycles: 2.0 * 150e6,
+        per_multiply_add: SCALAR,
+        bandwidth: 20.0 * MB,
+        room: 16.0 * MB,
+    },
+    Board {
+        name: "Pi Zero 2 W, one core's share",
+        cycles: 4.0 * 1e9,
+        per_multiply_add: 0.5,
+        bandwidth: 1200.0 * MB,
+        room: 300.0 * MB,
+    },
 ];
 
 impl Board {

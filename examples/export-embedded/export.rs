@@ -7,6 +7,7 @@ use crate::{
     weights::{BlockFfn, Held, Source},
 };
 use anyhow::{Context, Result, bail};
+use candle_nn::VarBuilder;
 use candle_sparse::{
     FfnMode, Profile, SparseConfig,
     core::{
@@ -20,7 +21,6 @@ use candle_sparse_models::{
     gguf::GgufFile,
     pretrained,
 };
-use candle_nn::VarBuilder;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -93,19 +93,27 @@ struct Opened {
 
 impl Opened {
     fn new(files: &ModelFiles) -> Result<Self> {
-        let model = match &files.weights {
-            Weights::Gguf(path) => GgufFile::open(path)?.model()?,
-            Weights::Opened(file) => file.model()?,
-            _ => {
-                let config = pretrained::config(files)?;
-                let (core, tied) = (config.to_core()?, config.tie_word_embeddings);
-                return Ok(Self { core, tied, vb: pretrained::var_builder(files, None)? });
-            }
+        let config = pretrained::config(files)?;
+        let mut core = config.to_core()?;
+        let vb = pretrained::var_builder(files, None)?;
+        let file = match &files.weights {
+            Weights::Gguf(path) => Some(&GgufFile::open(path)?),
+            Weights::Opened(file) => Some(file),
+            _ => None,
         };
-        if model.checkpoint.rope_freqs.is_some() {
-            bail!("{}: the file has factors of rotary frequencies, which an image has no place for", files.name);
+        let mut tied = config.tie_word_embeddings;
+        if let Some(file) = file {
+            if file.content().tensor_infos.contains_key("rope_freqs.weight") {
+                bail!(
+                    "{}: the file has factors of rotary frequencies, which an image has no place for",
+                    files.name
+                );
+            }
+            // Rows of q and k stand in GGUF's order.
+            core.rope.interleaved = true;
+            tied = !vb.contains_tensor("lm_head.weight");
         }
-        Ok(Self { core: model.config, tied: model.extras.tie_word_embeddings, vb: model.checkpoint.vb })
+        Ok(Self { core, tied, vb })
     }
 }
 

@@ -82,7 +82,8 @@ fn an_image_says_what_the_model_says() {
         let image = Image::open(bytemuck::cast_slice(&words)).unwrap();
         let ids = prompt(&image.tokenizer().unwrap(), "Once upon a time there was a");
         let got = continued(&image, ids.clone(), 40);
-        let options = LoadOptions { format: Some(candle_sparse::core::Format::F32), ..LoadOptions::default() };
+        let options =
+            LoadOptions { format: Some(candle_sparse::core::Format::F32), ..LoadOptions::default() };
         let sparse = candle_sparse::SparseConfig { mode: candle_sparse::FfnMode::Dense, ..options.sparse };
         let model = Pretrained::load(&files, LoadOptions { sparse, ..options }).unwrap();
         let mut cache = Cache::new(true, DType::F32, &model.config, &Device::Cpu).unwrap();
@@ -125,7 +126,10 @@ fn every_setting_is_exported() {
                 let image = Image::open(bytemuck::cast_slice(&words)).unwrap();
                 let ids = prompt(&image.tokenizer().unwrap(), "The king said");
                 let said = continued(&image, ids, 20);
-                assert!(said.iter().all(|id| (*id as usize) < image.config().vocab_size), "{ffn} {attention}");
+                assert!(
+                    said.iter().all(|id| (*id as usize) < image.config().vocab_size),
+                    "{ffn} {attention}"
+                );
                 assert!(image.config().num_hidden_layers == 4, "{ffn} {attention}");
             }
         }

@@ -1,8 +1,6 @@
 //! The scalar kernels with the rows of every matrix divided between two cores. A row has the same bits whoever computes it.
 
-use candle_sparse_core::{
-    Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons, Scalar,
-};
+use candle_sparse_core::{Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons, Scalar};
 use core::{
     cell::Cell,
     hint::spin_loop,
