@@ -15,7 +15,7 @@ use candle_sparse_core::Activation;
 pub(crate) use choose::{Choice, Room};
 pub(crate) use ffn::{PANEL, SparseFfn};
 pub use plan::BREAK_EVEN;
-pub(crate) use plan::{Plan, Plans, Points, expected_share, pays};
+pub(crate) use plan::{Plan, Plans, Points, pays};
 pub(crate) use token::{GuardSample, TokenFfn, TokenRun, TokenScratch, TokenSelection};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates

@@ -35,6 +35,12 @@ pub mod scratch;
 
 pub mod forward;
 
+pub mod sampler;
+
+pub mod tokenizer;
+
+pub mod image;
+
 pub use config::{Activation, Config, Rope, RopeScaling};
 pub use error::Error;
 pub use format::{

@@ -149,6 +149,12 @@ impl<'a> Matrix<'a> {
         Ok(matrix)
     }
 
+    /// A matrix of no rows and no columns.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { rows: 0, cols: 0, stride: 0, data: Rows::F32(&[]) }
+    }
+
     /// A matrix over bytes (little endian, as in a file or in flash).
     ///
     /// # Errors

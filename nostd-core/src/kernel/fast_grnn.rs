@@ -6,7 +6,7 @@
 
 mod matrix;
 
-use super::vector;
+use super::{special, vector};
 use crate::error::Error;
 pub use matrix::{CellMatrix, Int8Rows};
 
@@ -210,7 +210,7 @@ impl<M: CellMatrix, V: AsRef<[f32]>> Cell<M, V> {
                 u1.product(low, b);
                 for ((h, (b_z, b_h)), (a, b)) in state.iter_mut().zip(biases).zip(a.iter().zip(b.iter())) {
                     let sum = a + b;
-                    let (z, c) = (sigmoid(sum + b_z), libm::tanhf(sum + b_h));
+                    let (z, c) = (sigmoid(sum + b_z), special::tanh(sum + b_h));
                     *h = (zeta * (1.0 - z) + nu) * c + z * *h;
                 }
             }
@@ -222,7 +222,7 @@ impl<M: CellMatrix, V: AsRef<[f32]>> Cell<M, V> {
                 vector::axpy(1.0, x_u, b);
                 for ((h, (b_g, b_u)), (a, b)) in state.iter_mut().zip(biases).zip(a.iter().zip(b.iter())) {
                     let f = (zeta * sigmoid(a + b_g) + nu).clamp(0.0, 1.0);
-                    *h = f * *h + (1.0 - f) * libm::tanhf(b + b_u);
+                    *h = f * *h + (1.0 - f) * special::tanh(b + b_u);
                 }
             }
         }

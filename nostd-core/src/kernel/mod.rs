@@ -9,6 +9,7 @@ pub mod rope;
 pub mod select;
 pub mod softmax;
 pub mod sparse_ffn;
+mod special;
 pub mod vector;
 
 use crate::{

@@ -8,7 +8,7 @@ use crate::decoder::{
 use crate::{
     FfnMode, Profile, SparseConfig,
     profile::Fingerprint,
-    sparse::{self, BREAK_EVEN, Points, expected_share},
+    sparse::{self, BREAK_EVEN, Points},
     weight::Conversions,
 };
 use candle_core::Result;
@@ -62,7 +62,7 @@ impl SparseBlocks {
             };
             return Ok(Self { sparse: fixed, why_not: Some(why.into()) });
         }
-        let shares = blocks.map(|i| expected_share(&config, profile, i)).collect::<Result<Vec<_>>>()?;
+        let shares = blocks.map(|i| profile.expected_share(&config, i)).collect::<Result<Vec<_>>>()?;
         Self::that_gain(source, decoder, profile, config.mode, &shares)
     }
 
