@@ -142,7 +142,7 @@ fn parts(rounds: usize, out: &mut impl Write) -> Result<()> {
     let mut append = append;
     say("append of a token", all(&mut append)?)?;
     for (name, hot, warm) in [("a page to Q8_0", 32, 1 << 20), ("a page to Q4_1", 32, 32)] {
-        let tiers = KvConfig { hot, warm, ..KvConfig::tiered() };
+        let tiers = KvConfig::tiered().with_hot(hot).with_warm(warm);
         let mut times = Vec::new();
         let mut layer = Layer::new(LLAMA_7B, tiers, AttentionConfig::default(), 95)?;
         for round in 0..rounds {

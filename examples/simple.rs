@@ -1,7 +1,7 @@
 //! An app to copy: load a model, give it a prompt, show its tokens as they come.
 //!
 //! ```sh
-//! cargo run --release --example simple -- org/name "The sea"    # or a folder, a .gguf file, tales-silu (built in)
+//! cargo run --release -p candle-sparse-programs --example simple -- org/name "The sea"    # or a folder, a .gguf file
 //! ```
 
 use candle_core::{Device, Tensor};
@@ -18,7 +18,9 @@ use std::io::Write;
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
-    let name = args.next().unwrap_or("tales-silu".to_string());
+    let name = args
+        .next()
+        .unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/../models/testdata/tales-silu").to_string());
     let prompt = args.next().unwrap_or("Once upon a time".to_string());
 
     let files = ModelFiles::resolve(&name, None, &HubSettings::from_env())?;

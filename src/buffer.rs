@@ -7,6 +7,15 @@ use memmap2::MmapMut;
 ///
 /// Decode reads every weight once per token; with 4 KiB pages the page walks alone cost up to 40 % of the bandwidth, so
 /// large buffers ask for 2 MiB pages.
+///
+/// ```
+/// use candle_sparse::buffer::Buffer;
+///
+/// let mut buffer = Buffer::zeroed(4096)?;
+/// buffer.bytes_mut()[..4].copy_from_slice(&1_f32.to_le_bytes());
+/// assert_eq!(buffer.bytes()[..5], [0, 0, 128, 63, 0]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Buffer(MmapMut);
 

@@ -27,6 +27,7 @@ mod scores;
 mod search;
 mod thresholds;
 
+use crate::settings::with_methods;
 use crate::{
     decoder::Decoder,
     profile::{Profile, Rule},
@@ -47,7 +48,16 @@ use sample::{Moments, Sample};
 use search::Search;
 
 /// What a profile is to aim at.
+///
+/// ```
+/// use candle_sparse::{calibrate::{Calibrator, Target}, quality::Loss};
+///
+/// // At most half a percent of perplexity and a divergence of 0.01 nats per token.
+/// let target = Target::Loss(Loss { ppl: 0.005, kld: 0.01 });
+/// assert_eq!(Calibrator::default().with_target(target).target, target);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Target {
     /// The smallest share that loses no more than this on held-out text, with a certainty of 95 %; the divergence may be
     /// larger by the [noise floor](Fitted::noise_floor) of the dense path.
@@ -56,14 +66,40 @@ pub enum Target {
     ActiveShare(f32),
 }
 
-/// How to calibrate.
+/// How to calibrate: the settings, and [`Self::calibrate`] with them.
+///
+/// ```
+/// use candle_sparse::calibrate::{Calibrator, Settings, Target, own_text};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::{self, Pretrained}};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let mut files = ModelFiles::from_folder(folder)?;
+/// # files.sparse_profile = None;
+/// # let loaded = Pretrained::load(&files, LoadOptions::default())?;
+/// # let vb = pretrained::var_builder(&files, None)?;
+/// let decoder = loaded.model.decoder(); // of a Llama without a profile, loaded from the tensors in `vb`
+/// // So little text serves an example only: real ones have a million tokens.
+/// let text = own_text(decoder, 1800, &[0], 1)?.windows;
+/// let (fit, tune, held_out) = (&text[..4], &text[4..6], &text[6..8]);
+/// let calibrator = Calibrator::default()
+///     .with_settings(Settings::default().with_rank(16))
+///     .with_target(Target::ActiveShare(0.4))
+///     .with_compare_tokens(128);
+/// let mut stages = Vec::new();
+/// let fitted = calibrator.calibrate(decoder, &vb, [fit, tune, held_out], |p| stages.push(p.stage))?;
+/// assert!(stages.contains(&"fitting blocks"));
+/// fitted.profile.check_model(decoder.config())?;
+/// assert_eq!(fitted.profile.layers[0].rank, 16);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Calibrator {
     /// Rank and factors of the fit.
     pub settings: Settings,
     /// What the fitted points aim at.
     pub target: Target,
-    /// Inputs of each FFN that are kept for thresholds; bounds the memory, `rows · hidden_size · layers · 4` bytes.
+    /// Inputs of each FFN that are kept for thresholds; they take `sample_rows · hidden_size · layers · 4` bytes.
     pub sample_rows: usize,
     /// Tokens on which settings are compared, some 27 times over and once more for each four blocks; models with more than
     /// 40 million FFN parameters take fewer, in proportion, but no less than 1024.
@@ -71,6 +107,14 @@ pub struct Calibrator {
     /// How the gates of sparse attention are fitted; `None` fits none.
     pub gate: Option<GateSettings>,
 }
+
+with_methods!(Calibrator {
+    with_settings: settings: Settings,
+    with_target: target: Target,
+    with_sample_rows: sample_rows: usize,
+    with_compare_tokens: compare_tokens: usize,
+    with_gate: gate: Option<GateSettings>,
+});
 
 impl Default for Calibrator {
     /// 1 % of perplexity and a divergence of 0.02, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.
@@ -80,7 +124,14 @@ impl Default for Calibrator {
     }
 }
 
-/// Where a calibration is, for a progress bar.
+/// Where a calibration is: `done` of the `steps` of a `stage`, for a progress bar.
+///
+/// ```
+/// use candle_sparse::calibrate::Progress;
+///
+/// let show = |p: Progress| format!("{} {} %", p.stage, 100 * p.done / p.steps.max(1));
+/// assert_eq!(show(Progress { stage: "fitting blocks", done: 3, steps: 12 }), "fitting blocks 25 %");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// What is being done.
@@ -91,7 +142,20 @@ pub struct Progress {
     pub steps: usize,
 }
 
-/// What was learned beside the profile.
+/// What a calibration gives: the profile, and what was measured on the way to it.
+///
+/// ```
+/// use candle_sparse::calibrate::Fitted;
+///
+/// /// The profile with what speaks against using it.
+/// fn summary(fitted: &Fitted) -> String {
+///     let rules = fitted.held_out.iter().map(|report| {
+///         let change = 100.0 * report.quality.ppl_change();
+///         format!("{:?}: {:.0} % of the neurons, perplexity {change:+.2} %\n", report.rule, 100.0 * report.active)
+///     });
+///     rules.chain(fitted.doubts()).collect()
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Fitted {
     /// The profile.
@@ -112,7 +176,9 @@ pub struct Fitted {
 }
 
 impl Fitted {
-    /// Why what was learned may mean little; empty where nothing speaks against it.
+    /// What speaks against the profile, one sentence each: text that the model does not know (its perplexity is more than 8 times
+    /// that of what the model writes itself), or a best rule that changes the most likely token at more than 15 % of the positions.
+    /// Empty where nothing does.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
@@ -157,9 +223,11 @@ impl Calibrator {
     /// A rule that misses the target on the held-out text is tried there at larger shares, up to 0.9; one that still misses
     /// it stands in the profile as [not kept](crate::profile::HeldOut).
     ///
-    /// Memory beyond the model: `hidden_size²` f32 per block, the samples, and the work of one block
-    /// ([`fit_layer`]), however long the texts; where gates are fitted, before that, [`GateSettings::memory`] or the inputs
-    /// of one block, and a copy of the latter.
+    /// Cost: `fit` and `tune` are read once, [`Self::compare_tokens`] tokens of `tune` as often as said there, `held_out` four
+    /// times, and again where a rule misses the target; per block some `20 · sample_rows · intermediate_size ·
+    /// hidden_size` multiply-adds and two decompositions of matrices `[hidden_size, hidden_size]`. Memory beside the model,
+    /// however long the texts: `hidden_size²` f32 per block, the samples, and the work of one block. Where gates are fitted,
+    /// before that, [`GateSettings::memory`] or the inputs of one block, whichever is more, and a copy of the latter.
     ///
     /// # Errors
     /// A checkpoint that cannot be run, too little text, a model with biases in its FFN, or one that is not finite.
@@ -254,6 +322,25 @@ impl Calibrator {
 /// Fits the gates of sparse attention alone; `fit` and `tune` are windows of tokens of different texts.
 ///
 /// Gates go into a [`Profile`], or to [`Decoder::with_gates`].
+///
+/// ```
+/// use candle_sparse::calibrate::{GateSettings, fit_gates, own_text};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::{self, Pretrained}};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let mut files = ModelFiles::from_folder(folder)?;
+/// # files.sparse_profile = None;
+/// # let loaded = Pretrained::load(&files, LoadOptions::default())?;
+/// # let vb = pretrained::var_builder(&files, None)?;
+/// let decoder = loaded.model.decoder(); // of a Llama, loaded from the tensors in `vb`
+/// let text = own_text(decoder, 1900, &[0], 1)?.windows;
+/// let settings = GateSettings::default().with_window(Some(32)).with_min_later(8);
+/// let gates = fit_gates(decoder, &vb, [&text[..6], &text[6..]], &settings, |_| {})?;
+/// // One gate per block; decode then reads the pages that they find salient.
+/// let decoder = decoder.with_gates(gates.into_iter().map(|fit| fit.gate).collect())?;
+/// assert_eq!(decoder.gates().len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// A checkpoint that cannot be run, or too little text.

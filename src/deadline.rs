@@ -7,6 +7,27 @@ use std::{
 };
 
 /// A step took longer than it was allowed to; the cache is as it was before.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
+/// use candle_sparse::{DeadlineExceeded, KvCache, KvConfig, KvDType};
+/// use std::time::Duration;
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let mut logits = vec![0.0; decoder.config().vocab_size];
+/// let mut scratch = Scratch::default();
+/// scratch.set_time_limit(Some(Duration::ZERO));
+/// let step = Step { batch: 1, seq_len: 1, index_pos: 0 };
+/// let late = decoder.forward(Input::Ids(&[5]), step, &mut cache, &mut scratch, Logits::Last, &mut logits);
+/// let exceeded = *late.as_ref().err().and_then(DeadlineExceeded::of).expect("no step takes no time");
+/// assert!(exceeded.elapsed > exceeded.limit);
+/// assert!(cache.is_empty());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadlineExceeded {
     /// How long the step ran before it gave up.

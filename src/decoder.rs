@@ -7,22 +7,24 @@
 //! Between two operations there is no `Tensor`: a step works in buffers that live in the cache. A lone token goes through
 //! `decode.rs`, where all threads run the whole step; everything else through `prefill.rs`, one region per operation.
 
+mod checkpoint;
+mod core;
 mod decode;
+mod forward;
 mod inventory;
 mod load;
 mod payoff;
 mod prefill;
 mod settings;
 mod state;
+mod step;
 mod stored;
 mod tap;
 
 use crate::{
-    AttentionConfig, Error, Threads, Weight,
-    attention::Plan,
-    deadline::Deadline,
+    AttentionConfig, Threads, Weight,
     gate::FastGrnnGate,
-    kv_cache::{KvCache, Origin},
+    kv_cache::Origin,
     sparse::{Plans, Points, SparseFfn},
     weight::{On, Stack},
 };
@@ -32,10 +34,11 @@ use candle_sparse_core::{
     kernel::{rms_norm::shifted_relu, rope},
 };
 use candle_sparse_kernels::{Kernels, Level};
+pub use checkpoint::{Checkpoint, Extras, LoadOptions};
 pub use inventory::{check_names, has_mlp_bias};
-pub use load::{Checkpoint, Extras, LoadOptions};
 pub use state::{LayerStats, SparseStats};
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+pub use step::{Input, Logits, Scratch, Step};
 pub use stored::{Held, Stored};
 pub use tap::LayerTap;
 
@@ -104,7 +107,28 @@ struct Sparse {
     plans: Arc<Plans>,
 }
 
-/// A whole model, immutable; state lives in [`KvCache`] and [`Scratch`]. `Clone` shares the weights.
+/// A whole model: immutable, with its state in [`KvCache`](crate::KvCache) and [`Scratch`]. `Clone` shares the weights.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let mut scratch = Scratch::default();
+/// let mut logits = vec![0.0; decoder.config().vocab_size];
+/// // A prompt of three tokens, then one token.
+/// let prompt = Step { batch: 1, seq_len: 3, index_pos: 0 };
+/// decoder.forward(Input::Ids(&[5, 6, 7]), prompt, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// let token = Step { batch: 1, seq_len: 1, index_pos: 3 };
+/// decoder.forward(Input::Ids(&[8]), token, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// assert_eq!(cache.len(), 4);
+/// assert!(logits.iter().all(|l| l.is_finite()));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Decoder {
     config: Config,
@@ -128,84 +152,14 @@ pub struct Decoder {
     origin: Arc<Origin>,
 }
 
-/// Working memory of a step; grows to the largest step and stays.
-#[derive(Default)]
-pub struct Scratch {
-    prefill: prefill::Scratch,
-    decode: decode::Scratch,
-    state: state::State,
-    plan: Plan,
-    time_limit: Option<Duration>,
-}
-
-impl Scratch {
-    /// What the sparse FFNs did, see [`SparseStats`].
-    #[must_use]
-    pub fn sparse_stats(&self) -> SparseStats {
-        self.state.stats()
-    }
-
-    /// How long a step may take; `None`: as long as it takes.
-    pub fn set_time_limit(&mut self, limit: Option<Duration>) {
-        self.time_limit = limit;
-    }
-
-    /// Begins to count anew; what the guard has learned stays.
-    pub fn reset_sparse_stats(&mut self) {
-        self.state.reset();
-    }
-}
-
-impl core::fmt::Debug for Scratch {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Scratch").finish_non_exhaustive()
-    }
-}
-
-impl Clone for Scratch {
-    /// A clone starts without working memory; only the state of the sparse FFNs outlives a step.
-    fn clone(&self) -> Self {
-        Self { state: self.state.clone(), time_limit: self.time_limit, ..Self::default() }
-    }
-}
-
-/// What enters the first layer.
-#[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
-    /// Token ids `[batch, seq_len]`.
-    Ids(&'a [u32]),
-    /// Embeddings `[batch, seq_len, hidden_size]`.
-    Embeddings(&'a [f32]),
-}
-
-/// For which positions logits are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logits {
-    /// The last of each sequence: `[batch, vocab_size]`.
-    Last,
-    /// All: `[batch, seq_len, vocab_size]`.
-    All,
-}
-
-/// One forward call: `batch` sequences of `seq_len` tokens from position `index_pos`.
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens per sequence.
-    pub seq_len: usize,
-    /// Position of the first token of each.
-    pub index_pos: usize,
-}
-
 impl Decoder {
-    /// The shape.
+    /// The shape: sizes, RoPE, activation, context.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// What keys and values of this model are told from others' by, its fingerprint among it.
+    /// What tells keys and values of this model from those of others, its fingerprint among it.
     #[must_use]
     pub fn origin(&self) -> &Arc<Origin> {
         &self.origin
@@ -229,7 +183,7 @@ impl Decoder {
         &self.notices
     }
 
-    /// Bytes of all matrices, a tied head counted once.
+    /// Bytes of all matrices, those of predictions among them; a head that is the embedding counts once.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let tied = self.embed_tokens.shares_memory(&self.lm_head);
@@ -245,7 +199,7 @@ impl Decoder {
         self.layers.iter().map(Layer::bytes).sum::<usize>() + self.lm_head.bytes()
     }
 
-    /// The same where the FFNs read what `stats` counted.
+    /// Bytes of the matrices that one decoded token reads, the FFNs as `stats` counted them.
     #[must_use]
     pub fn read_bytes_per_token(&self, stats: &SparseStats) -> usize {
         let dense = self.layers.iter().zip(&stats.layers).map(|(l, _)| l.ffn.dense_bytes()).sum::<usize>();
@@ -253,7 +207,9 @@ impl Decoder {
         self.weight_bytes_per_token() - dense + read as usize
     }
 
-    /// Writes the embeddings `[n, hidden_size]` of `n` tokens.
+    /// Writes the embeddings `out` `[n, hidden_size]` of `n` tokens.
+    ///
+    /// Cost: `n` rows of the table are read and converted to f32.
     ///
     /// # Errors
     /// A token is not below `vocab_size`.
@@ -275,126 +231,6 @@ impl Decoder {
         let vocab = self.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             bail!("token id {id} is not below vocab_size {vocab}: does the tokenizer belong to the model?");
-        }
-        Ok(())
-    }
-
-    /// Whether [`Self::forward`] would succeed; changes nothing and allocates nothing.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub fn check(&self, input: Input<'_>, step: Step, cache: &KvCache) -> Result<()> {
-        if step.batch * step.seq_len == 0 {
-            bail!("the input is empty: give at least one token");
-        }
-        if !cache.fits(&self.config) {
-            let problem = "it was made for a model of another shape or sliding window".into();
-            return Err(Error::WrongModel { what: "the kv cache", problem }.into());
-        }
-        if step.index_pos > 0 {
-            cache.check_origin(&self.origin)?;
-        }
-        if let Input::Ids(ids) = input {
-            self.check_ids(ids)?;
-        }
-        cache.check_in_parts(step.batch, step.index_pos, step.seq_len, prefill::chunk(step.batch))
-    }
-
-    /// Runs `step` and writes the logits that are wanted; the cache is cut back to `step.index_pos` first.
-    ///
-    /// # Errors
-    /// An empty input, a token that is not in the vocabulary, a position that leaves a gap or is past the context,
-    /// another batch than the cached one, or a cache made for another shape or filled by another model; in a decode step of a
-    /// model with a profile also a number that is not finite; a [`DeadlineExceeded`](crate::DeadlineExceeded) where a
-    /// time limit is set, at most a layer too late. The cache is unchanged then.
-    ///
-    /// # Panics
-    /// `input` or `logits` has not the length that `step` says.
-    pub fn forward(
-        &self,
-        input: Input<'_>,
-        step: Step,
-        cache: &mut KvCache,
-        s: &mut Scratch,
-        wanted: Logits,
-        logits: &mut [f32],
-    ) -> Result<()> {
-        self.check_all(input, step, cache, wanted, logits)?;
-        cache.set_origin(&self.origin);
-        let deadline = s.time_limit.map(Deadline::new);
-        if step.batch * step.seq_len == 1 {
-            return self.decode(input, step.index_pos, cache, s, deadline, logits);
-        }
-        let Some(deadline) = deadline else {
-            return self.prefill(input, step, cache, &mut s.prefill, wanted, logits, None, None);
-        };
-        let before = cache.remember(step.index_pos);
-        let done = self.prefill(input, step, cache, &mut s.prefill, wanted, logits, Some(deadline), None);
-        match done {
-            Ok(()) => cache.settled(),
-            Err(_) => cache.restore(before),
-        }
-        done
-    }
-
-    /// Touches what the first real decode step would: weights, threads, working memory; cache and statistics are as before.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    pub fn warm_up(&self, cache: &mut KvCache, s: &mut Scratch) -> Result<()> {
-        let (position, mut logits) = (cache.len(), vec![0.0; self.config.vocab_size]);
-        if position >= self.config.max_position_embeddings || cache.batch_size() > 1 {
-            return Ok(());
-        }
-        let (before, state, limit) = (cache.remember(position), s.state.clone(), s.time_limit.take());
-        let step = Step { batch: 1, seq_len: 1, index_pos: position };
-        let done = self.forward(Input::Ids(&[0]), step, cache, s, Logits::Last, &mut logits);
-        cache.restore(before);
-        (s.state, s.time_limit) = (state, limit);
-        done
-    }
-
-    /// As [`Self::forward`] for the logits of all positions, with `tap` between the activations and the down projection
-    /// of every block; a lone token takes this path too.
-    ///
-    /// # Errors
-    /// As [`Self::forward`].
-    ///
-    /// # Panics
-    /// As [`Self::forward`].
-    pub fn forward_tapped(
-        &self,
-        input: Input<'_>,
-        step: Step,
-        cache: &mut KvCache,
-        s: &mut Scratch,
-        tap: &mut dyn LayerTap,
-        logits: &mut [f32],
-    ) -> Result<()> {
-        self.check_all(input, step, cache, Logits::All, logits)?;
-        cache.set_origin(&self.origin);
-        self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, None, Some(tap))
-    }
-
-    /// [`Self::check`], and panics unless the lengths are those that `step` says.
-    fn check_all(
-        &self,
-        input: Input<'_>,
-        step: Step,
-        cache: &KvCache,
-        wanted: Logits,
-        logits: &[f32],
-    ) -> Result<()> {
-        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        let Step { batch, seq_len, .. } = step;
-        self.check(input, step, cache)?;
-        let rows = batch * if wanted == Logits::All { seq_len } else { 1 };
-        assert_eq!(logits.len(), rows * vocab, "forward: wrong number of logits");
-        match input {
-            Input::Ids(ids) => assert_eq!(ids.len(), batch * seq_len, "forward: wrong number of tokens"),
-            Input::Embeddings(e) => {
-                assert_eq!(e.len(), batch * seq_len * hidden, "forward: wrong number of embeddings");
-            }
         }
         Ok(())
     }

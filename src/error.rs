@@ -11,9 +11,10 @@ use std::path::PathBuf;
 /// ```
 /// use candle_sparse::Error;
 ///
-/// let error = candle_sparse::loading::var_builder(&["no-such-file.safetensors"], None, &candle_core::Device::Cpu).err();
-/// if let Some(Error::File { path, .. }) = error.as_ref().and_then(Error::of) {
-///     eprintln!("look at {}", path.display());
+/// let error = candle_sparse::loading::SafetensorsFiles::open(&["no-such-file.safetensors"]).unwrap_err();
+/// match Error::of(&error) {
+///     Some(Error::File { path, .. }) => assert_eq!(path.display().to_string(), "no-such-file.safetensors"),
+///     other => panic!("{other:?}"),
 /// }
 /// ```
 #[non_exhaustive]

@@ -93,7 +93,20 @@ impl CellMatrix for Int8Weight {
     }
 }
 
-/// Salience of tokens for one layer; row-major, `[rows, cols]`.
+/// The salience of tokens for the key/value heads of one layer; matrices are row-major, `[rows, cols]`.
+///
+/// ```
+/// use candle_sparse::{FastGrnnGate, candle_sparse_kernels::Kernels};
+///
+/// // One head: the score is the first element of the input and a half; salient from 1 on.
+/// let gate = FastGrnnGate::new(2, vec![1.0, 0.0], vec![0.5], vec![1.0])?;
+/// let (mut state, mut scratch) = (vec![0.0; gate.state_len()], vec![0.0; gate.scratch_len()]);
+/// let (tokens, mut scores) = ([2.0, 9.0, 0.25, 9.0], [0.0; 2]);
+/// let kernels = Kernels::get().map_err(candle_core::Error::wrap)?;
+/// gate.scores(kernels, &tokens, &mut state, &mut scratch, &mut scores);
+/// assert_eq!(scores, [2.5, 0.75]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct FastGrnnGate {
     /// Elements of the layer's input.
@@ -124,10 +137,10 @@ impl FastGrnnGate {
         Ok(gate)
     }
 
-    /// The same with a cell and how it is read, `[kv_heads, cell's hidden]`.
+    /// The same with a cell, and the `readout` `[kv_heads, cell's hidden]` by which its state adds to the scores.
     ///
     /// # Errors
-    /// As [`Self::check`].
+    /// As [`Self::check`]; also an empty `readout`.
     pub fn with_cell(self, cell: Cell<CellWeight, Vec<f32>>, readout: Vec<f32>) -> Result<Self> {
         let gate = Self { cell: Some(cell), readout, ..self };
         if gate.readout.is_empty() {
@@ -161,7 +174,7 @@ impl FastGrnnGate {
         Ok(gate)
     }
 
-    /// That all shapes fit together and every number is finite.
+    /// Checks that all shapes fit together and every number is finite.
     ///
     /// # Errors
     /// A tensor does not fit; it is named.
@@ -275,7 +288,8 @@ impl FastGrnnGate {
         }
     }
 
-    /// The same gate for a small device, each matrix in bytes: a quarter of the memory, scores within about a percent.
+    /// The same gate for a small device, each matrix in bytes with a scale per row: a quarter of the memory, scores that differ by
+    /// about a percent.
     #[must_use]
     pub fn quantized(&self) -> Salience<Int8Weight, Vec<f32>> {
         let weight = |values: &[f32]| CellWeight { rows: self.kv_heads, values: values.to_vec() };

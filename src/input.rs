@@ -12,8 +12,20 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// What a file should be.
+/// What a file should be; [`InputFile::open`] and [`read`] refuse one that plainly is something else.
+///
+/// ```
+/// use candle_sparse::input::{self, Expected};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\n")?;
+/// let error = input::InputFile::open(&path, Expected::Safetensors).unwrap_err();
+/// assert!(error.to_string().contains("git lfs pull"), "{error}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Expected {
     /// Weights, a profile or a saved cache.
     Safetensors,
@@ -82,6 +94,19 @@ pub(crate) fn file_error(path: &Path, problem: impl Into<String>) -> candle_core
 }
 
 /// A file that is read in parts, at any place.
+///
+/// ```
+/// use candle_sparse::input::{Expected, InputFile};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("names.json");
+/// std::fs::write(&path, r#"["lily", "tom"]"#)?;
+/// let file = InputFile::open(&path, Expected::Json)?;
+/// let mut name = [0; 4];
+/// file.read_at(2, &mut name)?;
+/// assert_eq!((&name, file.len()), (b"lily", 15));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct InputFile {
     path: PathBuf,
@@ -161,6 +186,16 @@ impl Read for Reader<'_> {
 
 /// Reads a small file as a whole. A mark of UTF-8 before a text (Windows editors leave one) is taken off.
 ///
+/// ```
+/// use candle_sparse::input::{self, Expected};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("config.json");
+/// std::fs::write(&path, "\u{feff}{}")?;
+/// assert_eq!(input::read(&path, Expected::Json)?, b"{}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// As [`InputFile::open`], but a pipe may be read; also a file of more than 256 MB.
 pub fn read(path: impl AsRef<Path>, expected: Expected) -> Result<Vec<u8>> {
@@ -190,6 +225,16 @@ pub fn read(path: impl AsRef<Path>, expected: Expected) -> Result<Vec<u8>> {
 }
 
 /// What is in a file, as far as its first bytes tell; `None` for what has no sign of its own.
+///
+/// ```
+/// use candle_sparse::input::{self, Expected};
+///
+/// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu");
+/// assert_eq!(input::kind(format!("{folder}/model.safetensors"))?, Some(Expected::Safetensors));
+/// // JSON has no sign of its own.
+/// assert_eq!(input::kind(format!("{folder}/config.json"))?, None);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`InputFile::open`].

@@ -17,6 +17,7 @@ mod window;
 
 use crate::gate::FastGrnnGate;
 use bounds::Bounds;
+pub use candle_sparse_core::kv_cache::PAGE_LEN;
 use candle_sparse_core::{Config, Matrix};
 use candle_sparse_kernels::Kernels;
 pub use dtype::KvDType;
@@ -27,13 +28,10 @@ use page::{Page, PageShape};
 use pool::Pool;
 use salience::Salience;
 use std::sync::Arc;
-use tiers::Rounding;
 pub use tiers::{KvConfig, TierStats};
 use undo::Cooled;
 pub(crate) use window::most_pages;
 
-/// Positions per page.
-pub const PAGE_LEN: usize = 32;
 /// Positions of a sequence, whatever a model's configuration says: numbers of pages are exact in f32.
 const MOST_POSITIONS: usize = PAGE_LEN << 24;
 
@@ -43,7 +41,33 @@ struct Shape {
     page: PageShape,
 }
 
-/// Keys and values of every layer for a batch of sequences of equal length; `Clone` is a deep copy of what it holds.
+/// Keys and values of every layer for a batch of sequences of equal length. `Clone` is a deep copy of what it holds.
+///
+/// Memory: `2 · kv_heads · head_dim` elements per layer, position and sequence, in whole pages of [`PAGE_LEN`] positions.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let mut cache = KvCache::new(&config, KvConfig::exact(KvDType::F16));
+/// let (k, v) = ([0.5; 2 * 32], [1.0; 2 * 32]);
+/// for position in 0..40 {
+///     cache.begin(1, position, 1)?;
+///     for layer in 0..4 {
+///         cache.write(0, layer, position, &k, &v);
+///     }
+///     cache.advance(1);
+/// }
+/// // Two pages per layer, of 32 positions, keys and values in F16.
+/// assert_eq!((cache.len(), cache.bytes()), (40, 4 * 2 * 32 * 2 * 64 * 2));
+/// cache.truncate(32);
+/// assert_eq!((cache.len(), cache.max_positions()), (32, 1024));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub struct KvCache {
     shape: Shape,
     config: KvConfig,
@@ -108,7 +132,7 @@ impl core::fmt::Debug for KvCache {
 }
 
 impl KvCache {
-    /// An empty cache for a model.
+    /// An empty cache for a model of this shape; allocates nothing yet.
     #[must_use]
     pub fn new(config: &Config, kv: KvConfig) -> Self {
         let (heads, head_dim) = (config.num_key_value_heads, config.head_dim);
@@ -172,7 +196,7 @@ impl KvCache {
         self.sequences.len()
     }
 
-    /// Bytes of the pages, those waiting to be filled included.
+    /// Bytes of all pages, those waiting to be filled among them.
     #[must_use]
     pub fn bytes(&self) -> usize {
         Tier::ALL.map(|t| self.tier(t).bytes).iter().sum()
@@ -216,7 +240,7 @@ impl KvCache {
         }
     }
 
-    /// Stores one token's keys and values `[heads · head_dim]`.
+    /// Stores the keys `k` and values `v` of one token, `[heads · head_dim]` each; [`Self::advance`] makes them part of the past.
     ///
     /// # Panics
     /// There is no room at `position` (see [`Self::begin`]), or a length is wrong.

@@ -10,6 +10,7 @@ pub use candle_sparse_kernels;
 
 mod deadline;
 mod error;
+mod settings;
 
 mod team;
 mod threads;
@@ -48,7 +49,7 @@ pub mod simulate;
 pub mod ops;
 
 pub use attention::{AttentionConfig, AttentionMode};
-pub use candle_sparse_core::Format;
+pub use candle_sparse_core::{Activation, Config, Format, Gate};
 pub use deadline::DeadlineExceeded;
 pub use error::Error;
 pub use gate::FastGrnnGate;

@@ -19,6 +19,18 @@ use std::{
 };
 
 /// Safetensors files (the shards of one model) that are read on demand.
+///
+/// ```
+/// use candle_core::DType;
+/// use candle_sparse::loading::SafetensorsFiles;
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/model.safetensors");
+/// let files = SafetensorsFiles::open(&[path])?;
+/// let name = "model.layers.0.mlp.down_proj.weight";
+/// assert_eq!((files.shape(name), files.dtype(name)), (Some(&[256, 512][..]), Some(DType::F16)));
+/// assert!(files.names().all(|name| name.ends_with(".weight")));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct SafetensorsFiles {
     files: Vec<OpenFile>,
@@ -124,7 +136,14 @@ impl OpenFile {
     }
 }
 
-/// The free text entries of a safetensors file's header.
+/// The entries of free text in the header of a safetensors file; no tensor is read.
+///
+/// ```
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/sparse.safetensors");
+/// let metadata = candle_sparse::loading::metadata(path.as_ref())?;
+/// assert!(metadata["candle_sparse_profile"].contains("\"rank\": 64"));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`SafetensorsFiles::open`].
@@ -229,6 +248,16 @@ impl SimpleBackend for SafetensorsFiles {
 /// A `VarBuilder` over safetensors files that reads each tensor when it is asked for.
 ///
 /// With `dtype` `None` tensors come in the dtype of the first two-dimensional tensor.
+///
+/// ```
+/// use candle_core::{DType, Device};
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/model.safetensors");
+/// let vb = candle_sparse::loading::var_builder(&[path], None, &Device::Cpu)?;
+/// let norm = vb.pp("model.norm").get(256, "weight")?;
+/// assert_eq!((norm.dims(), norm.dtype()), (&[256][..], DType::F16));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`SafetensorsFiles::open`].

@@ -14,6 +14,18 @@ use std::{
 ///
 /// Where the system has file locks a shared one is held, which keeps off writers that ask for a lock. Those that do not ask
 /// are not kept off, so making one is `unsafe`; what is made is used safely.
+///
+/// ```
+/// use candle_sparse::{input::Expected, mapped_file::MappedFile};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("config.json");
+/// std::fs::write(&path, "{}")?;
+/// // SAFETY: the file is in a folder that only this program knows, and nothing writes to it any more.
+/// let file = unsafe { MappedFile::map(&path, Expected::Json)? };
+/// assert_eq!(file.bytes(), b"{}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,

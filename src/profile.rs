@@ -18,12 +18,21 @@ mod fingerprint;
 mod gates;
 mod shape;
 mod store;
+mod tensors;
 
 use crate::gate::FastGrnnGate;
 pub use fingerprint::{Fingerprint, difference, fingerprint};
 
-/// The modes that a profile serves; the dense mode needs none.
+/// How a profile tells which neurons a token needs; the dense mode needs no rule.
+///
+/// ```
+/// use candle_sparse::{FfnMode, profile::Rule};
+///
+/// assert_eq!(FfnMode::from(Rule::LowRank).rule(), Some(Rule::LowRank));
+/// assert_eq!(Rule::ALL.map(|rule| rule as usize), [0, 1, 2]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rule {
     /// Exact gates decide about up and down.
     Gate,
@@ -35,6 +44,18 @@ pub enum Rule {
 
 /// Whether the rules of a profile keep at their fitted points what calibration was asked for, on text that nothing was
 /// learned from.
+///
+/// ```
+/// use candle_sparse::{FfnMode, SparseConfig, profile::{HeldOut, Rule}};
+///
+/// let held_out = HeldOut { kept: [true, false, false], best: Some(Rule::Gate) };
+/// assert_eq!(SparseConfig::default().resolve(&held_out)?.mode, FfnMode::Gate);
+/// // A rule that loses more than calibration was asked for has to be forced.
+/// let low_rank = SparseConfig::default().with_mode(FfnMode::LowRank);
+/// assert!(low_rank.resolve(&held_out).is_err());
+/// assert!(low_rank.with_force(true).resolve(&held_out).is_ok());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldOut {
     /// In the order of [`Rule`]. A rule that does not keep it is used by those alone who
@@ -51,12 +72,26 @@ impl Default for HeldOut {
     }
 }
 
-/// Everything that was learned about a model.
+/// Everything that calibration learned about a model; [the module](self) says how it is used.
+///
+/// ```
+/// use candle_sparse::{Profile, profile::Rule};
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/sparse.safetensors");
+/// let profile = Profile::load(path)?;
+/// profile.check()?;
+/// assert_eq!((profile.layers.len(), profile.gates.len()), (4, 4));
+/// // The mean share of active neurons at which the cascade loses what calibration allowed.
+/// let share = profile.shares[profile.fitted[Rule::Cascade as usize]];
+/// assert!(share > 0.1 && share < 0.5, "{share}");
+/// assert_eq!(Profile::from_bytes(&profile.to_bytes()?)?, profile);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// One per decoder block.
+    /// What was learned about the FFN of each decoder block.
     pub layers: Vec<LayerProfile>,
-    /// Which tokens each decoder block's attention keeps in sight; empty where attention was not calibrated.
+    /// The gate of attention of each decoder block; empty where attention was not calibrated.
     pub gates: Vec<FastGrnnGate>,
     /// Mean active shares of the points at which thresholds were set, increasing.
     pub shares: Vec<f32>,
@@ -71,6 +106,21 @@ pub struct Profile {
 }
 
 /// What was learned about the FFN of one block. Row-major, `[rows, cols]`.
+///
+/// ```
+/// use candle_sparse::Profile;
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/sparse.safetensors");
+/// let layer = &Profile::load(path)?.layers[0];
+/// let (hidden_size, intermediate_size) = (256, 512);
+/// assert_eq!(layer.p.len(), layer.rank * hidden_size);
+/// assert_eq!(layer.q_gate.len(), intermediate_size * layer.rank);
+/// // A permutation of all neurons.
+/// let mut order = layer.order.clone();
+/// order.sort();
+/// assert!(order.into_iter().eq(0..intermediate_size as u32));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerProfile {
     /// `[intermediate_size]`: neuron i in memory is neuron `order[i]` of the checkpoint.
@@ -96,6 +146,18 @@ pub struct LayerProfile {
 }
 
 /// Thresholds of one block and rule at each point of [`Profile::shares`].
+///
+/// ```
+/// use candle_sparse::{Profile, profile::Rule};
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/sparse.safetensors");
+/// let profile = Profile::load(path)?;
+/// let cascade = &profile.layers[0].rules[Rule::Cascade as usize];
+/// assert_eq!(cascade.keep.len(), profile.shares.len());
+/// // The more neurons are to be active, the lower is the threshold.
+/// assert!(cascade.keep.is_sorted_by(|a, b| a >= b));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerRule {
     /// `[points]`; 0 for [`Rule::Gate`].

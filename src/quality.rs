@@ -10,7 +10,21 @@
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 use candle_nn::ops::log_softmax;
 
-/// Sums over counted tokens.
+/// How far a setting is from the dense model, as sums over the tokens that were counted.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::quality::Quality;
+///
+/// let dense = Tensor::new(&[[0.0_f32, 1.0], [1.0, 0.0]], &Device::Cpu)?;
+/// let setting = Tensor::new(&[[0.0_f32, 0.5], [1.0, 0.0]], &Device::Cpu)?;
+/// let mut quality = Quality::default();
+/// // Two tokens; the second is predicted by the first row of logits.
+/// quality.add(&[0, 1], 1, &setting, &dense)?;
+/// assert_eq!((quality.tokens(), quality.top1_agreement()), (1, 1.0));
+/// assert!(quality.ppl_change() > 0.0 && quality.kld() > 0.0);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quality {
     tokens: usize,
@@ -27,7 +41,7 @@ pub struct Quality {
 const ONE_SIDED_95: f64 = 1.645;
 
 impl Quality {
-    /// Adds the tokens `window[first..]`, each predicted from those before it: `logits` and `dense` are
+    /// Adds the tokens `window[first..]`, each predicted from those before it; `logits` of the setting and of the `dense` model are
     /// `[window, vocab_size]`.
     ///
     /// # Errors
@@ -57,7 +71,7 @@ impl Quality {
         Ok(())
     }
 
-    /// Tokens counted.
+    /// Number of tokens that were counted.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -69,13 +83,13 @@ impl Quality {
         self.nll / self.tokens as f64
     }
 
-    /// The same of the dense model.
+    /// Mean negative log likelihood of the dense model, nats per token.
     #[must_use]
     pub fn dense_nll(&self) -> f64 {
         self.dense_nll / self.tokens as f64
     }
 
-    /// Perplexity.
+    /// Perplexity of the setting, `e^nll`.
     #[must_use]
     pub fn ppl(&self) -> f64 {
         self.nll().exp()
@@ -117,7 +131,8 @@ impl Quality {
         self.error(self.kld, self.kld_square)
     }
 
-    /// What [`Self::ppl_change`] and [`Self::kld`] of all such text are at most, each with a certainty of 95 %.
+    /// Upper ends of [`Self::ppl_change`] and [`Self::kld`]: on all text of this kind each is at most so large, with a certainty of
+    /// 95 % (mean + 1.645 standard errors).
     #[must_use]
     pub fn at_most(&self) -> Loss {
         Loss {
@@ -134,6 +149,15 @@ impl Quality {
 }
 
 /// A loss of quality, or a limit to it.
+///
+/// ```
+/// use candle_sparse::quality::Loss;
+///
+/// let limit = Loss { ppl: 0.01, kld: 0.02 };
+/// assert!(Loss { ppl: 0.006, kld: 0.01 }.is_within(limit));
+/// assert!(!Loss { ppl: 0.006, kld: 0.03 }.is_within(limit));
+/// assert!(!Loss { ppl: f64::NAN, kld: 0.0 }.is_within(limit));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Loss {
     /// Perplexity over the dense model's, minus 1: 0.01 is 1 %.
@@ -143,7 +167,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Whether this is no more than `limit` in both; a loss that is no number is.
+    /// Whether neither number is larger than that of `limit`; a loss that is not a number is not within any.
     #[must_use]
     pub fn is_within(self, limit: Self) -> bool {
         self.ppl <= limit.ppl && self.kld <= limit.kld

@@ -12,7 +12,14 @@ use std::{
 /// So many symbolic links may lead to a file, as in Linux.
 const MOST_LINKS: usize = 40;
 
-/// Whether a file can be put at `path`: to ask before a long computation.
+/// Checks that [`save`] can put a file at `path`: worth a call before a long computation.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// assert!(candle_sparse::save::check(folder.path().join("profile.safetensors")).is_ok());
+/// assert!(candle_sparse::save::check(folder.path().join("no-such-folder/profile.safetensors")).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// [`Error::File`](crate::Error::File), as [`save`], except for what happens while writing.
@@ -27,6 +34,22 @@ pub fn check(path: impl AsRef<Path>) -> Result<()> {
 ///
 /// A symbolic link stays one: the file that it names is written. Permissions of a file that is replaced are kept.
 ///
+/// ```
+/// use std::io::Write;
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("answer.txt");
+/// candle_sparse::save::save(&path, |file| Ok(file.write_all(b"42")?))?;
+/// // What fails changes nothing.
+/// let failed = candle_sparse::save::save(&path, |file| {
+///     file.write_all(b"half of")?;
+///     candle_core::bail!("the rest is not known")
+/// });
+/// assert!(failed.is_err());
+/// assert_eq!(std::fs::read(&path)?, b"42");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// Those of `write`; [`Error::File`](crate::Error::File): the folder is missing or cannot be written to, or what is there is
 /// no regular file (a device, a pipe, a folder) or is write-protected, which is never replaced.
@@ -36,6 +59,23 @@ pub fn save(path: impl AsRef<Path>, write: impl FnOnce(&mut File) -> Result<()>)
 
 /// As [`save`], but the new file is put in place only if `check` finds nothing wrong with it; it is told where the file is until
 /// then.
+///
+/// ```
+/// use std::io::Write;
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("numbers.json");
+/// let written = candle_sparse::save::save_checked(
+///     &path,
+///     |file| Ok(file.write_all(b"[1, 2")?),
+///     |new| match serde_json::from_slice::<Vec<u32>>(&std::fs::read(new)?) {
+///         Ok(_) => Ok(()),
+///         Err(e) => candle_core::bail!("would not be read again: {e}"),
+///     },
+/// );
+/// assert!(written.is_err() && !path.exists());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// Those of [`save`] and of `check`.

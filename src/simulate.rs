@@ -17,10 +17,19 @@ use candle_sparse_core::{
 };
 use rayon::prelude::*;
 
-/// How active neurons are chosen.
+/// How the active neurons of a simulation are chosen; shares are above 0 and at most 1.
+///
+/// ```
+/// use candle_sparse::{profile::Rule, simulate::Choice};
+///
+/// // What a profile would choose at its fourth point, beside the best and the worst way to choose.
+/// let choices = [Choice::Rule(Rule::Cascade, 3), Choice::Oracle(0.4), Choice::Random(0.4)];
+/// assert!(choices.iter().all(|choice| *choice != Choice::All));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Choice {
-    /// All.
+    /// All neurons.
     All,
     /// By a profile's rule, at a point of its shares.
     Rule(Rule, usize),
@@ -32,7 +41,34 @@ pub enum Choice {
     Static(f32),
 }
 
-/// A tap that skips neurons as a [`Choice`] says, in the blocks it says.
+/// A tap that sets skipped neurons to zero, as a [`Choice`] says for each block, and counts what was active.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, Scratch, Step};
+/// use candle_sparse::simulate::{Choice, Simulation};
+/// use candle_sparse::{FfnMode, Gate, KvCache, KvConfig, KvDType, Profile, SparseConfig};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let mut files = ModelFiles::from_folder(folder)?;
+/// # files.sparse_profile = None;
+/// # let loaded = Pretrained::load(&files, LoadOptions::default())?;
+/// # let path = folder.join("sparse.safetensors");
+/// let decoder = loaded.model.decoder(); // of a Llama without a profile
+/// let profile = Profile::load(path)?;
+/// let config = decoder.config();
+/// let act = Gate { act: config.hidden_act, shift: config.gate_shift };
+/// let mut simulation = Simulation::new(&profile.layers, act, Choice::Oracle(0.25))?;
+/// let mut cache = KvCache::new(config, KvConfig::exact(KvDType::F16));
+/// let mut logits = vec![0.0; 2 * config.vocab_size];
+/// let (ids, step) = (Input::Ids(&[5, 6]), Step { batch: 1, seq_len: 2, index_pos: 0 });
+/// decoder.forward_tapped(ids, step, &mut cache, &mut Scratch::default(), &mut simulation, &mut logits)?;
+/// simulation.check()?;
+/// assert_eq!(simulation.active_share(), [0.25; 4]);
+/// // A quarter of the neurons holds far more than a quarter of what all add.
+/// assert!(simulation.recall().iter().all(|recall| *recall > 0.4));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Simulation<'a> {
     layers: &'a [LayerProfile],
@@ -73,13 +109,13 @@ impl<'a> Simulation<'a> {
         })
     }
 
-    /// Sets all blocks, and forgets the counts.
+    /// Chooses in all blocks as `choice` says, and forgets the counts.
     pub fn choose(&mut self, choice: Choice) {
         self.choices.fill(choice);
         self.sums.fill([0.0; 4]);
     }
 
-    /// Sets one block, all others compute everything; forgets the counts.
+    /// Chooses in block `layer` as `choice` says and computes all neurons of the others; forgets the counts.
     pub fn choose_only(&mut self, layer: usize, choice: Choice) {
         self.choose(Choice::All);
         self.choices[layer] = choice;
@@ -98,7 +134,7 @@ impl<'a> Simulation<'a> {
         self.sums.iter().map(|s| s[2] / s[3]).collect()
     }
 
-    /// What went wrong since the last call: a tap itself returns nothing.
+    /// The error that has occurred since the last call, if one has: a tap itself returns nothing.
     ///
     /// # Errors
     /// The shapes of profile and model differ.

@@ -6,14 +6,17 @@
 mod choose;
 mod ffn;
 mod plan;
+mod token;
 
 use crate::profile::{HeldOut, Rule};
+use crate::settings::with_methods;
 use candle_core::{Result, bail};
 use candle_sparse_core::Activation;
 pub(crate) use choose::{Choice, Room};
-pub(crate) use ffn::{PANEL, Predictor, SparseFfn};
+pub(crate) use ffn::{PANEL, SparseFfn};
 pub use plan::BREAK_EVEN;
-pub(crate) use plan::{CROSSOVER, Plan, Plans, Points, expected_share, pays};
+pub(crate) use plan::{Plan, Plans, Points, pays};
+pub(crate) use token::{GuardSample, TokenFfn, TokenRun, TokenScratch, TokenSelection};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates
 /// are shut: there a candidate costs little and the exact gate tells all.
@@ -26,19 +29,28 @@ pub(crate) fn candidate_factor(act: Activation) -> f32 {
 }
 
 /// Which neurons of an FFN are computed.
+///
+/// ```
+/// use candle_sparse::{FfnMode, SparseConfig, profile::Rule};
+///
+/// assert_eq!(SparseConfig::default().mode, FfnMode::Auto);
+/// assert_eq!(FfnMode::Cascade.rule(), Some(Rule::Cascade));
+/// assert_eq!(FfnMode::Dense.rule(), None);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FfnMode {
     /// What the profile found best: the rule that keeps what calibration was asked for and reads the fewest bytes, or all
     /// neurons where none keeps it.
     #[default]
     Auto,
-    /// All.
+    /// All neurons.
     Dense,
-    /// All gates; up and down where the gate says so.
+    /// The gates of all neurons; up and down rows of those whose gate is large enough.
     Gate,
-    /// What the prediction says.
+    /// The neurons that the prediction names, and nothing of the others.
     LowRank,
-    /// Gates of what the prediction says; up and down where the gate says so.
+    /// The gates of the neurons that the prediction names; up and down rows of those whose gate is large enough.
     Cascade,
 }
 
@@ -67,41 +79,91 @@ impl FfnMode {
 }
 
 /// How many neurons are computed.
+///
+/// ```
+/// use candle_sparse::{Selection, SparseConfig};
+///
+/// // Nine of ten neurons are left out.
+/// assert!(SparseConfig::default().with_selection(Selection::Share(0.1)).check().is_ok());
+/// assert!(SparseConfig::default().with_selection(Selection::Share(1.5)).check().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Selection {
     /// As many as calibration found to lose what it allowed.
     #[default]
     Fitted,
     /// This share of all blocks' neurons in the mean, within those that were calibrated; 1 is dense, bit for bit.
     Share(f32),
-    /// So many of each block, whatever their size; exact zeros are never among them.
+    /// The so many largest of each block; neurons that add an exact zero are never among them.
     TopK(usize),
     /// Fitted thresholds times a factor: more neurons below 1, fewer above.
     Scale(f32),
 }
 
-/// A watch over the error: one block also runs dense at every n-th position.
+/// A watch over the error of a sparse FFN: at every n-th position one block also computes all neurons, and the two outputs are
+/// compared.
+///
+/// ```
+/// use candle_sparse::{Guard, SparseConfig};
+///
+/// // Every 64 positions; a block whose output is off by more than a fifth in the mean computes more neurons from then on.
+/// let config = SparseConfig::default().with_guard(Some(Guard::new(64, 0.2)));
+/// assert!(config.check().is_ok());
+/// assert!(config.with_guard(Some(Guard::new(0, 0.2))).check().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Guard {
-    /// Positions from one look to the next; each costs the FFN of one block.
+    /// Positions from one comparison to the next; each costs the dense FFN of one block.
     pub every: usize,
-    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of a block past which its thresholds sink.
+    /// Where the mean of `‖y_dense − y_sparse‖ / ‖y_dense‖` of a block is larger, its thresholds are lowered.
     pub limit: f32,
 }
 
-/// Settings of the sparse FFN.
+impl Guard {
+    /// A comparison every `every` positions, with this limit of the error.
+    #[must_use]
+    pub const fn new(every: usize, limit: f32) -> Self {
+        Self { every, limit }
+    }
+}
+
+with_methods!(Guard {
+    with_every: every: usize,
+    with_limit: limit: f32,
+});
+
+/// Settings of the sparse FFN: which neurons are computed, how many, and who watches over the error.
+///
+/// ```
+/// use candle_sparse::{FfnMode, Selection, SparseConfig};
+///
+/// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
+/// config.check()?;
+/// assert_eq!((config.mode, config.guard, config.force), (FfnMode::Cascade, None, false));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct SparseConfig {
-    /// Which neurons.
+    /// Which neurons are computed.
     pub mode: FfnMode,
-    /// How many.
+    /// How many of them.
     pub selection: Selection,
-    /// `None`: nobody looks, at no cost.
+    /// Who watches over the error; `None`: nobody, at no cost.
     pub guard: Option<Guard>,
     /// Leaves neurons out even where that is not expected to be faster on this machine, and by a rule that does not keep
     /// what calibration was asked for. `CANDLE_SPARSE=always` sets it.
     pub force: bool,
 }
+
+with_methods!(SparseConfig {
+    with_mode: mode: FfnMode,
+    with_selection: selection: Selection,
+    with_guard: guard: Option<Guard>,
+    with_force: force: bool,
+});
 
 impl SparseConfig {
     /// The same with the mode that a profile's held-out text allows, never [`FfnMode::Auto`].
@@ -134,10 +196,10 @@ impl SparseConfig {
         Ok(Self { mode, ..*self })
     }
 
-    /// Whether the numbers make sense.
+    /// Checks that every number is in its range: shares above 0 and at most 1, counts at least 1, factors above 0.
     ///
     /// # Errors
-    /// One does not; it is named.
+    /// One is not; it is named.
     pub fn check(&self) -> Result<()> {
         match self.selection {
             Selection::Share(s) if !(s > 0.0 && s <= 1.0) => bail!("sparse: share {s} is not within 0 and 1"),

@@ -15,6 +15,21 @@ pub(crate) use stack::{Input, On, ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Format, Weight};
+///
+/// let dense = Tensor::ones((4, 64), candle_core::DType::F32, &Device::Cpu)?;
+/// let weight = Weight::from_tensor(&dense, Format::Q8_0)?;
+/// assert_eq!((weight.rows(), weight.cols(), weight.format()), (4, 64, Format::Q8_0));
+/// // Per 32 elements 32 bytes and a scale of 2.
+/// assert_eq!(weight.bytes(), 4 * 2 * 34);
+/// // A clone is the same memory.
+/// assert!(weight.clone().shares_memory(&weight));
+/// assert_eq!(weight.dequantize()?.dims(), [4, 64]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Weight {
     rows: usize,
@@ -23,8 +38,19 @@ pub struct Weight {
     data: Arc<Memory>,
 }
 
-/// What holds the bytes of a weight.
+/// Where the bytes of a weight lie.
+///
+/// ```
+/// use candle_sparse::{Format, Weight, buffer::Buffer, weight::Memory};
+///
+/// let mut buffer = Buffer::zeroed(8)?;
+/// buffer.bytes_mut()[..4].copy_from_slice(&2_f32.to_le_bytes());
+/// let weight = Weight::from_memory(1, 2, Format::F32, Memory::Buffer(buffer))?;
+/// assert_eq!(weight.dequantize()?.to_vec2::<f32>()?, [[2.0, 0.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Memory {
     /// Memory of our own, in huge pages.
     Buffer(Buffer),
@@ -50,8 +76,21 @@ impl Memory {
     }
 }
 
-/// Rows to be made part of a weight.
+/// Rows `[rows, cols]` from which a weight, or a part of one, is made.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_sparse::{Format, weight::Part};
+///
+/// let part = Part::from(Tensor::zeros((8, 96), DType::F32, &Device::Cpu)?);
+/// assert_eq!((part.format(), part.bytes()), (Some(Format::F32), 8 * 96 * 4));
+/// // Rows of 96 elements are whole blocks of 32, but not of 256.
+/// assert_eq!(part.fitting(Format::Q8_0, 96), Format::Q8_0);
+/// assert_ne!(part.fitting(Format::Q6K, 96), Format::Q6K);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Part {
     /// In F32, F16 or BF16.
     Tensor(Tensor),
@@ -85,7 +124,15 @@ impl Part {
     }
 }
 
-/// The format that keeps a candle dtype as it is.
+/// The format that keeps the elements of a candle dtype as they are; `None` where there is none.
+///
+/// ```
+/// use candle_core::DType;
+/// use candle_sparse::{Format, weight::format_of};
+///
+/// assert_eq!(format_of(DType::BF16), Some(Format::BF16));
+/// assert_eq!(format_of(DType::U8), None);
+/// ```
 #[must_use]
 pub fn format_of(dtype: DType) -> Option<Format> {
     match dtype {
@@ -96,7 +143,15 @@ pub fn format_of(dtype: DType) -> Option<Format> {
     }
 }
 
-/// The candle dtype of a format that is not quantised.
+/// The candle dtype of a format that is not quantised; `None` for one that is.
+///
+/// ```
+/// use candle_core::DType;
+/// use candle_sparse::{Format, weight::dtype_of};
+///
+/// assert_eq!(dtype_of(Format::F16), Some(DType::F16));
+/// assert_eq!(dtype_of(Format::Q8_0), None);
+/// ```
 #[must_use]
 pub fn dtype_of(format: Format) -> Option<DType> {
     match format {
@@ -112,6 +167,20 @@ impl Weight {
     ///
     /// Parts are asked for one at a time and dropped before the next, so peak memory is the matrix and one part.
     /// Rows that are no whole number of blocks take another format: [`Part::fitting`].
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use candle_sparse::{Format, Weight};
+    ///
+    /// // Two rows of zeros above three of ones.
+    /// let qkv = Weight::stacked(Format::F16, 4, &[2, 3], |i| {
+    ///     let rows = [2, 3][i];
+    ///     Tensor::full(i as f32, (rows, 4), &Device::Cpu)
+    /// })?;
+    /// assert_eq!((qkv.rows(), qkv.cols()), (5, 4));
+    /// assert_eq!(qkv.dequantize()?.sum_all()?.to_scalar::<f32>()?, 12.0);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// A part fails to load, has another shape or a dtype other than F32, F16, BF16, or lies on another device.
@@ -153,6 +222,18 @@ impl Weight {
     /// A matrix whose row `i · parts + j` is row `order[i]` of part `j`: rows that are read together lie together.
     ///
     /// Parts `[order.len(), cols]` are asked for one at a time, as in [`Self::stacked`].
+    ///
+    /// ```
+    /// use candle_sparse::{Format, Weight};
+    ///
+    /// let up = Weight::from_f32(Format::F32, 2, &[1.0, 1.0, 2.0, 2.0])?;
+    /// let down = Weight::from_f32(Format::F32, 2, &[-1.0, -1.0, -2.0, -2.0])?;
+    /// // The second neuron first.
+    /// let pairs = Weight::interleaved(Format::F32, 2, 2, &[1, 0], |part| Ok([&up, &down][part].clone()))?;
+    /// let first_column = pairs.dequantize()?.narrow(1, 0, 1)?.flatten_all()?;
+    /// assert_eq!(first_column.to_vec1::<f32>()?, [2.0, -2.0, 1.0, -1.0]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Self::stacked`]; also an `order` past the last row.
@@ -217,7 +298,9 @@ impl Weight {
         Ok(Self { rows, cols, format, data: Arc::new(Memory::Buffer(data)) })
     }
 
-    /// The same numbers as F32, whose products round no activations.
+    /// The same numbers as F32, so that products round no activations; itself where it is F32 already.
+    ///
+    /// Cost: `4 · rows · cols` bytes of memory.
     ///
     /// # Errors
     /// There is no memory for them.
@@ -228,13 +311,13 @@ impl Weight {
         }
     }
 
-    /// Rows.
+    /// Number of rows: the outputs of a product with it.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Columns.
+    /// Number of columns: the inputs of a product with it.
     #[must_use]
     pub fn cols(&self) -> usize {
         self.cols
@@ -252,7 +335,7 @@ impl Weight {
         self.rows * self.format.row_bytes(self.cols)
     }
 
-    /// Whether both are the same matrix in memory, as a tied head and its embedding.
+    /// Whether both are the same matrix in memory, as a head that is the embedding.
     #[must_use]
     pub fn shares_memory(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.data, &other.data)
@@ -269,6 +352,8 @@ impl Weight {
     }
 
     /// The elements as a tensor `[rows, cols]` in F32.
+    ///
+    /// Cost: all bytes are read once, `4 · rows · cols` bytes are written.
     ///
     /// # Errors
     /// There is no memory for it.

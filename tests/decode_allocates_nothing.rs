@@ -9,7 +9,7 @@ use candle_sparse::{
 };
 use candle_sparse_models::{
     decoder::LoadOptions,
-    files::{EMBEDDED, ModelFiles},
+    files::ModelFiles,
     llama::{Cache, Config},
     pretrained::{Pretrained, var_builder},
 };
@@ -80,18 +80,26 @@ fn profile(config: &Config, files: &ModelFiles) -> Profile {
 
 fn sparse_decode_allocates_nothing() {
     for format in [None, Some(Format::Q8_0)] {
-        let files = ModelFiles::from_embedded(&EMBEDDED[0]);
+        let files = built_in();
         let config = Pretrained::load(&files, LoadOptions::default()).unwrap().config;
         let profile = Some(Arc::new(profile(&config, &files)));
         // Whatever is faster for a model of this size.
-        let sparse = SparseConfig { force: true, ..SparseConfig::default() };
-        let options = LoadOptions { format, profile, sparse, ..LoadOptions::default() };
+        let sparse = SparseConfig::default().with_force(true);
+        let options = LoadOptions::default().with_format(format).with_profile(profile).with_sparse(sparse);
         let loaded = Pretrained::load(&files, options).unwrap();
         for mode in [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {
             for selection in [Selection::Fitted, Selection::TopK(100)] {
-                let guard = Some(Guard { every: 4, limit: 0.5 });
-                let model =
-                    loaded.model.with_sparse(SparseConfig { mode, selection, guard, force: true }).unwrap();
+                let guard = Some(Guard::new(4, 0.5));
+                let model = loaded
+                    .model
+                    .with_sparse(
+                        SparseConfig::default()
+                            .with_mode(mode)
+                            .with_selection(selection)
+                            .with_guard(guard)
+                            .with_force(true),
+                    )
+                    .unwrap();
                 let mut cache = Cache::new(true, DType::F16, &config, &Device::Cpu).unwrap();
                 let mut logits = vec![0.0; config.vocab_size];
                 cache.reserve(1, 200).unwrap();
@@ -119,9 +127,14 @@ fn decode_allocates_nothing_after_warm_up() {
     sliding_windows_allocate_nothing();
 }
 
+fn built_in() -> ModelFiles {
+    ModelFiles::from_folder(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu").as_ref())
+        .unwrap()
+}
+
 /// The built-in model with a sliding window.
 fn windowed(window: usize) -> Pretrained {
-    let mut files = ModelFiles::from_embedded(&EMBEDDED[0]);
+    let mut files = built_in();
     let json = String::from_utf8(files.config.take().unwrap().to_vec()).unwrap();
     let llama = "\"model_type\": \"llama\"";
     assert!(json.contains(llama), "{json}");
@@ -134,7 +147,12 @@ fn windowed(window: usize) -> Pretrained {
 fn sliding_windows_allocate_nothing() {
     for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall] {
         let loaded = windowed(100);
-        let select = AttentionConfig { mode, window: 32, budget: 32, recall: 32, sinks: 4 };
+        let select = AttentionConfig::default()
+            .with_mode(mode)
+            .with_window(32)
+            .with_budget(32)
+            .with_recall(32)
+            .with_sinks(4);
         let model = loaded.model.with_attention(select).unwrap();
         let mut cache = Cache::new(true, DType::F16, &loaded.config, &Device::Cpu).unwrap();
         let mut logits = vec![0.0; loaded.config.vocab_size];
@@ -149,15 +167,20 @@ fn sliding_windows_allocate_nothing() {
 }
 
 fn long_memory_allocates_nothing() {
-    let loaded = Pretrained::load(&ModelFiles::from_embedded(&EMBEDDED[0]), LoadOptions::default()).unwrap();
+    let loaded = Pretrained::load(&built_in(), LoadOptions::default()).unwrap();
     let (hidden, heads) = (loaded.config.hidden_size, loaded.config.num_key_value_heads);
     let gate =
         |_| FastGrnnGate::new(hidden, vec![0.1; heads * hidden], vec![0.0; heads], vec![0.0; heads]).unwrap();
     let model = loaded.model.with_gates((0..loaded.config.num_hidden_layers).map(gate).collect()).unwrap();
     for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
-        let select = AttentionConfig { mode, window: 64, budget: 128, recall: 64, sinks: 4 };
+        let select = AttentionConfig::default()
+            .with_mode(mode)
+            .with_window(64)
+            .with_budget(128)
+            .with_recall(64)
+            .with_sinks(4);
         let model = model.with_attention(select).unwrap();
-        let kv = KvConfig { hot: 64, warm: 128, ..KvConfig::tiered() };
+        let kv = KvConfig::tiered().with_hot(64).with_warm(128);
         let mut cache = Cache::with_config(true, kv, &loaded.config, &Device::Cpu).unwrap();
         let mut logits = vec![0.0; loaded.config.vocab_size];
         cache.reserve(1, 700).unwrap();
@@ -180,8 +203,8 @@ fn long_memory_allocates_nothing() {
 fn dense_decode_allocates_nothing() {
     for format in [None, Some(Format::F32), Some(Format::Q8_0), Some(Format::Q4_0)] {
         for kv in [DType::F32, DType::F16] {
-            let files = ModelFiles::from_embedded(&EMBEDDED[0]);
-            let loaded = Pretrained::load(&files, LoadOptions { format, ..LoadOptions::default() }).unwrap();
+            let files = built_in();
+            let loaded = Pretrained::load(&files, LoadOptions::default().with_format(format)).unwrap();
             let mut cache = Cache::new(true, kv, &loaded.config, &Device::Cpu).unwrap();
             let mut logits = vec![0.0; loaded.config.vocab_size];
             cache.reserve(1, 600).unwrap();

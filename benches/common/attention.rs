@@ -116,6 +116,6 @@ fn decoder(config: Config) -> Result<Decoder> {
     };
     let tensors: HashMap<_, _> = shapes.into_iter().enumerate().map(tensor).collect::<Result<_>>()?;
     let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-    let extras = Extras { tie_word_embeddings: true, ..Extras::default() };
+    let extras = Extras::default().with_tie_word_embeddings(true);
     Decoder::load(&Checkpoint::from(vb), config, extras, LoadOptions::default())
 }

@@ -27,7 +27,7 @@ impl GateArgs {
         if !(share > 0.0 && share < 1.0) {
             bail!("--gate-share {share} must be between 0 and 1");
         }
-        let settings = GateSettings { window, share, ..GateSettings::default() };
+        let settings = GateSettings::default().with_window(window).with_share(share);
         let context = fit.first().map_or(0, Vec::len);
         if self.no_gate || settings.is_enough(context, fit.len(), tune.len()) {
             return Ok((!self.no_gate).then_some(settings));

@@ -87,7 +87,7 @@ fn run(cli: &Cli) -> Result<()> {
     let mut files = cli.model.files()?;
     // What was learned before is not to be learned again.
     files.sparse_profile = None;
-    let options = LoadOptions { threads: cli.model.threads()?, ..LoadOptions::default() };
+    let options = LoadOptions::default().with_threads(cli.model.threads()?);
     let loaded = Pretrained::load(&files, options)?;
     loaded.notices.iter().for_each(output::note);
     let [fit, tune, held_out] = cli.windows(&loaded)?;

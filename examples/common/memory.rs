@@ -91,7 +91,7 @@ impl MemoryArgs {
             bail!("--hot and --warm are sizes of tiers: add --kv tiered");
         }
         let (hot, warm) = (self.hot.unwrap_or(config.hot), self.warm.unwrap_or(config.warm));
-        Ok(KvConfig { hot, warm, ..config })
+        Ok(config.with_hot(hot).with_warm(warm))
     }
 
     /// What a token reads.
@@ -111,13 +111,12 @@ impl MemoryArgs {
             }
         }
         let or = AttentionConfig::default();
-        Ok(AttentionConfig {
-            mode: self.attention.into(),
-            sinks: self.sinks.unwrap_or(or.sinks),
-            window: self.window.unwrap_or(or.window),
-            budget: self.budget.unwrap_or(or.budget),
-            recall: self.recall.unwrap_or(or.recall),
-        })
+        Ok(AttentionConfig::default()
+            .with_mode(self.attention.into())
+            .with_sinks(self.sinks.unwrap_or(or.sinks))
+            .with_window(self.window.unwrap_or(or.window))
+            .with_budget(self.budget.unwrap_or(or.budget))
+            .with_recall(self.recall.unwrap_or(or.recall)))
     }
 
     /// Whether attention uses what a profile says.

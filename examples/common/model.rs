@@ -1,6 +1,9 @@
 //! Flags that say which model is used and how it is held.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
+#[path = "embedded.rs"]
+pub(crate) mod embedded;
+
 use super::{
     cli::{self, format, output},
     memory::MemoryArgs,
@@ -20,8 +23,7 @@ use candle_sparse::{
 use candle_sparse_models::{
     decoder::LoadOptions,
     files::{ModelFiles, Weights},
-    gguf::write::ggml_type,
-    hub::HubSettings,
+    gguf::ggml_type,
     llama::Cache,
     pretrained::{Pretrained, var_builder},
     tokenizer,
@@ -161,12 +163,11 @@ impl ModelArgs {
         if self.sparsity.is_some() && self.ffn == Some(Ffn::Dense) {
             bail!("--sparsity leaves nothing out with --ffn dense: give one of the two");
         }
-        Ok(SparseConfig {
-            mode: self.ffn.map_or_else(FfnMode::default, FfnMode::from),
-            selection,
-            guard: None,
-            force: self.force_sparse,
-        })
+        Ok(SparseConfig::default()
+            .with_mode(self.ffn.map_or_else(FfnMode::default, FfnMode::from))
+            .with_selection(selection)
+            .with_guard(None)
+            .with_force(self.force_sparse))
     }
 
     /// Loads the model; says on standard error what was done otherwise than asked.
@@ -225,7 +226,7 @@ impl ModelArgs {
         self.load_as(
             &self.files()?,
             None,
-            SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() },
+            SparseConfig::default().with_mode(FfnMode::Dense),
             AttentionConfig::default(),
         )
     }
@@ -242,7 +243,12 @@ impl ModelArgs {
         if self.no_mmap && !matches!(files.weights, Weights::Gguf(_) | Weights::Opened(_)) {
             output::note("--no-mmap without effect: GGUF files alone are mapped");
         }
-        Ok(LoadOptions { format, threads, profile: self.profile(files)?, sparse, attention })
+        Ok(LoadOptions::default()
+            .with_format(format)
+            .with_threads(threads)
+            .with_profile(self.profile(files)?)
+            .with_sparse(sparse)
+            .with_attention(attention))
     }
 
     fn load_as(
@@ -276,7 +282,7 @@ impl ModelArgs {
 pub(crate) fn resolve(model: &OsStr, revision: Option<&str>) -> Result<ModelFiles> {
     let path = Path::new(model);
     Ok(match model.to_str() {
-        Some(name) => ModelFiles::resolve(name, revision, &HubSettings::from_env())?,
+        Some(name) => embedded::resolve(name, revision)?,
         None if revision.is_some() => bail!("--revision does not apply to the path {}", path.display()),
         None if path.is_dir() => ModelFiles::from_folder(path)?,
         None if path.is_file() => ModelFiles::from_file(path)?,

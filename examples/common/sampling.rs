@@ -1,15 +1,15 @@
 //! Flags that say how tokens are chosen, and the choice.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
+#[path = "draw.rs"]
+pub(crate) mod draw;
+
 use super::cli::output;
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 use candle_sparse_models::generation::GenerationConfig;
-use candle_transformers::{
-    generation::{LogitsProcessor, Sampling},
-    utils::apply_repeat_penalty,
-};
 use clap::Args;
+use draw::{Among, Drawer, penalise};
 
 const SEED: u64 = 299_792_458;
 
@@ -48,8 +48,7 @@ pub(crate) struct SamplingArgs {
 
 /// Chooses tokens.
 pub(crate) struct Sampler {
-    processor: LogitsProcessor,
-    min_p: f64,
+    drawer: Drawer,
     penalty: f32,
     last_n: usize,
 }
@@ -86,18 +85,13 @@ impl SamplingArgs {
         self.note_unused(temperature, penalty);
         let top_k = self.top_k.or(model.top_k).unwrap_or(40);
         let top_p = self.top_p.or(model.top_p).unwrap_or(0.95);
-        let k = if top_k == 0 { usize::MAX } else { top_k };
-        let sampling = match top_p {
-            _ if temperature == 0.0 => Sampling::ArgMax,
-            p if p > 0.0 && p < 1.0 => Sampling::TopKThenTopP { k, p, temperature },
-            _ => Sampling::TopK { k, temperature },
+        let among = Among {
+            k: if top_k == 0 { usize::MAX } else { top_k },
+            p: if top_p > 0.0 { top_p.min(1.0) as f32 } else { 1.0 },
+            min_p: self.min_p.or(model.min_p).unwrap_or(0.05) as f32,
         };
-        Ok(Sampler {
-            processor: LogitsProcessor::from_sampling(self.seed.unwrap_or(SEED), sampling),
-            min_p: self.min_p.or(model.min_p).unwrap_or(0.05),
-            penalty,
-            last_n: self.repeat_last_n.unwrap_or(64),
-        })
+        let drawer = Drawer::new(temperature, among, self.seed.unwrap_or(SEED));
+        Ok(Sampler { drawer, penalty, last_n: self.repeat_last_n.unwrap_or(64) })
     }
 
     /// Says which flags change nothing.
@@ -131,15 +125,9 @@ impl Sampler {
             bail!("the logits are not numbers: the checkpoint holds NaN or infinity");
         }
         let recent = &written[written.len().saturating_sub(self.last_n)..];
-        let min_p = self.min_p as f32;
-        let likely = |probabilities: &mut [f32]| {
-            let least = probabilities.iter().fold(0.0_f32, |a, b| a.max(*b)) * min_p;
-            probabilities.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
-        };
         if self.penalty == 1.0 || recent.is_empty() {
-            return Ok(self.processor.sample_f(logits, likely)?);
+            return self.drawer.draw(logits);
         }
-        let logits = apply_repeat_penalty(logits, self.penalty, recent)?;
-        Ok(self.processor.sample_f(&logits, likely)?)
+        self.drawer.draw(&penalise(logits, self.penalty, recent)?)
     }
 }

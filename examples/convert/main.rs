@@ -4,16 +4,15 @@
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+#[path = "../common/embedded.rs"]
+mod embedded;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Format, Profile};
 use candle_sparse_models::{
+    convert::{GgufModel, Layout},
     files::{ModelFiles, Weights},
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
-    hub::HubSettings,
+    gguf::GgufFile,
 };
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
@@ -55,14 +54,16 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     candle_sparse::save::check(&cli.out)?;
-    let files = ModelFiles::resolve(&cli.model, cli.revision.as_deref(), &HubSettings::from_env())?;
+    let files = embedded::resolve(&cli.model, cli.revision.as_deref())?;
     let profile = profile(cli, &files)?;
     if cli.neuron_major && profile.is_none() {
         bail!(
             "--neuron-major needs the order of a profile: make one with `calibrate` and give it with --profile"
         );
     }
-    let layout = Layout { format: cli.dtype, neuron_major: profile.as_ref().filter(|_| cli.neuron_major) };
+    let layout = Layout::default()
+        .with_format(cli.dtype)
+        .with_neuron_major(profile.as_ref().filter(|_| cli.neuron_major));
     let mut model = GgufModel::from_files(&files, layout)?;
     if let Some(profile) = &profile {
         model = model.with_profile(profile)?;

@@ -76,8 +76,7 @@ impl Ours {
         positions: usize,
     ) -> Result<Self> {
         let mut config = source.config()?;
-        let mut options =
-            LoadOptions { format: source.format, threads: Some(threads), ..LoadOptions::default() };
+        let mut options = LoadOptions::default().with_format(source.format).with_threads(Some(threads));
         options.sparse.mode = FfnMode::Dense;
         let model = if let Some(path) = source.gguf_file() {
             llama::Llama::from_gguf(&GgufFile::open(path)?, options)?
@@ -131,12 +130,10 @@ impl Ours {
         let (mut low, mut high) = (0.1_f32, 10.0_f32);
         for _ in 0..12 {
             let scale = (low * high).sqrt();
-            let config = SparseConfig {
-                mode: drawn.ffn.into(),
-                selection: Selection::Scale(scale),
-                force: true,
-                ..SparseConfig::default()
-            };
+            let config = SparseConfig::default()
+                .with_mode(drawn.ffn.into())
+                .with_selection(Selection::Scale(scale))
+                .with_force(true);
             self.model = self.model.with_sparse(config)?;
             self.cache.clear();
             (0..6).try_for_each(|i| self.decode(i))?;

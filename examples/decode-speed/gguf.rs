@@ -3,11 +3,11 @@
 use super::source::Source;
 use anyhow::Result;
 use candle_sparse::Format;
-use candle_sparse_models::gguf::write::{GgufModel, Layout};
+use candle_sparse_models::convert::{GgufModel, Layout};
 
 /// The weights that our engine loads, in `format`.
 pub(crate) fn gguf(source: &Source, format: Format, name: &str) -> Result<GgufModel> {
-    let layout = Layout { format: Some(format), neuron_major: None };
+    let layout = Layout::default().with_format(Some(format)).with_neuron_major(None);
     Ok(GgufModel::new(&source.var_builder()?, &source.config()?, layout, name)?)
 }
 
@@ -18,7 +18,7 @@ mod tests {
     use candle_core::Device;
     use candle_core::quantized::{GgmlDType, gguf_file::Content};
     use candle_sparse::{Threads, Weight};
-    use candle_sparse_models::gguf::write::ggml_type;
+    use candle_sparse_models::gguf::ggml_type;
     use std::path::Path;
 
     fn source(format: Format, tied: bool) -> Source {

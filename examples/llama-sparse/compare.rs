@@ -3,16 +3,18 @@
 //! Texts are written by the dense model itself, so every token is one it finds likely; each mode then reads the same
 //! tokens one by one, in turn with the others.
 
-use crate::cli::output;
+use crate::{
+    cli::output,
+    sampling::draw::{Among, Drawer},
+};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
-use candle_sparse::sparse::{FfnMode, SparseConfig};
+use candle_sparse::FfnMode;
 use candle_sparse_models::{
     llama::{Cache, Llama},
     pretrained::Pretrained,
     quality::Quality,
 };
-use candle_transformers::generation::{LogitsProcessor, Sampling};
 use std::{io::Write, time::Instant};
 
 const MODES: [FfnMode; 4] = [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];
@@ -36,7 +38,7 @@ struct Row {
 pub(crate) fn compare(loaded: &Pretrained, mut cache: Cache, json: bool) -> Result<()> {
     let config = loaded.model.decoder().sparse_config().unwrap_or_default();
     let row = |mode| -> Result<Row> {
-        let model = loaded.model.with_sparse(SparseConfig { mode, ..config })?;
+        let model = loaded.model.with_sparse(config.with_mode(mode))?;
         let (quality, tokens_per_s) = (Quality::default(), Vec::new());
         Ok(Row { mode, model, quality, tokens_per_s, active: 0.0, bytes: 0.0 })
     };
@@ -66,12 +68,12 @@ fn write(
 ) -> Result<Vec<u32>> {
     let start = loaded.tokenizer.encode("Once upon a time", true).map_err(anyhow::Error::msg)?;
     let mut tokens = start.get_ids().to_vec();
-    let mut sampler = LogitsProcessor::from_sampling(seed, Sampling::All { temperature: 1.0 });
+    let mut sampler = Drawer::new(1.0, Among { k: usize::MAX, p: 1.0, min_p: 0.0 }, seed);
     cache.clear();
     let x = Tensor::new(tokens.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
     let mut logits = model.forward(&x, 0, cache)?.squeeze(0)?;
     while tokens.len() < length {
-        let next = sampler.sample(&logits)?;
+        let next = sampler.draw(&logits)?;
         let x = Tensor::new(&[[next]], &Device::Cpu)?;
         logits = model.forward(&x, tokens.len(), cache)?.squeeze(0)?;
         tokens.push(next);

@@ -4,27 +4,33 @@
 //! |---|---|---|
 //! | `scalar` | nothing | `candle_sparse_core::kernel` |
 //! | `avx2` | AVX2, FMA, F16C | `arch/avx2.rs` |
-//! | `avx512` | also AVX-512 F, BW, DQ, VL, VNNI | `arch/avx512.rs` |
+//! | `avx_vnni` | also AVX-VNNI | `arch/avx_vnni.rs` |
+//! | `avx512` | AVX2's, and AVX-512 F, BW, DQ, VL, VNNI | `arch/avx512.rs` |
 //! | `neon` | aarch64 | `arch/neon.rs` |
 //! | `neon_dotprod` | also `FEAT_DotProd` | `arch/neon.rs` |
 //!
-//! Each kernel body stands once in `kernel/`, generic over the narrow trait `Isa`; `arch/` implements that trait per
-//! instruction set, and `table.rs` compiles every body once per level behind `#[target_feature]`. [`Kernels::get`]
-//! picks the best level at run time; `CANDLE_SPARSE_LEVEL` forces one.
+//! A body of `kernel/` is written once, generic over a format of `format/` and an instruction set of `arch/`, which are types.
+//! Each combination is compiled into a function of its own (a leaf, `Isa::leaf`), behind `#[target_feature]`. [`Kernels::get`] picks the best level at run time; `CANDLE_SPARSE_LEVEL` forces
+//! one. Kernels never allocate, log or spawn.
 //!
-//! To add a kernel: a scalar function and a method in `candle_sparse_core::KernelSet`, a body in `kernel/`, a line in
-//! `table.rs`, a suite in `tests/`. Kernels never allocate, log or spawn.
+//! What is added where:
+//!
+//! - an operation: a scalar function and a method in `candle_sparse_core::KernelSet`, a body in `kernel/`, its method in
+//!   `kernels.rs`; and a suite in `tests/`;
+//! - a format: `Block` and `Element` of its block in `format/`, its name in `Token::run_rows`;
+//! - an instruction set: a token and its `Isa` in `arch/`, its lines in `arch/mod.rs` and `level.rs`.
 //!
 //! What to look for in the assembly of a hot kernel (`cargo asm`, or `objdump -d` of a bench): no `call` inside the
 //! loop (a body that failed to inline runs without its instruction set), and no load that merges into an accumulator
 //! register (a false dependency across iterations).
 
 mod arch;
+mod format;
 mod isa;
 mod kernel;
+mod kernels;
 mod level;
-mod table;
 
 pub use candle_sparse_core::KernelSet;
+pub use kernels::Kernels;
 pub use level::{Level, LevelError};
-pub use table::Kernels;

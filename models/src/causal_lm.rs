@@ -12,7 +12,28 @@ pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
 #[cfg(feature = "transformers")]
 mod candle_models;
 
-/// A language model and the tokens it has seen.
+/// A language model together with the tokens that it has seen: one interface for the models of this crate and candle's.
+///
+/// ```
+/// use candle_core::{Device, Result, Tensor};
+/// use candle_sparse_models::{KvConfig, KvDType, causal_lm::{CausalLm, LlamaSession}, llama::Cache};
+///
+/// /// The most likely token after a prompt, whatever model says it.
+/// fn next(model: &mut dyn CausalLm, prompt: &[u32]) -> Result<u32> {
+///     model.clear()?;
+///     let logits = model.forward(&Tensor::new(prompt, &Device::Cpu)?.unsqueeze(0)?, 0)?;
+///     logits.squeeze(0)?.argmax(0)?.to_scalar()
+/// }
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+/// let mut session = LlamaSession { model: loaded.model, cache };
+/// assert!(next(&mut session, &[0, 5, 6])? < 2048);
+/// assert_eq!(session.cached_len(), 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub trait CausalLm {
     /// Logits `[batch, vocab_size]` F32 after the tokens `ids` `[batch, seq_len]` at `index_pos`, which must not leave a gap.
     ///
@@ -20,14 +41,14 @@ pub trait CausalLm {
     /// Those of the model.
     fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor>;
 
-    /// Tokens it has seen.
+    /// How many tokens it has seen.
     fn cached_len(&self) -> usize;
 
     /// Forgets the tokens from `len` on.
     ///
     /// # Errors
-    /// A model that cannot go back there, and has seen what it had then: candle's go back to 0 only, ours with a sliding
-    /// window to 0 and as far as the window has left what is needed.
+    /// The model cannot go back there: candle's models go back to 0 only, those with a sliding window to 0 and as far as
+    /// the window has left what is needed.
     fn truncate(&mut self, len: usize) -> Result<()>;
 
     /// Forgets everything.
@@ -39,7 +60,24 @@ pub trait CausalLm {
     }
 }
 
-/// Our Llama with a cache of its own.
+/// A Llama of this crate together with a cache.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse_models::{KvConfig, causal_lm::{CausalLm, LlamaSession}, llama::Cache};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let cache = Cache::of(&loaded.model, KvConfig::tiered());
+/// let mut session = LlamaSession { model: loaded.model, cache };
+/// let ids = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// assert_eq!(session.forward(&ids, 0)?.dims(), [1, 2048]);
+/// // Back by one token.
+/// session.truncate(2)?;
+/// assert_eq!(session.cached_len(), 2);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LlamaSession {
     /// The model.

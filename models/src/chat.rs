@@ -15,7 +15,14 @@ use tokenizers::Tokenizer;
 /// How much of what was read is tokenised again beside a turn, so that the turn's tokens are those of a text in its middle.
 const CONTEXT_CHARS: usize = 64;
 
-/// One message of a conversation.
+/// One message of a conversation: who speaks, and what is said.
+///
+/// ```
+/// use candle_sparse_models::chat::Message;
+///
+/// let message = Message::user("Who are you?");
+/// assert_eq!((message.role.as_str(), message.content.as_str()), ("user", "Who are you?"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// `user`, `assistant`, `system`, or what else the template knows.
@@ -48,13 +55,29 @@ impl Message {
     }
 }
 
-/// What the model has yet to read before it answers.
+/// What the model has to read before it answers.
+///
+/// ```
+/// use candle_sparse_models::chat::{Chat, ChatTemplate};
+///
+/// # let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}\
+/// #     {% if add_generation_prompt %}<|assistant|>{% endif %}";
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let tokenizer = candle_sparse_models::files::ModelFiles::from_folder(folder)?.load_tokenizer()?;
+/// let mut chat = Chat::new(ChatTemplate::new(source, "<s>", "</s>")?, None);
+/// let turn = chat.say("Hello")?;
+/// assert_eq!(turn.text, "<|user|>Hello</s><|assistant|>");
+/// // The model has read nothing yet, so anything follows it.
+/// assert!(turn.continues);
+/// assert!(!turn.encode(&tokenizer)?.is_empty());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// The text.
     pub text: String,
-    /// Whether it follows what the model has read and written. If not it is the whole conversation, to be read from
-    /// position 0: the template renders what was said before in another way than it was read.
+    /// Whether the text follows what the model has read and written. If not, it is the whole conversation, to be read from
+    /// position 0, since the template now writes what was said before in another way than it was read.
     pub continues: bool,
     /// The end of what was read before.
     context: String,
@@ -91,7 +114,23 @@ fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result
     Ok(encoding.get_ids().to_vec())
 }
 
-/// A conversation whose history the model never reads again: it knows what was read and written so far.
+/// A conversation that keeps what the model has read and written, so that each turn is only what is new.
+///
+/// ```
+/// use candle_sparse_models::chat::{Chat, ChatTemplate};
+///
+/// # let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}\
+/// #     {% if add_generation_prompt %}<|assistant|>{% endif %}";
+/// let mut chat = Chat::new(ChatTemplate::new(source, "<s>", "</s>")?, Some("Be brief."));
+/// assert_eq!(chat.say("Hello")?.text, "<|system|>Be brief.</s><|user|>Hello</s><|assistant|>");
+/// // The model has said this, and then its end token, which was not fed.
+/// chat.answered("Hi!", None);
+/// let turn = chat.say("Who are you?")?;
+/// assert!(turn.continues);
+/// assert_eq!(turn.text, "</s><|user|>Who are you?</s><|assistant|>");
+/// assert_eq!(chat.messages().len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Chat {
     template: ChatTemplate,
@@ -118,8 +157,8 @@ impl Chat {
         &self.messages
     }
 
-    /// The user's next message: feed the turn's text, let the model answer, then say [`Self::answered`]. A message that was not
-    /// answered, since feeding it failed, is taken back: say it again, or another.
+    /// Adds the user's next message and returns what the model has to read: feed that, let the model answer, then call
+    /// [`Self::answered`]. A message that was not answered, since feeding it failed, is replaced by the next one.
     ///
     /// # Errors
     /// What the template refuses; the conversation is then as before.
@@ -202,6 +241,20 @@ fn last_chars(text: &str) -> String {
 
 /// Tokens that end an answer beside the model's own end tokens: the added token that the template writes behind what
 /// the assistant says, such as `<|im_end|>`.
+///
+/// ```
+/// use candle_sparse_models::chat::{ChatTemplate, stop_tokens};
+/// use tokenizers::AddedToken;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let mut tokenizer = candle_sparse_models::files::ModelFiles::from_folder(folder)?.load_tokenizer()?;
+/// let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}";
+/// let template = ChatTemplate::new(source, "", "")?;
+/// tokenizer.add_special_tokens([AddedToken::from("<|im_end|>", true)]);
+/// let id = tokenizer.token_to_id("<|im_end|>").expect("it was added");
+/// assert_eq!(stop_tokens(&tokenizer, &template), [id]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[must_use]
 pub fn stop_tokens(tokenizer: &Tokenizer, template: &ChatTemplate) -> Vec<u32> {
     let messages = [Message::user("?"), Message::assistant("!"), Message::user("?")];

@@ -1,22 +1,23 @@
 //! The files of a model, wherever they are: built into the program, in a folder, or on the Hub.
 
+mod embedded;
 mod source;
+mod weights;
 
 use crate::gguf::GgufFile;
 #[cfg(feature = "hub")]
 use crate::hub::{HubRepo, HubSettings};
 use candle_core::{Error, Result};
-use candle_sparse::{
-    input::{self, Expected},
-    profile::Profile,
-};
+use candle_sparse::input::{self, Expected};
 use core::fmt;
+pub use embedded::EmbeddedModel;
 use source::{Folder, Source, weight_files};
 use std::{
     borrow::Cow,
     path::{Path, PathBuf},
 };
 use tokenizers::Tokenizer;
+pub use weights::{SparseProfile, Weights};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -24,103 +25,21 @@ const WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 const SPARSE_PROFILE: &str = "sparse.safetensors";
 
-/// A small model that is part of the program.
-#[derive(Clone, Copy)]
-pub struct EmbeddedModel {
-    /// The name to ask for it by.
-    pub name: &'static str,
-    /// Content of its `config.json`.
-    pub config: &'static [u8],
-    /// Content of its `tokenizer.json`.
-    pub tokenizer: &'static [u8],
-    /// Content of its `model.safetensors`.
-    pub weights: &'static [u8],
-    /// Content of its `sparse.safetensors`.
-    pub sparse_profile: &'static [u8],
-}
-
-impl fmt::Debug for EmbeddedModel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EmbeddedModel").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-#[cfg(feature = "embedded")]
-macro_rules! embedded {
-    ($name:literal) => {
-        EmbeddedModel {
-            name: $name,
-            config: include_bytes!(concat!("../testdata/", $name, "/config.json")),
-            tokenizer: include_bytes!(concat!("../testdata/", $name, "/tokenizer.json")),
-            weights: include_bytes!(concat!("../testdata/", $name, "/model.safetensors")),
-            sparse_profile: include_bytes!(concat!("../testdata/", $name, "/sparse.safetensors")),
-        }
-    };
-}
-
-/// The built-in models; none without the cargo feature `embedded`.
-#[cfg(feature = "embedded")]
-pub const EMBEDDED: &[EmbeddedModel] = &[embedded!("tales-silu"), embedded!("tales-relu")];
-/// The built-in models; none without the cargo feature `embedded`.
-#[cfg(not(feature = "embedded"))]
-pub const EMBEDDED: &[EmbeddedModel] = &[];
-
-/// The weights of a model.
-#[derive(Clone)]
-pub enum Weights {
-    /// One `safetensors` file, or the shards in the order of their names.
-    Files(Vec<PathBuf>),
-    /// The content of one `safetensors` file.
-    Embedded(&'static [u8]),
-    /// A GGUF file, which may hold configuration, tokenizer and profile too; any part of a split model.
-    Gguf(PathBuf),
-    /// A GGUF file that is open, mapped perhaps.
-    Opened(GgufFile),
-}
-
-/// Where a sparse profile is.
-#[derive(Clone, PartialEq, Eq)]
-pub enum SparseProfile {
-    /// A file.
-    File(PathBuf),
-    /// The content of one.
-    Embedded(&'static [u8]),
-}
-
-impl SparseProfile {
-    /// Reads it.
-    ///
-    /// # Errors
-    /// It is no profile, truncated or corrupt.
-    pub fn load(&self) -> Result<Profile> {
-        match self {
-            Self::File(path) => Profile::load(path),
-            Self::Embedded(bytes) => Profile::from_bytes(bytes),
-        }
-    }
-}
-
-impl fmt::Debug for SparseProfile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
-        }
-    }
-}
-
-impl fmt::Debug for Weights {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Files(paths) => f.debug_tuple("Files").field(paths).finish(),
-            Self::Embedded(bytes) => write!(f, "Embedded({} bytes)", bytes.len()),
-            Self::Gguf(path) => f.debug_tuple("Gguf").field(path).finish(),
-            Self::Opened(file) => f.debug_tuple("Opened").field(&file.path()).finish(),
-        }
-    }
-}
-
 /// What is needed to load a model: configuration and tokenizer in memory, weights by path.
+///
+/// ```
+/// use candle_sparse_models::files::ModelFiles;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let files = ModelFiles::from_folder(folder)?;
+/// assert_eq!(files.name, "tales-silu");
+/// assert!(files.config.is_some() && files.chat_template.is_none());
+/// let tokens = files.load_tokenizer()?.encode("Once upon a time", false).expect("a text");
+/// assert!(!tokens.is_empty());
+/// // What is no path may be an id on the Hub.
+/// assert!(ModelFiles::local("org/model")?.is_none());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ModelFiles {
     /// For messages: built-in name, name of the folder or file, or Hub id.
@@ -155,10 +74,9 @@ impl fmt::Debug for ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds a model by what a user writes for it. The first that fits is taken: a built-in name,
-    /// a folder, a `.safetensors` file (with `config.json` and `tokenizer.json` beside it), a `.gguf`
-    /// file, a Hub id, a `.gguf` file in a Hub repository (`org/name/file.gguf`). `revision` is for
-    /// the Hub only.
+    /// Finds a model by what a user writes for it. The first that fits is taken: a folder, a `.safetensors` file (with
+    /// `config.json` and `tokenizer.json` beside it), a `.gguf` file, a Hub id, a `.gguf` file in a Hub repository
+    /// (`org/name/file.gguf`). `revision` is for the Hub only.
     ///
     /// # Errors
     /// If nothing fits, a file is missing or damaged, or the Hub does not deliver; see
@@ -178,7 +96,7 @@ impl ModelFiles {
             let problem = format!(
                 "there is no folder or file `{spec}` here, and the Hub's models have a slash in their names"
             );
-            let problem = format!("{problem} ({})", known_names());
+            let problem = format!("{problem}, such as `org/name`");
             return Err(candle_sparse::Error::Setting { name: "model", problem }.into());
         }
         match gguf_on_hub(spec) {
@@ -194,9 +112,6 @@ impl ModelFiles {
     /// # Errors
     /// If `spec` is a path at which there is no model, or a file is missing or damaged.
     pub fn local(spec: &str) -> Result<Option<Self>> {
-        if let Some(model) = EMBEDDED.iter().find(|model| model.name == spec) {
-            return Ok(Some(Self::from_embedded(model)));
-        }
         let path = Path::new(spec);
         if path.is_dir() {
             return Self::from_folder(path).map(Some);
@@ -207,7 +122,7 @@ impl ModelFiles {
         refuse_path(spec).map(|()| None)
     }
 
-    /// The files of a built-in model.
+    /// The files of a model that is part of the program.
     #[must_use]
     pub fn from_embedded(model: &EmbeddedModel) -> Self {
         Self {
@@ -364,13 +279,13 @@ impl ModelFiles {
         };
         if let Some(file) = opened {
             return crate::gguf::tokenizer::tokenizer_and_notices(file.content()).map_err(|error| {
-                let problem = crate::pretrained::first_line(&error);
+                let problem = crate::message::first_line(&error);
                 candle_sparse::Error::File { path: file.path().to_path_buf(), problem }.into()
             });
         }
         let bytes = self.tokenizer.as_deref().unwrap_or_default();
         crate::tokenizer::from_json(bytes, self.tokenizer_config.as_deref()).map_err(|error| {
-            let problem = format!("not a tokenizer file: {}", crate::pretrained::first_line(&error));
+            let problem = format!("not a tokenizer file: {}", crate::message::first_line(&error));
             match &self.folder {
                 Some(folder) => candle_sparse::Error::File { path: folder.join(TOKENIZER), problem }.into(),
                 None => Error::Msg(format!("{TOKENIZER} of `{}`: {problem}", self.name)),
@@ -417,13 +332,6 @@ fn refuse_path(spec: &str) -> Result<()> {
         )),
         _ => Ok(()),
     }
-}
-
-#[cfg(feature = "hub")]
-fn known_names() -> String {
-    let names: Vec<String> = EMBEDDED.iter().map(|model| format!("`{}`", model.name)).collect();
-    let built_in = if names.is_empty() { "none".to_string() } else { names.join(", ") };
-    format!("built-in models: {built_in}; a Hub id looks like `org/name`")
 }
 
 fn last_name(path: &Path) -> String {

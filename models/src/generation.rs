@@ -7,25 +7,37 @@ use std::collections::HashMap;
 
 const FILE: &str = "generation_config.json";
 
-/// What a model's files say of sampling; `None` where they say nothing.
+/// What a model's files say of how its tokens should be sampled; `None` where they say nothing.
+///
+/// ```
+/// use candle_sparse_models::{files::ModelFiles, generation::GenerationConfig};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let mut files = ModelFiles::from_folder(folder)?;
+/// assert_eq!(GenerationConfig::of(&files)?.temperature, None);
+/// files.generation_config = Some(br#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9}"#.to_vec());
+/// let generation = GenerationConfig::of(&files)?;
+/// assert_eq!((generation.do_sample, generation.temperature, generation.top_k), (Some(true), Some(0.6), None));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 pub struct GenerationConfig {
     /// `false`: the most likely token is taken always.
     pub do_sample: Option<bool>,
-    /// Divides the logits.
+    /// The logits are divided by it; 0 or more.
     pub temperature: Option<f64>,
     /// Tokens to choose from at most; 0 is all.
     pub top_k: Option<usize>,
-    /// Tokens are chosen from the smallest set with this total probability.
+    /// Tokens are chosen from the smallest set whose probabilities sum up to this, 0 to 1.
     pub top_p: Option<f64>,
-    /// Tokens less likely than this share of the most likely one are left out.
+    /// Tokens less likely than this share, 0 to 1, of the most likely one are left out.
     pub min_p: Option<f64>,
-    /// Divides the logits of tokens that were there before.
+    /// Positive logits of tokens that were in the text before are divided by it, negative ones multiplied.
     pub repetition_penalty: Option<f32>,
 }
 
 impl GenerationConfig {
-    /// That of a model; empty where it has no such file.
+    /// Reads the settings of a model; all are `None` where its files have none.
     ///
     /// # Errors
     /// The file is no JSON object, or a setting has a value that makes no sense.
@@ -39,7 +51,7 @@ impl GenerationConfig {
         Ok(config.check().map_err(damaged)?)
     }
 
-    /// That of a GGUF file: the keys `general.sampling.*`.
+    /// Reads the settings of a GGUF file from the keys `general.sampling.*` of its metadata.
     ///
     /// # Errors
     /// A setting has a value that makes no sense.
@@ -116,8 +128,8 @@ mod tests {
     }
 
     fn of(json: &str) -> Result<GenerationConfig> {
-        let model = crate::files::EMBEDDED.first().map(ModelFiles::from_embedded);
-        let mut files = model.ok_or_else(|| candle_core::Error::msg("no model"))?;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu");
+        let mut files = ModelFiles::from_folder(folder.as_ref())?;
         files.generation_config = Some(json.into());
         GenerationConfig::of(&files)
     }

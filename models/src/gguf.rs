@@ -14,29 +14,49 @@ mod header;
 mod part;
 mod shape;
 pub mod tokenizer;
-pub mod write;
+mod types;
 
-use crate::decoder::{Checkpoint, Extras, Held, Stored};
-use crate::pretrained::first_line;
+use crate::message::first_line;
+use crate::{
+    decoder::{Checkpoint, Extras, Held, LoadOptions, Stored},
+    llama::Llama,
+};
 use candle_core::{
     Error, Result, bail,
-    quantized::{
-        GgmlDType,
-        gguf_file::{Content, TensorInfo, VersionedMagic},
-    },
+    quantized::gguf_file::{Content, TensorInfo, VersionedMagic},
 };
-use candle_sparse::{Format, profile::Profile};
+use candle_sparse::profile::Profile;
 use candle_sparse_core::Config;
 use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
 pub use shape::config;
 pub(crate) use shape::notices as config_notices;
+pub(crate) use shape::{ARCHITECTURES, LAYER_NAMES};
 use std::{collections::HashMap, path::Path, sync::Arc};
+pub(crate) use types::format;
+pub use types::ggml_type;
 
 /// So many last bytes of a file, behind its tensors, are a profile.
 pub(crate) const PROFILE: &str = "candle_sparse.profile.length";
 
-/// A model in a GGUF file, or in several that belong together. `Clone` shares it.
+/// A model in a GGUF file, or in several that belong together; `Clone` shares what is open.
+///
+/// ```
+/// use candle_sparse_models::{gguf::GgufFile, llama::{Llama, LoadOptions}};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let file = GgufFile::open(&path)?;
+/// assert!(file.content().tensor_infos.contains_key("blk.0.ffn_gate.weight"));
+/// assert!(file.profile()?.is_none());
+/// let llama = Llama::from_gguf(&file, LoadOptions::default())?;
+/// assert_eq!(llama.decoder().config().num_hidden_layers, 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GgufFile {
     content: Arc<Content>,
@@ -136,7 +156,7 @@ impl GgufFile {
         Ok(Self { content: all.into(), parts: parts.into(), later: later.into() })
     }
 
-    /// Which file: the first, if there are several.
+    /// The path of the file; of several, that of the first.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.parts[0].bytes.path()
@@ -247,7 +267,7 @@ pub(crate) fn model(
     }
     // Biases are used where there are any: a file does not say which it must have.
     let tie_word_embeddings = !stored.contains("lm_head.weight");
-    let extras = Extras { tie_word_embeddings, ..Extras::default() };
+    let extras = Extras::default().with_tie_word_embeddings(tie_word_embeddings);
     let stored = Arc::new(stored);
     let checkpoint = Checkpoint { vb: stored.var_builder(), stored: Some(stored), rope_freqs };
     let mut config = config.to_core().map_err(named)?;
@@ -255,7 +275,18 @@ pub(crate) fn model(
     Ok(Model { checkpoint, config, extras })
 }
 
-/// Our name of candle's name of a ggml type.
-pub(crate) fn format(dtype: GgmlDType) -> Option<Format> {
-    Format::ALL.into_iter().find(|f| write::ggml_type(*f) == dtype)
+impl Llama {
+    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
+    ///
+    /// A profile in the file is used where `options` bring none.
+    ///
+    /// # Errors
+    /// See [`Decoder::load`](crate::decoder::Decoder::load).
+    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
+        if options.profile.is_none() {
+            options.profile = file.profile()?.map(Arc::new);
+        }
+        let Model { checkpoint, config, extras } = file.model()?;
+        Self::from_checkpoint(&checkpoint, config, extras, options)
+    }
 }

@@ -32,6 +32,20 @@ const RETRIES: u32 = 3;
 
 /// One model of the Hub at one revision. Displayed as in `` model `org/name` at revision `main` on
 /// https://huggingface.co ``.
+///
+/// ```
+/// use candle_sparse_models::hub::{HubRepo, HubSettings};
+///
+/// # let cache = tempfile::tempdir()?;
+/// let settings = HubSettings::default().with_cache_dir(Some(cache.path().into())).with_offline(true);
+/// let repo = HubRepo::new(&settings, "org/model", Some("v1.0"))?;
+/// assert_eq!(repo.id(), "org/model");
+/// // Nothing is in the cache, and the network is not to be used.
+/// assert!(repo.get("config.json").is_err());
+/// assert_eq!(repo.get_optional("config.json")?, None);
+/// assert!(HubRepo::new(&settings, "not an id", None).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub struct HubRepo {
     id: String,
     repo: Repo,

@@ -8,15 +8,16 @@
 //! ```
 //! use candle_sparse_models::{
 //!     AttentionConfig, AttentionMode, Error, KvConfig,
-//!     files::{EMBEDDED, ModelFiles},
+//!     files::ModelFiles,
 //!     llama::{Cache, LoadOptions},
 //!     pretrained::Pretrained,
 //! };
 //!
 //! # fn main() -> candle_core::Result<()> {
-//! let options = LoadOptions { attention: AttentionConfig::new(AttentionMode::Recall), ..LoadOptions::default() };
-//! let loaded = Pretrained::load(&ModelFiles::from_embedded(&EMBEDDED[0]), options)?;
-//! let mut cache = Cache::of(&loaded.model, KvConfig { max_bytes: Some(1 << 20), ..KvConfig::q4() });
+//! let options = LoadOptions::default().with_attention(AttentionConfig::new(AttentionMode::Recall));
+//! # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+//! let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, options)?;
+//! let mut cache = Cache::of(&loaded.model, KvConfig::q4().with_max_bytes(Some(1 << 20)));
 //! let mut logits = vec![0.0; loaded.config.vocab_size];
 //! let full = (0..).find_map(|position| loaded.model.decode(5, position, &mut cache, &mut logits).err());
 //! assert!(matches!(full.as_ref().and_then(Error::of), Some(Error::Full { .. })));
@@ -34,12 +35,14 @@ pub use candle_sparse::{decoder, quality, simulate};
 
 pub mod causal_lm;
 pub mod chat;
+pub mod convert;
 pub mod files;
 pub mod generation;
 pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod llama;
+mod message;
 pub mod mistral;
 pub mod pretrained;
 pub mod quantized_llama;

@@ -2,149 +2,40 @@
 //!
 //! `index_pos` is authoritative: the cache is cut back to it, a gap is an error. [`Cache`]'s `Clone` is a snapshot.
 
+mod cache;
 mod config;
 
+use crate::decoder::{Checkpoint, Decoder, Extras, Input, Logits, Step};
 pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
-use crate::{
-    decoder::{Checkpoint, Decoder, Extras, Input, Logits, Scratch, Step},
-    gguf::{GgufFile, Model},
-};
+pub use cache::Cache;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::{
-    AttentionConfig, FastGrnnGate, SparseConfig,
-    kv_cache::{KvCache, KvConfig, KvDType},
-};
+use candle_sparse::{AttentionConfig, FastGrnnGate, SparseConfig};
 pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
 pub(crate) use config::{activation, activation_name, refuse_quantized};
-use std::{path::Path, sync::Arc, time::Duration};
-
-/// Keys and values of the tokens seen so far, and the working memory of a step.
-#[derive(Clone, Debug)]
-pub struct Cache {
-    /// Whether a call continues the calls before it; without, each call starts from an empty past.
-    pub use_kv_cache: bool,
-    kv: KvCache,
-    scratch: Scratch,
-}
-
-impl Cache {
-    /// An empty cache that stores keys and values in `dtype` (F32, F16 or BF16).
-    ///
-    /// # Errors
-    /// Another dtype, a bad `config`, or a device other than the CPU.
-    pub fn new(use_kv_cache: bool, dtype: DType, config: &Config, device: &Device) -> Result<Self> {
-        Self::with_config(use_kv_cache, KvConfig::exact(KvDType::try_from(dtype)?), config, device)
-    }
-
-    /// An empty cache that keeps keys and values as `kv` says, such as [`KvConfig::tiered`].
-    ///
-    /// # Errors
-    /// A bad `config`, or a device other than the CPU.
-    pub fn with_config(use_kv_cache: bool, kv: KvConfig, config: &Config, device: &Device) -> Result<Self> {
-        on_cpu("llama::Cache", device)?;
-        let kv = KvCache::new(&config.to_core()?, kv);
-        Ok(Self { use_kv_cache, kv, scratch: Scratch::default() })
-    }
-
-    /// An empty cache for a loaded model.
-    #[must_use]
-    pub fn of(model: &Llama, kv: KvConfig) -> Self {
-        let mut kv = KvCache::new(model.decoder.config(), kv);
-        kv.set_origin(model.decoder.origin());
-        Self { use_kv_cache: true, kv, scratch: Scratch::default() }
-    }
-
-    /// Positions held.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.kv.len()
-    }
-
-    /// Whether no position is held.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.kv.is_empty()
-    }
-
-    /// Bytes of the stored keys and values.
-    #[must_use]
-    pub fn kv_bytes(&self) -> usize {
-        self.kv.bytes()
-    }
-
-    /// The pages: bytes per tier, settings.
-    #[must_use]
-    pub fn kv(&self) -> &KvCache {
-        &self.kv
-    }
-
-    /// The pages, for code that fills them by itself.
-    pub fn kv_mut(&mut self) -> &mut KvCache {
-        &mut self.kv
-    }
-
-    /// How long a call may take, `None`: as long as it takes.
-    ///
-    /// A call that takes longer ends with [`DeadlineExceeded`](candle_sparse::DeadlineExceeded), at most a layer late, and
-    /// leaves the positions as they were. A prompt under a limit keeps a copy of the pages that it changes.
-    pub fn set_time_limit(&mut self, limit: Option<Duration>) {
-        self.scratch.set_time_limit(limit);
-    }
-
-    /// Writes keys and values to a file, see [`KvCache::save`].
-    ///
-    /// # Errors
-    /// See [`KvCache::save`].
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.kv.save(path)
-    }
-
-    /// Continues where a saved cache of the same model ended, see [`KvCache::load`]; a cache that [`Self::of`] has made knows its
-    /// model already, others hear from the next call whether the file is that model's.
-    ///
-    /// # Errors
-    /// Those of [`KvCache::load`]; this cache is unchanged then.
-    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.kv.load(path)
-    }
-
-    /// Forgets every position from `len` on; with a sliding window see [`KvCache::truncate`].
-    pub fn truncate(&mut self, len: usize) {
-        self.kv.truncate(len);
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.kv.clear();
-    }
-
-    /// Gives back memory that waits for its next use, see [`KvCache::shrink_to_fit`].
-    pub fn shrink_to_fit(&mut self) {
-        self.kv.shrink_to_fit();
-    }
-
-    /// Makes room for `positions` positions of `batch` sequences, so that reaching them allocates nothing.
-    ///
-    /// # Errors
-    /// More positions than the context, or another batch than the cached one.
-    pub fn reserve(&mut self, batch: usize, positions: usize) -> Result<()> {
-        self.kv.reserve(batch, positions)
-    }
-
-    /// What the sparse FFNs did in the decode steps with this cache, since the model's settings last changed.
-    #[must_use]
-    pub fn sparse_stats(&self) -> SparseStats {
-        self.scratch.sparse_stats()
-    }
-
-    /// Begins to count anew; what the guard has learned stays.
-    pub fn reset_sparse_stats(&mut self) {
-        self.scratch.reset_sparse_stats();
-    }
-}
+use std::sync::Arc;
 
 /// A Llama. `Clone` shares the weights; many threads may decode at once, each with its own [`Cache`].
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_sparse_models::llama::{Cache, Llama, LlamaConfig};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let vb = candle_sparse::loading::var_builder(&[folder.join("model.safetensors")], None, &Device::Cpu)?;
+/// let config = std::fs::read(folder.join("config.json"))?;
+/// let config = serde_json::from_slice::<LlamaConfig>(&config).expect("a config.json").into_config(false);
+/// let llama = Llama::load(vb, &config)?;
+/// let mut cache = Cache::new(true, DType::F16, &config, &Device::Cpu)?;
+/// let prompt = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// let logits = llama.forward(&prompt, 0, &mut cache)?;
+/// let next = logits.squeeze(0)?.argmax(0)?.to_scalar::<u32>()?;
+/// // One token at a time, without a `Tensor`.
+/// let mut logits = vec![0.0; config.vocab_size];
+/// llama.decode(next, 3, &mut cache, &mut logits)?;
+/// assert_eq!(cache.len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Llama {
     decoder: Arc<Decoder>,
@@ -166,26 +57,11 @@ impl Llama {
     /// See [`Decoder::load`].
     pub fn load_with(vb: VarBuilder<'_>, cfg: &Config, options: LoadOptions) -> Result<Self> {
         on_cpu("llama::Llama", vb.device())?;
-        let extras = Extras {
-            attention_bias: cfg.attention_bias,
-            mlp_bias: cfg.mlp_bias,
-            tie_word_embeddings: cfg.tie_word_embeddings,
-        };
+        let extras = Extras::default()
+            .with_attention_bias(cfg.attention_bias)
+            .with_mlp_bias(cfg.mlp_bias)
+            .with_tie_word_embeddings(cfg.tie_word_embeddings);
         Self::from_checkpoint(&vb.into(), cfg.to_core()?, extras, options)
-    }
-
-    /// Loads a GGUF file, whose weights are used where they lie unless `options` ask for another format.
-    ///
-    /// A profile in the file is used where `options` bring none.
-    ///
-    /// # Errors
-    /// See [`Decoder::load`].
-    pub fn from_gguf(file: &GgufFile, mut options: LoadOptions) -> Result<Self> {
-        if options.profile.is_none() {
-            options.profile = file.profile()?.map(Arc::new);
-        }
-        let Model { checkpoint, config, extras } = file.model()?;
-        Self::from_checkpoint(&checkpoint, config, extras, options)
     }
 
     pub(crate) fn from_checkpoint(
@@ -200,13 +76,29 @@ impl Llama {
 
     /// This model with other settings of the sparse FFN; the weights are shared.
     ///
+    /// ```
+    /// use candle_sparse_models::{FfnMode, Guard, Selection, SparseConfig};
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    ///
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// // Loaded so that neurons can be left out, also where this machine gains nothing by it.
+    /// let sparse = SparseConfig::default().with_force(true);
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default().with_sparse(sparse))?;
+    /// let setting = sparse.with_mode(FfnMode::Gate).with_selection(Selection::Share(0.5));
+    /// let gated = loaded.model.with_sparse(setting.with_guard(Some(Guard::new(64, 0.3))))?;
+    /// assert_eq!(gated.decoder().sparse_config().map(|c| c.mode), Some(FfnMode::Gate));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// See [`Decoder::with_sparse`].
     pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
         Ok(Self { decoder: Arc::new(self.decoder.with_sparse(config)?), dtype: self.dtype })
     }
 
-    /// This model with the same numbers as F32.
+    /// This model with the same numbers as F32; see [`Decoder::in_f32`].
+    ///
+    /// Cost: 4 bytes of memory per element.
     ///
     /// # Errors
     /// See [`Decoder::in_f32`].
@@ -215,6 +107,17 @@ impl Llama {
     }
 
     /// This model with other settings of attention; the weights are shared.
+    ///
+    /// ```
+    /// use candle_sparse_models::{AttentionConfig, AttentionMode};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// let recall = loaded.model.with_attention(AttentionConfig::new(AttentionMode::Recall).with_budget(256))?;
+    /// assert_eq!(recall.decoder().attention_config().budget, 256);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// See [`Decoder::with_attention`].
@@ -230,7 +133,9 @@ impl Llama {
         Ok(Self { decoder: Arc::new(self.decoder.with_gates(gates)?), dtype: self.dtype })
     }
 
-    /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids).
+    /// Logits `[batch, vocab_size]` F32 of the last position of `x` `[batch, seq_len]` (token ids), which begins at `index_pos`.
+    ///
+    /// Cost: see [`Decoder::forward`].
     ///
     /// # Errors
     /// See [`Decoder::forward`].
@@ -240,7 +145,9 @@ impl Llama {
         self.run(Input::Ids(&ids), step, cache, Logits::Last, None)
     }
 
-    /// Logits `[batch, seq_len, vocab_size]` F32 of every position of `x` `[batch, seq_len]`, for perplexity and the like.
+    /// Logits `[batch, seq_len, vocab_size]` F32 of every position of `x` `[batch, seq_len]` (token ids), for perplexity and the like.
+    ///
+    /// Cost: see [`Decoder::forward`]; the head alone costs `hidden_size · vocab_size` multiply-adds per position.
     ///
     /// # Errors
     /// See [`Decoder::forward`].
@@ -250,7 +157,7 @@ impl Llama {
         self.run(Input::Ids(&ids), step, cache, Logits::All, None)
     }
 
-    /// As [`Self::forward_all`] with `tap` between the activations and the down projection of every block.
+    /// As [`Self::forward_all`]; `tap` sees the values inside every block, and may change the activations of its FFN.
     ///
     /// # Errors
     /// See [`Decoder::forward`].
@@ -280,7 +187,7 @@ impl Llama {
         Tensor::from_vec(out, dims, &Device::Cpu)?.to_dtype(self.dtype)
     }
 
-    /// As [`Self::forward`] for embeddings `[batch, seq_len, hidden_size]`.
+    /// As [`Self::forward`] for embeddings `input_embed` `[batch, seq_len, hidden_size]` in place of token ids.
     ///
     /// # Errors
     /// See [`Decoder::forward`]; also another last dimension than `hidden_size`.
@@ -303,9 +210,31 @@ impl Llama {
         self.run(Input::Embeddings(&x), Step { batch, seq_len, index_pos }, cache, Logits::Last, None)
     }
 
-    /// One decode step without a `Tensor`: the logits `[vocab_size]` after `token` at `index_pos`.
+    /// Decodes one token without a `Tensor`: `logits` `[vocab_size]` become those after `token` at `index_pos`.
     ///
-    /// Allocates nothing once the cache has room (see [`Cache::reserve`]) and a first step was made.
+    /// Cost: [`Decoder::weight_bytes_per_token`] bytes of weights are read, fewer with a profile, and the positions that attention
+    /// chooses. Nothing is allocated once the cache has room (see [`Cache::reserve`]) and a first step was made.
+    ///
+    /// ```
+    /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// cache.reserve(1, 64)?;
+    /// let mut logits = vec![0.0; loaded.config.vocab_size];
+    /// let mut token = 0;
+    /// for position in 0..4 {
+    ///     loaded.model.decode(token, position, &mut cache, &mut logits)?;
+    ///     // The most likely one.
+    ///     token = (0..2048).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize])).expect("there are tokens");
+    /// }
+    /// // A gap is an error, and changes nothing.
+    /// assert!(loaded.model.decode(token, 9, &mut cache, &mut logits).is_err());
+    /// assert_eq!(cache.len(), 4);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// See [`Decoder::forward`]; also `logits` of another length than `vocab_size`.
@@ -324,7 +253,7 @@ impl Llama {
         self.decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)
     }
 
-    /// Touches what the first real decode step would: weights, threads, working memory; the cache is as before.
+    /// Decodes one token and takes it back, so that the first real one is as fast as the others; see [`Decoder::warm_up`].
     ///
     /// # Errors
     /// See [`Decoder::forward`].

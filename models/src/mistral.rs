@@ -24,6 +24,25 @@ use std::{
 const MASKED: f32 = -65_504.0;
 
 /// A Mistral and the tokens it has seen. `Clone` shares the weights and copies what was seen.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::VarBuilder;
+/// use candle_sparse_models::mistral::{Config, Model};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let mut tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
+/// # tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+/// # let json = std::fs::read_to_string(folder.join("config.json"))?.replace("\"llama\"", "\"mistral\"");
+/// let config: Config = serde_json::from_str(&json).expect("a Mistral's config.json");
+/// let mut model = Model::new(&config, VarBuilder::from_tensors(tensors, DType::F16, &Device::Cpu))?;
+/// let prompt = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// let logits = model.forward(&prompt, 0)?;
+/// assert_eq!((logits.dims(), logits.dtype()), (&[1, 1, 2048][..], DType::F16));
+/// model.forward(&Tensor::new(&[[7_u32]], &Device::Cpu)?, 3)?;
+/// assert_eq!(model.cache().len(), 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     llama: Llama,
@@ -119,16 +138,15 @@ impl Model {
         self.cache.clear();
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
-    /// limit.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; with an empty cache and no time limit.
     ///
     /// # Errors
-    /// None today; it is candle's way to say that a cache cannot be made.
+    /// None today; the `Result` leaves room for caches that cannot be made.
     pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
         Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what it had.
+    /// This model with other settings of the sparse FFN; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
@@ -136,7 +154,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what it had.
+    /// This model with other settings of attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
@@ -144,7 +162,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what it had.
+    /// This model with other gates of sparse attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
@@ -152,7 +170,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
     }
 
-    /// Touches what the first real decode step would, see [`Llama::warm_up`].
+    /// Decodes one token and takes it back, so that the first real one is as fast as the others; see [`Llama::warm_up`].
     ///
     /// # Errors
     /// Those of [`Self::forward`].
@@ -160,18 +178,18 @@ impl Model {
         self.llama.warm_up(&mut self.cache)
     }
 
-    /// How long a call may take, see [`Cache::set_time_limit`].
+    /// Sets how long a call may take, see [`Cache::set_time_limit`].
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.cache.set_time_limit(limit);
     }
 
-    /// The keys and values of what was seen, and what the sparse FFNs did.
+    /// The cache: keys and values of the tokens that were seen, and what the sparse FFNs did.
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// The same to save, load, cut back or reserve.
+    /// The cache, to save, load, cut back or reserve.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
     }

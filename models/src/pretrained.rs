@@ -1,5 +1,6 @@
 //! A model ready to generate: files found, tokenizer and config read, weights loaded.
 
+pub use crate::message::first_line;
 use crate::{
     chat::{ChatTemplate, stop_tokens},
     decoder::{LoadOptions, check_names, has_mlp_bias},
@@ -15,7 +16,36 @@ use candle_sparse::loading::SafetensorsFiles;
 use std::{collections::HashSet, sync::Arc};
 use tokenizers::Tokenizer;
 
-/// A Llama with its tokenizer.
+/// A Llama with its configuration and tokenizer, and what its files say of how it is used.
+///
+/// ```
+/// use candle_sparse_models::{KvConfig, KvDType, llama::Cache, tokenizer::{TextStream, prompt_tokens}};
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+/// let mut logits = vec![0.0; loaded.config.vocab_size];
+/// let mut tokens = prompt_tokens(&loaded.tokenizer, "Once upon a time")?;
+/// let mut stream = TextStream::new(&loaded.tokenizer);
+/// let mut text = String::new();
+/// let mut position = 0;
+/// while cache.len() < 24 {
+///     loaded.model.decode(tokens[position], position, &mut cache, &mut logits)?;
+///     position += 1;
+///     if position == tokens.len() {
+///         let next = (0..2048).max_by(|a, b| logits[*a as usize].total_cmp(&logits[*b as usize])).unwrap();
+///         if loaded.is_eos(next) {
+///             break;
+///         }
+///         text += &stream.push(next);
+///         tokens.push(next);
+///     }
+/// }
+/// text += &stream.finish();
+/// assert!(text.split_whitespace().count() > 5, "{text}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Pretrained {
     /// The model.
@@ -26,7 +56,7 @@ pub struct Pretrained {
     pub tokenizer: Tokenizer,
     /// The dtype its checkpoint is stored in.
     pub stored_dtype: DType,
-    /// What was taken for granted where the files do not say, and what was done otherwise than asked: for the user to read.
+    /// What was assumed where the files do not say, and what was done otherwise than asked: for the user to read.
     pub notices: Vec<String>,
     /// How its files want tokens to be chosen.
     pub generation: GenerationConfig,
@@ -80,7 +110,7 @@ impl Pretrained {
         self.chat_template.as_ref().map(Option::as_ref).map_err(|e| Error::Msg(first_line(e)))
     }
 
-    /// Whether a token ends an answer; [`end_tokens`] says which do.
+    /// Whether a token ends an answer; [`end_tokens`] says which tokens do.
     #[must_use]
     pub fn is_eos(&self, token: u32) -> bool {
         match &self.config.eos_token_id {
@@ -101,6 +131,16 @@ impl Pretrained {
 }
 
 /// The weights of a model as floats, read tensor by tensor, in `dtype` or as they are stored.
+///
+/// ```
+/// use candle_core::DType;
+/// use candle_sparse_models::{files::ModelFiles, pretrained};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let vb = pretrained::var_builder(&ModelFiles::from_folder(folder)?, Some(DType::F32))?;
+/// assert_eq!(vb.get((2048, 256), "model.embed_tokens.weight")?.dtype(), DType::F32);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// A file that is missing, truncated or corrupt, or holds tensors that have no place in the model, which are named.
@@ -134,6 +174,15 @@ fn num_hidden_layers(files: &ModelFiles) -> Option<usize> {
 }
 
 /// The configuration of a model: `config.json` or a GGUF file's, with the end tokens of `generation_config.json`.
+///
+/// ```
+/// use candle_sparse_models::{files::ModelFiles, llama::LlamaEosToks, pretrained};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let config = pretrained::config(&ModelFiles::from_folder(folder)?)?;
+/// assert_eq!((config.num_hidden_layers, config.eos_token_id), (4, Some(LlamaEosToks::Multiple(vec![1]))));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// A file that is missing or corrupt, or a model that cannot be run.
@@ -251,6 +300,15 @@ pub(crate) fn chat_template(
 /// and `tokenizer_config.json` name, the one that the chat template writes behind an answer, and control tokens whose text
 /// says so ([`end_tokens_by_text`]).
 ///
+/// ```
+/// use candle_sparse_models::{files::ModelFiles, pretrained};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let files = ModelFiles::from_folder(folder)?;
+/// assert_eq!(pretrained::end_tokens(&files, &files.load_tokenizer()?)?, [1]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// A file that is missing or corrupt.
 pub fn end_tokens(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
@@ -309,10 +367,4 @@ fn named_ends(config: &Config, files: &ModelFiles) -> Result<Vec<u32>> {
 /// An error of the model `name`; one that can be told apart keeps its kind, and names the file itself.
 fn named(name: &str, e: Error) -> Error {
     if candle_sparse::Error::of(&e).is_some() { e } else { Error::Msg(format!("{name}: {}", first_line(&e))) }
-}
-
-/// An error without the backtrace that `RUST_BACKTRACE` appends to candle's messages.
-#[must_use]
-pub fn first_line(e: &Error) -> String {
-    e.to_string().lines().next().unwrap_or_default().to_string()
 }

@@ -24,10 +24,37 @@ use std::{
     time::Duration,
 };
 
-/// The context of files that do not say one.
+/// The context, in positions, of files that do not say one.
+///
+/// ```
+/// assert_eq!(candle_sparse_models::quantized_llama::MAX_SEQ_LEN, 4096);
+/// ```
 pub const MAX_SEQ_LEN: usize = 4096;
 
 /// A quantised Llama with its cache. `Clone` shares the weights and takes a snapshot of the cache.
+///
+/// ```
+/// use candle_core::{Device, Tensor, quantized::gguf_file::Content};
+/// use candle_sparse_models::{KvConfig, quantized_llama::ModelWeights};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// // As with candle.
+/// let mut file = std::fs::File::open(&path)?;
+/// let content = Content::read(&mut file)?;
+/// let mut model = ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?;
+/// let prompt = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+/// assert_eq!(model.forward(&prompt, 0)?.dims(), [1, 2048]);
+/// // Or by its path, with older keys and values quantised.
+/// let mut tiered = ModelWeights::from_path(&path)?.with_kv(KvConfig::tiered())?;
+/// tiered.forward(&prompt, 0)?;
+/// assert_eq!(tiered.cache().len(), 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ModelWeights {
     llama: Llama,
@@ -116,16 +143,15 @@ impl ModelWeights {
         Ok(Self { llama, cache })
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
-    /// limit.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; with an empty cache and no time limit.
     ///
     /// # Errors
-    /// None today; it is candle's way to say that a cache cannot be made.
+    /// None today; the `Result` leaves room for caches that cannot be made.
     pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
         Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what it had.
+    /// This model with other settings of the sparse FFN; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
@@ -133,7 +159,7 @@ impl ModelWeights {
         Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what it had.
+    /// This model with other settings of attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
@@ -141,7 +167,7 @@ impl ModelWeights {
         Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what it had.
+    /// This model with other gates of sparse attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
@@ -149,12 +175,12 @@ impl ModelWeights {
         Ok(Self { llama: self.llama.with_gates(gates)?, ..self })
     }
 
-    /// How long a call may take, see [`Cache::set_time_limit`].
+    /// Sets how long a call may take, see [`Cache::set_time_limit`].
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.cache.set_time_limit(limit);
     }
 
-    /// Touches what the first real decode step would, see [`Llama::warm_up`].
+    /// Decodes one token and takes it back, so that the first real one is as fast as the others; see [`Llama::warm_up`].
     ///
     /// # Errors
     /// Those of [`Self::forward`].

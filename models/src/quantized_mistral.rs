@@ -26,6 +26,30 @@ const MATRICES: [&str; 7] = [
 ];
 
 /// A quantised Mistral and the tokens it has seen. `Clone` shares the weights and copies what was seen.
+///
+/// ```
+/// use candle_core::{Device, Tensor, quantized::{GgmlDType, QTensor, gguf_file}};
+/// use candle_sparse_models::quantized_mistral::{Config, Model, VarBuilder};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let mut tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
+/// # tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+/// # let json = std::fs::read_to_string(folder.join("config.json"))?.replace("\"llama\"", "\"mistral\"");
+/// # let quantize = |(name, t): (&String, &Tensor)| {
+/// #     let dtype = if t.rank() == 2 { GgmlDType::Q8_0 } else { GgmlDType::F32 };
+/// #     QTensor::quantize(t, dtype).map(|t| (name.clone(), t))
+/// # };
+/// # let tensors = tensors.iter().map(quantize).collect::<candle_core::Result<Vec<_>>>()?;
+/// # let tensors: Vec<_> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+/// # let mut file = std::io::Cursor::new(Vec::new());
+/// # gguf_file::write(&mut file, &[], &tensors)?;
+/// let config: Config = serde_json::from_str(&json).expect("a Mistral's config.json");
+/// let vb = VarBuilder::from_gguf_buffer(file.get_ref(), &Device::Cpu)?;
+/// let mut model = Model::new(&config, vb)?;
+/// let logits = model.forward(&Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?, 0)?;
+/// assert_eq!((logits.dims(), model.cache().len()), (&[1, 1, 2048][..], 3));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Model {
     llama: Llama,
@@ -75,16 +99,15 @@ impl Model {
         Ok(Self { llama, cache })
     }
 
-    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; it has seen nothing yet and has no time
-    /// limit.
+    /// This model with keys and values kept as `kv` says, such as [`KvConfig::tiered`]; with an empty cache and no time limit.
     ///
     /// # Errors
-    /// None today; it is candle's way to say that a cache cannot be made.
+    /// None today; the `Result` leaves room for caches that cannot be made.
     pub fn with_kv(self, kv: KvConfig) -> Result<Self> {
         Ok(Self { cache: Cache::of(&self.llama, kv), ..self })
     }
 
-    /// This model with other settings of the sparse FFN; it has seen what it had.
+    /// This model with other settings of the sparse FFN; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_sparse`].
@@ -92,7 +115,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_sparse(config)?, ..self })
     }
 
-    /// This model with other settings of attention; it has seen what it had.
+    /// This model with other settings of attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_attention`].
@@ -100,7 +123,7 @@ impl Model {
         Ok(Self { llama: self.llama.with_attention(config)?, ..self })
     }
 
-    /// This model with other gates of sparse attention; it has seen what it had.
+    /// This model with other gates of sparse attention; the tokens that it has seen stay seen.
     ///
     /// # Errors
     /// See [`Llama::with_gates`].
@@ -127,13 +150,13 @@ impl Model {
         &self.llama
     }
 
-    /// The keys and values of what was seen.
+    /// The cache: keys and values of the tokens that were seen, and what the sparse FFNs did.
     #[must_use]
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// The same to save, load, cut back or replace.
+    /// The cache, to save, load, cut back or replace.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
     }

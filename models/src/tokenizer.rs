@@ -29,6 +29,17 @@ use tokenizers::Tokenizer;
 /// Reads a `tokenizer.json`, together with the `tokenizer_config.json` beside it: the tokenizer, and notices of what was
 /// decided between the two.
 ///
+/// ```
+/// use candle_sparse_models::tokenizer;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let json = std::fs::read(folder.join("tokenizer.json"))?;
+/// let (tokenizer, notices) = tokenizer::from_json(&json, None)?;
+/// assert_eq!(tokenizer.get_vocab_size(true), 2048);
+/// assert!(notices.is_empty());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// `tokenizer_json` is no tokenizer.
 pub fn from_json(
@@ -49,6 +60,17 @@ pub fn from_json(
 }
 
 /// The tokens of a text that the model is to continue: see the rule for prompts [above](self).
+///
+/// ```
+/// use candle_sparse_models::{files::ModelFiles, tokenizer::prompt_tokens};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
+/// let tokens = prompt_tokens(&tokenizer, "Once upon a time")?;
+/// // No end token follows the text: it is to be continued.
+/// assert!(tokens.len() > 1 && tokens.last() != Some(&1));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// What the tokenizer cannot encode.

@@ -5,11 +5,9 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_sparse::Error;
 use candle_sparse_models::{
+    convert::{GgufModel, Layout},
     files::ModelFiles,
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    gguf::GgufFile,
     llama::{Cache, Config, Llama, LlamaConfig, LoadOptions},
     pretrained,
 };

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Result;
-use candle_sparse_models::files::{ModelFiles, SparseProfile, Weights};
+use candle_sparse_models::files::{EmbeddedModel, ModelFiles, SparseProfile, Weights};
 use tempfile::TempDir;
 
 /// A folder of files with the given contents.
@@ -156,30 +156,32 @@ fn a_corrupt_tokenizer_is_named() {
     }
 }
 
-#[cfg(feature = "embedded")]
 #[test]
-fn embedded_models() {
-    use candle_sparse_models::files::EMBEDDED;
-
-    for model in EMBEDDED {
-        let files = ModelFiles::local(model.name).unwrap().unwrap();
-        assert_eq!(files.name, model.name);
-        assert!(files.folder.is_none() && files.sparse_profile.is_some());
-        assert_eq!(files.config.as_deref(), Some(model.config));
-        assert!(matches!(files.weights, Weights::Embedded(bytes) if bytes == model.weights));
-        files.load_tokenizer().unwrap();
-        assert!(!format!("{files:?} {model:?}").contains("123, "), "no contents in debug output");
-    }
-    assert_eq!(EMBEDDED.iter().map(|m| m.name).collect::<Vec<_>>(), ["tales-silu", "tales-relu"]);
+fn a_model_that_is_part_of_the_program() {
+    let model = EmbeddedModel {
+        name: "mine",
+        config: include_bytes!("../testdata/tales-silu/config.json"),
+        tokenizer: include_bytes!("../testdata/tales-silu/tokenizer.json"),
+        weights: include_bytes!("../testdata/tales-silu/model.safetensors"),
+        sparse_profile: include_bytes!("../testdata/tales-silu/sparse.safetensors"),
+    };
+    let files = ModelFiles::from_embedded(&model);
+    assert_eq!(files.name, "mine");
+    assert!(files.folder.is_none() && files.sparse_profile.is_some());
+    assert_eq!(files.config.as_deref(), Some(model.config));
+    assert!(matches!(files.weights, Weights::Embedded(bytes) if bytes == model.weights));
+    files.load_tokenizer().unwrap();
+    assert!(!format!("{files:?} {model:?}").contains("123, "), "no contents in debug output");
 }
 
-#[cfg(all(feature = "embedded", feature = "hub"))]
+#[cfg(feature = "hub")]
 #[test]
 fn a_revision_needs_the_hub() {
     use candle_sparse_models::hub::HubSettings;
 
-    let result = ModelFiles::resolve("tales-silu", Some("v1"), &HubSettings::default());
-    assert_says(result, &["`tales-silu`", "revision `v1` does not apply"]);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu");
+    let result = ModelFiles::resolve(folder, Some("v1"), &HubSettings::default());
+    assert_says(result, &[folder, "revision `v1` does not apply"]);
 }
 
 /// What stands in place of a file, and a word by which the message names it.

@@ -69,6 +69,24 @@ pub enum Error {
         /// Positions the cache holds.
         len: usize,
     },
+    /// A token at a position would see positions that the ring of pages has dropped.
+    Dropped {
+        /// The position asked for.
+        position: usize,
+        /// The first one, beside 0 to 31, at which a token can still stand.
+        least: usize,
+    },
+    /// It was made for another model, or for other settings.
+    WrongModel(&'static str),
+    /// A setting needs something that the model has not.
+    Missing(&'static str),
+    /// The input of an FFN is not finite: the weights are damaged, or a format is too narrow for them.
+    NotFinite {
+        /// The decoder block.
+        layer: usize,
+    },
+    /// The caller's time was over before the step was; the cache is as it was before.
+    Deadline,
 }
 
 impl fmt::Display for Error {
@@ -102,6 +120,19 @@ impl fmt::Display for Error {
             Self::Gap { position, len } => {
                 write!(f, "position {position} leaves a gap, the cache holds {len} positions")
             }
+            Self::Dropped { position, least } => write!(
+                f,
+                "position {position} is too far back, the cache has dropped what it sees: begin again before position 32, or \
+                 at {least} or later"
+            ),
+            Self::WrongModel(what) => write!(f, "{what} was made for another model, or for other settings"),
+            Self::Missing(what) => write!(f, "the model lacks {what}"),
+            Self::NotFinite { layer } => write!(
+                f,
+                "layer {layer}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its format \
+                 too narrow?"
+            ),
+            Self::Deadline => f.write_str("out of time before the step was over; the cache is as before it"),
         }
     }
 }

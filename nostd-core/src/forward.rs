@@ -1,211 +1,200 @@
 //! One decoder step of a Llama, readable from top to bottom and generic over the kernel set.
 
 use crate::{
+    attention::{AttentionConfig, AttentionMode, Past, rotate},
     config::Config,
     error::Error,
-    format::ActivationGroup,
-    kernel::{KernelSet, rms_norm::shifted_relu, rope},
-    kv_cache::KvCache,
-    matrix::{Columns, Matrix, Rows},
+    ffn,
+    format::Format,
+    kernel::{Gate, KernelSet, rms_norm::shifted_relu, rope},
+    kv_cache::{KvCache, KvConfig, PAGE_LEN, Token, layout::Layout, page},
+    scratch::{Forms, Scratch},
+    weights::{Ffn, LayerWeights, Weights},
 };
 
-/// Weights of one decoder block; shapes as in Hugging Face checkpoints, `[out, in]`.
+/// A model that was checked: its shape, its weights, and the settings it runs with.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerWeights<'a> {
-    /// `[hidden_size]`
-    pub input_layernorm: &'a [f32],
-    /// `[q_dim, hidden_size]`
-    pub q_proj: Matrix<'a>,
-    /// `[kv_dim, hidden_size]`
-    pub k_proj: Matrix<'a>,
-    /// `[kv_dim, hidden_size]`
-    pub v_proj: Matrix<'a>,
-    /// `[hidden_size, q_dim]`
-    pub o_proj: Matrix<'a>,
-    /// `[hidden_size]`
-    pub post_attention_layernorm: &'a [f32],
-    /// `[intermediate_size, hidden_size]`
-    pub gate_proj: Matrix<'a>,
-    /// `[intermediate_size, hidden_size]`
-    pub up_proj: Matrix<'a>,
-    /// `[hidden_size, intermediate_size]`
-    pub down_proj: Matrix<'a>,
+pub struct Model<'a> {
+    config: Config,
+    weights: Weights<'a>,
+    attention: AttentionConfig,
+    kv: KvConfig,
 }
 
-/// A whole model; with a tied head `lm_head` is `embed_tokens` again. Projections have no biases.
-#[derive(Clone, Copy, Debug)]
-pub struct Weights<'a> {
-    /// `[vocab_size, hidden_size]`
-    pub embed_tokens: Matrix<'a>,
-    /// One per block.
-    pub layers: &'a [LayerWeights<'a>],
-    /// `[hidden_size]`
-    pub norm: &'a [f32],
-    /// `[vocab_size, hidden_size]`
-    pub lm_head: Matrix<'a>,
-}
-
-impl Weights<'_> {
-    /// Checks every shape against `config`.
+impl<'a> Model<'a> {
+    /// A dense model that keeps every position in F16.
     ///
     /// # Errors
-    /// The first tensor whose shape differs, or a bad `config`.
-    pub fn validate(&self, c: &Config) -> Result<(), Error> {
-        c.validate()?;
-        let matrix = |what, layer, m: &Matrix<'_>, rows: usize, cols: usize| {
-            let (expected, got) = ([rows, cols], [m.rows(), m.cols()]);
-            (expected == got).then_some(()).ok_or(Error::Shape { what, layer, expected, got })
-        };
-        let vector = |what, layer, v: &[f32]| {
-            let (expected, got) = ([1, c.hidden_size], [1, v.len()]);
-            (expected == got).then_some(()).ok_or(Error::Shape { what, layer, expected, got })
-        };
-        let (expected, got) = (c.num_hidden_layers, self.layers.len());
-        if expected != got {
-            return Err(Error::Length { what: "layers", expected, got });
-        }
-        let (hidden, inner, q, kv) = (c.hidden_size, c.intermediate_size, c.q_dim(), c.kv_dim());
-        matrix("embed_tokens", None, &self.embed_tokens, c.vocab_size, hidden)?;
-        matrix("lm_head", None, &self.lm_head, c.vocab_size, hidden)?;
-        vector("norm", None, self.norm)?;
-        for (i, l) in self.layers.iter().enumerate() {
-            let i = Some(i);
-            vector("input_layernorm", i, l.input_layernorm)?;
-            vector("post_attention_layernorm", i, l.post_attention_layernorm)?;
-            matrix("q_proj", i, &l.q_proj, q, hidden)?;
-            matrix("k_proj", i, &l.k_proj, kv, hidden)?;
-            matrix("v_proj", i, &l.v_proj, kv, hidden)?;
-            matrix("o_proj", i, &l.o_proj, hidden, q)?;
-            matrix("gate_proj", i, &l.gate_proj, inner, hidden)?;
-            matrix("up_proj", i, &l.up_proj, inner, hidden)?;
-            matrix("down_proj", i, &l.down_proj, hidden, inner)?;
-        }
-        Ok(())
-    }
-}
-
-/// Working memory of [`forward`], carved from what the caller gives.
-#[derive(Debug)]
-pub struct Scratch<'a> {
-    x: &'a mut [f32],
-    normed: &'a mut [f32],
-    q: &'a mut [f32],
-    k: &'a mut [f32],
-    v: &'a mut [f32],
-    attended: &'a mut [f32],
-    gate: &'a mut [f32],
-    up: &'a mut [f32],
-    scores: &'a mut [f32],
-    cos: &'a mut [f32],
-    sin: &'a mut [f32],
-    groups: &'a mut [ActivationGroup],
-}
-
-impl<'a> Scratch<'a> {
-    /// Elements of f32 that a model needs for contexts of `positions`.
-    #[must_use]
-    pub fn elements(c: &Config, positions: usize) -> usize {
-        2 * c.hidden_size + 2 * c.q_dim() + 2 * c.kv_dim() + 2 * c.intermediate_size + positions + c.head_dim
+    /// As [`Self::with_settings`].
+    pub fn new(config: Config, weights: Weights<'a>) -> Result<Self, Error> {
+        Self::with_settings(config, weights, AttentionConfig::default(), KvConfig::exact(Format::F16))
     }
 
-    /// Activation groups that a model with quantised weights needs.
-    #[must_use]
-    pub fn groups(c: &Config) -> usize {
-        ActivationGroup::count(c.hidden_size.max(c.intermediate_size).max(c.q_dim()))
-    }
-
-    /// Carves the buffers; `groups` may be empty when no weight is quantised.
+    /// A model that reads its past as `attention` says and keeps it as `kv` says. How a block chooses its neurons stands beside
+    /// its weights, [`Ffn::Sparse`].
     ///
     /// # Errors
-    /// `data` is shorter than [`Self::elements`].
-    pub fn new(
-        c: &Config,
-        positions: usize,
-        data: &'a mut [f32],
-        groups: &'a mut [ActivationGroup],
+    /// A tensor has another shape than `config` asks for, `config` or `kv` is no usable one, or [`AttentionMode::Gated`] for
+    /// a model without gates in all layers.
+    pub fn with_settings(
+        config: Config,
+        weights: Weights<'a>,
+        attention: AttentionConfig,
+        kv: KvConfig,
     ) -> Result<Self, Error> {
-        let expected = Self::elements(c, positions);
-        if data.len() < expected {
-            return Err(Error::Length { what: "scratch", expected, got: data.len() });
+        weights.validate(&config)?;
+        kv.validate()?;
+        if attention.mode == AttentionMode::Gated && weights.layers.iter().any(|l| l.gate.is_none()) {
+            return Err(Error::Missing("an attention gate in every layer, which gated attention needs"));
         }
-        let mut rest = data;
-        let mut take = |n: usize| {
-            let (head, tail) = core::mem::take(&mut rest).split_at_mut(n);
-            rest = tail;
-            head
-        };
-        Ok(Self {
-            x: take(c.hidden_size),
-            normed: take(c.hidden_size),
-            q: take(c.q_dim()),
-            attended: take(c.q_dim()),
-            k: take(c.kv_dim()),
-            v: take(c.kv_dim()),
-            gate: take(c.intermediate_size),
-            up: take(c.intermediate_size),
-            scores: take(positions),
-            cos: take(c.head_dim / 2),
-            sin: take(c.head_dim / 2),
-            groups,
-        })
+        Ok(Self { config, weights, attention, kv })
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its weights.
+    #[must_use]
+    pub fn weights(&self) -> &Weights<'a> {
+        &self.weights
+    }
+
+    /// What a token reads of its past.
+    #[must_use]
+    pub fn attention(&self) -> &AttentionConfig {
+        &self.attention
+    }
+
+    /// How the past is kept.
+    #[must_use]
+    pub fn kv(&self) -> &KvConfig {
+        &self.kv
+    }
+
+    /// The largest state of a layer's gate; `None` where no gate has a say.
+    pub(crate) fn state_len(&self) -> Option<usize> {
+        let gated = self.attention.mode == AttentionMode::Gated;
+        let lens = self.weights.layers.iter().filter_map(|l| l.gate.as_ref()).map(|g| g.state_len());
+        gated.then(|| lens.max().unwrap_or(0))
+    }
+
+    /// Elements of working memory that the gates need.
+    pub(crate) fn gate_room(&self) -> usize {
+        let lens = self.weights.layers.iter().filter_map(|l| l.gate.as_ref()).map(|g| g.scratch_len());
+        self.state_len().map_or(0, |_| lens.max().unwrap_or(0))
+    }
+
+    pub(crate) fn recalls(&self) -> bool {
+        self.attention.recalled_pages() > 0
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::new(&self.config, self.kv, self.state_len(), self.recalls())
+    }
+
+    fn layout_for(&self, positions: usize) -> Layout {
+        self.layout().seeing(positions.div_ceil(PAGE_LEN).saturating_sub(1))
+    }
+
+    /// Pages that lists of working memory have room for.
+    pub(crate) fn listed_pages(&self, positions: usize) -> usize {
+        if self.attention.mode == AttentionMode::Dense { 0 } else { self.layout_for(positions).held() }
     }
 }
 
-/// Writes the logits `[vocab_size]` of the token that follows `token` at `position`.
+impl<'a> KvCache<'a> {
+    /// Words of 4 bytes that hold `positions` positions of a model before the first is dropped.
+    #[must_use]
+    pub fn words(model: &Model<'_>, positions: usize) -> usize {
+        model.layout_for(positions).words()
+    }
+
+    /// An empty cache for a model in the memory that there is: for its whole context, or for as many pages as fit.
+    ///
+    /// # Errors
+    /// `memory` has no room for four pages of each layer: the first, two that a token sees, and one to step back.
+    pub fn new(model: &Model<'_>, memory: &'a mut [u32]) -> Result<Self, Error> {
+        Self::with_layout(model.layout(), memory)
+    }
+}
+
+/// Writes the logits `[vocab_size]` of the token that follows `token` at `position`, where they are wanted: tokens of a
+/// prompt but the last need none.
 ///
-/// `position` may lie anywhere in the past: the cache is cut back to it. Cost: every weight once.
+/// `position` may lie anywhere in the past that is still held: the cache is cut back to it. `has_passed` is asked before each
+/// block and before the head whether the caller's time is over. Cost: every weight once, of an FFN that chooses its neurons
+/// those of the chosen ones; `2 · q_dim` multiply-adds per block and position read.
 ///
 /// # Errors
-/// A token not in the vocabulary, a position that leaves a gap or is past the cache, or logits of the wrong length.
-///
-/// # Panics
-/// `weights` or `scratch` were made for another `config` ([`Weights::validate`] checks them).
+/// A token not in the vocabulary, a position that leaves a gap, is past the context or sees what was dropped, logits of the
+/// wrong length, a cache or scratch for another model, an input of a choosing FFN that is not finite, or
+/// [`Error::Deadline`]. The cache is as it was before then.
 pub fn forward<K: KernelSet>(
     kernels: &K,
-    c: &Config,
-    weights: &Weights<'_>,
-    token: usize,
-    position: usize,
+    model: &Model<'_>,
+    (token, position): (usize, usize),
     cache: &mut KvCache<'_>,
     s: &mut Scratch<'_>,
-    logits: &mut [f32],
+    logits: Option<&mut [f32]>,
+    has_passed: &mut dyn FnMut() -> bool,
 ) -> Result<(), Error> {
-    if token >= c.vocab_size {
-        return Err(Error::TokenId { token, vocab_size: c.vocab_size });
-    }
-    if position > cache.len() {
-        return Err(Error::Gap { position, len: cache.len() });
-    }
-    let limit = cache.capacity().min(s.scores.len()).min(c.max_position_embeddings);
-    if position >= limit {
-        return Err(Error::Position { position, limit });
-    }
-    if logits.len() != c.vocab_size {
-        return Err(Error::Length { what: "logits", expected: c.vocab_size, got: logits.len() });
-    }
-    cache.truncate(position);
+    let (c, weights) = (&model.config, &model.weights);
+    check(model, (token, position), cache, s, logits.as_deref())?;
     weights.embed_tokens.dequantize_row(token, s.x);
     rope::angles(|i| c.rope.inv_freq(i, c.head_dim), position, s.cos, s.sin);
     for (i, layer) in weights.layers.iter().enumerate() {
-        norm(kernels, c, s.x, layer.input_layernorm, s.normed);
-        matvec(kernels, layer.q_proj, s.normed, s.groups, s.q);
-        matvec(kernels, layer.k_proj, s.normed, s.groups, s.k);
-        matvec(kernels, layer.v_proj, s.normed, s.groups, s.v);
-        attention(kernels, c, i, position, cache, s);
-        matvec(kernels, layer.o_proj, s.attended, s.groups, s.normed);
-        kernels.axpy(1.0, s.normed, s.x);
-
-        norm(kernels, c, s.x, layer.post_attention_layernorm, s.normed);
-        matvec(kernels, layer.gate_proj, s.normed, s.groups, s.gate);
-        matvec(kernels, layer.up_proj, s.normed, s.groups, s.up);
-        kernels.gated(c.hidden_act, c.gate_shift, s.gate, s.up);
-        matvec(kernels, layer.down_proj, s.up, s.groups, s.normed);
-        kernels.axpy(1.0, s.normed, s.x);
+        if has_passed() {
+            return Err(Error::Deadline);
+        }
+        attention(kernels, model, (i, layer), position, cache, s);
+        kernels.axpy(1.0, s.y, s.x);
+        ffn(kernels, c, (i, layer), cache.dense_left[i] > 0, s)?;
+        kernels.axpy(1.0, s.y, s.x);
     }
-    cache.set_len(position + 1);
     kernels.rms_norm(s.x, weights.norm, c.rms_norm_eps, s.normed);
-    matvec(kernels, weights.lm_head, s.normed, s.groups, logits);
+    if let Some(logits) = logits {
+        if has_passed() {
+            return Err(Error::Deadline);
+        }
+        let forms = Forms::new(kernels, [weights.lm_head.format()].into_iter(), s.normed, s.ffn.groups);
+        kernels.matmul(weights.lm_head, forms.of(weights.lm_head.format()), &mut [logits]);
+    }
+    cache.push(Token { position, kv: s.kv, scores: s.gates.scores, states: s.gates.states });
+    note_runs(c, weights, cache, s);
     Ok(())
+}
+
+/// Everything that a step can fail of beforehand.
+fn check(
+    model: &Model<'_>,
+    (token, position): (usize, usize),
+    cache: &KvCache<'_>,
+    s: &Scratch<'_>,
+    logits: Option<&[f32]>,
+) -> Result<(), Error> {
+    let c = &model.config;
+    let layout = *cache.layout();
+    if (Layout { visible: layout.visible, ..model.layout() }) != layout {
+        return Err(Error::WrongModel("kv cache"));
+    }
+    if !s.fits(model, if model.attention.mode == AttentionMode::Dense { 0 } else { layout.held() }) {
+        return Err(Error::WrongModel("scratch"));
+    }
+    if token >= c.vocab_size {
+        return Err(Error::TokenId { token, vocab_size: c.vocab_size });
+    }
+    if position >= c.max_position_embeddings {
+        return Err(Error::Position { position, limit: c.max_position_embeddings });
+    }
+    match logits {
+        Some(logits) if logits.len() != c.vocab_size => {
+            Err(Error::Length { what: "logits", expected: c.vocab_size, got: logits.len() })
+        }
+        _ => cache.check(position),
+    }
 }
 
 /// What attention and FFN read: the norm, for shifted-ReLU models `max(norm − shift, 0)`.
@@ -216,195 +205,73 @@ fn norm<K: KernelSet>(kernels: &K, c: &Config, x: &[f32], weight: &[f32], y: &mu
     }
 }
 
-fn matvec<K: KernelSet>(
-    kernels: &K,
-    w: Matrix<'_>,
-    x: &[f32],
-    groups: &mut [ActivationGroup],
-    y: &mut [f32],
-) {
-    if w.format().is_quantized() {
-        let groups = &mut groups[..ActivationGroup::count(x.len())];
-        kernels.quantize(x, groups);
-        kernels.matmul(w, Columns::Quantized(groups), &mut [y]);
-    } else {
-        kernels.matmul(w, Columns::F32(x), &mut [y]);
-    }
-}
-
-/// Causal attention of one token: `softmax(q·Kᵀ / √head_dim) · V` for every query head, over the positions that the
-/// sliding window leaves.
+/// `y = o(attention(norm(x)))`; the token's keys and values, and what the gate says of it, wait for the end of the step.
 fn attention<K: KernelSet>(
     kernels: &K,
-    c: &Config,
-    layer: usize,
+    model: &Model<'_>,
+    (i, layer): (usize, &LayerWeights<'_>),
     position: usize,
-    cache: &mut KvCache<'_>,
+    cache: &KvCache<'_>,
     s: &mut Scratch<'_>,
 ) {
-    for head in s.q.chunks_exact_mut(c.head_dim).chain(s.k.chunks_exact_mut(c.head_dim)) {
-        rope::rope(head, s.cos, s.sin, c.rope.interleaved);
+    let c = &model.config;
+    norm(kernels, c, s.x, layer.input_layernorm, s.normed);
+    let gate = layer.gate.as_ref().filter(|_| model.attention.mode == AttentionMode::Gated);
+    if let Some(gate) = gate {
+        let (heads, n) = (c.num_key_value_heads, gate.state_len());
+        let all = s.gates.states.len() / c.num_hidden_layers;
+        let state = &mut s.gates.states[i * all..i * all + n];
+        state.copy_from_slice(&cache.state_at(i, position)[..n]);
+        gate.score(s.normed, state, s.gates.room, &mut s.gates.scores[i * heads..(i + 1) * heads]);
     }
-    cache.write(layer, 0, position, s.k);
-    cache.write(layer, 1, position, s.v);
-    let seen = c.first_visible(position)..position + 1;
-    let scale = 1.0 / libm::sqrtf(c.head_dim as f32);
-    let scores = &mut s.scores[..seen.len()];
-    s.attended.fill(0.0);
-    for (head, (q, y)) in
-        s.q.chunks_exact_mut(c.head_dim).zip(s.attended.chunks_exact_mut(c.head_dim)).enumerate()
-    {
-        let kv_head = head / c.group_size();
-        q.iter_mut().for_each(|v| *v *= scale);
-        let past = |kv| {
-            let rows = Rows::F32(cache.head(layer, kv, kv_head, seen.clone()));
-            Matrix::new(seen.len(), c.head_dim, rows).expect("the cache holds these rows of head_dim")
-        };
-        kernels.matmul(past(0), Columns::F32(q), &mut [&mut *scores]);
-        kernels.softmax(scores);
-        kernels.matmul_t(past(1), &[&*scores], &mut [y]);
-    }
+    let kv = &mut s.kv[i * 2 * c.kv_dim()..(i + 1) * 2 * c.kv_dim()];
+    let (k, v) = kv.split_at_mut(c.kv_dim());
+    let formats = [&layer.q_proj, &layer.k_proj, &layer.v_proj].map(|p| p.weight.format());
+    let x = Forms::new(kernels, formats.into_iter(), s.normed, s.ffn.groups);
+    layer.q_proj.product_of(kernels, &x, s.attention.q);
+    layer.k_proj.product_of(kernels, &x, k);
+    layer.v_proj.product_of(kernels, &x, v);
+    rotate(c, s.attention.q, s.cos, s.sin);
+    rotate(c, k, s.cos, s.sin);
+    page::round(model.kv.dtype, k);
+    page::round(model.kv.dtype, v);
+    let thresholds = gate.map(|g| g.threshold);
+    let past = Past { config: c, attention: &model.attention, thresholds, cache, layer: i, position };
+    past.attend(kernels, k, v, &mut s.attention);
+    layer.o_proj.product(kernels, s.attention.attended, s.ffn.groups, s.y);
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Activation, Rope, RopeScaling, Scalar};
-    use std::{string::ToString, vec};
-
-    const C: Config = Config {
-        hidden_size: 8,
-        intermediate_size: 12,
-        vocab_size: 5,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 4,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
-        max_position_embeddings: 6,
-        hidden_act: Activation::Silu,
-        gate_shift: 0.0,
-        norm_shift: None,
-        sliding_window: None,
-    };
-
-    fn with_weights(f: impl Fn(&Weights<'_>)) {
-        let data: vec::Vec<f32> = (0..96).map(|i| libm::sinf(i as f32)).collect();
-        let m = |rows: usize, cols: usize| Matrix::new(rows, cols, Rows::F32(&data[..rows * cols])).unwrap();
-        let layer = LayerWeights {
-            input_layernorm: &data[..8],
-            q_proj: m(8, 8),
-            k_proj: m(4, 8),
-            v_proj: m(4, 8),
-            o_proj: m(8, 8),
-            post_attention_layernorm: &data[..8],
-            gate_proj: m(12, 8),
-            up_proj: m(12, 8),
-            down_proj: m(8, 12),
-        };
-        let layers = [layer];
-        f(&Weights { embed_tokens: m(5, 8), layers: &layers, norm: &data[..8], lm_head: m(5, 8) });
-    }
-
-    #[test]
-    fn positions_are_checked_and_rolled_back() {
-        with_weights(|weights| {
-            weights.validate(&C).unwrap();
-            let mut kv = [0.0; 2 * 20 * 4];
-            let mut cache = KvCache::new(&C, 20, &mut kv).unwrap();
-            let mut data = [0.0; 200];
-            let mut scratch = Scratch::new(&C, 20, &mut data, &mut []).unwrap();
-            let mut step = |token, position, cache: &mut KvCache<'_>| {
-                let mut logits = [0.0; 5];
-                let result = forward(&Scalar, &C, weights, token, position, cache, &mut scratch, &mut logits);
-                result.map(|()| logits)
-            };
-            assert_eq!(step(5, 0, &mut cache), Err(Error::TokenId { token: 5, vocab_size: 5 }));
-            assert_eq!(step(1, 1, &mut cache), Err(Error::Gap { position: 1, len: 0 }));
-            for position in 0..6 {
-                step(position % 5, position, &mut cache).unwrap();
+/// `y = ffn(norm(x))`
+fn ffn<K: KernelSet>(
+    kernels: &K,
+    c: &Config,
+    (i, layer): (usize, &LayerWeights<'_>),
+    dense: bool,
+    s: &mut Scratch<'_>,
+) -> Result<(), Error> {
+    norm(kernels, c, s.x, layer.post_attention_layernorm, s.normed);
+    let act = Gate { act: c.hidden_act, shift: c.gate_shift };
+    match &layer.ffn {
+        Ffn::Dense(ffn) => ffn::dense(kernels, act, ffn, s.normed, &mut s.ffn, s.y),
+        Ffn::Sparse(ffn, plan) => {
+            if !s.normed.iter().all(|v| v.is_finite()) {
+                return Err(Error::NotFinite { layer: i });
             }
-            assert_eq!(step(1, 6, &mut cache), Err(Error::Position { position: 6, limit: 6 }));
-            let first = step(2, 2, &mut cache).unwrap();
-            assert_eq!(cache.len(), 3);
-            assert_eq!(step(2, 2, &mut cache).unwrap(), first);
-            assert_ne!(step(3, 2, &mut cache).unwrap(), first);
-        });
-    }
-
-    /// Attention of the token at `position` by hand: a mask over all positions, in f64.
-    fn masked(
-        c: &Config,
-        q: &[f32],
-        kv: [&[f32]; 2],
-        position: usize,
-        seen: impl Fn(usize) -> bool,
-    ) -> vec::Vec<f64> {
-        let d = c.head_dim;
-        let row = |x: &[f32], p: usize| {
-            x[p * d..(p + 1) * d].iter().map(|v| f64::from(*v)).collect::<vec::Vec<_>>()
-        };
-        let mut out = vec::Vec::new();
-        for q in q.chunks_exact(d) {
-            let dot = |p: usize| row(kv[0], p).iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>();
-            let weight = |p: usize| if seen(p) { libm::exp(dot(p) / libm::sqrt(d as f64)) } else { 0.0 };
-            let total: f64 = (0..=position).map(weight).sum();
-            out.extend(
-                (0..d).map(|i| (0..=position).map(|p| weight(p) * row(kv[1], p)[i]).sum::<f64>() / total),
-            );
-        }
-        out
-    }
-
-    #[test]
-    fn a_sliding_window_is_the_hand_made_mask() {
-        let noise =
-            |n: usize, seed: f32| (0..n).map(|i| libm::sinf(i as f32 * 1.7 + seed)).collect::<vec::Vec<_>>();
-        let (kv_dim, q_dim, positions) = (C.kv_dim(), C.q_dim(), 6);
-        // Which of 6 positions the last one sees, and the fourth.
-        let masks = [
-            (None, [true; 6], [true; 4]),
-            (Some(1), [false, false, false, false, false, true], [false, false, false, true]),
-            (Some(2), [false, false, false, false, true, true], [false, false, true, true]),
-            (Some(5), [false, true, true, true, true, true], [true; 4]),
-            (Some(6), [true; 6], [true; 4]),
-        ];
-        for (sliding_window, last, fourth) in masks {
-            let c = Config { sliding_window, ..C };
-            let mut kv = vec![0.0; KvCache::elements(&c, positions)];
-            let mut cache = KvCache::new(&c, positions, &mut kv).unwrap();
-            let mut data = vec![0.0; Scratch::elements(&c, positions)];
-            let mut s = Scratch::new(&c, positions, &mut data, &mut []).unwrap();
-            // No rotation, so that the rows are what was given.
-            s.cos.fill(1.0);
-            s.sin.fill(0.0);
-            let (mut keys, mut values) = (vec![], vec![]);
-            for position in 0..positions {
-                let q = noise(q_dim, position as f32);
-                s.q.copy_from_slice(&q);
-                s.k.copy_from_slice(&noise(kv_dim, 10.0 + position as f32));
-                s.v.copy_from_slice(&noise(kv_dim, 20.0 + position as f32));
-                keys.extend_from_slice(s.k);
-                values.extend_from_slice(s.v);
-                attention(&Scalar, &c, 0, position, &mut cache, &mut s);
-                let mask: &[bool] = if position == 5 { &last } else { &fourth };
-                if position == 5 || position == 3 {
-                    let want = masked(&c, &q, [&keys, &values], position, |p| mask[p]);
-                    let off = s.attended.iter().zip(&want).map(|(a, b)| (f64::from(*a) - b).abs());
-                    assert!(off.fold(0.0, f64::max) < 1e-6, "{sliding_window:?} at {position}");
-                }
-            }
+            let plan = plan.as_ref().filter(|_| !dense);
+            let run = ffn::sparse(kernels, act, ffn, plan, s.normed, &mut s.ffn, s.y);
+            s.runs[i] = [run.active, run.candidates];
+            return Ok(());
         }
     }
+    s.runs[i] = [c.intermediate_size as u32; 2];
+    Ok(())
+}
 
-    #[test]
-    fn a_transposed_matrix_is_named_with_its_layer() {
-        with_weights(|weights| {
-            let mut layer = weights.layers[0];
-            layer.down_proj = layer.gate_proj;
-            let err = Weights { layers: &[layer], ..*weights }.validate(&C).unwrap_err().to_string();
-            assert_eq!(err, "layer 0: down_proj has shape [12, 8], expected [8, 12]");
-        });
+/// A block that needed nearly all neurons runs dense for a while.
+fn note_runs(c: &Config, weights: &Weights<'_>, cache: &mut KvCache<'_>, s: &Scratch<'_>) {
+    for ((left, layer), [active, _]) in cache.dense_left.iter_mut().zip(weights.layers).zip(&*s.runs) {
+        if let Ffn::Sparse(_, Some(_)) = layer.ffn {
+            *left = ffn::dense_left(*left, *left > 0, *active as usize, c.intermediate_size);
+        }
     }
 }

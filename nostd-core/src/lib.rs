@@ -23,9 +23,23 @@ pub mod matrix;
 
 pub mod kernel;
 
+pub mod weights;
+
 pub mod kv_cache;
 
+pub mod attention;
+
+pub mod ffn;
+
+pub mod scratch;
+
 pub mod forward;
+
+pub mod sampler;
+
+pub mod tokenizer;
+
+pub mod image;
 
 pub use config::{Activation, Config, Rope, RopeScaling};
 pub use error::Error;
@@ -33,5 +47,8 @@ pub use format::{
     ActivationGroup, BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
     BlockQ5K, BlockQ6K, BlockQ8_0, Format, GROUP_LEN, SUPER_BLOCK_LEN,
 };
+pub use forward::Model;
 pub use kernel::{Gate, KernelSet, Neurons, Scalar};
+pub use kv_cache::{KvCache, KvConfig};
 pub use matrix::{Columns, Matrix, Rows};
+pub use scratch::Scratch;

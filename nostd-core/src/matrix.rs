@@ -20,7 +20,7 @@ macro_rules! rows {
         }
 
         impl<'a> Rows<'a> {
-            fn from_bytes(format: Format, bytes: &'a [u8]) -> Result<Self, bytemuck::PodCastError> {
+            pub(crate) fn from_bytes(format: Format, bytes: &'a [u8]) -> Result<Self, bytemuck::PodCastError> {
                 Ok(match format {
                     $(Format::$format => Self::$format(bytemuck::try_cast_slice(bytes)?),)*
                 })
@@ -51,6 +51,19 @@ macro_rules! rows {
             pub(crate) fn slice(self, blocks: Range<usize>) -> Self {
                 match self {
                     $(Self::$format(d) => Self::$format(&d[blocks]),)*
+                }
+            }
+
+            /// Calls `f` with the elements of each block of some rows of a matrix whose rows are `row_blocks` blocks long and begin
+            /// every `stride` blocks: with the row's place in `rows`, its block's first element, and the block's elements.
+            pub(crate) fn for_each_block(
+                self,
+                (stride, row_blocks): (usize, usize),
+                rows: impl Iterator<Item = usize>,
+                f: impl FnMut(usize, usize, &[f32]),
+            ) {
+                match self {
+                    $(Self::$format(d) => each(d, (stride, row_blocks), rows, $read, f),)*
                 }
             }
 
@@ -85,6 +98,26 @@ rows! {
     Q2K: BlockQ2K, BlockQ2K::dequantize;
 }
 
+/// Apart for each format, as [`read`] is.
+#[inline(never)]
+fn each<B, const N: usize>(
+    blocks: &[B],
+    (stride, row_blocks): (usize, usize),
+    rows: impl Iterator<Item = usize>,
+    dequantize: impl Fn(&B, &mut [f32; N]),
+    mut f: impl FnMut(usize, usize, &[f32]),
+) {
+    let mut values = [0.0; N];
+    for (i, r) in rows.enumerate() {
+        for (k, block) in blocks[r * stride..r * stride + row_blocks].iter().enumerate() {
+            dequantize(block, &mut values);
+            f(i, k * N, &values);
+        }
+    }
+}
+
+/// A function for each format: all in one they need more stack than LLVM's code for Xtensa can reach.
+#[inline(never)]
 fn read<B, const N: usize>(blocks: &[B], out: &mut [f32], dequantize: impl Fn(&B, &mut [f32; N])) {
     out.as_chunks_mut().0.iter_mut().zip(blocks).for_each(|(o, b)| dequantize(b, o));
 }
@@ -114,6 +147,12 @@ impl<'a> Matrix<'a> {
             return Err(Error::Length { what: "matrix", expected, got: data.blocks() });
         }
         Ok(matrix)
+    }
+
+    /// A matrix of no rows and no columns.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self { rows: 0, cols: 0, stride: 0, data: Rows::F32(&[]) }
     }
 
     /// A matrix over bytes (little endian, as in a file or in flash).
@@ -212,7 +251,22 @@ pub enum Columns<'a> {
     Quantized(&'a [ActivationGroup]),
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
+    /// Column `c` of several of `cols` elements.
+    ///
+    /// # Panics
+    /// There is no such column.
+    #[must_use]
+    pub fn column(&self, c: usize, cols: usize) -> Self {
+        match *self {
+            Self::F32(x) => Self::F32(&x[c * cols..(c + 1) * cols]),
+            Self::Quantized(x) => {
+                let n = ActivationGroup::count(cols);
+                Self::Quantized(&x[c * n..(c + 1) * n])
+            }
+        }
+    }
+
     /// How many columns of `cols` elements these are.
     ///
     /// # Panics

@@ -1,21 +1,9 @@
 //! Which pages a token reads: sinks, window, and what the gate or the query itself brings in between.
 //!
-//! ```text
-//! dense   every page
-//! window  sinks · window
-//! gated   sinks · the most salient pages, as many as the budget holds · window · recalled pages
-//! recall  sinks · window · recalled pages, as many as the budget holds
-//! ```
-//!
-//! 1. Pages are chosen for each key/value head, for all its query heads, and once for 32 positions: the window reaches
-//!    back to a page's beginning, so that tokens of one page see the same. A token sees what was salient when its page
-//!    began and never what a later token says: prefill in any chunks and decode choose alike.
-//! 2. Where all pages between sinks and window fit the budget, attention is dense.
-//! 3. Recall is for each token: the pages whose [bound](KvCache::update_bounds) is highest for it.
-//! 4. Behind a model's own sliding window there is nothing: no sinks, nothing to choose or recall. Lists begin with the
-//!    first page that any token of a page sees; positions are masked.
+//! The rule is [`candle_sparse_core::attention::plan`]'s; here its lists are made for a whole batch, and kept while they stay the same.
 
 use super::Head;
+use crate::settings::with_methods;
 use crate::{
     Error,
     gate::FastGrnnGate,
@@ -23,77 +11,102 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use candle_core::Result;
+use candle_sparse_core::{
+    attention::plan::{self, Wanted},
+    kv_cache::bounds,
+};
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
-/// What a token reads of its past.
+/// Which positions of its past a token reads.
+///
+/// ```
+/// use candle_sparse::{AttentionConfig, AttentionMode};
+///
+/// assert_eq!(AttentionConfig::default().mode, AttentionMode::Dense);
+/// // The first 4 and the last 512 positions, whatever the length of the past.
+/// let window = AttentionConfig::new(AttentionMode::Window).with_window(512);
+/// assert_eq!((window.sinks, window.window, window.recalled_pages()), (4, 512, 0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionMode {
-    /// Everything.
+    /// All positions.
     #[default]
     Dense,
-    /// The first and the last tokens (`StreamingLLM`: Xiao et al. 2024).
+    /// The first and the last positions (`StreamingLLM`: Xiao et al. 2024).
     Window,
-    /// And the pages that the gate found salient.
+    /// Those of [`Self::Window`], and the pages between them that the gate scored highest.
     Gated,
-    /// And the pages that may score highest (Quest: Tang et al. 2024); needs no gate.
+    /// Those of [`Self::Window`], and the pages between them that may score highest for the query (Quest: Tang et al. 2024);
+    /// needs no gate.
     Recall,
 }
 
 /// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
 /// then there is no limit.
+///
+/// ```
+/// use candle_sparse::{AttentionConfig, AttentionMode};
+///
+/// let config = AttentionConfig::new(AttentionMode::Recall).with_budget(500);
+/// assert_eq!((config.sinks, config.window), (4, 256));
+/// // 500 positions are 16 pages of 32.
+/// assert_eq!(config.recalled_pages(), 16);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionConfig {
-    /// What is read.
+    /// Which positions are read.
     pub mode: AttentionMode,
     /// So many first positions are always read.
     pub sinks: usize,
     /// So many positions before the token are always read, at least 32.
     pub window: usize,
-    /// At most so many positions between them.
+    /// At most so many positions between sinks and window are read.
     pub budget: usize,
-    /// With [`AttentionMode::Gated`] so many more that the gate did not choose.
+    /// With [`AttentionMode::Gated`] so many more positions, chosen by the query and not by the gate.
     pub recall: usize,
 }
+
+with_methods!(AttentionConfig {
+    with_mode: mode: AttentionMode,
+    with_sinks: sinks: usize,
+    with_window: window: usize,
+    with_budget: budget: usize,
+    with_recall: recall: usize,
+});
 
 impl Default for AttentionConfig {
     /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
     fn default() -> Self {
-        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 1536, recall: 256 }
+        Self::new(AttentionMode::Dense)
     }
 }
 
 impl AttentionConfig {
     /// The default sizes with a mode.
     #[must_use]
-    pub fn new(mode: AttentionMode) -> Self {
-        Self { mode, ..Self::default() }
+    pub const fn new(mode: AttentionMode) -> Self {
+        Self { mode, sinks: 4, window: 256, budget: 1536, recall: 256 }
     }
 
-    /// Pages that a token recalls.
+    /// Pages of 32 positions that each token chooses by its query.
     #[must_use]
     pub fn recalled_pages(&self) -> usize {
-        match self.mode {
-            AttentionMode::Dense | AttentionMode::Window => 0,
-            AttentionMode::Gated => self.recall.div_ceil(PAGE_LEN),
-            AttentionMode::Recall => self.budget.div_ceil(PAGE_LEN),
-        }
+        self.rule().recalled_pages()
     }
 
-    /// Pages that a token reads at most, recalled ones not among them.
-    fn most_pages(&self) -> usize {
-        let pages = |positions: usize| positions.div_ceil(PAGE_LEN);
-        match self.mode {
-            AttentionMode::Dense => usize::MAX,
-            // The page that is being written, and one that the window reaches into.
-            _ => pages(self.sinks) + pages(self.budget) + pages(self.window).max(1) + 2,
-        }
-    }
-
-    /// Pages between sinks and window that a token of page `page` does not see anyway, of those from `first` on.
-    fn between(&self, first: usize, page: usize) -> Range<usize> {
-        let end = page.saturating_sub(self.window.div_ceil(PAGE_LEN).max(1)).max(first);
-        self.sinks.div_ceil(PAGE_LEN).clamp(first, end)..end
+    /// The same settings as those of the rule that chooses.
+    pub(crate) fn rule(&self) -> plan::AttentionConfig {
+        let mode = match self.mode {
+            AttentionMode::Dense => plan::AttentionMode::Dense,
+            AttentionMode::Window => plan::AttentionMode::Window,
+            AttentionMode::Gated => plan::AttentionMode::Gated,
+            AttentionMode::Recall => plan::AttentionMode::Recall,
+        };
+        let Self { sinks, window, budget, recall, .. } = *self;
+        plan::AttentionConfig { mode, sinks, window, budget, recall }
     }
 }
 
@@ -149,43 +162,17 @@ impl<'a> Selector<'a> {
         end: usize,
         out: &mut Vec<u32>,
     ) {
-        let (first_page, between) = (cache.first_page(page), self.between(cache, page));
-        let budget = self.config.budget.div_ceil(PAGE_LEN);
-        if self.config.mode == AttentionMode::Dense
-            || between.len() <= budget && self.config.mode != AttentionMode::Window
-        {
-            out.extend(first_page as u32..end as u32);
-            return;
-        }
-        out.extend(first_page as u32..between.start as u32);
-        let first = out.len();
-        if let Some(gate) = self.gate(layer) {
-            let salience = |page: u32| cache.salience(sequence, layer, page as usize, head);
-            let wanted = |page: &u32| salience(*page) >= gate.threshold[head];
-            out.extend((between.start as u32..between.end as u32).filter(wanted));
-            let chosen = &mut out[first..];
-            if chosen.len() > budget {
-                let order = |a: &u32, b: &u32| salience(*b).total_cmp(&salience(*a)).then(b.cmp(a));
-                if budget > 0 {
-                    chosen.select_nth_unstable_by(budget - 1, order);
-                }
-                out.truncate(first + budget);
-                out[first..].sort_unstable();
-            }
-        }
-        out.extend(between.end as u32..end as u32);
-    }
-
-    /// Pages between sinks and window that tokens of page `page` do not see anyway.
-    fn between(&self, cache: &KvCache, page: usize) -> Range<usize> {
-        self.config.between(cache.first_page(page), page)
+        let (held, start) = (cache.first_page(page)..end, out.len());
+        let salience = |page: usize| cache.salience(sequence, layer, page, head);
+        let gate = self.gate(layer).map(|g| Wanted { threshold: g.threshold[head], salience: &salience });
+        out.resize(start + held.len(), 0);
+        let n = self.config.rule().choose(held, page, gate, &mut out[start..]);
+        out.truncate(start + n);
     }
 
     /// The pages among which a token of page `page` recalls; empty where it recalls nothing.
     pub(super) fn recalls(&self, cache: &KvCache, page: usize) -> Range<usize> {
-        let between = self.between(cache, page);
-        let all_read = between.len() <= self.config.budget.div_ceil(PAGE_LEN);
-        if self.config.recalled_pages() == 0 || all_read { 0..0 } else { between }
+        self.config.rule().recalls(cache.first_page(page), page)
     }
 }
 
@@ -233,10 +220,9 @@ impl Recall {
         self.start = pages.start / PAGE_LEN * PAGE_LEN;
         self.stride = (pages.end - self.start).next_multiple_of(PAGE_LEN);
         self.parts.clear();
-        for query in queries.chunks_exact(head_dim) {
-            self.parts.extend(query.iter().map(|q| q.min(0.0)));
-            self.parts.extend(query.iter().map(|q| q.max(0.0)));
-        }
+        self.parts.resize(2 * queries.len(), 0.0);
+        let columns_of = queries.chunks_exact(head_dim).zip(self.parts.chunks_exact_mut(2 * head_dim));
+        columns_of.for_each(|(query, parts)| bounds::parts(query, parts));
         self.bounds.clear();
         self.bounds.resize(tokens * self.stride, f32::NEG_INFINITY);
         for first in (self.start..pages.end).step_by(PAGE_LEN) {
@@ -271,23 +257,9 @@ impl Recall {
         chosen: &[u32],
     ) -> &[u32] {
         let bound = |page: u32| self.bounds[token * self.stride + page as usize - self.start];
-        let mut rest = chosen;
-        self.order.clear();
-        for page in pages.start as u32..pages.end as u32 {
-            while rest.first().is_some_and(|&c| c < page) {
-                rest = &rest[1..];
-            }
-            if rest.first() != Some(&page) {
-                self.order.push(page);
-            }
-        }
-        let count = select.config.recalled_pages();
-        if self.order.len() > count {
-            let order = |a: &u32, b: &u32| bound(*b).total_cmp(&bound(*a)).then(b.cmp(a));
-            self.order.select_nth_unstable_by(count - 1, order);
-            self.order.truncate(count);
-            self.order.sort_unstable();
-        }
+        self.order.resize(pages.len(), 0);
+        let n = select.config.rule().recall(pages, chosen, bound, &mut self.order);
+        self.order.truncate(n);
         &self.order
     }
 }
@@ -317,7 +289,9 @@ impl Plan {
             return;
         }
         let lists = if select.config.mode == AttentionMode::Dense { 1 } else { layers * heads };
-        reserve(&mut self.pages, lists * cache.pages_with_room().min(select.config.most_pages()));
+        // A list is made among all pages before it is cut.
+        let all = cache.pages_with_room();
+        reserve(&mut self.pages, lists * all.min(select.config.rule().most_pages()) + all);
         reserve(&mut self.ends, layers * heads);
         self.made_for = wanted;
         self.pages.clear();

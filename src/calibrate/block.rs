@@ -1,12 +1,22 @@
 //! The FFN of one block: its weights, what it computes exactly, and how it is to be fitted.
 
+use crate::settings::with_methods;
 use crate::sparse::candidate_factor;
 use candle_core::{Result, Tensor, bail};
 use candle_sparse_core::{Activation, Gate, kernel::activation};
 use rayon::prelude::*;
 
-/// What a fit may use.
+/// How the FFN of a block is fitted.
+///
+/// ```
+/// use candle_sparse::calibrate::{Calibrator, Settings};
+///
+/// // Half the default rank: the prediction reads half as many bytes and misses more.
+/// let settings = Settings::default().with_rank(32);
+/// assert_eq!(Calibrator::default().with_settings(settings).settings.rank, 32);
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Settings {
     /// Rank of the prediction.
     pub rank: usize,
@@ -16,6 +26,12 @@ pub struct Settings {
     /// The mean active share at which neurons are put in order.
     pub reference_share: f32,
 }
+
+with_methods!(Settings {
+    with_rank: rank: usize,
+    with_candidate_factor: candidate_factor: Option<f32>,
+    with_reference_share: reference_share: f32,
+});
 
 impl Default for Settings {
     fn default() -> Self {

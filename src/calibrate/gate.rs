@@ -14,6 +14,7 @@ pub(super) use labels::ValueNorms;
 
 use super::regression::{Linear, Regression, r2};
 use crate::gate::FastGrnnGate;
+use crate::settings::with_methods;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use reservoir::Reservoir;
@@ -26,7 +27,18 @@ const CHOOSE_EVERY: usize = 6;
 const FEWEST: usize = 64;
 
 /// How the gates of sparse attention are fitted.
+///
+/// ```
+/// use candle_sparse::calibrate::GateSettings;
+///
+/// let settings = GateSettings::default();
+/// assert_eq!((settings.window_of(512), settings.window_of(4096)), (128, 256));
+/// // Tokens of a window that enough later queries see from far away.
+/// assert!(settings.labelled(1024) > 0 && settings.labelled(256) < 256);
+/// assert!(settings.is_enough(1024, 12, 4) && !settings.is_enough(1024, 1, 4));
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct GateSettings {
     /// Tokens that every query sees: labels tell of attention from further away. `None` takes a quarter of the text's
     /// windows, at most 256.
@@ -51,6 +63,19 @@ pub struct GateSettings {
     pub seed: u64,
 }
 
+with_methods!(GateSettings {
+    with_window: window: Option<usize>,
+    with_min_later: min_later: usize,
+    with_sinks: sinks: usize,
+    with_share: share: f32,
+    with_cell_hidden: cell_hidden: usize,
+    with_rank: rank: usize,
+    with_least_gain: least_gain: f32,
+    with_tokens: tokens: usize,
+    with_memory: memory: usize,
+    with_seed: seed: u64,
+});
+
 impl Default for GateSettings {
     /// A quarter of the window passes; a state of 16, rank 16; 24 k tokens and 1 GiB.
     fn default() -> Self {
@@ -70,20 +95,20 @@ impl Default for GateSettings {
 }
 
 impl GateSettings {
-    /// The window for texts in windows of `context` tokens.
+    /// The window, in positions, for texts in windows of `context` tokens.
     #[must_use]
     pub fn window_of(&self, context: usize) -> usize {
         self.window.unwrap_or_else(|| (context / 4).min(256))
     }
 
-    /// Tokens of a window of `context` tokens that have labels.
+    /// How many tokens of a window of `context` tokens have labels.
     #[must_use]
     pub fn labelled(&self, context: usize) -> usize {
         let later = self.window_of(context).saturating_add(self.min_later.max(1));
         context.saturating_sub(later).saturating_sub(self.sinks)
     }
 
-    /// Whether so many windows of `context` tokens to fit, and to report on, are enough for [`fit_gate`].
+    /// Whether `fit` windows of `context` tokens to learn from, and `tune` windows to report on, are enough to fit gates.
     #[must_use]
     pub fn is_enough(&self, context: usize, fit: usize, tune: usize) -> bool {
         let labels = |windows: usize| windows.saturating_mul(self.labelled(context));
@@ -116,6 +141,15 @@ pub(super) struct WatchedWindow {
 }
 
 /// A fitted gate and how well it predicts on windows that nothing was fitted to.
+///
+/// ```
+/// use candle_sparse::{FastGrnnGate, calibrate::GateFit};
+///
+/// let gate = FastGrnnGate::new(2, vec![1.0, 0.0, 0.0, 1.0], vec![0.0; 2], vec![1.0; 2])?;
+/// let fit = GateFit { gate, r2_ridge: vec![0.25, 0.75], r2_cell: vec![0.5, 1.0], share: vec![0.25; 2] };
+/// assert_eq!(fit.r2(), [0.5, 0.75]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GateFit {
     /// The gate; without a cell where that added too little.

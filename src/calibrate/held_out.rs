@@ -20,10 +20,22 @@ const MOST_PARAMETERS: usize = 1 << 28;
 /// Tokens that show it.
 const FLOOR_TOKENS: usize = 1024;
 
-/// One rule at its fitted point.
+/// What one rule costs at its fitted point, on text that nothing was learned from.
+///
+/// ```
+/// use candle_sparse::{calibrate::RuleReport, profile::Rule, quality::Quality};
+///
+/// let kept = |rule, share, kept| {
+///     let quality = Quality::default();
+///     RuleReport { rule, share, quality, active: f64::from(share), recall: vec![0.9; 4], kept }
+/// };
+/// let reports = [kept(Rule::Gate, 0.5, true), kept(Rule::LowRank, 0.4, true), kept(Rule::Cascade, 0.3, false)];
+/// let best = reports.iter().filter(|r| r.kept).min_by(|a, b| a.active.total_cmp(&b.active)).expect("two are kept");
+/// assert_eq!(best.rule, Rule::LowRank);
+/// ```
 #[derive(Clone, Debug)]
 pub struct RuleReport {
-    /// Which.
+    /// Which rule.
     pub rule: Rule,
     /// Mean share at which its thresholds were set.
     pub share: f32,

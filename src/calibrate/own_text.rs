@@ -12,7 +12,20 @@ const SEQUENCES: usize = 8;
 /// Tokens of a sequence, where the model's context is longer.
 const LONGEST: usize = 256;
 
-/// What a model has written.
+/// What a model has written, with the perplexity that it gave itself: see [`own_text`].
+///
+/// ```
+/// use candle_sparse::calibrate::own_text;
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let text = own_text(decoder, 64, &[0], 1)?;
+/// assert!(text.windows.iter().all(|window| window[0] == 0));
+/// assert!(text.perplexity() > 1.0 && text.perplexity() < decoder.config().vocab_size as f64);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct OwnText {
     /// Sequences of tokens, each with its beginning.
@@ -33,6 +46,20 @@ impl OwnText {
 /// 1), in sequences that begin with `start`; the same `seed` writes the same text.
 ///
 /// Cost: that of decoding, for eight sequences at a time.
+///
+/// ```
+/// use candle_sparse::calibrate::own_text;
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let text = own_text(decoder, 64, &[0], 1)?;
+/// // Eight sequences, and the same again from the same seed.
+/// assert_eq!((text.windows.len(), text.windows[0].len()), (8, 9));
+/// assert_eq!(own_text(decoder, 64, &[0], 1)?.windows, text.windows);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// An empty `start`, or a model whose logits are not numbers.

@@ -12,24 +12,25 @@ use crate::{
     attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
+    sparse::TokenFfn,
     team::{Member, Outcome, Outputs, Over, Team},
     weight::ROW_STEP,
 };
 use candle_core::{Error, Result, bail};
 use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
-use sparse::SparseOwn;
+use sparse::SparseLocal;
 use std::sync::{Mutex, PoisonError};
 
 /// Working memory of all threads.
 #[derive(Default)]
 pub(super) struct Scratch {
     team: Team,
-    own: Vec<Mutex<Own>>,
+    local: Vec<Mutex<Local>>,
 }
 
 /// A thread's own vectors: all but the inner ones of a phase are equal on all threads.
 #[derive(Default)]
-struct Own {
+struct Local {
     x: Vec<f32>,
     normed: Vec<f32>,
     qkv: Vec<f32>,
@@ -46,7 +47,7 @@ struct Own {
     piece: Vec<f32>,
     groups: Vec<ActivationGroup>,
     attention: LoneScratch,
-    sparse: SparseOwn,
+    sparse: SparseLocal,
 }
 
 /// What a token attends to.
@@ -82,28 +83,28 @@ impl Decoder {
         if let Some(plans) = plans {
             state.begin(plans, self.config.intermediate_size);
         }
-        s.own.resize_with(self.threads.count(), Mutex::default);
-        for own in &mut s.own {
-            self.resize(own.get_mut().unwrap_or_else(PoisonError::into_inner), cache);
+        s.local.resize_with(self.threads.count(), Mutex::default);
+        for local in &mut s.local {
+            self.resize(local.get_mut().unwrap_or_else(PoisonError::into_inner), cache);
         }
         let past = Past { cache, select, plan, position };
         let logits = Mutex::new(Some(logits));
-        let program = |member: &mut Member<'_>, own: &mut Own| {
-            self.enter_token(input, position, own);
+        let program = |member: &mut Member<'_>, local: &mut Local| {
+            self.enter_token(input, position, local);
             for (i, layer) in self.layers.iter().enumerate() {
                 // The caller's end is everyone's.
                 if member.is_caller() && deadline.is_some_and(|d| d.has_passed()) {
                     return Err(Over);
                 }
-                self.attend_token(member, (i, layer), past, own)?;
+                self.attend_token(member, (i, layer), past, local)?;
                 match (&layer.ffn, plans) {
                     (Ffn::Sparse(ffn), Some(plans)) => {
-                        let turn = state.turn(plans, i, position);
-                        self.sparse_ffn_token(member, (i, layer, ffn), turn, own)?;
+                        let selection = state.selection(plans, i, position);
+                        self.sparse_ffn_token(member, (i, layer, ffn), selection, local)?;
                     }
                     (Ffn::Dense(ffn), _) => {
-                        self.ffn_token(member, layer, ffn, own)?;
-                        if let Some(run) = own.sparse.runs.get_mut(i) {
+                        self.ffn_token(member, layer, ffn, local)?;
+                        if let Some(run) = local.sparse.runs.get_mut(i) {
                             *run = LayerRun::all(self.config.intermediate_size, layer.ffn.dense_bytes());
                         }
                     }
@@ -111,11 +112,11 @@ impl Decoder {
                 }
             }
             let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
-            self.head_token(member, own, if member.is_caller() { out() } else { None })
+            self.head_token(member, local, if member.is_caller() { out() } else { None })
         };
-        let outcome = self.threads.team(&mut s.team, &self.outputs(cache), &s.own, program);
-        let own = s.own[0].get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(i) = own.sparse.damaged {
+        let outcome = self.threads.team(&mut s.team, &self.outputs(cache), &s.local, program);
+        let local = s.local[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(i) = local.sparse.damaged {
             bail!(
                 "layer {i}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its \
                  dtype too narrow?"
@@ -127,17 +128,17 @@ impl Decoder {
         outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
         cache.begin(1, position, 1)?;
         let kv_dim = self.config.kv_dim();
-        for (layer, kv) in own.kv.chunks_exact(2 * kv_dim).enumerate() {
+        for (layer, kv) in local.kv.chunks_exact(2 * kv_dim).enumerate() {
             cache.write(0, layer, position, &kv[..kv_dim], &kv[kv_dim..]);
         }
-        for (i, x) in own.inputs.chunks_exact(self.config.hidden_size).enumerate() {
+        for (i, x) in local.inputs.chunks_exact(self.config.hidden_size).enumerate() {
             if let Some(gate) = select.gate(i) {
                 cache.observe(0, i, gate, self.kernels, position, x);
             }
         }
         cache.advance(1);
         if let Some(plans) = plans {
-            state.note(plans, &own.sparse.runs);
+            state.note(plans, &local.sparse.runs);
         }
         Ok(())
     }
@@ -150,44 +151,44 @@ impl Decoder {
             attention::declare(c, &self.selector(), cache, &mut outputs);
             outputs.add(layer.o_proj.weight.rows());
             match &layer.ffn {
-                Ffn::Sparse(ffn) => self.declare_sparse(ffn, &mut outputs),
+                Ffn::Sparse(ffn) => TokenFfn::declare(ffn, &mut outputs),
                 Ffn::Dense(_) => {
                     outputs.add(c.intermediate_size);
                     outputs.add(c.hidden_size);
                 }
             }
         }
-        self.declare_look(&mut outputs);
+        self.declare_sample(&mut outputs);
         outputs.add(c.vocab_size);
         outputs
     }
 
-    fn resize(&self, own: &mut Own, cache: &KvCache) {
+    fn resize(&self, local: &mut Local, cache: &KvCache) {
         let c = &self.config;
-        resize(&mut own.x, c.hidden_size);
-        resize(&mut own.normed, c.hidden_size);
-        resize(&mut own.qkv, c.q_dim() + 2 * c.kv_dim());
-        resize(&mut own.kv, self.layers.len() * 2 * c.kv_dim());
-        resize(&mut own.attended, c.q_dim());
+        resize(&mut local.x, c.hidden_size);
+        resize(&mut local.normed, c.hidden_size);
+        resize(&mut local.qkv, c.q_dim() + 2 * c.kv_dim());
+        resize(&mut local.kv, self.layers.len() * 2 * c.kv_dim());
+        resize(&mut local.attended, c.q_dim());
         let gated = if self.selector().gate(0).is_some() { self.layers.len() } else { 0 };
-        resize(&mut own.inputs, gated * c.hidden_size);
-        resize(&mut own.gate, c.intermediate_size);
-        resize(&mut own.up, c.intermediate_size);
-        resize(&mut own.cos, c.head_dim / 2);
-        resize(&mut own.sin, c.head_dim / 2);
+        resize(&mut local.inputs, gated * c.hidden_size);
+        resize(&mut local.gate, c.intermediate_size);
+        resize(&mut local.up, c.intermediate_size);
+        resize(&mut local.cos, c.head_dim / 2);
+        resize(&mut local.sin, c.head_dim / 2);
         // There are two pieces or more, or none is needed.
-        resize(&mut own.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
-        self.resize_groups(1, &mut own.groups);
-        own.attention.resize(c, cache);
-        self.resize_sparse(&mut own.sparse);
+        resize(&mut local.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
+        self.resize_groups(1, &mut local.groups);
+        local.attention.resize(c, cache);
+        self.resize_sparse(&mut local.sparse);
     }
 
-    fn enter_token(&self, input: Input<'_>, position: usize, own: &mut Own) {
+    fn enter_token(&self, input: Input<'_>, position: usize, local: &mut Local) {
         match input {
-            Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut own.x),
-            Input::Embeddings(e) => own.x.copy_from_slice(e),
+            Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut local.x),
+            Input::Embeddings(e) => local.x.copy_from_slice(e),
         }
-        rope::angles(|i| self.inv_freq[i], position, &mut own.cos, &mut own.sin);
+        rope::angles(|i| self.inv_freq[i], position, &mut local.cos, &mut local.sin);
     }
 
     /// `x += o(attention(norm(x)))`
@@ -196,49 +197,55 @@ impl Decoder {
         member: &mut Member<'_>,
         (i, layer): (usize, &Layer),
         past: Past<'_>,
-        own: &mut Own,
+        local: &mut Local,
     ) -> Outcome {
         let c = &self.config;
         let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
-        self.norm_row(&own.x, &layer.input_layernorm, &mut own.normed);
-        if let Some(x) = own.inputs.chunks_exact_mut(c.hidden_size).nth(i) {
-            x.copy_from_slice(&own.normed);
+        self.norm_row(&local.x, &layer.input_layernorm, &mut local.normed);
+        if let Some(x) = local.inputs.chunks_exact_mut(c.hidden_size).nth(i) {
+            x.copy_from_slice(&local.normed);
         }
-        self.project(member, &layer.qkv_proj, &own.normed, &mut own.groups, &mut own.qkv)?;
-        self.rotate_row(&mut own.qkv, &own.cos, &own.sin);
-        let kv = &mut own.kv[i * 2 * kv_dim..(i + 1) * 2 * kv_dim];
-        kv.copy_from_slice(&own.qkv[q_dim..]);
+        self.project(member, &layer.qkv_proj, &local.normed, &mut local.groups, &mut local.qkv)?;
+        self.rotate_row(&mut local.qkv, &local.cos, &local.sin);
+        let kv = &mut local.kv[i * 2 * kv_dim..(i + 1) * 2 * kv_dim];
+        kv.copy_from_slice(&local.qkv[q_dim..]);
         past.cache.round(kv);
         let (keys, values) = kv.split_at(kv_dim);
         let Past { cache, select, plan, position } = past;
         let token =
-            Token { cache, select, plan, layer: i, position, queries: &own.qkv[..q_dim], keys, values };
-        lone_token(member, self.kernels, c, token, &mut own.attention, &mut own.attended)?;
-        self.project(member, &layer.o_proj, &own.attended, &mut own.groups, &mut own.normed)?;
-        self.kernels.axpy(1.0, &own.normed, &mut own.x);
+            Token { cache, select, plan, layer: i, position, queries: &local.qkv[..q_dim], keys, values };
+        lone_token(member, self.kernels, c, token, &mut local.attention, &mut local.attended)?;
+        self.project(member, &layer.o_proj, &local.attended, &mut local.groups, &mut local.normed)?;
+        self.kernels.axpy(1.0, &local.normed, &mut local.x);
         Ok(())
     }
 
     /// `x += down(act(gate(norm(x))) · up(norm(x)))`
-    fn ffn_token(&self, member: &mut Member<'_>, layer: &Layer, ffn: &DenseFfn, own: &mut Own) -> Outcome {
+    fn ffn_token(
+        &self,
+        member: &mut Member<'_>,
+        layer: &Layer,
+        ffn: &DenseFfn,
+        local: &mut Local,
+    ) -> Outcome {
         let (c, on) = (&self.config, self.on());
-        self.norm_row(&own.x, &layer.post_attention_layernorm, &mut own.normed);
+        self.norm_row(&local.x, &layer.post_attention_layernorm, &mut local.normed);
         let DenseFfn { gate_proj, up_proj, down_proj } = ffn;
         let (gate_w, up_w) = (gate_proj.weight.matrix(), up_proj.weight.matrix());
         let formats = [gate_proj.weight.format(), up_proj.weight.format()];
-        let x = on.input(formats.into_iter(), c.hidden_size, &own.normed, &mut own.groups);
+        let x = on.input(formats.into_iter(), c.hidden_size, &local.normed, &mut local.groups);
         let piece = member.piece(c.intermediate_size, gate_w.bytes() + up_w.bytes(), ROW_STEP);
-        member.phase(&mut own.up, piece, |i, up| {
+        member.phase(&mut local.up, piece, |i, up| {
             let r = i * piece..i * piece + up.len();
-            let gate = &mut own.gate[..up.len()];
+            let gate = &mut local.gate[..up.len()];
             on.kernels.matmul(gate_w.slice_rows(r.clone()), x.columns(formats[0]), &mut [gate]);
             on.kernels.matmul(up_w.slice_rows(r.clone()), x.columns(formats[1]), &mut [up]);
             add_bias(gate, gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
             add_bias(up, up_proj.bias.as_deref().map(|b| &b[r]));
             on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
         })?;
-        self.project(member, down_proj, &own.up, &mut own.groups, &mut own.normed)?;
-        self.kernels.axpy(1.0, &own.normed, &mut own.x);
+        self.project(member, down_proj, &local.up, &mut local.groups, &mut local.normed)?;
+        self.kernels.axpy(1.0, &local.normed, &mut local.x);
         Ok(())
     }
 
@@ -262,17 +269,17 @@ impl Decoder {
     }
 
     /// The logits, which the calling thread alone wants.
-    fn head_token(&self, member: &mut Member<'_>, own: &mut Own, logits: Option<&mut [f32]>) -> Outcome {
+    fn head_token(&self, member: &mut Member<'_>, local: &mut Local, logits: Option<&mut [f32]>) -> Outcome {
         let (c, w) = (&self.config, self.lm_head.matrix());
-        self.kernels.rms_norm(&own.x, &self.norm, c.rms_norm_eps, &mut own.normed);
-        let x = self.on().columns(self.lm_head.format(), c.hidden_size, &own.normed, &mut own.groups);
+        self.kernels.rms_norm(&local.x, &self.norm, c.rms_norm_eps, &mut local.normed);
+        let x = self.on().columns(self.lm_head.format(), c.hidden_size, &local.normed, &mut local.groups);
         let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
         let compute = |i: usize, y: &mut [f32]| {
             self.kernels.matmul(w.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
         };
         match logits {
             Some(logits) => member.phase(logits, piece, compute),
-            None => member.assist(c.vocab_size, piece, &mut own.piece, compute),
+            None => member.assist(c.vocab_size, piece, &mut local.piece, compute),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A tensor that nobody takes makes another model of the same files: a Qwen without its `q_norm` says nothing sensible. A
 //! `VarBuilder` cannot list its tensors, so known names are asked for; where they can be listed, [`check_names`] sees all.
 
-use super::load::Extras;
+use super::Extras;
 use crate::Error;
 use candle_core::Result;
 use candle_nn::VarBuilder;
@@ -99,7 +99,16 @@ fn layers_of(vb: &VarBuilder<'_>, asked: usize) -> usize {
     (0..asked).take_while(there).count()
 }
 
-/// Whether a block's FFN has biases.
+/// Whether the FFN of any of the first `layers` blocks has biases; no tensor is read.
+///
+/// ```
+/// use candle_core::Device;
+///
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/model.safetensors");
+/// let vb = candle_sparse::loading::var_builder(&[path], None, &Device::Cpu)?;
+/// assert!(!candle_sparse::decoder::has_mlp_bias(&vb, 4));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[must_use]
 pub fn has_mlp_bias(vb: &VarBuilder<'_>, layers: usize) -> bool {
     let bias = |i: usize, name: &&str| vb.contains_tensor(&format!("model.layers.{i}.{name}.bias"));
@@ -130,6 +139,16 @@ fn check_tied(vb: &VarBuilder<'_>, c: &Config) -> Result<()> {
 }
 
 /// Refuses names of tensors that have no place in a llama with so many layers.
+///
+/// ```
+/// use candle_sparse::decoder::check_names;
+///
+/// let llama = ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"];
+/// assert!(check_names(llama.into_iter(), 1).is_ok());
+/// // Qwen 3 has norms that a Llama would leave out.
+/// let error = check_names(["model.layers.0.self_attn.q_norm.weight"].into_iter(), 1).unwrap_err();
+/// assert!(error.to_string().contains("q_norm"), "{error}");
+/// ```
 ///
 /// # Errors
 /// [`Error::WrongModel`], with the names.

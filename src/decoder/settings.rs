@@ -21,7 +21,8 @@ impl Decoder {
     /// stay dense; [`SparseConfig::force`] while loading keeps all of them that read fewer bytes.
     ///
     /// # Errors
-    /// As [`Plans::new`]; also a model all of whose blocks are dense, unless all neurons are asked for.
+    /// Settings that [`SparseConfig::check`] or [`SparseConfig::resolve`] refuses, or that the profile does not serve (a prediction
+    /// of rank 0, for example); a model without a profile, or one all of whose blocks are dense, unless all neurons are wanted.
     pub fn with_sparse(&self, config: SparseConfig) -> Result<Self> {
         let Some(Sparse { points, .. }) = &self.sparse else {
             match &self.not_sparse {
@@ -87,7 +88,7 @@ impl Decoder {
         checked.expect("settings are checked where they are set, gates where they are given")
     }
 
-    /// Whether products round activations to 8 bits, as those of quantised matrices do.
+    /// Whether products round activations to 8 bits, as products with quantised matrices do.
     #[must_use]
     pub fn rounds_activations(&self) -> bool {
         let quantised = |p: &Projection| p.weight.formats().any(Format::is_quantized);
@@ -102,7 +103,8 @@ impl Decoder {
     }
 
     /// Whether an FFN has biases, which no profile serves.
-    pub(crate) fn has_ffn_bias(&self) -> bool {
+    #[must_use]
+    pub fn has_ffn_bias(&self) -> bool {
         let biased = |f: &DenseFfn| {
             f.gate_proj.bias.is_some() || f.up_proj.bias.is_some() || f.down_proj.bias.is_some()
         };
@@ -118,10 +120,12 @@ impl Decoder {
         self.layers.len() * layer + heads * c.vocab_size * c.hidden_size
     }
 
-    /// This model with the same numbers as F32, whose products round no activations; memory: 4 bytes per element.
+    /// This model with the same numbers as F32, so that no product rounds its activations.
+    ///
+    /// Cost: 4 bytes of memory per element.
     ///
     /// # Errors
-    /// A block that leaves neurons out.
+    /// A block that leaves neurons out, or there is no memory for it.
     pub fn in_f32(&self) -> Result<Self> {
         let projection = |p: &Projection| -> Result<_> {
             Ok(Projection { weight: p.weight.to_f32()?, bias: p.bias.clone() })

@@ -2,11 +2,10 @@
 
 use crate::{
     Guard,
-    sparse::{CROSSOVER, FfnMode, Plan, Plans},
+    sparse::{FfnMode, GuardSample, Plan, Plans, TokenSelection},
 };
+use candle_sparse_core::ffn::dense_left;
 
-/// Tokens for which a block runs dense after one that needed nearly all neurons.
-const DENSE_TOKENS: u32 = 15;
 /// What an error past the limit multiplies a block's thresholds with.
 const SINK: f32 = 0.8;
 /// What an error below half of it does, until they are as they were.
@@ -16,7 +15,14 @@ const LEAST_SCALE: f32 = 0.01;
 /// Looks from which on a new one counts as much as a fourth of the mean.
 const MEMORY: u32 = 4;
 
-/// What the sparse FFNs of one sequence did, block by block.
+/// What the sparse FFNs of one sequence did, block by block; counted by decode steps alone, since prompts are dense.
+///
+/// ```
+/// use candle_sparse::decoder::SparseStats;
+///
+/// let stats = SparseStats::default();
+/// assert_eq!((stats.layers.len(), stats.active_share()), (0, 1.0));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SparseStats {
     /// One per decoder block; empty before the first decoded token of a model with a profile.
@@ -35,6 +41,30 @@ impl SparseStats {
 }
 
 /// Means over the decoded tokens of one block.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, LoadOptions, Logits, Scratch, Step};
+/// use candle_sparse::{FfnMode, KvCache, KvConfig, KvDType, Selection, SparseConfig};
+///
+/// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
+/// // Also where this machine gains nothing by it.
+/// let options = LoadOptions::default().with_sparse(config.with_force(true));
+/// # use candle_sparse_models::{files::ModelFiles, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, options)?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let mut cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F16));
+/// let (mut scratch, mut logits) = (Scratch::default(), vec![0.0; decoder.config().vocab_size]);
+/// for index_pos in 0..4 {
+///     let step = Step { batch: 1, seq_len: 1, index_pos };
+///     decoder.forward(Input::Ids(&[5]), step, &mut cache, &mut scratch, Logits::Last, &mut logits)?;
+/// }
+/// let stats = scratch.sparse_stats();
+/// assert_eq!((stats.layers.len(), stats.layers[0].tokens), (4, 4));
+/// assert!(stats.active_share() < 0.9, "{stats:?}");
+/// assert!(decoder.read_bytes_per_token(&stats) < decoder.weight_bytes_per_token());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerStats {
     /// Decoded tokens.
@@ -47,13 +77,13 @@ pub struct LayerStats {
     pub candidate_share: f64,
     /// Weight bytes of the FFN read per token, counted from what was computed.
     pub bytes_per_token: f64,
-    /// Looks of the guard.
+    /// How often the [guard](crate::Guard) compared the block with its dense FFN.
     pub looks: u64,
-    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of the looks.
+    /// Mean `‖y_dense − y_sparse‖ / ‖y_dense‖` of these comparisons.
     pub error: f64,
-    /// Mean share of `Σ |a|·n` that the active neurons held, of the looks.
+    /// Mean share of `Σ |a|·n` that the active neurons held in these comparisons.
     pub recall: f64,
-    /// What the guard multiplies the block's thresholds with; 1 while it is content.
+    /// The guard multiplies the block's thresholds by this; 1 as long as the error stays within its limit.
     pub scale: f32,
 }
 
@@ -64,42 +94,14 @@ pub(super) struct LayerRun {
     pub(super) candidates: usize,
     pub(super) bytes: usize,
     pub(super) dense: bool,
-    pub(super) look: Option<Look>,
+    pub(super) sample: Option<GuardSample>,
 }
 
 impl LayerRun {
     /// Of a block that leaves nothing out.
     pub(super) fn all(neurons: usize, bytes: usize) -> Self {
-        Self { active: neurons, candidates: neurons, bytes, dense: true, look: None }
+        Self { active: neurons, candidates: neurons, bytes, dense: true, sample: None }
     }
-}
-
-/// What the guard saw.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    error: f32,
-    recall: f32,
-}
-
-impl Look {
-    /// `active` and `all` are masses. Where there is nothing to miss nothing is missed.
-    pub(super) fn new(dense: &[f32], sparse: &[f32], active: f32, all: f32) -> Self {
-        let missed: f32 = dense.iter().zip(sparse).map(|(d, s)| (d - s) * (d - s)).sum();
-        let size: f32 = dense.iter().map(|d| d * d).sum();
-        let error = if missed > 0.0 { (missed / size.max(f32::MIN_POSITIVE)).sqrt() } else { 0.0 };
-        Self { error, recall: if all > 0.0 { active / all } else { 1.0 } }
-    }
-}
-
-/// How a block runs for this token.
-#[derive(Clone, Copy)]
-pub(super) struct Turn<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) dense: bool,
-    /// For squared thresholds.
-    pub(super) factor: f32,
-    pub(super) top: Option<usize>,
-    pub(super) look: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -149,16 +151,14 @@ impl LayerState {
         self.active += run.active as u64;
         self.candidates += run.candidates as u64;
         self.bytes += run.bytes as u64;
-        if !run.dense && run.active as f32 > CROSSOVER * neurons as f32 {
-            self.dense_left = DENSE_TOKENS;
-        } else if plan.mode != FfnMode::Dense {
-            self.dense_left = self.dense_left.saturating_sub(1);
+        if plan.mode != FfnMode::Dense {
+            self.dense_left = dense_left(self.dense_left, run.dense, run.active, neurons);
         }
-        if let (Some(look), Some(guard)) = (run.look, guard) {
+        if let (Some(sample), Some(guard)) = (run.sample, guard) {
             self.looks += 1;
-            self.errors += f64::from(look.error);
-            self.recalls += f64::from(look.recall);
-            self.judge(look.error, guard.limit);
+            self.errors += f64::from(sample.error);
+            self.recalls += f64::from(sample.recall);
+            self.judge(sample.error, guard.limit);
         }
     }
 
@@ -185,14 +185,15 @@ impl State {
         }
     }
 
-    pub(super) fn turn<'a>(&self, plans: &'a Plans, i: usize, position: usize) -> Turn<'a> {
+    pub(super) fn selection<'a>(&self, plans: &'a Plans, i: usize, position: usize) -> TokenSelection<'a> {
         let (plan, layer) = (&plans.layers[i], &self.layers[i]);
         let dense = plan.mode == FfnMode::Dense || layer.dense_left > 0;
-        let look = plans.config.guard.is_some_and(|g| {
+        let sample = plans.config.guard.is_some_and(|g| {
             position.is_multiple_of(g.every) && position / g.every % plans.layers.len() == i
         });
         let more = |k: usize| ((k as f32 / layer.scale).ceil() as usize).min(self.neurons);
-        Turn { plan, dense, factor: layer.scale * layer.scale, top: plan.top.map(more), look: look && !dense }
+        let (factor, top) = (layer.scale * layer.scale, plan.top.map(more));
+        TokenSelection { plan, dense, factor, top, sample: sample && !dense }
     }
 
     pub(super) fn note(&mut self, plans: &Plans, runs: &[LayerRun]) {
@@ -245,13 +246,5 @@ mod tests {
             layer.judge(1.0, 0.1);
         }
         assert_eq!(layer.scale, LEAST_SCALE);
-    }
-
-    #[test]
-    fn looks_by_hand() {
-        let look = Look::new(&[3.0, 4.0], &[3.0, 1.0], 1.0, 4.0);
-        assert_eq!((look.error, look.recall), (0.6, 0.25));
-        let nothing = Look::new(&[0.0], &[0.0], 0.0, 0.0);
-        assert_eq!((nothing.error, nothing.recall), (0.0, 1.0));
     }
 }

@@ -10,6 +10,20 @@ use std::{collections::HashMap, sync::Arc};
 /// Tensors by their Hugging Face names, each in its own format.
 ///
 /// As a backend of `VarBuilder` it gives their elements as floats, for code that reads tensors: calibration, fingerprints.
+///
+/// ```
+/// use candle_sparse::{Format, Weight, decoder::Stored};
+///
+/// let mut stored = Stored::new("an example");
+/// let head = Weight::from_f32(Format::F16, 2, &[1.0, 2.0, 3.0, 4.0])?;
+/// stored.insert("lm_head.weight", head, &[2, 2]);
+/// assert_eq!(stored.format("lm_head.weight")?, Format::F16);
+/// assert!(stored.weight("lm_head.weight", &[4, 1]).is_err());
+/// // As floats, for code that reads tensors.
+/// let vb = std::sync::Arc::new(stored).var_builder();
+/// assert_eq!(vb.get((2, 2), "lm_head.weight")?.to_vec2::<f32>()?, [[1.0, 2.0], [3.0, 4.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Stored {
     /// For messages.
@@ -19,7 +33,16 @@ pub struct Stored {
     tensors: HashMap<String, (Held, Shape)>,
 }
 
-/// A tensor that is there, or is read each time that it is asked for: then what is made of it is the only copy.
+/// A tensor that is in memory, or one that is read each time it is needed, so that what is made of it is the only copy.
+///
+/// ```
+/// use candle_sparse::{Format, Weight, decoder::Held};
+///
+/// let held = Held::elsewhere(Format::F32, || Weight::from_f32(Format::F32, 2, &[1.0, 2.0]));
+/// // Each call reads it anew.
+/// assert!(!held.weight()?.shares_memory(&held.weight()?));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub enum Held {
     /// In memory or in a mapped file.
@@ -34,7 +57,7 @@ impl Held {
         Self::Elsewhere(format, Arc::new(read))
     }
 
-    /// The tensor.
+    /// The tensor, read where it is not in memory.
     ///
     /// # Errors
     /// Those of reading it.
@@ -81,13 +104,13 @@ impl Stored {
         &self.origin
     }
 
-    /// Whether the file is mapped, so that tensors held elsewhere are copies worth a notice.
+    /// The same with a note that the file is mapped: tensors that had to be copied are then worth a notice to the user.
     #[must_use]
     pub fn with_mapped(self, mapped: bool) -> Self {
         Self { mapped, ..self }
     }
 
-    /// Adds a tensor of one or two dimensions; one dimension is a matrix of one row.
+    /// Adds a tensor of one or two dimensions `dims`; one of one dimension is held as a matrix of one row.
     pub fn insert(&mut self, name: impl Into<String>, tensor: impl Into<Held>, dims: &[usize]) {
         self.tensors.insert(name.into(), (tensor.into(), Shape::from(dims)));
     }

@@ -1,6 +1,36 @@
-//! A look into the blocks of a forward pass.
+//! Values inside the blocks of a forward pass, for whoever measures them.
 
-/// What calibration and quality sweeps see of every block, and what they may change.
+/// Sees the values inside every block of a forward pass, and may change the activations of its FFN: for calibration and
+/// measurements.
+///
+/// ```
+/// use candle_sparse::decoder::{Input, LayerTap, Scratch, Step};
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// /// How many gates are open, of how many.
+/// #[derive(Default)]
+/// struct OpenGates(usize, usize);
+///
+/// impl LayerTap for OpenGates {
+///     fn ffn(&mut self, _layer: usize, _x: &[f32], gate: &[f32], _a: &mut [f32], _y: &mut [f32]) {
+///         self.0 += gate.iter().filter(|g| **g > 0.0).count();
+///         self.1 += gate.len();
+///     }
+/// }
+///
+/// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+/// # let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// let decoder = loaded.model.decoder(); // of a Llama
+/// let config = decoder.config();
+/// let mut cache = KvCache::new(config, KvConfig::exact(KvDType::F16));
+/// let (mut tap, mut logits) = (OpenGates::default(), vec![0.0; 2 * config.vocab_size]);
+/// let step = Step { batch: 1, seq_len: 2, index_pos: 0 };
+/// decoder.forward_tapped(Input::Ids(&[5, 6]), step, &mut cache, &mut Scratch::default(), &mut tap, &mut logits)?;
+/// assert_eq!(tap.1, 2 * config.num_hidden_layers * config.intermediate_size);
+/// assert!(tap.0 > 0 && tap.0 < tap.1);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub trait LayerTap {
     /// Called once per block and run of at most 512 positions, before its attention.
     ///

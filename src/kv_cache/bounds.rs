@@ -4,11 +4,8 @@
 //! extremes of its channels (Quest: Tang et al. 2024, <https://arxiv.org/abs/2406.10774>). The bounds of 32 pages lie
 //! side by side, `[head][min, max][head_dim][32 pages]`, so that a query scores all of them in one weighted sum of rows.
 
-use super::{
-    PAGE_LEN,
-    page::{Page, PageShape},
-};
-use candle_sparse_core::{Matrix, Rows};
+use super::page::{Page, PageShape};
+use candle_sparse_core::{Matrix, Rows, kv_cache::bounds};
 use half::f16;
 
 /// Pages of a group.
@@ -77,16 +74,7 @@ impl Bounds {
 
 /// Writes the bounds of a page as column `at` of a group.
 fn note(shape: PageShape, page: &Page, at: usize, group: &mut [f16]) {
-    let mut row = [0.0; PAGE_LEN];
-    for head in 0..shape.heads {
-        let keys = page.keys(shape, head);
-        for channel in 0..shape.head_dim {
-            keys.dequantize_row(channel, &mut row);
-            let min = row.iter().fold(f32::INFINITY, |m, v| v.min(m));
-            let max = row.iter().fold(f32::NEG_INFINITY, |m, v| v.max(m));
-            let first = (2 * head * shape.head_dim + channel) * GROUP + at;
-            group[first] = f16::from_f32(min);
-            group[first + shape.head_dim * GROUP] = f16::from_f32(max);
-        }
+    for (head, group) in group.chunks_exact_mut(2 * shape.head_dim * GROUP).enumerate() {
+        bounds::note(page.keys(shape, head), GROUP, at, group);
     }
 }

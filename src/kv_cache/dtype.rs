@@ -1,9 +1,20 @@
 //! The dtype of hot pages.
 
 use candle_core::{DType, Result, bail};
+use candle_sparse_core::Format;
 
 /// How hot keys and values are stored.
+///
+/// ```
+/// use candle_core::DType;
+/// use candle_sparse::KvDType;
+///
+/// assert_eq!(KvDType::try_from(DType::BF16)?, KvDType::BF16);
+/// assert!(KvDType::try_from(DType::U8).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KvDType {
     /// 4 bytes per element, exact.
     F32,
@@ -37,10 +48,11 @@ impl KvDType {
         }
     }
 
-    pub(super) fn bytes(self) -> usize {
+    pub(crate) fn format(self) -> Format {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 => Format::F32,
+            Self::F16 => Format::F16,
+            Self::BF16 => Format::BF16,
         }
     }
 }

@@ -80,6 +80,28 @@ impl KvCache {
     /// Which model the file is of is compared here where this cache is tied to one (made for a loaded model, or used), else by
     /// the first step that continues it.
     ///
+    /// ```
+    /// use candle_sparse::{KvCache, KvConfig, KvDType};
+    ///
+    /// # use candle_sparse_models::llama::LlamaConfig;
+    /// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+    /// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+    /// # let config = config.into_config(false).to_core()?;
+    /// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+    /// # let folder = tempfile::tempdir()?;
+    /// let path = folder.path().join("chat.safetensors");
+    /// let mut cache = KvCache::new(&config, KvConfig::exact(KvDType::F32));
+    /// cache.begin(1, 0, 1)?;
+    /// (0..4).for_each(|layer| cache.write(0, layer, 0, &[0.5; 64], &[1.0; 64]));
+    /// cache.advance(1);
+    /// cache.save(&path)?;
+    ///
+    /// let mut later = KvCache::new(&config, KvConfig::exact(KvDType::F32));
+    /// later.load(&path)?;
+    /// assert_eq!(later.len(), 1);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`Error::File`](Reason::File): it is none of these, or damaged. [`Error::WrongModel`](Reason::WrongModel): it is of another
     /// model, shape or sliding window. [`Error::Full`](Reason::Full): it holds more than the context or the budget. The cache is
@@ -99,11 +121,11 @@ impl KvCache {
     }
 
     fn about(&self) -> Value {
-        let KvConfig { dtype, hot, warm, stochastic, max_bytes: _ } = self.config;
+        let KvConfig { dtype, hot, warm, max_bytes: _ } = self.config;
         json!({
             "format": FORMAT, "positions": self.len, "sequences": self.sequences.len(), "layers": self.shape.layers,
             "heads": self.shape.page.heads, "head_dim": self.shape.page.head_dim, "dtype": dtype.name(), "hot": hot,
-            "warm": warm, "stochastic": stochastic, "sliding_window": self.window, "first_page": self.first,
+            "warm": warm, "sliding_window": self.window, "first_page": self.first,
             "interleaved": self.origin.as_ref().map(|o| o.interleaved),
         })
     }
@@ -136,13 +158,8 @@ impl KvCache {
         let Some(dtype) = KvDType::ALL.into_iter().find(|d| about["dtype"] == d.name()) else {
             bail!("dtype {} is not known", about["dtype"]);
         };
-        let config = KvConfig {
-            dtype,
-            hot: number("hot")?,
-            warm: number("warm")?,
-            stochastic: about["stochastic"].as_u64(),
-            max_bytes: self.config.max_bytes,
-        };
+        let config =
+            KvConfig { dtype, hot: number("hot")?, warm: number("warm")?, max_bytes: self.config.max_bytes };
         let mut cache = Self::empty(self.shape, config, self.limit, self.window);
         cache.first = number("first_page")?;
         if cache.first > cache.first_page(len / PAGE_LEN) {

@@ -8,7 +8,16 @@ use std::sync::Arc;
 /// How far frequencies of one model may be apart that were computed in two ways.
 const SAME_FREQUENCY: f32 = 1e-4;
 
-/// What makes keys and values those of a model, beyond their shape.
+/// What makes keys and values those of one model, beyond their shape: a cache of another model is refused.
+///
+/// ```
+/// use candle_sparse::kv_cache::Origin;
+///
+/// let hub = Origin { interleaved: false, inv_freq: [1.0, 0.01].into(), fingerprint: [].into() };
+/// let gguf = Origin { interleaved: true, ..hub.clone() };
+/// assert_eq!(hub.difference(&hub.clone()), None);
+/// assert!(hub.difference(&gguf).expect("another order of channels").contains("GGUF"));
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Origin {
     /// RoPE turns neighbours (GGUF) instead of the two halves of a head (Hugging Face).

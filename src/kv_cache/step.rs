@@ -36,7 +36,7 @@ impl KvCache {
         self.sequences.iter().flatten().map(Vec::capacity).max().unwrap_or(0).min(self.most_pages() + 1)
     }
 
-    /// Whether [`Self::begin`] would succeed; changes nothing.
+    /// Checks whether [`Self::begin`] would succeed; changes nothing.
     ///
     /// # Errors
     /// As [`Self::begin`].
@@ -123,8 +123,10 @@ impl KvCache {
         }
     }
 
-    /// Makes `seq_len` written positions part of the past; pages that are old now go to their tiers, layer by layer as
-    /// [`KvConfig`](super::KvConfig) says, those that no later token sees are given back.
+    /// Makes the next `seq_len` positions, which were written, part of the past.
+    ///
+    /// Pages that are old now go to their tiers, layer by layer as [`KvConfig`](super::KvConfig) says; those that no later token
+    /// sees are given back.
     pub fn advance(&mut self, seq_len: usize) {
         self.len += seq_len;
         // First, so that their memory serves those that become colder.

@@ -2,14 +2,33 @@
 
 use super::{KvCache, KvDType, PAGE_LEN, page::Tier};
 use crate::Error;
+use crate::settings::with_methods;
 use candle_core::Result;
-use candle_sparse_core::{BLOCK_LEN, BlockQ4_1};
+use candle_sparse_core::kv_cache::tiers::Ageing;
 
 /// How a cache keeps keys and values: hot, warm and cold by age, in pages of 32 positions.
 ///
 /// A page of layer l of L goes to its next tier `32 · l / L` positions later than it could, so that no token waits for all
 /// layers: of 32 layers one does so per token. Which tier a page is in depends on the number of positions alone.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, KvDType};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let exact = KvCache::new(&config, KvConfig::exact(KvDType::F16));
+/// let tiered = KvCache::new(&config, KvConfig::tiered().with_hot(64).with_warm(128));
+/// assert!(tiered.config().is_tiered());
+/// // Most of the positions are cold then: 5 bits per element in place of 16.
+/// let [exact, tiered] = [exact, tiered].map(|cache| cache.bytes_at(1, 1024));
+/// assert!(2 * tiered < exact, "{tiered} and {exact} bytes");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KvConfig {
     /// Dtype of hot pages, and of the first page, which holds the attention sinks.
     pub dtype: KvDType,
@@ -17,19 +36,24 @@ pub struct KvConfig {
     pub hot: usize,
     /// At least so many of the last positions stay hot or warm (`Q8_0`); what is older is cold (`Q4_1`).
     pub warm: usize,
-    /// Rounds the cold tier up or down at random, without bias, by a generator with this seed.
-    pub stochastic: Option<u64>,
     /// The most bytes that pages may take at any time, the hot ones of a prompt that is being read and those that wait for
     /// their next use among them; a step that needs more is an error. What a step under a time limit keeps for the way back
     /// comes on top.
     pub max_bytes: Option<usize>,
 }
 
+with_methods!(KvConfig {
+    with_dtype: dtype: KvDType,
+    with_hot: hot: usize,
+    with_warm: warm: usize,
+    with_max_bytes: max_bytes: Option<usize>,
+});
+
 impl KvConfig {
     /// Every position in `dtype`, as candle keeps them.
     #[must_use]
     pub const fn exact(dtype: KvDType) -> Self {
-        Self { dtype, hot: usize::MAX, warm: usize::MAX, stochastic: None, max_bytes: None }
+        Self { dtype, hot: usize::MAX, warm: usize::MAX, max_bytes: None }
     }
 
     /// The last 256 positions in F16, up to 2048 in `Q8_0`, the rest in `Q4_1`.
@@ -57,63 +81,37 @@ impl KvConfig {
     }
 
     /// Pages at the front of a layer that are at least as cold as warm and as cold, of a sequence of `len` positions.
-    pub(super) fn cooled(&self, (layer, layers): (usize, usize), len: usize) -> [usize; 2] {
-        let len = len.saturating_sub(PAGE_LEN * layer / layers.max(1));
-        // The page being written is hot whatever the settings say.
-        let pages = |kept: usize| len.saturating_sub(kept) / PAGE_LEN;
-        [pages(self.hot), pages(self.hot.max(self.warm))]
+    pub(super) fn cooled(&self, layer: (usize, usize), len: usize) -> [usize; 2] {
+        self.ageing().cooled(layer, len)
     }
 
     /// Whether pages go from hot to cold without being warm.
     const fn skips_warm(&self) -> bool {
-        self.warm <= self.hot
+        self.ageing().skips_warm()
+    }
+
+    pub(crate) const fn ageing(&self) -> Ageing {
+        Ageing { hot: self.hot, warm: self.warm }
     }
 }
 
-/// How a block is rounded.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Rounding {
-    Nearest,
-    /// By the random numbers of this state.
-    Stochastic(u64),
-}
-
-impl Rounding {
-    /// Of block `at` of a page.
-    pub(super) fn of(config: &KvConfig, layer: usize, page: usize, at: usize) -> Self {
-        let Some(seed) = config.stochastic else { return Self::Nearest };
-        let parts = [layer as u64, page as u64, at as u64];
-        Self::Stochastic(parts.iter().fold(seed, |s, &p| splitmix(s ^ p.wrapping_mul(0x9e37_79b9_7f4a_7c15))))
-    }
-
-    pub(super) fn quantize(self, x: &[f32; BLOCK_LEN]) -> BlockQ4_1 {
-        let mut block = BlockQ4_1::quantize(x);
-        let (Self::Stochastic(mut state), d) = (self, block.d.to_f32()) else { return block };
-        if d == 0.0 || !d.is_finite() {
-            return block;
-        }
-        let mut level = |v: f32| {
-            state = splitmix(state);
-            let chance = (state >> 40) as f32 / (1_u64 << 24) as f32;
-            ((v - block.m.to_f32()) / d + chance).floor().clamp(0.0, 15.0) as u8
-        };
-        let levels = x.map(&mut level);
-        for (j, q) in block.qs.iter_mut().enumerate() {
-            *q = levels[j] | levels[j + BLOCK_LEN / 2] << 4;
-        }
-        block
-    }
-}
-
-/// One step of splitmix64 (Steele, Lea and Flood 2014).
-fn splitmix(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
-}
-
-/// What the pages of a cache hold and take.
+/// How many pages of a tier a cache has, and the bytes that they take.
+///
+/// ```
+/// use candle_sparse::{KvCache, KvConfig, KvDType, kv_cache::Tier};
+///
+/// # use candle_sparse_models::llama::LlamaConfig;
+/// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+/// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+/// # let config = config.into_config(false).to_core()?;
+/// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+/// let mut cache = KvCache::new(&config, KvConfig::exact(KvDType::F32));
+/// cache.begin(1, 0, 32)?;
+/// let hot = cache.tier(Tier::Hot);
+/// // One page per layer: 32 positions of two heads, keys and values.
+/// assert_eq!((hot.pages, hot.bytes), (4, 4 * 32 * 2 * 64 * 4));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierStats {
     /// Pages, over all layers and sequences; those waiting to be filled included.
@@ -148,11 +146,11 @@ impl KvCache {
     }
 
     fn cool(&mut self, layer: usize, page: usize, tier: Tier) {
-        let (shape, config) = (self.shape.page, self.config);
+        let shape = self.shape.page;
         for (sequence, layers) in self.sequences.iter_mut().enumerate() {
             let mut to = self.pool.take(tier);
             let held = &mut layers[layer][page - self.first];
-            held.quantize_into(shape, &mut to, |at| Rounding::of(&config, layer, page, at));
+            held.fill(shape, &mut to);
             let was = std::mem::replace(held, to);
             match &mut self.undo {
                 Some(undo) => undo.push(([sequence, layer, page], was)),
@@ -169,7 +167,7 @@ impl KvCache {
                 && page.tier() != Tier::Hot
             {
                 let mut hot = self.pool.take(Tier::Hot);
-                page.thaw_into(shape, &mut hot);
+                page.fill(shape, &mut hot);
                 self.pool.give(std::mem::replace(page, hot));
             }
         }

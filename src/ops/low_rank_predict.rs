@@ -17,6 +17,20 @@ const OP: &str = "low-rank-predict";
 /// A neuron's score is the root of the expected square of what it adds, `E[act(g)²] · (û² + v_u) · n²`, with
 /// `E[act(g)²] = (act(ĝ − √v_g)² + act(ĝ + √v_g)²) / 2`, as in [`crate::profile`]. Without `Q_u`, as for the two-matrix
 /// FFN, it is `√E[act(g)²] · n`: the predicted activation's size where nothing else is known.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Activation, Format, Gate, ops::LowRankPredictor};
+///
+/// // Rank 1: all three gates are multiples of the sum of the inputs.
+/// let p = Tensor::new(&[[1.0_f32, 1.0]], &Device::Cpu)?;
+/// let q_gate = Tensor::new(&[[2.0_f32], [-1.0], [0.5]], &Device::Cpu)?;
+/// let act = Gate { act: Activation::Relu, shift: 0.0 };
+/// let predictor = LowRankPredictor::new(Format::F32, act, &p, &q_gate, None)?;
+/// let x = Tensor::new(&[[3.0_f32, 1.0]], &Device::Cpu)?;
+/// assert_eq!(predictor.scores(&x)?.to_vec2::<f32>()?, [[8.0, 0.0, 2.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LowRankPredictor {
     p: Weight,
@@ -31,7 +45,28 @@ pub struct LowRankPredictor {
     importance: Arc<[f32]>,
 }
 
-/// Which neurons are wanted.
+/// Which neurons a prediction is to name, by their [scores](LowRankPredictor::scores).
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Activation, Format, Gate, ops::{LowRankPredictor, Wanted, low_rank_predict}};
+///
+/// // Rank 1: all three gates are multiples of the sum of the inputs.
+/// let p = Tensor::new(&[[1.0_f32, 1.0]], &Device::Cpu)?;
+/// let q_gate = Tensor::new(&[[2.0_f32], [-1.0], [0.5]], &Device::Cpu)?;
+/// let act = Gate { act: Activation::Relu, shift: 0.0 };
+/// let predictor = LowRankPredictor::new(Format::F32, act, &p, &q_gate, None)?;
+/// let x = Tensor::new(&[[3.0_f32, 1.0]], &Device::Cpu)?; // scores 8, 0 and 2
+/// for (wanted, neurons) in [
+///     (Wanted::Threshold(1.0), &[0, 2][..]),
+///     (Wanted::TopK(1), &[0]),
+///     // The second is an exact 0.
+///     (Wanted::Share(1.0), &[0, 2]),
+/// ] {
+///     assert_eq!(low_rank_predict(&x, &predictor, wanted)?, neurons);
+/// }
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wanted {
     /// Those whose score is not below it: none with an exact 0 where it is above 0, all where it is not.
@@ -209,6 +244,21 @@ fn product(on: On<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
 /// `Tensor::new(list, x.device())` gives indices for `index_select`.
 ///
 /// Cost: as [`LowRankPredictor::scores`], and a few operations per neuron.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Activation, Format, Gate, ops::{LowRankPredictor, Wanted, low_rank_predict}};
+///
+/// // Rank 1: all three gates are multiples of the sum of the inputs.
+/// let p = Tensor::new(&[[1.0_f32, 1.0]], &Device::Cpu)?;
+/// let q_gate = Tensor::new(&[[2.0_f32], [-1.0], [0.5]], &Device::Cpu)?;
+/// let act = Gate { act: Activation::Relu, shift: 0.0 };
+/// let predictor = LowRankPredictor::new(Format::F32, act, &p, &q_gate, None)?;
+/// // Of several rows: what any of them needs.
+/// let x = Tensor::new(&[[3.0_f32, 1.0], [-1.0, -1.0]], &Device::Cpu)?;
+/// assert_eq!(low_rank_predict(&x, &predictor, Wanted::TopK(1))?, [0, 1]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`LowRankPredictor::scores`]; also a threshold that is NaN, a top-k of 0 or a share outside 0 to 1.

@@ -10,6 +10,16 @@ use candle_sparse_core::ActivationGroup;
 ///
 /// Cost: `rows · cols` multiply-adds per row of `x`; the weight's bytes are read once.
 ///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Format, Weight, ops::matmul};
+///
+/// let w = Weight::from_f32(Format::F32, 2, &[1.0, 2.0, 3.0, 4.0])?;
+/// let x = Tensor::new(&[[1.0_f32, 10.0]], &Device::Cpu)?;
+/// assert_eq!(matmul(&x, &w)?.to_vec2::<f32>()?, [[21.0, 43.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// `x` is of another dtype, not on the CPU, empty, not finite, or its last dimension is not `cols`.
 pub fn matmul(x: &Tensor, w: &Weight) -> Result<Tensor> {
@@ -22,7 +32,18 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Result<Tensor> {
     like(x, y, w.rows())
 }
 
-/// A drop-in for `candle_nn::Linear` without gradient: any format, all threads.
+/// `y = x · Wᵀ + b`, a drop-in for `candle_nn::Linear` without gradient: `weight` in any format, on all threads.
+///
+/// ```
+/// use candle_core::{Device, Module, Tensor};
+/// use candle_sparse::{Format, Weight, ops::Linear};
+///
+/// let weight = Weight::from_f32(Format::F16, 2, &[1.0, 2.0, 3.0, 4.0])?;
+/// let linear = Linear::new(weight, Some(Tensor::new(&[0.5_f32, -0.5], &Device::Cpu)?));
+/// let x = Tensor::new(&[[1.0_f32, 10.0]], &Device::Cpu)?;
+/// assert_eq!(linear.forward(&x)?.to_vec2::<f32>()?, [[21.5, 42.5]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Weight,

@@ -7,7 +7,22 @@ use std::sync::Arc;
 
 pub(super) const OP: &str = "sparse-attention";
 
-/// `softmax(scale · q · Kᵀ) · V` over the pages of the past that the settings choose; cheap to clone.
+/// How attention is computed, `softmax(scale · q · Kᵀ) · V` over the pages of the past that the settings choose; cheap to clone.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{AttentionConfig, KvConfig, ops::{SparseAttention, sparse_attention}};
+///
+/// let random = |heads, len| Tensor::randn(0_f32, 1.0, (1, heads, len, 32), &Device::Cpu);
+/// let (q, k, v) = (random(4, 1)?, random(2, 128)?, random(2, 128)?);
+/// let exact = SparseAttention::new(1.0 / 32_f32.sqrt(), AttentionConfig::default());
+/// // What quantised keys and values change.
+/// let coarse = exact.clone().with_kv(KvConfig::q4());
+/// let [exact, coarse] = [exact, coarse].map(|how| sparse_attention(&q, &k, &v, &how));
+/// let difference = (exact? - coarse?)?.abs()?.max_all()?.to_scalar::<f32>()?;
+/// assert!(difference > 0.0 && difference < 0.5, "{difference}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SparseAttention {
     pub(super) scale: f32,
@@ -56,6 +71,22 @@ impl SparseAttention {
 ///
 /// The result has the shape and dtype of `q`. Cost: a copy of `k` and `v` into pages; then `2 · heads · head_dim` multiply-adds
 /// per query and chosen position. In decode that copy is all the time there is: a [`PagedAttention`] keeps the pages.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_sparse::{AttentionConfig, ops::{SparseAttention, sparse_attention}};
+///
+/// let how = SparseAttention::new(1.0 / 32_f32.sqrt(), AttentionConfig::default());
+/// // 8 query heads on 2 of keys and values; the queries are the last 3 of 40 positions.
+/// let q = Tensor::randn(0_f32, 1.0, (1, 8, 3, 32), &Device::Cpu)?;
+/// let k = Tensor::randn(0_f32, 1.0, (1, 2, 40, 32), &Device::Cpu)?;
+/// let v = Tensor::ones((1, 2, 40, 32), DType::F32, &Device::Cpu)?;
+/// let y = sparse_attention(&q, &k, &v, &how)?;
+/// assert_eq!(y.dims(), q.dims());
+/// // A weighted mean of ones.
+/// assert!((y - 1.0)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// Shapes that do not fit together, more queries than positions, another dtype, gated attention without a gate, or a device

@@ -18,6 +18,20 @@ const PART_BYTES: usize = 64 * 1024;
 const MOST_PARTS: usize = 32;
 
 /// The weights of one FFN held neuron by neuron, so that some can be left out; cheap to clone.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Activation, Format, Gate, ops::NeuronWeights};
+///
+/// let relu = Gate { act: Activation::Relu, shift: 0.0 };
+/// let gate = Tensor::new(&[[1.0_f32, 0.0], [0.0, 1.0], [-1.0, 0.0]], &Device::Cpu)?; // [3, 2]
+/// let down = Tensor::new(&[[1.0_f32, 0.0, 1.0], [0.0, 1.0, 1.0]], &Device::Cpu)?; // [2, 3]
+/// let weights = NeuronWeights::gated(Format::F32, relu, &gate, &gate, &down)?;
+/// assert_eq!((weights.intermediate_size(), weights.hidden_size()), (3, 2));
+/// // Rows of gate, up and down.
+/// assert_eq!(weights.neuron_bytes(), 3 * 2 * 4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct NeuronWeights {
     form: Form,
@@ -155,7 +169,7 @@ impl NeuronWeights {
 
 /// `y += Σ` over the `n` entries of a list, `bytes` read for each, where `add` adds those of a range. The cut depends on
 /// the list, so threads do not change a bit.
-pub(super) fn add_in_parts(
+fn add_in_parts(
     on: On<'_>,
     n: usize,
     bytes: usize,
@@ -213,6 +227,21 @@ fn check_active(active: &[u32], n: usize) -> Result<()> {
 ///
 /// `active` is strictly increasing; empty is legal and gives 0 or `b2`. Cost per row: 3 (2) rows of `hidden` multiply-adds and
 /// bytes per active neuron, whatever the number of neurons. The result does not depend on the number of threads.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sparse::{Activation, Format, Gate, ops::{NeuronWeights, sparse_ffn}};
+///
+/// let relu = Gate { act: Activation::Relu, shift: 0.0 };
+/// let gate = Tensor::new(&[[1.0_f32, 0.0], [0.0, 1.0], [-1.0, 0.0]], &Device::Cpu)?; // [3, 2]
+/// let down = Tensor::new(&[[1.0_f32, 0.0, 1.0], [0.0, 1.0, 1.0]], &Device::Cpu)?; // [2, 3]
+/// let weights = NeuronWeights::gated(Format::F32, relu, &gate, &gate, &down)?;
+/// let x = Tensor::new(&[[2.0_f32, 3.0]], &Device::Cpu)?;
+/// // The third gate is shut: without it the result is the same.
+/// assert_eq!(sparse_ffn(&x, &weights, &[0, 1])?.to_vec2::<f32>()?, [[4.0, 9.0]]);
+/// assert_eq!(sparse_ffn(&x, &weights, &[0, 1, 2])?.to_vec2::<f32>()?, [[4.0, 9.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// `x` is of another width or dtype, not on the CPU or not finite; `active` is not increasing or names no neuron.

@@ -1,20 +1,19 @@
 //! The FFN of a Llama-shaped model that computes what a token needs, as a module.
 
-use super::{
-    rows::{like, on, rows},
-    sparse_ffn::add_in_parts,
-};
+use super::rows::{like, on, rows};
 use crate::{
-    Profile, SparseConfig, Weight,
-    sparse::{Choice, FfnMode, PANEL, Plans, Points, Room, SparseFfn},
+    Profile, SparseConfig,
+    sparse::{FfnMode, Plans, Points, SparseFfn, TokenFfn, TokenScratch, TokenSelection},
+    team::{Member, Outcome, Outputs, Team},
     threads::ranges,
     weight::{On, ROW_STEP, split_columns},
 };
 use candle_core::{Module, Result, Tensor, bail};
-use candle_sparse_core::{
-    ActivationGroup, Columns, Format, Gate, KernelSet, Matrix, Neurons, kernel::select,
+use candle_sparse_core::{ActivationGroup, Columns, Format, Gate, KernelSet, Matrix};
+use std::{
+    iter::once,
+    sync::{Arc, Mutex, PoisonError},
 };
-use std::{iter::once, sync::Arc};
 
 const OP: &str = "sparse-mlp";
 
@@ -23,18 +22,32 @@ const OP: &str = "sparse-mlp";
 ///
 /// One row of `x` (decode) is sparse as its [`SparseConfig`] says. More rows (a prompt, a batch) are computed with all
 /// neurons: their sets unite to nearly everything.
+///
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_sparse::{Activation, FfnMode, Format, Gate, Profile, Selection, SparseConfig, loading, ops::SparseMlp};
+///
+/// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu");
+/// let vb = loading::var_builder(&[format!("{folder}/model.safetensors")], Some(DType::F32), &Device::Cpu)?;
+/// let mlp = vb.pp("model.layers.1.mlp");
+/// let [gate, up] = ["gate_proj.weight", "up_proj.weight"].map(|name| mlp.get((512, 256), name));
+/// let (gate, up, down) = (gate?, up?, mlp.get((256, 512), "down_proj.weight")?);
+/// let profile = Profile::load(format!("{folder}/sparse.safetensors"))?;
+///
+/// let act = Gate { act: Activation::Silu, shift: 0.0 };
+/// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
+/// let mlp = SparseMlp::new(Format::Q8_0, act, [&gate, &up, &down], (&profile, 1), config)?;
+/// let x = Tensor::randn(0_f32, 1.0, (1, 256), &Device::Cpu)?;
+/// assert_eq!(mlp.forward(&x)?.dims(), [1, 256]);
+/// assert!(mlp.active(&x)?.len() < 512);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SparseMlp {
     ffn: SparseFfn,
     points: Points,
     plans: Arc<Plans>,
     act: Gate,
-}
-
-/// The neurons of a token and, unless a prediction alone decides, their gates.
-struct Chosen {
-    list: Vec<u32>,
-    gates: Option<Vec<f32>>,
 }
 
 impl SparseMlp {
@@ -91,28 +104,49 @@ impl SparseMlp {
         if values.len() != hidden {
             bail!("{OP}: x is {:?}: a list of neurons belongs to one row [1, {hidden}]", x.dims());
         }
-        Ok(Inputs::new(on()?, self, &values).choose().list)
+        let mut s = self.on_team(on()?, &values, |token, member, s| {
+            let active = token.choose(member, s)?.active;
+            s.list.truncate(active);
+            Ok(())
+        });
+        Ok(std::mem::take(&mut s.list))
     }
 
     /// One row.
     fn token(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
-        let plan = &self.plans.layers[0];
-        let inputs = Inputs::new(on, self, x);
-        let Chosen { list, gates } = inputs.choose();
-        let mut y = if plan.mode == FfnMode::Dense { vec![0.0; x.len()] } else { plan.bias.clone() };
-        let (x, neurons) = (inputs.x(self.ffn.gate.format()), Neurons::UpDown(self.ffn.up_down.matrix()));
-        add_in_parts(on, list.len(), 3 * self.ffn.row_bytes(), &mut y, |r, y| {
-            let list = &list[r.clone()];
-            let mut gates = match &gates {
-                Some(gates) => gates[r].to_vec(),
-                None => vec![0.0; list.len()],
-            };
-            if plan.mode == FfnMode::LowRank {
-                on.kernels.matvec_rows(self.ffn.gate.matrix(), list, x, &mut gates);
-            }
-            on.kernels.sparse_ffn(neurons, self.act, list, x, &mut gates, y);
-        });
-        y
+        let mut s = self.on_team(on, x, |token, member, s| token.run(member, s).map(|_| ()));
+        std::mem::take(&mut s.y)
+    }
+
+    /// Runs `program` on all threads; what the calling one holds afterwards.
+    fn on_team(
+        &self,
+        on: On<'_>,
+        x: &[f32],
+        program: impl Fn(&TokenFfn<'_>, &mut Member<'_>, &mut TokenScratch) -> Outcome + Sync,
+    ) -> TokenScratch {
+        let (ffn, plan) = (&self.ffn, &self.plans.layers[0]);
+        let mut groups = vec![ActivationGroup::ZERO; ActivationGroup::count(x.len())];
+        let rounded = match ffn.rounds_input() {
+            true => on.columns(Format::Q8_0, x.len(), x, &mut groups),
+            false => Columns::F32(x),
+        };
+        let (dense, top) = (plan.mode == FfnMode::Dense, plan.top);
+        let selection = TokenSelection { plan, dense, factor: 1.0, top, sample: false };
+        let token = TokenFfn { kernels: on.kernels, ffn, act: self.act, selection, x, rounded };
+        let mut outputs = Outputs::of(on.threads.count());
+        TokenFfn::declare(ffn, &mut outputs);
+        let rank = ffn.predictor.as_ref().map_or(0, |p| p.p.rows());
+        let local = || {
+            let mut s = TokenScratch::default();
+            s.resize([ffn.intermediate_size(), x.len(), rank]);
+            Mutex::new(s)
+        };
+        let mut locals: Vec<_> = (0..on.threads.count()).map(|_| local()).collect();
+        let run = |member: &mut Member<'_>, s: &mut TokenScratch| program(&token, member, s);
+        let outcome = on.threads.team(&mut Team::default(), &outputs, &locals, run);
+        debug_assert_eq!(outcome, Ok(()), "nobody gives up");
+        locals.swap_remove(0).into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All neurons for many rows: the activations by neurons, the output by rows.
@@ -170,80 +204,6 @@ fn sum_rows(on: On<'_>, w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
     let a: Vec<_> = a.chunks_exact(w.rows()).collect();
     let mut y: Vec<_> = y.chunks_exact_mut(w.cols()).collect();
     on.kernels.matmul_t(w, &a, &mut y);
-}
-
-/// One row in the forms that matrices are multiplied with.
-struct Inputs<'a> {
-    on: On<'a>,
-    mlp: &'a SparseMlp,
-    x: &'a [f32],
-    groups: Vec<ActivationGroup>,
-}
-
-impl<'a> Inputs<'a> {
-    fn new(on: On<'a>, mlp: &'a SparseMlp, x: &'a [f32]) -> Self {
-        let mut groups = vec![ActivationGroup::ZERO; ActivationGroup::count(x.len())];
-        let SparseFfn { gate, predictor, .. } = &mlp.ffn;
-        if once(gate).chain(predictor.as_ref().map(|p| &p.p)).any(|w| w.format().is_quantized()) {
-            on.kernels.quantize(x, &mut groups);
-        }
-        Self { on, mlp, x, groups }
-    }
-
-    fn x(&self, format: Format) -> Columns<'_> {
-        if format.is_quantized() { Columns::Quantized(&self.groups) } else { Columns::F32(self.x) }
-    }
-
-    /// `w · x`
-    fn product(&self, w: &Weight) -> Vec<f32> {
-        let (x, m, mut y) = (self.x(w.format()), w.matrix(), vec![0.0; w.rows()]);
-        let piece = w.rows().div_ceil(self.on.threads.tasks(w.rows(), w.bytes()));
-        self.on.threads.for_each(y.chunks_mut(piece).enumerate(), |(i, y)| {
-            self.on.kernels.matmul(m.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
-        });
-        y
-    }
-
-    fn choose(&self) -> Chosen {
-        let SparseMlp { ffn, plans, act, .. } = self.mlp;
-        let (plan, inner) = (&plans.layers[0], ffn.intermediate_size());
-        if plan.mode == FfnMode::Dense {
-            return Chosen { list: (0..inner as u32).collect(), gates: Some(self.product(&ffn.gate)) };
-        }
-        let predictor = ffn.predictor.as_ref().filter(|_| plan.mode != FfnMode::Gate);
-        let z = predictor.map_or_else(Vec::new, |p| self.product(&p.p));
-        let (kernels, x) = (self.on.kernels, self.x(ffn.gate.format()));
-        let choice = Choice { ffn, plan, factor: 1.0, kernels, act: *act, x, z: &z };
-        self.judge(choice)
-    }
-
-    /// Ranges of neurons over all threads, then the list.
-    fn judge(&self, choice: Choice<'_>) -> Chosen {
-        let (inner, width) = (choice.ffn.intermediate_size(), Choice::width(choice.plan));
-        let tasks = self.on.threads.tasks(inner.div_ceil(PANEL), choice.bytes());
-        let piece = inner.div_ceil(tasks).next_multiple_of(PANEL);
-        let mut out = vec![0.0; width * inner];
-        self.on.threads.for_each(out.chunks_mut(width * piece).enumerate(), |(i, out)| {
-            let mut room = Room::default();
-            room.resize(piece);
-            choice.range(i * piece, &mut room, out);
-        });
-        let (mut list, mut gates) = (vec![0; inner], vec![0.0; inner]);
-        let active = match choice.plan.top {
-            None => select::active(&out, &mut list, &mut gates).active,
-            Some(k) => {
-                let pieces = || out.chunks(2 * piece).map(|c| c.split_at(c.len() / 2));
-                let all: Vec<f32> = pieces().flat_map(|(g, _)| g).copied().collect();
-                let scores: Vec<f32> = pieces().flat_map(|(_, s)| s).copied().collect();
-                let active = select::largest(&scores, k, &mut gates, &mut list);
-                gates.iter_mut().zip(&list[..active]).for_each(|(g, &n)| *g = all[n as usize]);
-                active
-            }
-        };
-        list.truncate(active);
-        gates.truncate(active);
-        Chosen { list, gates: Some(gates).filter(|_| choice.plan.mode != FfnMode::LowRank) }
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ const LARGEST: f32 = 65_504.0;
 type Checked = Result<(), String>;
 
 impl Profile {
-    /// That all sizes fit together and every number is usable; [`Self::check_model`] compares them with a model.
+    /// Checks that all sizes fit together and every number is usable; [`Self::check_model`] compares them with a model.
     ///
     /// # Errors
     /// [`Error::Setting`]: a part does not fit; block and vector are named.

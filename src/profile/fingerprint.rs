@@ -48,12 +48,29 @@ const OLD_ENTRY: usize = 8;
 /// Of two formats that round nothing; sums in F16 are not exact near zero.
 const LEAST_DIFFERENCE: f32 = 1e-5;
 
-/// The fingerprint of a model, noted tensor by tensor as they are read.
+/// The fingerprint of a model, noted tensor by tensor as they are read: `[tensors, 65]`, see
+/// [`fingerprint()`] and [`difference`].
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_sparse::profile::{Fingerprint, difference};
+///
+/// let mut model = Fingerprint::default();
+/// let embedding = Tensor::ones((64, 8), DType::F32, &Device::Cpu)?;
+/// model.note("model.embed_tokens", &embedding.into(), None)?;
+/// assert_eq!(model.numbers().len(), 65);
+///
+/// let mut other = model.numbers().to_vec();
+/// other[10] = 2.0;
+/// let difference = difference(model.numbers(), &other).expect("an element is another");
+/// assert!(difference.contains("model.embed_tokens"), "{difference}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Fingerprint(Vec<f32>);
 
 impl Fingerprint {
-    /// One to be completed, or changed.
+    /// A fingerprint that was noted before, to be completed.
     #[must_use]
     pub fn new(numbers: Vec<f32>) -> Self {
         Self(numbers)
@@ -197,9 +214,22 @@ fn rounding(part: &Part) -> f32 {
     }
 }
 
-/// The fingerprint of a checkpoint with Hugging Face names. Each tensor is read whole, one at a time: where they are read
-/// anyway, [`Fingerprint::note`] costs less. Attention's matrices and the embedding, whose shapes are not told here, are passed
-/// over where the backend of `vb` gives no tensor without.
+/// The fingerprint of a checkpoint with Hugging Face names, as [`Fingerprint::numbers`] gives it.
+///
+/// Cost: each tensor is read whole, one at a time; where they are read anyway, [`Fingerprint::note`] costs less. The
+/// embedding and the matrices of attention are left out where the backend of `vb` gives no tensor without being told its shape.
+///
+/// ```
+/// use candle_core::Device;
+/// use candle_sparse::{Profile, loading, profile::fingerprint};
+///
+/// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu");
+/// let vb = loading::var_builder(&[format!("{folder}/model.safetensors")], None, &Device::Cpu)?;
+/// // 4 blocks of 512 neurons, 256 elements wide.
+/// let numbers = fingerprint(&vb, 4, 256, 512)?;
+/// Profile::load(format!("{folder}/sparse.safetensors"))?.belongs_to(&numbers)?;
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// A norm or a matrix of an FFN is missing.
@@ -230,8 +260,22 @@ pub fn fingerprint(
     Ok(all.0)
 }
 
-/// How two fingerprints of models of one shape differ; `None`: they do not, beyond what their formats round. Tensors that one of
-/// them has not noted yet are passed over.
+/// How two fingerprints of models of one shape differ, in words; `None` where they do not, beyond what their formats round.
+///
+/// Tensors that one of them has not noted yet (NaN) are left out.
+///
+/// ```
+/// use candle_sparse::profile::difference;
+///
+/// // One tensor: how much its format rounds, and 64 elements.
+/// let mut a = [1.0; 65];
+/// a[0] = 0.001;
+/// let mut b = a;
+/// b[1] = 1.001;
+/// assert_eq!(difference(&a, &b), None);
+/// b[1] = 2.0;
+/// assert!(difference(&a, &b).is_some());
+/// ```
 #[must_use]
 pub fn difference(a: &[f32], b: &[f32]) -> Option<String> {
     for (i, (a, b)) in a.chunks(ENTRY).zip(b.chunks(ENTRY)).enumerate() {
@@ -265,7 +309,8 @@ fn entry_name(i: usize) -> String {
 }
 
 impl Profile {
-    /// Refuses a model that the profile was not made for, by its [`Fingerprint`]; what may be missing in it yet is passed over.
+    /// Refuses a model, by the numbers of its [`Fingerprint`], that the profile was not made for; tensors that are not noted there
+    /// yet (NaN) are left out.
     ///
     /// # Errors
     /// [`Error::WrongModel`]: the fingerprints differ by more than rounding. A profile with a fingerprint of the first kind is

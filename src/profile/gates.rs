@@ -1,6 +1,6 @@
 //! The gates of sparse attention as tensors of a profile.
 
-use super::store::{put, vector};
+use super::tensors::{put, vector};
 use crate::gate::{CellWeight, FastGrnnGate};
 use candle_core::{DType, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;

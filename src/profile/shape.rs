@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 use candle_sparse_core::Config;
 
 impl Profile {
-    /// [`Self::check`], and that the shape is the model's.
+    /// Checks as [`Self::check`], and that the shape is the model's.
     ///
     /// # Errors
     /// [`Error::WrongModel`] where the shape is another; those of [`Self::check`].

@@ -28,9 +28,12 @@
 //! | `….gate.zeta_nu` | `[2]` |
 //! | `….gate.readout` | `[kv_heads, hidden]`; without, a state counts by its norm |
 
-use super::{HeldOut, LayerProfile, LayerRule, Profile, Rule, gates};
+use super::{
+    HeldOut, LayerProfile, LayerRule, Profile, Rule, gates,
+    tensors::{put, vector},
+};
 use crate::{Error as Reason, loading, save::save};
-use candle_core::{DType, Device, Error, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::{collections::HashMap, io::Write, path::Path};
 
@@ -201,20 +204,6 @@ impl LayerProfile {
 
 fn prefix(layer: usize) -> String {
     format!("model.layers.{layer}.mlp.predictor")
-}
-
-pub(super) fn put<T: WithDType>(
-    out: &mut HashMap<String, Tensor>,
-    name: &str,
-    v: &[T],
-    dims: &[usize],
-) -> Result<()> {
-    out.insert(name.to_string(), Tensor::from_slice(v, dims, &Device::Cpu)?);
-    Ok(())
-}
-
-pub(super) fn vector<T: WithDType>(vb: &VarBuilder<'_>, name: &str) -> Result<Vec<T>> {
-    vb.get_unchecked_dtype(name, T::DTYPE)?.flatten_all()?.to_vec1()
 }
 
 /// Profiles made before this tensor have none.

@@ -5,7 +5,8 @@ use crate::{
     weight::{Part, Weight},
 };
 use candle_core::{Result, bail};
-use candle_sparse_core::Format;
+pub(crate) use candle_sparse_core::ffn::PANEL;
+use candle_sparse_core::{Format, ffn};
 use std::sync::Arc;
 
 /// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile.
@@ -21,9 +22,6 @@ pub(crate) struct SparseFfn {
     pub predictor: Option<Predictor>,
     pub(super) learned: Arc<Learned>,
 }
-
-/// Neurons of a panel of [`Predictor::q_gate`].
-pub(crate) const PANEL: usize = 128;
 
 /// `ĝ = Q_g·P·x`, `û = Q_u·P·x`.
 ///
@@ -52,6 +50,12 @@ pub(super) struct Learned {
 }
 
 impl SparseFfn {
+    /// Whether a product rounds the input to 8 bits.
+    pub(crate) fn rounds_input(&self) -> bool {
+        let p = self.predictor.as_ref().map(|p| p.p.format());
+        self.gate.format().is_quantized() || p.is_some_and(Format::is_quantized)
+    }
+
     /// The FFN of a checked `profile`; `tensor` gives `gate_proj`, `up_proj` `[intermediate_size, hidden_size]` and
     /// `down_proj` `[hidden_size, intermediate_size]` by name, one at a time.
     ///
@@ -101,6 +105,26 @@ impl SparseFfn {
         };
         let predictor = Predictor::new(format, hidden, profile)?;
         Ok(Self { gate, up_down, predictor, learned: Arc::new(learned) })
+    }
+
+    /// The same as the rule that chooses sees it.
+    pub(crate) fn view(&self) -> ffn::SparseFfn<'_> {
+        let l = &self.learned;
+        ffn::SparseFfn {
+            gate: self.gate.matrix(),
+            up_down: self.up_down.matrix(),
+            predictor: self.predictor.as_ref().map(|p| ffn::Predictor {
+                p: p.p.matrix(),
+                q_gate: p.q_gate.matrix(),
+                q_up: p.q_up.matrix(),
+            }),
+            learned: ffn::Learned {
+                gate_deviation: &l.gate_deviation,
+                up_variance: &l.up_variance,
+                up_square: &l.up_square,
+                importance_squared: &l.importance,
+            },
+        }
     }
 
     /// Neurons.

@@ -3,16 +3,18 @@
 use super::{FfnMode, Selection, SparseConfig, SparseFfn};
 use crate::profile::{HeldOut, LayerRule, Profile, Rule};
 use candle_core::{Result, bail};
+use candle_sparse_core::ffn::{self, CROSSOVER, FfnPlan};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Active share past which an FFN is faster when it computes all neurons.
+/// Active share, from 0 to 1, at which a sparse FFN takes as long as a dense one with row-major weights, where bytes alone
+/// decide. Some machines and small models need a smaller share: a decoder that is loaded measures it.
 ///
-/// What a block falls back to here is all neurons in the layout of a sparse one, 0.86 times as fast as a dense FFN of
-/// row-major weights (`benches/sparse_ffn.rs`).
-pub(crate) const CROSSOVER: f32 = 0.85;
-
-/// Active share at which a sparse FFN takes as long as a dense one of row-major weights where bytes alone decide. Machines
-/// and small models need less: a decoder that is loaded measures it.
+/// ```
+/// use candle_sparse::sparse::BREAK_EVEN;
+///
+/// let pays = |active_share: f32| active_share <= BREAK_EVEN;
+/// assert!(pays(0.3) && !pays(0.9));
+/// ```
 pub const BREAK_EVEN: f32 = 0.75;
 
 /// Whether leaving neurons out is expected to read fewer bytes of block `layer`, at a fitted point of the profile or with
@@ -34,21 +36,22 @@ pub(crate) fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bo
     fitted.fold(asked, f32::min) <= BREAK_EVEN
 }
 
-/// The share of block `layer` that is expected to be active with `config`, which names a mode; 1 for all neurons.
-///
-/// # Errors
-/// A share that the profile has not.
-///
-/// # Panics
-/// There is no such block.
-pub(crate) fn expected_share(config: &SparseConfig, profile: &Profile, layer: usize) -> Result<f32> {
-    let (points, l) = (Points::from(profile), &profile.layers[layer]);
-    let Some(rule) = config.mode.rule() else { return Ok(1.0) };
-    let rule_of_layer = &l.rules[rule as usize];
-    let inner = l.order.len();
-    Ok(points
-        .place(config, rule, rule_of_layer, inner)?
-        .map_or(1.0, |p| p.share(config, rule_of_layer, inner)))
+impl Profile {
+    /// The share of block `layer` that is expected to be active with `config`, which names a mode; 1 for all neurons. Up to
+    /// [`BREAK_EVEN`] it reads fewer bytes than a dense block.
+    ///
+    /// # Errors
+    /// A share that the profile has not.
+    ///
+    /// # Panics
+    /// There is no such block.
+    pub fn expected_share(&self, config: &SparseConfig, layer: usize) -> Result<f32> {
+        let (points, l) = (Points::from(self), &self.layers[layer]);
+        let Some(rule) = config.mode.rule() else { return Ok(1.0) };
+        let (of_layer, inner) = (&l.rules[rule as usize], l.order.len());
+        let place = points.place(config, rule, of_layer, inner)?;
+        Ok(place.map_or(1.0, |p| p.share(config, of_layer, inner)))
+    }
 }
 
 /// The points at which a profile has thresholds.
@@ -147,6 +150,17 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// The same as the rule that chooses sees it; `None` where all neurons are computed.
+    pub(crate) fn rule(&self) -> Option<FfnPlan<'_>> {
+        let rule = match self.mode.rule()? {
+            Rule::Gate => ffn::Rule::Gate,
+            Rule::LowRank => ffn::Rule::LowRank,
+            Rule::Cascade => ffn::Rule::Cascade,
+        };
+        let Self { top, hot, candidate, keep, bias, .. } = self;
+        Some(FfnPlan { rule, top: *top, hot: *hot, candidate, keep, bias })
+    }
+
     fn dense() -> Self {
         let (candidate, keep, bias) = (Vec::new(), Vec::new(), Vec::new());
         Self { mode: FfnMode::Dense, top: None, hot: 0, candidate, keep, bias }

@@ -5,7 +5,7 @@
 //!    A piece's publisher is stored after its words (`Release`) and read before them (`Acquire`).
 //! 3. A phase has words of its own until the computation ends, so nothing is written that a late thread reads.
 //!
-//! `loom/` compiles this file against loom's atomics and tries every order of two threads.
+//! `tests/loom` compiles this file against loom's atomics and tries every order of two threads.
 
 use super::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::ops::Range;

@@ -48,7 +48,17 @@ fn bits(format: Format) -> usize {
     format.row_bytes(candle_sparse_core::SUPER_BLOCK_LEN)
 }
 
-/// What became of the matrices of a model for which a format was asked.
+/// Counts what became of the matrices of a model for which a format was asked, and says it to the user.
+///
+/// ```
+/// use candle_sparse::{Format, weight::Conversions};
+///
+/// let mut conversions = Conversions::default();
+/// // Four matrices with rows of 100 elements: no whole blocks, so they stayed as they were.
+/// conversions.note(Format::Q8_0, 4, 100, 8_000, Format::F16, 8_000);
+/// let notices = conversions.notices(Format::Q8_0);
+/// assert!(notices[0].contains("4 matrices of 100 columns"), "{notices:?}");
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Conversions {
     /// How many did not take it, by columns and what they are in.

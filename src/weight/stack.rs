@@ -3,7 +3,7 @@
 use super::Weight;
 use crate::threads::{Threads, ranges};
 use candle_core::{Result, bail};
-use candle_sparse_core::{ActivationGroup, Columns, Format, KernelSet};
+use candle_sparse_core::{ActivationGroup, Columns, Format, KernelSet, Matrix};
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
@@ -58,6 +58,22 @@ impl Stack {
     #[must_use]
     pub(crate) fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Some rows, which must lie in one weight.
+    ///
+    /// # Errors
+    /// They do not.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Result<Matrix<'_>> {
+        let mut first = 0;
+        for weight in &self.weights {
+            let end = first + weight.rows();
+            if first <= rows.start && rows.end <= end {
+                return Ok(weight.matrix().slice_rows(rows.start - first..rows.end - first));
+            }
+            first = end;
+        }
+        bail!("stack: rows {rows:?} do not lie in one of its matrices")
     }
 
     /// Bytes held.

@@ -1,366 +1,323 @@
-//! AVX2 with FMA and F16C.
+//! AVX2 with FMA and F16C; byte products by `P`, with or without AVX-VNNI.
 
-use crate::isa::Isa;
-use candle_sparse_core::BlockQ8_0;
+use crate::isa::{Isa, Kernel};
+use bytemuck::must_cast;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
-/// Proof that the CPU has AVX2, FMA and F16C.
+/// Proof that the CPU has AVX2, FMA and F16C, and what the byte products `P` need.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<P>(pub(super) P);
 
-impl Avx2 {
-    /// # Safety
-    /// The CPU has AVX2, FMA and F16C.
-    #[inline(always)]
-    pub(crate) const unsafe fn new() -> Self {
-        Self(())
+/// The methods of [`Isa`] in which AVX2 and AVX-VNNI differ.
+pub(crate) trait ByteProducts: Copy {
+    fn leaf<K: Kernel>(isa: Avx2<Self>, kernel: K) -> K::Output;
+    fn dot_i8(isa: Avx2<Self>, w: [__m256i; 2], x: [__m256i; 2], neg_sums: __m256i) -> __m256i;
+    fn dot_u6(isa: Avx2<Self>, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i;
+    fn factors(isa: Avx2<Self>, bytes: __m256i, block: [u8; 2], signed: bool) -> __m256i;
+    fn dot_scaled<const N: usize, const OFFSET: u8>(
+        isa: Avx2<Self>,
+        sums: __m256i,
+        w: [__m256i; N],
+        x: [__m256i; N],
+        factors: __m256i,
+    ) -> __m256i;
+    fn scale_sums(isa: Avx2<Self>, sums: __m256i, factors: __m256i) -> __m256i;
+}
+
+/// Byte products by `vpmaddubsw`, which adds two of them into 16 bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2Products(());
+
+instruction_set!(
+    Avx2<Avx2Products>, Some(Self(Avx2Products(()))), is_x86_feature_detected: "avx2" "fma" "f16c"
+);
+
+impl<P> Avx2<P> {
+    registers! { "avx2,fma,f16c":
+        pub(super) fn widen_f16(x: __m128i) -> __m256 = _mm256_cvtph_ps(x);
+        pub(super) fn widen_bf16(x: __m128i) -> __m256 =
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
+        pub(super) fn widen_i8(x: u64) -> __m256 =
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
+        pub(super) fn splat_16(x: u16) -> __m128i = _mm_set1_epi16(x.cast_signed());
+        pub(super) fn splat_sums(x: i32) -> __m256i = _mm256_set1_epi32(x);
+        pub(super) fn splat_64(x: u64) -> __m256i = _mm256_set1_epi64x(x.cast_signed());
+        pub(super) fn low_64s(a: __m128i, b: __m128i) -> __m128i = _mm_unpacklo_epi64(a, b);
+        pub(super) fn pair(a: __m128i, b: __m128i) -> __m256i = _mm256_set_m128i(b, a);
+        pub(super) fn shift_64s(x: __m256i, left: [i64; 2], right: [i64; 2]) -> __m256i = _mm256_srlv_epi64(
+            _mm256_sllv_epi64(x, _mm256_setr_epi64x(left[0], left[0], left[1], left[1])),
+            _mm256_setr_epi64x(right[0], right[0], right[1], right[1])
+        );
+        pub(super) fn and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
+        pub(super) fn equal_bytes(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpeq_epi8(a, b);
+        pub(super) fn shuffle(bytes: __m256i, index: __m256i) -> __m256i = _mm256_shuffle_epi8(bytes, index);
+        pub(super) fn shift_sums(x: __m256i, by: u32) -> __m256i =
+            _mm256_sll_epi32(x, _mm_cvtsi32_si128(by.cast_signed()));
+        pub(super) fn upper_bytes_of_16(x: __m256i) -> __m256i = _mm256_srai_epi16::<8>(x);
+        pub(super) fn add_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+        pub(super) fn sub_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
+        pub(super) fn round_to_i32(v: __m256) -> __m256i = _mm256_cvtps_epi32(v);
+        pub(super) fn exp2i(n: __m256) -> __m256 = {
+            let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+        };
+        pub(super) fn nibbles_to_f32(packed: u64, low: bool) -> __m256 = {
+            let packed = _mm_cvtsi64_si128(packed.cast_signed());
+            let nibbles = if low { _mm_slli_epi16::<4>(packed) } else { packed };
+            // As upper halves of signed bytes.
+            let bytes = _mm_and_si128(nibbles, _mm_set1_epi8(0xf0_u8.cast_signed()));
+            let signed = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(signed))
+        };
+        pub(super) fn pack_to_i8(v: [__m256i; 4]) -> __m256i = {
+            let words = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+            // Packing works inside 128-bit halves: restore the order of the groups of four.
+            _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+        };
     }
 }
 
-impl Avx2 {
-    /// `sums` + pairs of sums of products.
-    #[inline(always)]
-    fn add_pairs(self, sums: __m256i, pairs: __m256i) -> __m256i {
-        proven!(_mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
-    }
-
-    /// 16 bytes and 16 others.
-    #[inline(always)]
-    pub(super) fn pair<T: Copy>(self, a: &[T; 16], b: &[T; 16]) -> __m256i {
-        const { assert!(size_of::<T>() == 1) };
-        proven!(_mm256_set_m128i(_mm_loadu_si128(b.as_ptr().cast()), _mm_loadu_si128(a.as_ptr().cast())))
-    }
-
-    /// In each 16 bits of block `b` of vector `i`, the bytes of `bytes` (repeated every eight) that the bytes of
-    /// `first + step · b` name, 0 for 0x80.
-    #[inline(always)]
-    fn spread(self, bytes: __m256i, first: u16, step: u16, i: usize) -> __m256i {
-        let a = first + step * 2 * i as u16;
-        proven!({
-            let b = _mm_set1_epi16((a + step).cast_signed());
-            _mm256_shuffle_epi8(bytes, _mm256_set_m128i(b, _mm_set1_epi16(a.cast_signed())))
-        })
-    }
-}
-
-// SAFETY: `Avx2::new` is the only constructor and demands the instruction set.
-unsafe impl Isa for Avx2 {
+impl<P: ByteProducts> Isa for Avx2<P> {
     type V = __m256;
-    type I = __m256i;
+    type B = __m256i;
     type S = __m256i;
     const LANES: usize = 8;
     const COLUMNS: usize = 3;
     const COLUMNS_T: usize = 2;
 
+    registers! { "avx2,fma,f16c":
+        fn splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+        fn add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        fn sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        fn mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        fn div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        fn max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        fn min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        fn abs(v: __m256) -> __m256 = _mm256_andnot_ps(_mm256_set1_ps(-0.0), v);
+        fn round(v: __m256) -> __m256 =
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+        fn select_lt(a: __m256, b: __m256, x: __m256, y: __m256) -> __m256 =
+            _mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+        fn reduce_add(v: __m256) -> f32 = {
+            let h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+            _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)))
+        };
+        fn reduce_max(v: __m256) -> f32 = {
+            let h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+            _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)))
+        };
+        fn splat_byte(x: u8) -> __m256i = _mm256_set1_epi8(x.cast_signed());
+        fn or(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
+        fn zero_sums() -> __m256i = _mm256_setzero_si256();
+        fn sums_to_f32(sums: __m256i) -> __m256 = _mm256_cvtepi32_ps(sums);
+    }
+
     #[inline(always)]
-    fn splat(self, x: f32) -> __m256 {
-        proven!(_mm256_set1_ps(x))
+    fn leaf<K: Kernel>(self, kernel: K) -> K::Output {
+        P::leaf(self, kernel)
     }
 
     #[inline(always)]
     fn splat_f16(self, x: f16) -> __m256 {
         // Broadcasting first keeps the load out of any accumulator register.
-        proven!(_mm256_cvtph_ps(_mm_set1_epi16(x.to_bits().cast_signed())))
+        self.widen_f16(self.splat_16(x.to_bits()))
     }
 
     #[inline(always)]
-    fn load(self, x: &[f32; 32], i: usize) -> __m256 {
-        let x = &x[i * 8..i * 8 + 8];
-        proven!(_mm256_loadu_ps(x.as_ptr()))
+    fn splat_four(self, x: [f16; 4], i: usize) -> __m256 {
+        let (a, b) = (self.splat_16(x[2 * i].to_bits()), self.splat_16(x[2 * i + 1].to_bits()));
+        self.widen_f16(self.low_64s(a, b))
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(self, x: &[f32; N], i: usize) -> __m256 {
+        must_cast(x.as_chunks::<8>().0[i])
     }
 
     #[inline(always)]
     fn load_f16(self, x: &[f16; 32], i: usize) -> __m256 {
-        let x = &x[i * 8..i * 8 + 8];
-        proven!(_mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())))
+        self.widen_f16(must_cast(x.as_chunks::<8>().0[i]))
     }
 
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; 32], i: usize) -> __m256 {
-        let x = &x[i * 8..i * 8 + 8];
-        proven!({
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        })
+        self.widen_bf16(must_cast(x.as_chunks::<8>().0[i]))
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 32], i: usize) -> __m256 {
+        self.widen_i8(must_cast(x.as_chunks::<8>().0[i]))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(self, x: &[u8; 16], i: usize) -> __m256 {
+        self.nibbles_to_f32(must_cast(x.as_chunks::<8>().0[i % 2]), i < 2)
     }
 
     #[inline(always)]
     fn store(self, v: __m256, x: &mut [f32; 32], i: usize) {
-        let x = &mut x[i * 8..i * 8 + 8];
-        proven!(_mm256_storeu_ps(x.as_mut_ptr(), v));
+        x.as_chunks_mut::<8>().0[i] = must_cast(v);
     }
 
     #[inline(always)]
-    fn add(self, a: __m256, b: __m256) -> __m256 {
-        proven!(_mm256_add_ps(a, b))
+    fn store_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
+        let mut v = [self.zero_sums(); 4];
+        for i in 0..4 {
+            v[i] = self.round_to_i32(self.mul(self.load(x, i), self.splat(scale)));
+        }
+        *out = must_cast(self.pack_to_i8(v));
     }
 
     #[inline(always)]
-    fn sub(self, a: __m256, b: __m256) -> __m256 {
-        proven!(_mm256_sub_ps(a, b))
+    fn scale2(self, x: __m256, n: __m256) -> __m256 {
+        // In halves, so that neither factor leaves the range of normal numbers.
+        let half = self.round(self.mul(n, self.splat(0.5)));
+        self.mul(self.mul(x, self.exp2i(half)), self.exp2i(self.sub(n, half)))
     }
 
     #[inline(always)]
-    fn mul(self, a: __m256, b: __m256) -> __m256 {
-        proven!(_mm256_mul_ps(a, b))
+    fn load_bytes(self, x: &[i8; 64], i: usize) -> __m256i {
+        must_cast(x.as_chunks::<32>().0[i])
     }
 
     #[inline(always)]
-    fn div(self, a: __m256, b: __m256) -> __m256 {
-        proven!(_mm256_div_ps(a, b))
+    fn load_halves(self, blocks: [&[i8; 32]; 4], i: usize) -> [__m256i; 2] {
+        let (a, b) = (blocks[2 * i].as_chunks::<16>().0, blocks[2 * i + 1].as_chunks::<16>().0);
+        [self.pair(must_cast(a[0]), must_cast(b[0])), self.pair(must_cast(a[1]), must_cast(b[1]))]
     }
 
     #[inline(always)]
-    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        proven!(_mm256_fmadd_ps(a, b, c))
-    }
-
-    #[inline(always)]
-    fn max(self, a: __m256, b: __m256) -> __m256 {
-        proven!(_mm256_max_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn min(self, a: __m256, b: __m256) -> __m256 {
-        proven!(_mm256_min_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn abs(self, v: __m256) -> __m256 {
-        proven!(_mm256_andnot_ps(_mm256_set1_ps(-0.0), v))
-    }
-
-    #[inline(always)]
-    fn round(self, v: __m256) -> __m256 {
-        proven!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
-    }
-
-    #[inline(always)]
-    fn exp2i(self, v: __m256) -> __m256 {
-        proven!({
-            let n = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
-        })
-    }
-
-    #[inline(always)]
-    fn select_lt(self, a: __m256, b: __m256, x: __m256, y: __m256) -> __m256 {
-        proven!(_mm256_blendv_ps(y, x, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
-    }
-
-    #[inline(always)]
-    fn reduce_add(self, v: __m256) -> f32 {
-        proven!({
-            let h = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let h = _mm_add_ps(h, _mm_movehl_ps(h, h));
-            _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)))
-        })
-    }
-
-    #[inline(always)]
-    fn reduce_max(self, v: __m256) -> f32 {
-        proven!({
-            let h = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let h = _mm_max_ps(h, _mm_movehl_ps(h, h));
-            _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)))
-        })
-    }
-
-    #[inline(always)]
-    fn load_lanes(self, x: &[f32; 16], i: usize) -> __m256 {
-        let x = &x[i * 8..i * 8 + 8];
-        proven!(_mm256_loadu_ps(x.as_ptr()))
-    }
-
-    #[inline(always)]
-    fn load_quants(self, x: &[i8; 64], i: usize) -> __m256i {
-        let x = &x[i * 32..i * 32 + 32];
-        proven!(_mm256_loadu_si256(x.as_ptr().cast()))
-    }
-
-    #[inline(always)]
-    fn scales(self, d: [f16; 4], i: usize) -> __m256 {
-        let repeat = |d: f16| proven!(_mm_set1_epi16(d.to_bits().cast_signed()));
-        proven!(_mm256_cvtph_ps(_mm_unpacklo_epi64(repeat(d[2 * i]), repeat(d[2 * i + 1]))))
-    }
-
-    #[inline(always)]
-    fn q8_0(self, w: &[BlockQ8_0; 4], i: usize) -> [__m256i; 2] {
-        let (a, b) = (w[2 * i].qs.as_chunks().0, w[2 * i + 1].qs.as_chunks().0);
-        [self.pair(&a[0], &b[0]), self.pair(&a[1], &b[1])]
-    }
-
-    #[inline(always)]
-    fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> __m256i {
+    fn fields(self, blocks: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> __m256i {
         let (a, b) = (i64::from(up[2 * i]), i64::from(up[2 * i + 1]));
-        proven!({
-            let counts = |a: i64, b: i64| _mm256_setr_epi64x(a.max(0), a.max(0), b.max(0), b.max(0));
-            let packed = self.pair(bytes[2 * i], bytes[2 * i + 1]);
-            // At most one of the two is left in the code: counts are constants, and those of a vector go one way.
-            let moved = _mm256_srlv_epi64(_mm256_sllv_epi64(packed, counts(a, b)), counts(-a, -b));
-            _mm256_and_si256(moved, _mm256_set1_epi8(mask.cast_signed()))
-        })
+        let packed = self.pair(must_cast(*blocks[2 * i]), must_cast(*blocks[2 * i + 1]));
+        // At most one of the two shifts is left in the code: counts are constants, and those of a vector go one way.
+        let moved = self.shift_64s(packed, [a.max(0), b.max(0)], [-a.min(0), -b.min(0)]);
+        self.and(moved, self.splat_byte(mask))
     }
 
     #[inline(always)]
-    fn fifth_bits(self, words: [u16; 4], i: usize) -> __m256i {
+    fn bits(self, words: [u16; 4], byte: u8, i: usize) -> __m256i {
         let words = u32::from(words[2 * i]) | (u32::from(words[2 * i + 1]) << 16);
-        proven!({
-            let byte =
-                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
-            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(words.cast_signed()), byte);
-            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
-            let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
-            _mm256_and_si256(set, _mm256_set1_epi8(16))
-        })
+        let of_each = must_cast([0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303_u64]);
+        let bytes = self.shuffle(self.splat_sums(words.cast_signed()), of_each);
+        let bit = self.splat_64(0x8040_2010_0804_0201);
+        self.and(self.equal_bytes(self.and(bytes, bit), bit), self.splat_byte(byte))
     }
 
     #[inline(always)]
-    fn or(self, a: __m256i, b: __m256i) -> __m256i {
-        proven!(_mm256_or_si256(a, b))
+    fn load_sums<const SHIFT: u32>(self, x: &[i32; 16], i: usize) -> __m256i {
+        self.shift_sums(must_cast(x.as_chunks::<8>().0[i]), SHIFT)
     }
 
     #[inline(always)]
-    fn ones(self) -> __m256i {
-        proven!(_mm256_set1_epi8(1))
-    }
-
-    #[inline(always)]
-    fn zero_sums(self) -> __m256i {
-        proven!(_mm256_setzero_si256())
-    }
-
-    #[inline(always)]
-    fn start_i8(self, _: &[i32; 16], _: usize) -> __m256i {
-        self.zero_sums()
-    }
-
-    #[inline(always)]
-    fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], i: usize) -> __m256i {
-        let sums = &neg_sums[i * 8..i * 8 + 8];
-        proven!(_mm256_sll_epi32(
-            _mm256_loadu_si256(sums.as_ptr().cast()),
-            _mm_cvtsi32_si128(SHIFT.cast_signed())
-        ))
-    }
-
-    #[inline(always)]
-    fn dot_i8(self, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-        // maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128, so
-        // signs stay right; 2 · 128 · 127 fits i16.
-        proven!({
-            let pairs = |w, x| _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
-            self.add_pairs(self.add_pairs(sums, pairs(w[0], x[0])), pairs(w[1], x[1]))
-        })
+    fn dot_i8(self, w: [__m256i; 2], x: [__m256i; 2], neg_sums: &[i32; 16], i: usize) -> __m256i {
+        P::dot_i8(self, w, x, self.load_sums::<0>(neg_sums, i))
     }
 
     #[inline(always)]
     fn dot_u6(self, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-        // 4 · 63 · 128 fits i16.
-        proven!({
-            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
-            self.add_pairs(sums, pairs)
-        })
-    }
-
-    // Scales fill both 16-bit halves of a lane, for pairs of sums of products.
-    #[inline(always)]
-    fn block_scales(self, scales: u32, i: usize) -> __m256i {
-        self.spread(proven!(_mm256_set1_epi32(scales.cast_signed())), 0x8000, 1, i)
+        P::dot_u6(self, sums, w, x)
     }
 
     #[inline(always)]
-    fn half_scales(self, scales: u64, i: usize) -> [__m256i; 2] {
-        // As upper bytes of 16 bits, for their signs.
-        proven!({
-            let scales = _mm256_set1_epi64x(scales.cast_signed());
-            let low = _mm256_srai_epi16::<8>(self.spread(scales, 0x0080, 0x200, i));
-            [low, _mm256_srai_epi16::<8>(self.spread(scales, 0x0180, 0x200, i))]
-        })
+    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(self, bytes: u64, i: usize) -> __m256i {
+        let first = FIRST as u8 + STEP as u8 * 2 * i as u8;
+        P::factors(self, self.splat_64(bytes), [first, first + STEP as u8], SIGNED)
     }
 
     #[inline(always)]
-    fn dot_by_block(self, w: [__m256i; 2], x: [__m256i; 2], scales: __m256i) -> __m256i {
-        // 4 · 31 · 128 fits i16.
-        proven!({
-            let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
-            _mm256_madd_epi16(pairs, scales)
-        })
-    }
-
-    #[inline(always)]
-    fn dot_by_half<const OFFSET: i8>(
+    fn dot_scaled<const N: usize, const OFFSET: u8>(
         self,
-        w: [__m256i; 2],
-        x: [__m256i; 2],
-        scales: [__m256i; 2],
+        sums: __m256i,
+        w: [__m256i; N],
+        x: [__m256i; N],
+        factors: __m256i,
     ) -> __m256i {
-        // 2 · 63 · 128 fits i16.
-        proven!({
-            let offset = _mm256_set1_epi8(OFFSET);
-            let pairs = |w, x| _mm256_sub_epi16(_mm256_maddubs_epi16(w, x), _mm256_maddubs_epi16(offset, x));
-            let low = _mm256_madd_epi16(pairs(w[0], x[0]), scales[0]);
-            _mm256_add_epi32(low, _mm256_madd_epi16(pairs(w[1], x[1]), scales[1]))
-        })
+        P::dot_scaled::<N, OFFSET>(self, sums, w, x, factors)
     }
 
     #[inline(always)]
-    fn scale_neg_sums(self, neg_sums: &[i32; 16], scales: __m256i, i: usize) -> __m256i {
-        let sums = &neg_sums[i * 8..i * 8 + 8];
+    fn scale_sums(self, sums: __m256i, factors: __m256i) -> __m256i {
+        P::scale_sums(self, sums, factors)
+    }
+
+    #[inline(always)]
+    fn store_neg_sums(self, x: [__m256i; 2], out: &mut [i32; 16], i: usize) {
+        let sums = self.dot_u6(self.zero_sums(), [self.splat_byte(1); 2], x);
+        out.as_chunks_mut::<8>().0[i] = must_cast(self.sub_sums(self.zero_sums(), sums));
+    }
+}
+
+impl Avx2<Avx2Products> {
+    registers! { "avx2,fma,f16c":
+        fn pairs(w: __m256i, x: __m256i) -> __m256i = _mm256_maddubs_epi16(w, x);
+        fn abs_bytes(w: __m256i) -> __m256i = _mm256_sign_epi8(w, w);
+        fn with_sign_of(w: __m256i, x: __m256i) -> __m256i = _mm256_sign_epi8(x, w);
+        fn add_pairs(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi16(a, b);
+        fn sub_pairs(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi16(a, b);
+        fn dot_pairs(pairs: __m256i, factors: __m256i) -> __m256i = _mm256_madd_epi16(pairs, factors);
+        fn ones() -> __m256i = _mm256_set1_epi16(1);
+    }
+}
+
+impl ByteProducts for Avx2Products {
+    #[inline(always)]
+    fn leaf<K: Kernel>(isa: Avx2<Self>, kernel: K) -> K::Output {
+        isa.call(kernel)
+    }
+
+    #[inline(always)]
+    fn dot_i8(isa: Avx2<Self>, w: [__m256i; 2], x: [__m256i; 2], _: __m256i) -> __m256i {
+        // maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128, so
+        // signs stay right; 2 · 128 · 127 fits i16.
+        let low = isa.pairs(isa.abs_bytes(w[0]), isa.with_sign_of(w[0], x[0]));
+        let high = isa.pairs(isa.abs_bytes(w[1]), isa.with_sign_of(w[1], x[1]));
+        isa.add_sums(isa.dot_pairs(low, isa.ones()), isa.dot_pairs(high, isa.ones()))
+    }
+
+    #[inline(always)]
+    fn dot_u6(isa: Avx2<Self>, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
+        // 4 · 63 · 128 fits i16.
+        let pairs = isa.add_pairs(isa.pairs(w[0], x[0]), isa.pairs(w[1], x[1]));
+        isa.add_sums(sums, isa.dot_pairs(pairs, isa.ones()))
+    }
+
+    /// Factors fill both 16-bit halves of a lane, for pairs of products.
+    #[inline(always)]
+    fn factors(isa: Avx2<Self>, bytes: __m256i, [a, b]: [u8; 2], signed: bool) -> __m256i {
+        // The byte as lower one of 16 bits, or as upper one and then moved down, for its sign.
+        let index = |byte: u8| if signed { u16::from(byte) << 8 | 0x80 } else { 0x8000 | u16::from(byte) };
+        let spread = isa.shuffle(bytes, isa.pair(isa.splat_16(index(a)), isa.splat_16(index(b))));
+        if signed { isa.upper_bytes_of_16(spread) } else { spread }
+    }
+
+    #[inline(always)]
+    fn dot_scaled<const N: usize, const OFFSET: u8>(
+        isa: Avx2<Self>,
+        sums: __m256i,
+        w: [__m256i; N],
+        x: [__m256i; N],
+        factors: __m256i,
+    ) -> __m256i {
+        // 2 · N · 128 · |w − OFFSET| fits i16, and so does 2 · 63 · 128.
+        let mut pairs = isa.zero_sums();
+        for n in 0..N {
+            let mut of_n = isa.pairs(w[n], x[n]);
+            if OFFSET > 0 {
+                of_n = isa.sub_pairs(of_n, isa.pairs(isa.splat_byte(OFFSET), x[n]));
+            }
+            pairs = if n == 0 { of_n } else { isa.add_pairs(pairs, of_n) };
+        }
+        isa.add_sums(sums, isa.dot_pairs(pairs, factors))
+    }
+
+    #[inline(always)]
+    fn scale_sums(isa: Avx2<Self>, sums: __m256i, factors: __m256i) -> __m256i {
         // The lower 16 bits are the sum, the upper ones its sign.
-        proven!({
-            let sums = _mm256_loadu_si256(sums.as_ptr().cast());
-            _mm256_madd_epi16(_mm256_and_si256(sums, _mm256_set1_epi32(0xffff)), scales)
-        })
-    }
-
-    #[inline(always)]
-    fn sums_to_f32(self, sums: __m256i) -> __m256 {
-        proven!(_mm256_cvtepi32_ps(sums))
-    }
-
-    #[inline(always)]
-    fn neg_sums(self, x: [__m256i; 2], out: &mut [i32; 16], i: usize) {
-        let out = &mut out[i * 8..i * 8 + 8];
-        proven!({
-            let sums = self.dot_u6(self.zero_sums(), [self.ones(); 2], x);
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_sub_epi32(self.zero_sums(), sums));
-        });
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(self, row: &[T], byte: usize) {
-        proven!(_mm_prefetch::<_MM_HINT_T0>(row.as_ptr().cast::<i8>().wrapping_add(byte)));
-    }
-
-    #[inline(always)]
-    fn widen_i8(self, x: &[i8; 32], i: usize) -> __m256 {
-        let x = &x[i * 8..i * 8 + 8];
-        proven!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast()))))
-    }
-
-    #[inline(always)]
-    fn widen_nibbles(self, qs: &[u8; 16], i: usize) -> __m256 {
-        let bytes = &qs[i % 2 * 8..i % 2 * 8 + 8];
-        proven!({
-            let packed = _mm_loadl_epi64(bytes.as_ptr().cast());
-            let nibbles = if i < 2 { _mm_slli_epi16::<4>(packed) } else { packed };
-            // As upper halves of signed bytes.
-            let bytes = _mm_and_si128(nibbles, _mm_set1_epi8(0xf0_u8.cast_signed()));
-            let signed = _mm_xor_si128(bytes, _mm_set1_epi8(-128));
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(signed))
-        })
-    }
-
-    #[inline(always)]
-    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
-        let v = |i| proven!(_mm256_cvtps_epi32(self.mul(self.load(x, i), self.splat(scale))));
-        proven!({
-            let words = _mm256_packs_epi16(_mm256_packs_epi32(v(0), v(1)), _mm256_packs_epi32(v(2), v(3)));
-            // Packing works inside 128-bit halves: restore the order of the groups of four.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(words, order));
-        });
+        isa.dot_pairs(isa.and(sums, isa.splat_sums(0xffff)), factors)
     }
 }

@@ -1,359 +1,244 @@
 //! AVX-512 F, BW, DQ, VL and VNNI: 16 lanes of f32; byte products of four blocks at once.
 
-use super::avx2::Avx2;
-use crate::isa::Isa;
-use candle_sparse_core::BlockQ4_0;
-use candle_sparse_core::BlockQ8_0;
+use super::avx2::{Avx2, Avx2Products};
+use crate::isa::{Isa, Kernel};
+use bytemuck::must_cast;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI, and all of AVX2's token.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(Avx2);
+pub(crate) struct Avx512(Avx2<Avx2Products>);
+
+instruction_set!(
+    Avx512, Avx2::<Avx2Products>::detect().map(Self),
+    is_x86_feature_detected: "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"
+);
 
 impl Avx512 {
-    /// # Safety
-    /// The CPU has AVX-512 F, BW, DQ, VL, VNNI, and AVX2, FMA, F16C.
-    #[inline(always)]
-    pub(crate) const unsafe fn new() -> Self {
-        // SAFETY: the caller's promise includes the one of `Avx2::new`.
-        Self(unsafe { Avx2::new() })
+    registers! { "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
+        fn widen_f16(x: __m256i) -> __m512 = _mm512_cvtph_ps(x);
+        fn widen_bf16(x: __m256i) -> __m512 =
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
+        fn widen_i8(x: __m128i) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
+        fn splat_16(x: u16) -> __m256i = _mm256_set1_epi16(x.cast_signed());
+        fn splat_64(x: u64) -> __m512i = _mm512_set1_epi64(x.cast_signed());
+        fn join_16s(x: [u16; 4]) -> __m256i = {
+            let a = _mm256_set1_epi16(x[0].cast_signed());
+            let ab = _mm256_mask_set1_epi16(a, 0x00f0, x[1].cast_signed());
+            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, x[2].cast_signed());
+            _mm256_mask_set1_epi16(abc, 0xf000, x[3].cast_signed())
+        };
+        fn low_nibbles(x: __m128i) -> __m512 = _mm512_permutexvar_ps(
+            // The table is indexed by the lower four bits, whatever the upper ones are.
+            _mm512_cvtepu8_epi32(x),
+            _mm512_setr_ps(
+                -128.0, -112.0, -96.0, -80.0, -64.0, -48.0, -32.0, -16.0, 0.0, 16.0, 32.0, 48.0, 64.0,
+                80.0, 96.0, 112.0
+            )
+        );
+        fn high_nibbles(x: __m128i) -> __m512 = {
+            // As the last bits of 2²³ + 16 · q, which is two operations. Ternary logic, because LLVM sees through others
+            // and widens twice.
+            let base = _mm512_castps_si512(_mm512_set1_ps(8_388_608.0));
+            let wide = _mm512_cvtepu8_epi32(x);
+            let high = _mm512_ternarylogic_epi32::<0xf8>(base, wide, _mm512_set1_epi32(0xf0));
+            _mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(8_388_608.0 + 128.0))
+        };
+        fn pair(a: __m256i, b: __m256i) -> __m512i = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
+        fn even_pairs(a: __m512i, b: __m512i) -> __m512i =
+            _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
+        fn odd_pairs(a: __m512i, b: __m512i) -> __m512i =
+            _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
+        fn lower_half(v: __m512) -> __m256 = _mm512_castps512_ps256(v);
+        fn upper_half(v: __m512) -> __m256 = _mm512_extractf32x8_ps::<1>(v);
+        fn of_blocks(x: [u64; 4]) -> __m512i = {
+            let (a, b) = (x[0].cast_signed(), x[1].cast_signed());
+            let (c, d) = (x[2].cast_signed(), x[3].cast_signed());
+            _mm512_setr_epi64(a, a, b, b, c, c, d, d)
+        };
+        fn rotate_64s(x: __m512i, by: __m512i) -> __m512i = _mm512_rolv_epi64(x, by);
+        fn and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        fn flip_signs(w: __m512i) -> __m512i = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+        fn of_mask(mask: u64, byte: u8) -> __m512i = _mm512_maskz_set1_epi8(mask, byte.cast_signed());
+        fn shuffle(bytes: __m512i, index: __m512i) -> __m512i = _mm512_shuffle_epi8(bytes, index);
+        fn upper_bytes_of_16(x: __m512i) -> __m512i = _mm512_srai_epi16::<8>(x);
+        fn shift_sums<const SHIFT: u32>(x: __m512i) -> __m512i = _mm512_slli_epi32::<SHIFT>(x);
+        fn sub_sums(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        fn add_quads(sums: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, w, x);
+        fn add_scaled(sums: __m512i, a: __m512i, factors: __m512i) -> __m512i =
+            _mm512_dpwssd_epi32(sums, a, factors);
     }
 }
 
-impl Avx512 {
-    /// `w · x` of one half.
-    #[inline(always)]
-    fn dot(self, w: __m512i, x: __m512i) -> __m512i {
-        proven!(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x))
-    }
-
-    /// In each lane of block `b`, the bytes of `bytes` (repeated every eight) that the bytes of `first + step · b` name, 0 for
-    /// 0x80.
-    #[inline(always)]
-    fn spread(self, bytes: __m512i, first: u32, step: u32) -> __m512i {
-        let twice = |index: u32| (u64::from(index) * 0x1_0000_0001).cast_signed();
-        let (a, b) = (twice(first), twice(first + step));
-        let (c, d) = (twice(first + 2 * step), twice(first + 3 * step));
-        proven!(_mm512_shuffle_epi8(bytes, _mm512_setr_epi64(a, a, b, b, c, c, d, d)))
-    }
-}
-
-// SAFETY: `Avx512::new` is the only constructor and demands the instruction set.
-unsafe impl Isa for Avx512 {
+impl Isa for Avx512 {
     type V = __m512;
-    type I = __m512i;
+    type B = __m512i;
     type S = __m512i;
     const LANES: usize = 16;
     const COLUMNS: usize = 4;
     const COLUMNS_T: usize = 8;
 
+    registers! { "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
+        fn splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        fn max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        fn min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        fn abs(v: __m512) -> __m512 = _mm512_abs_ps(v);
+        fn round(v: __m512) -> __m512 =
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+        fn scale2(x: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(x, n);
+        fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 =
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
+        fn splat_byte(x: u8) -> __m512i = _mm512_set1_epi8(x.cast_signed());
+        fn or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        fn zero_sums() -> __m512i = _mm512_setzero_si512();
+        fn scale_sums(sums: __m512i, factors: __m512i) -> __m512i = _mm512_madd_epi16(sums, factors);
+        fn sums_to_f32(sums: __m512i) -> __m512 = _mm512_cvtepi32_ps(sums);
+    }
+
     #[inline(always)]
-    fn splat(self, x: f32) -> __m512 {
-        proven!(_mm512_set1_ps(x))
+    fn leaf<K: Kernel>(self, kernel: K) -> K::Output {
+        self.call(kernel)
     }
 
     #[inline(always)]
     fn splat_f16(self, x: f16) -> __m512 {
-        proven!(_mm512_cvtph_ps(_mm256_set1_epi16(x.to_bits().cast_signed())))
+        self.widen_f16(self.splat_16(x.to_bits()))
     }
 
     #[inline(always)]
-    fn load(self, x: &[f32; 32], i: usize) -> __m512 {
-        let x = &x[i * 16..i * 16 + 16];
-        proven!(_mm512_loadu_ps(x.as_ptr()))
+    fn splat_four(self, [a, b, c, d]: [f16; 4], _: usize) -> __m512 {
+        self.widen_f16(self.join_16s([a.to_bits(), b.to_bits(), c.to_bits(), d.to_bits()]))
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(self, x: &[f32; N], i: usize) -> __m512 {
+        must_cast(x.as_chunks::<16>().0[i])
     }
 
     #[inline(always)]
     fn load_f16(self, x: &[f16; 32], i: usize) -> __m512 {
-        let x = &x[i * 16..i * 16 + 16];
-        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
+        self.widen_f16(must_cast(x.as_chunks::<16>().0[i]))
     }
 
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; 32], i: usize) -> __m512 {
-        let x = &x[i * 16..i * 16 + 16];
-        proven!({
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        })
+        self.widen_bf16(must_cast(x.as_chunks::<16>().0[i]))
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 32], i: usize) -> __m512 {
+        self.widen_i8(must_cast(x.as_chunks::<16>().0[i]))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(self, x: &[u8; 16], i: usize) -> __m512 {
+        if i == 0 { self.low_nibbles(must_cast(*x)) } else { self.high_nibbles(must_cast(*x)) }
     }
 
     #[inline(always)]
     fn store(self, v: __m512, x: &mut [f32; 32], i: usize) {
-        let x = &mut x[i * 16..i * 16 + 16];
-        proven!(_mm512_storeu_ps(x.as_mut_ptr(), v));
+        x.as_chunks_mut::<16>().0[i] = must_cast(v);
     }
 
     #[inline(always)]
-    fn add(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_add_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn sub(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_sub_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_mul_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn div(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_div_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        proven!(_mm512_fmadd_ps(a, b, c))
-    }
-
-    #[inline(always)]
-    fn max(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_max_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn min(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_min_ps(a, b))
-    }
-
-    #[inline(always)]
-    fn abs(self, v: __m512) -> __m512 {
-        proven!(_mm512_abs_ps(v))
-    }
-
-    #[inline(always)]
-    fn round(self, v: __m512) -> __m512 {
-        proven!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
-    }
-
-    #[inline(always)]
-    fn exp2i(self, v: __m512) -> __m512 {
-        proven!({
-            let n = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
-        })
-    }
-
-    #[inline(always)]
-    fn scale2(self, x: __m512, n: __m512) -> __m512 {
-        proven!(_mm512_scalef_ps(x, n))
-    }
-
-    #[inline(always)]
-    fn select_lt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
-        proven!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
+    fn store_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
+        self.0.store_i8(x, scale, out);
     }
 
     #[inline(always)]
     fn reduce_add(self, v: __m512) -> f32 {
-        proven!(self.0.reduce_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))))
+        self.0.reduce_add(self.0.add(self.lower_half(v), self.upper_half(v)))
     }
 
     #[inline(always)]
     fn reduce_max(self, v: __m512) -> f32 {
-        proven!(self.0.reduce_max(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))))
+        self.0.reduce_max(self.0.max(self.lower_half(v), self.upper_half(v)))
     }
 
     #[inline(always)]
-    fn load_lanes(self, x: &[f32; 16], _: usize) -> __m512 {
-        proven!(_mm512_loadu_ps(x.as_ptr()))
+    fn load_bytes(self, x: &[i8; 64], _: usize) -> __m512i {
+        must_cast(*x)
     }
 
     #[inline(always)]
-    fn load_quants(self, x: &[i8; 64], _: usize) -> __m512i {
-        proven!(_mm512_loadu_si512(x.as_ptr().cast()))
+    fn load_halves(self, [a, b, c, d]: [&[i8; 32]; 4], _: usize) -> [__m512i; 2] {
+        let (ab, cd) = (self.pair(must_cast(*a), must_cast(*b)), self.pair(must_cast(*c), must_cast(*d)));
+        [self.even_pairs(ab, cd), self.odd_pairs(ab, cd)]
     }
 
     #[inline(always)]
-    fn scales(self, d: [f16; 4], _: usize) -> __m512 {
-        let bits = |d: f16| d.to_bits().cast_signed();
-        proven!({
-            let ab = _mm256_mask_set1_epi16(_mm256_set1_epi16(bits(d[0])), 0x00f0, bits(d[1]));
-            let abc = _mm256_mask_set1_epi16(ab, 0x0f00, bits(d[2]));
-            _mm512_cvtph_ps(_mm256_mask_set1_epi16(abc, 0xf000, bits(d[3])))
-        })
+    fn fields(self, [a, b, c, d]: [&[u8; 16]; 4], up: [i8; 4], mask: u8, _: usize) -> __m512i {
+        let count = |up: i8| (i64::from(up) & 63).cast_unsigned();
+        let low = self.0.pair(must_cast(*a), must_cast(*b));
+        let packed = self.pair(low, self.0.pair(must_cast(*c), must_cast(*d)));
+        let counts = self.of_blocks([count(up[0]), count(up[1]), count(up[2]), count(up[3])]);
+        self.and(self.rotate_64s(packed, counts), self.splat_byte(mask))
     }
 
     #[inline(always)]
-    fn scales_q4_0(self, w: &[BlockQ4_0; 4], _: usize) -> __m512 {
-        const { assert!(size_of::<[BlockQ4_0; 4]>() >= 64) };
-        proven!({
-            // Words 0, 9, 18 and 27.
-            let index = _mm512_castsi256_si512(_mm256_setr_epi64x(
-                0,
-                0x0009_0009_0009_0009,
-                0x0012_0012_0012_0012,
-                0x001b_001b_001b_001b,
-            ));
-            let d = _mm512_permutexvar_epi16(index, _mm512_loadu_si512(w.as_ptr().cast()));
-            _mm512_cvtph_ps(_mm512_castsi512_si256(d))
-        })
-    }
-
-    #[inline(always)]
-    fn q8_0(self, w: &[BlockQ8_0; 4], _: usize) -> [__m512i; 2] {
-        proven!({
-            let load = |w: &BlockQ8_0| _mm256_loadu_si256(w.qs.as_ptr().cast());
-            let pair = |a, b| _mm512_inserti64x4::<1>(_mm512_castsi256_si512(load(a)), load(b));
-            // Unsigned, 128 too large: `start_i8` takes it off again.
-            let flip = _mm512_set1_epi8(-128);
-            let (ab, cd) =
-                (_mm512_xor_si512(pair(&w[0], &w[1]), flip), _mm512_xor_si512(pair(&w[2], &w[3]), flip));
-            let low = _mm512_permutex2var_epi64(ab, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), cd);
-            let high = _mm512_permutex2var_epi64(ab, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), cd);
-            [low, high]
-        })
-    }
-
-    #[inline(always)]
-    fn fields(self, bytes: [&[u8; 16]; 4], up: [i8; 4], mask: u8, _: usize) -> __m512i {
-        let turn = |up: i8| i64::from(up) & 63;
-        let (a, b, c, d) = (turn(up[0]), turn(up[1]), turn(up[2]), turn(up[3]));
-        proven!({
-            let packed = _mm512_inserti64x4::<1>(
-                _mm512_castsi256_si512(self.0.pair(bytes[0], bytes[1])),
-                self.0.pair(bytes[2], bytes[3]),
-            );
-            let moved = _mm512_rolv_epi64(packed, _mm512_setr_epi64(a, a, b, b, c, c, d, d));
-            _mm512_and_si512(moved, _mm512_set1_epi8(mask.cast_signed()))
-        })
-    }
-
-    #[inline(always)]
-    fn fifth_bits(self, words: [u16; 4], _: usize) -> __m512i {
+    fn bits(self, words: [u16; 4], byte: u8, _: usize) -> __m512i {
         let word = |i: usize| u64::from(words[i]) << (16 * i);
-        proven!(_mm512_maskz_set1_epi8(word(0) | word(1) | word(2) | word(3), 16))
+        self.of_mask(word(0) | word(1) | word(2) | word(3), byte)
     }
 
     #[inline(always)]
-    fn or(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_or_si512(a, b))
+    fn load_sums<const SHIFT: u32>(self, x: &[i32; 16], _: usize) -> __m512i {
+        self.shift_sums::<SHIFT>(must_cast(*x))
     }
 
     #[inline(always)]
-    fn ones(self) -> __m512i {
-        proven!(_mm512_set1_epi8(1))
-    }
-
-    #[inline(always)]
-    fn zero_sums(self) -> __m512i {
-        proven!(_mm512_setzero_si512())
-    }
-
-    #[inline(always)]
-    fn start_i8(self, neg_sums: &[i32; 16], i: usize) -> __m512i {
-        self.start_shifted::<7>(neg_sums, i)
-    }
-
-    #[inline(always)]
-    fn start_shifted<const SHIFT: u32>(self, neg_sums: &[i32; 16], _: usize) -> __m512i {
-        proven!(_mm512_slli_epi32::<SHIFT>(_mm512_loadu_si512(neg_sums.as_ptr().cast())))
-    }
-
-    #[inline(always)]
-    fn dot_i8(self, sums: __m512i, w: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
-        self.dot_u6(sums, w, x)
+    fn dot_i8(self, w: [__m512i; 2], x: [__m512i; 2], neg_sums: &[i32; 16], i: usize) -> __m512i {
+        // With their signs flipped, weights are unsigned and 128 too large.
+        let start = self.load_sums::<7>(neg_sums, i);
+        self.dot_u6(start, [self.flip_signs(w[0]), self.flip_signs(w[1])], x)
     }
 
     #[inline(always)]
     fn dot_u6(self, sums: __m512i, w: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
-        proven!(_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums, w[0], x[0]), w[1], x[1]))
+        self.add_quads(self.add_quads(sums, w[0], x[0]), w[1], x[1])
     }
 
-    // Scales are the lower 16 bits of a lane, and so are sums but for their signs, which then meet zeros.
+    /// Factors are the lower 16 bits of a lane, and so are sums but for their signs, which then meet zeros.
     #[inline(always)]
-    fn block_scales(self, scales: u32, _: usize) -> __m512i {
-        self.spread(proven!(_mm512_set1_epi32(scales.cast_signed())), 0x8080_8000, 1)
-    }
-
-    #[inline(always)]
-    fn half_scales(self, scales: u64, _: usize) -> [__m512i; 2] {
-        // As upper bytes of 16 bits, for their signs.
-        proven!({
-            let scales = _mm512_set1_epi64(scales.cast_signed());
-            let low = _mm512_srai_epi16::<8>(self.spread(scales, 0x8080_0080, 0x200));
-            [low, _mm512_srai_epi16::<8>(self.spread(scales, 0x8080_0180, 0x200))]
-        })
+    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(self, bytes: u64, _: usize) -> __m512i {
+        // The byte as lower one of 16 bits, or as upper one and then moved down, for its sign.
+        let index = |block: u32| {
+            let byte = FIRST + STEP * block;
+            u64::from(if SIGNED { 0x8080_0080 | byte << 8 } else { 0x8080_8000 | byte }) * 0x1_0000_0001
+        };
+        let spread =
+            self.shuffle(self.splat_64(bytes), self.of_blocks([index(0), index(1), index(2), index(3)]));
+        if SIGNED { self.upper_bytes_of_16(spread) } else { spread }
     }
 
     #[inline(always)]
-    fn dot_by_block(self, w: [__m512i; 2], x: [__m512i; 2], scales: __m512i) -> __m512i {
-        // 8 · 31 · 128 fits i16.
-        proven!(_mm512_madd_epi16(self.dot_u6(self.zero_sums(), w, x), scales))
-    }
-
-    #[inline(always)]
-    fn dot_by_half<const OFFSET: i8>(
+    fn dot_scaled<const N: usize, const OFFSET: u8>(
         self,
-        w: [__m512i; 2],
-        x: [__m512i; 2],
-        scales: [__m512i; 2],
+        sums: __m512i,
+        w: [__m512i; N],
+        x: [__m512i; N],
+        factors: __m512i,
     ) -> __m512i {
-        proven!({
-            let offset = _mm512_set1_epi8(OFFSET);
-            // 4 · 32 · 128 fits i16.
-            let low = _mm512_sub_epi32(self.dot(w[0], x[0]), self.dot(offset, x[0]));
-            let high = _mm512_sub_epi32(self.dot(w[1], x[1]), self.dot(offset, x[1]));
-            _mm512_dpwssd_epi32(_mm512_madd_epi16(low, scales[0]), high, scales[1])
-        })
-    }
-
-    #[inline(always)]
-    fn scale_neg_sums(self, neg_sums: &[i32; 16], scales: __m512i, _: usize) -> __m512i {
-        proven!(_mm512_madd_epi16(_mm512_loadu_si512(neg_sums.as_ptr().cast()), scales))
-    }
-
-    #[inline(always)]
-    fn sums_to_f32(self, sums: __m512i) -> __m512 {
-        proven!(_mm512_cvtepi32_ps(sums))
-    }
-
-    #[inline(always)]
-    fn neg_sums(self, x: [__m512i; 2], out: &mut [i32; 16], _: usize) {
-        proven!({
-            let sums = self.dot_u6(self.zero_sums(), [self.ones(); 2], x);
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_sub_epi32(self.zero_sums(), sums));
-        });
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(self, row: &[T], byte: usize) {
-        self.0.prefetch(row, byte);
-    }
-
-    #[inline(always)]
-    fn widen_i8(self, x: &[i8; 32], i: usize) -> __m512 {
-        let x = &x[i * 16..i * 16 + 16];
-        proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
-    }
-
-    #[inline(always)]
-    fn widen_nibbles(self, qs: &[u8; 16], i: usize) -> __m512 {
-        proven!({
-            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(qs.as_ptr().cast()));
-            if i == 0 {
-                // The table is looked up by the lower four bits, whatever the upper ones are.
-                let low = _mm512_setr_ps(
-                    -128.0, -112.0, -96.0, -80.0, -64.0, -48.0, -32.0, -16.0, 0.0, 16.0, 32.0, 48.0, 64.0,
-                    80.0, 96.0, 112.0,
-                );
-                _mm512_permutexvar_ps(wide, low)
-            } else {
-                // As the last bits of 2²³ + 16 · q, which is two operations. Ternary logic, because LLVM sees through
-                // others and widens twice.
-                let base = _mm512_castps_si512(_mm512_set1_ps(8_388_608.0));
-                let high = _mm512_ternarylogic_epi32::<0xf8>(base, wide, _mm512_set1_epi32(0xf0));
-                _mm512_sub_ps(_mm512_castsi512_ps(high), _mm512_set1_ps(8_388_608.0 + 128.0))
+        // 4 · N · 128 · |w − OFFSET| fits i16.
+        let (mut quads, mut offset) = (self.zero_sums(), self.zero_sums());
+        for n in 0..N {
+            quads = self.add_quads(quads, w[n], x[n]);
+            if OFFSET > 0 {
+                offset = self.add_quads(offset, self.splat_byte(OFFSET), x[n]);
             }
-        })
+        }
+        self.add_scaled(sums, self.sub_sums(quads, offset), factors)
     }
 
     #[inline(always)]
-    fn round_to_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]) {
-        self.0.round_to_i8(x, scale, out);
+    fn store_neg_sums(self, x: [__m512i; 2], out: &mut [i32; 16], _: usize) {
+        let sums = self.dot_u6(self.zero_sums(), [self.splat_byte(1); 2], x);
+        *out = must_cast(self.sub_sums(self.zero_sums(), sums));
     }
 }

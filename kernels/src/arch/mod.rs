@@ -1,19 +1,140 @@
-//! One file per instruction set: its token and its `Isa`, nothing else.
+//! One file per instruction set: its token, which proves that the CPU has it, and its `Isa`.
+//!
+//! A token comes from `detect` alone. Methods on registers are written through [`registers`], which has the compiler check
+//! that they need nothing but the instruction set; memory is read and written by value, through arrays.
 
-/// Intrinsics on values and on memory that a slice borrow guarantees, inside a method of a token.
-macro_rules! proven {
-    ($e:expr) => {{
-        // SAFETY: the token `self` proves the instruction set; pointers come from slices of the width read or written.
-        #[allow(clippy::macro_metavars_in_unsafe, unused_unsafe, reason = "the reason is said once for all")]
-        unsafe {
-            $e
+use crate::{
+    isa::{Isa, Kernel},
+    level::Level,
+};
+
+/// Methods that compute on registers: each is compiled a second time as safe code with the features enabled, where an access
+/// through a pointer is an error. Features cannot be enabled on the method itself, which has to be inlined everywhere.
+macro_rules! registers {
+    ($features:literal: $(
+        $vis:vis fn $name:ident $(<$(const $generic:ident: $of:ty),*>)?
+            ($($arg:ident: $t:ty),*) -> $out:ty = $e:expr;
+    )*) => {$(
+        #[inline(always)]
+        $vis fn $name $(<$(const $generic: $of),*>)? (self, $($arg: $t),*) -> $out {
+            #[target_feature(enable = $features)]
+            #[allow(dead_code, reason = "only checked")]
+            fn needs_the_features_only $(<$(const $generic: $of),*>)? ($($arg: $t),*) -> $out {
+                $e
+            }
+            // SAFETY: the token `self` proves the features, and the function above that nothing else is needed.
+            unsafe { $e }
         }
-    }};
+    )*};
+}
+
+/// The token of an instruction set from its detection, and a function that runs bodies with it.
+macro_rules! instruction_set {
+    ($token:ty, $make:expr, $detected:ident: $($feature:tt)*) => {
+        impl $token {
+            /// The token, where the CPU has the instruction set.
+            pub(crate) fn detect() -> Option<Self> {
+                if $($crate::arch::$detected!($feature))&&* { $make } else { None }
+            }
+
+            #[inline(always)]
+            fn call<K: $crate::isa::Kernel>(self, kernel: K) -> K::Output {
+                #[inline(never)]
+                $(#[target_feature(enable = $feature)])*
+                fn leaf<K: $crate::isa::Kernel>(isa: $token, kernel: K) -> K::Output {
+                    kernel.run(isa)
+                }
+                // SAFETY: the token `self` proves the features.
+                unsafe { leaf(self, kernel) }
+            }
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx2;
+mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx512;
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 #[cfg(target_arch = "aarch64")]
-pub(crate) mod neon;
+mod neon;
+
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
+#[cfg(target_arch = "x86_64")]
+use std::arch::is_x86_feature_detected;
+
+/// The instruction set of a level other than scalar.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Token {
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2<avx2::Avx2Products>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<avx_vnni::Vnni>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon<neon::Widening>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(neon::Neon<neon::Dotprod>),
+}
+
+impl Token {
+    /// The instruction set of a level, where this CPU has it.
+    pub(crate) fn detect(level: Level) -> Option<Self> {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::Avx2::<avx2::Avx2Products>::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => avx2::Avx2::<avx_vnni::Vnni>::detect().map(Self::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::Neon::<neon::Widening>::detect().map(Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotprod => neon::Neon::<neon::Dotprod>::detect().map(Self::NeonDotprod),
+            _ => None,
+        }
+    }
+
+    /// Runs a body with the instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(isa) => isa.leaf(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(isa) => isa.leaf(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(isa) => isa.leaf(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(isa) => isa.leaf(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(isa) => isa.leaf(kernel),
+        }
+    }
+}
+
+/// Asks for the cache line with a byte of `row`, or of what follows it.
+#[inline(always)]
+pub(crate) fn prefetch<T>(row: &[T], byte: usize) {
+    let address = row.as_ptr().cast::<u8>().wrapping_add(byte);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: asking for memory is allowed at any address; every x86-64 CPU has the instruction.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: asking for memory is allowed at any address. The intrinsic is not stable in Rust 1.95.
+    unsafe {
+        core::arch::asm!(
+            "prfm pldl1keep, [{x}]",
+            x = in(reg) address,
+            options(readonly, nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}

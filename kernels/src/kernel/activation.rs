@@ -1,23 +1,39 @@
 //! The gated activations of the FFN.
 
 use super::{exp::exp, padded};
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 use candle_sparse_core::{Activation, kernel::activation::apply};
 
-/// See [`candle_sparse_core::kernel::activation::gated`].
+/// [`candle_sparse_core::KernelSet::gated`].
+pub(crate) struct Gated<'a> {
+    pub(crate) act: Activation,
+    pub(crate) shift: f32,
+    pub(crate) gate: &'a [f32],
+    pub(crate) y: &'a mut [f32],
+}
+
+impl Kernel for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        gated(isa, self.act, self.shift, self.gate, self.y);
+    }
+}
+
 #[inline(always)]
-pub(crate) fn gated<I: Isa>(isa: I, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {
+pub(super) fn gated<I: Isa>(isa: I, act: Activation, shift: f32, gate: &[f32], y: &mut [f32]) {
     assert_eq!(gate.len(), y.len(), "gated: lengths differ");
     match act {
-        Activation::Silu => each::<I, Silu>(isa, gate_shift, 0.0, gate, y),
-        Activation::Relu => each::<I, Relu>(isa, gate_shift, 0.0, gate, y),
-        Activation::Relu2 => each::<I, Relu2>(isa, gate_shift, 0.0, gate, y),
-        Activation::FatRelu { threshold } => each::<I, FatRelu>(isa, gate_shift, threshold, gate, y),
-        Activation::DRelu => each::<I, DRelu>(isa, gate_shift, 0.0, gate, y),
+        Activation::Silu => each::<I, Silu>(isa, shift, 0.0, gate, y),
+        Activation::Relu => each::<I, Relu>(isa, shift, 0.0, gate, y),
+        Activation::Relu2 => each::<I, Relu2>(isa, shift, 0.0, gate, y),
+        Activation::FatRelu { threshold } => each::<I, FatRelu>(isa, shift, threshold, gate, y),
+        Activation::DRelu => each::<I, DRelu>(isa, shift, 0.0, gate, y),
         // Rare in Llama-shaped models, and erf has no short vector form.
         Activation::Gelu | Activation::GeluPytorchTanh => {
             for (&g, y) in gate.iter().zip(y) {
-                *y = apply(act, g - gate_shift, *y);
+                *y = apply(act, g - shift, *y);
             }
         }
     }
@@ -80,7 +96,7 @@ impl Function for DRelu {
 /// `y = F(gate − shift, y)`.
 #[inline(always)]
 fn each<I: Isa, F: Function>(isa: I, shift: f32, parameter: f32, gate: &[f32], y: &mut [f32]) {
-    let ((gs, g_rest), (ys, y_rest)) = (gate.as_chunks(), y.as_chunks_mut());
+    let ((gs, g_rest), (ys, y_rest)) = (gate.as_chunks::<32>(), y.as_chunks_mut::<32>());
     for (g, y) in gs.iter().zip(ys) {
         for i in 0..32 / I::LANES {
             let g = isa.sub(isa.load(g, i), isa.splat(shift));

@@ -2,7 +2,6 @@
 
 pub(crate) mod activation;
 pub(crate) mod axpy_rows;
-mod elements;
 mod exp;
 pub(crate) mod matmul;
 pub(crate) mod matmul_t;
@@ -11,13 +10,16 @@ pub(crate) mod quantize;
 pub(crate) mod rms_norm;
 pub(crate) mod softmax;
 pub(crate) mod sparse_ffn;
-mod units;
 pub(crate) mod vector;
 
 /// A short rest as a whole block, filled up with `fill`.
 #[inline(always)]
-fn padded<T: Copy>(rest: &[T], fill: T) -> [T; 32] {
+pub(crate) fn padded<T: Copy>(rest: &[T], fill: T) -> [T; 32] {
     let mut block = [fill; 32];
     block[..rest.len()].copy_from_slice(rest);
     block
 }
+
+/// Room in whole cache lines: vectors that cross lines are twice as slow.
+#[repr(align(64))]
+pub(crate) struct Lines<T>(pub(crate) T);

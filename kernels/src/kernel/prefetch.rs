@@ -1,7 +1,7 @@
 //! Asking for memory before it is needed.
 
-use crate::isa::Isa;
-use candle_sparse_core::Matrix;
+use crate::arch::prefetch;
+use candle_sparse_core::{BLOCK_LEN, Matrix};
 
 const LINE: usize = 64;
 
@@ -18,11 +18,16 @@ pub(crate) struct Ahead<'a> {
 impl<'a> Ahead<'a> {
     pub(crate) const NOTHING: Ahead<'static> = Ahead { bytes: &[], lines: 0, done: 0 };
 
-    /// What is read after a loop over so many rows.
+    /// What is read after the units of `w`.
+    pub(crate) fn new(w: Matrix<'_>, next: Option<Matrix<'a>>) -> Self {
+        let Some(bytes) = next.map(|w| w.data().bytes()) else { return Self::NOTHING };
+        let rows = (w.rows() * (w.cols() / BLOCK_LEN)).max(1);
+        Self { bytes, lines: bytes.len().div_ceil(LINE).div_ceil(rows), done: 0 }
+    }
+
     #[inline(always)]
-    pub(crate) fn new(rows: usize, next: Option<Matrix<'a>>) -> Self {
-        let bytes = next.map_or(&[][..], |w| w.data().bytes());
-        Self { bytes, lines: bytes.len().div_ceil(LINE).div_ceil(rows.max(1)), done: 0 }
+    pub(crate) fn is_nothing(self) -> bool {
+        self.lines == 0
     }
 
     /// After so many more rows.
@@ -33,26 +38,20 @@ impl<'a> Ahead<'a> {
 
     /// Asks for what belongs to row `r` of those to come.
     #[inline(always)]
-    pub(crate) fn row<I: Isa>(self, isa: I, r: usize) {
+    pub(crate) fn row(self, r: usize) {
         let first = (self.done + r) * self.lines;
         for line in first..first + self.lines {
             if line * LINE < self.bytes.len() {
-                isa.prefetch(self.bytes, line * LINE);
+                prefetch(self.bytes, line * LINE);
             }
         }
     }
 
     /// Asks for all of it.
     #[inline(always)]
-    pub(crate) fn all<I: Isa>(self, isa: I) {
+    pub(crate) fn all(self) {
         for byte in (0..self.bytes.len()).step_by(LINE) {
-            isa.prefetch(self.bytes, byte);
+            prefetch(self.bytes, byte);
         }
     }
-}
-
-/// Asks for every cache line of a matrix.
-#[inline(always)]
-pub(crate) fn prefetch<I: Isa>(isa: I, w: Matrix<'_>) {
-    Ahead::new(1, Some(w)).all(isa);
 }

@@ -1,24 +1,34 @@
 //! Activations to bytes; equal to the scalar definition bit for bit.
 
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 use candle_sparse_core::{ActivationGroup, BLOCK_LEN, GROUP_LEN, kernel::quantize::check_quantize};
 
-/// See [`candle_sparse_core::kernel::quantize::quantize`].
-#[inline(always)]
-pub(crate) fn quantize<I: Isa>(isa: I, x: &[f32], groups: &mut [ActivationGroup]) {
-    check_quantize(x, groups);
-    for (group, blocks) in groups.iter_mut().zip(x.as_chunks().0.chunks(GROUP_LEN / BLOCK_LEN)) {
-        let missing = GROUP_LEN / BLOCK_LEN - blocks.len();
-        if missing > 0 {
-            *group = ActivationGroup::ZERO;
-        }
-        for (b, x) in blocks.iter().enumerate() {
-            let (d, qs) = block(isa, x);
-            group.set_block(missing + b, d, &qs);
-        }
-        for i in 0..16 / I::LANES {
-            let halves = [isa.load_quants(&group.qs[0], i), isa.load_quants(&group.qs[1], i)];
-            isa.neg_sums(halves, &mut group.neg_sums, i);
+/// [`candle_sparse_core::KernelSet::quantize`].
+pub(crate) struct Quantize<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) groups: &'a mut [ActivationGroup],
+}
+
+impl Kernel for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { x, groups } = self;
+        check_quantize(x, groups);
+        for (group, blocks) in groups.iter_mut().zip(x.as_chunks().0.chunks(GROUP_LEN / BLOCK_LEN)) {
+            let missing = GROUP_LEN / BLOCK_LEN - blocks.len();
+            if missing > 0 {
+                *group = ActivationGroup::ZERO;
+            }
+            for (b, x) in blocks.iter().enumerate() {
+                let (d, qs) = block(isa, x);
+                group.set_block(missing + b, d, &qs);
+            }
+            for i in 0..16 / I::LANES {
+                let halves = [isa.load_bytes(&group.qs[0], i), isa.load_bytes(&group.qs[1], i)];
+                isa.store_neg_sums(halves, &mut group.neg_sums, i);
+            }
         }
     }
 }
@@ -37,7 +47,7 @@ fn block<I: Isa>(isa: I, x: &[f32; BLOCK_LEN]) -> (f32, [i8; BLOCK_LEN]) {
     let scale = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
     let mut qs = [0; BLOCK_LEN];
     if !poison.is_nan() {
-        isa.round_to_i8(x, scale, &mut qs);
+        isa.store_i8(x, scale, &mut qs);
     }
     (d, qs)
 }

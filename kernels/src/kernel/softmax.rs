@@ -1,26 +1,46 @@
 //! Softmax, at once or piece by piece.
 
 use super::{exp::exp, padded};
-use crate::isa::Isa;
+use crate::isa::{Isa, Kernel};
 
-/// See [`candle_sparse_core::kernel::softmax::softmax`].
-#[inline(always)]
-pub(crate) fn softmax<I: Isa>(isa: I, x: &mut [f32]) {
-    let (_, sum) = exp_sum(isa, x, f32::NEG_INFINITY);
-    let scale = 1.0 / sum;
-    let (blocks, rest) = x.as_chunks_mut();
-    for block in blocks {
-        for i in 0..32 / I::LANES {
-            isa.store(isa.mul(isa.load(block, i), isa.splat(scale)), block, i);
+/// [`candle_sparse_core::KernelSet::softmax`].
+pub(crate) struct Softmax<'a>(pub(crate) &'a mut [f32]);
+
+impl Kernel for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (_, sum) = exp_sum(isa, self.0, f32::NEG_INFINITY);
+        let scale = 1.0 / sum;
+        let (blocks, rest) = self.0.as_chunks_mut::<32>();
+        for block in blocks {
+            for i in 0..32 / I::LANES {
+                isa.store(isa.mul(isa.load(block, i), isa.splat(scale)), block, i);
+            }
         }
+        rest.iter_mut().for_each(|v| *v *= scale);
     }
-    rest.iter_mut().for_each(|v| *v *= scale);
 }
 
-/// See [`candle_sparse_core::kernel::softmax::exp_sum`].
+/// [`candle_sparse_core::KernelSet::exp_sum`].
+pub(crate) struct ExpSum<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) max_before: f32,
+}
+
+impl Kernel for ExpSum<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> (f32, f32) {
+        exp_sum(isa, self.x, self.max_before)
+    }
+}
+
 #[inline(always)]
-pub(crate) fn exp_sum<I: Isa>(isa: I, x: &mut [f32], max_before: f32) -> (f32, f32) {
-    let (blocks, rest) = x.as_chunks_mut();
+fn exp_sum<I: Isa>(isa: I, x: &mut [f32], max_before: f32) -> (f32, f32) {
+    let (blocks, rest) = x.as_chunks_mut::<32>();
     // Filled up with −∞ the rest is a block like any other: its e^x adds 0.
     let mut tail = padded(rest, f32::NEG_INFINITY);
     let mut max = isa.splat(max_before);

@@ -39,6 +39,22 @@ impl Seen {
 }
 
 /// candle's Llama with its cache.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_sparse_models::causal_lm::{CandleLlama, CausalLm};
+/// use candle_transformers::models::llama::{Llama, LlamaConfig};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let json = std::fs::read(folder.join("config.json"))?;
+/// # let vb = candle_sparse::loading::var_builder(&[folder.join("model.safetensors")], Some(DType::F32), &Device::Cpu)?;
+/// let config: LlamaConfig = serde_json::from_slice(&json).expect("a config.json");
+/// let config = config.into_config(false);
+/// let mut model = CandleLlama::new(Llama::load(vb, &config)?, config, DType::F32)?;
+/// let logits = model.forward(&Tensor::new(&[[0_u32, 5]], &Device::Cpu)?, 0)?;
+/// assert_eq!((logits.dims(), model.cached_len()), (&[1, 2048][..], 2));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CandleLlama {
     model: llama::Llama,
@@ -83,6 +99,25 @@ impl CausalLm for CandleLlama {
 }
 
 /// candle's quantised Llama.
+///
+/// ```
+/// use candle_core::{Device, Tensor, quantized::gguf_file::Content};
+/// use candle_sparse_models::causal_lm::{CandleQuantizedLlama, CausalLm};
+/// use candle_transformers::models::quantized_llama::ModelWeights;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let mut file = std::fs::File::open(&path)?;
+/// let content = Content::read(&mut file)?;
+/// let mut model = CandleQuantizedLlama::new(ModelWeights::from_gguf(content, &mut file, &Device::Cpu)?);
+/// let logits = model.forward(&Tensor::new(&[[0_u32, 5]], &Device::Cpu)?, 0)?;
+/// assert_eq!((logits.dims(), model.cached_len()), (&[1, 2048][..], 2));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CandleQuantizedLlama {
     model: quantized_llama::ModelWeights,
@@ -118,6 +153,26 @@ impl CausalLm for CandleQuantizedLlama {
 }
 
 /// candle's Mistral.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::VarBuilder;
+/// use candle_sparse_models::causal_lm::{CandleMistral, CausalLm};
+/// use candle_transformers::models::mistral::{Config, Model};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let mut tensors = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu)?;
+/// # tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+/// # let json = std::fs::read_to_string(folder.join("config.json"))?.replace("\"llama\"", "\"mistral\"");
+/// # let mut json: serde_json::Value = serde_json::from_str(&json).expect("a config.json");
+/// # json["use_flash_attn"] = false.into();
+/// let config: Config = serde_json::from_value(json).expect("a Mistral's config.json");
+/// let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+/// let mut model = CandleMistral::new(Model::new(&config, vb)?);
+/// let logits = model.forward(&Tensor::new(&[[0_u32, 5]], &Device::Cpu)?, 0)?;
+/// assert_eq!((logits.dims(), model.cached_len()), (&[1, 2048][..], 2));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CandleMistral {
     model: mistral::Model,

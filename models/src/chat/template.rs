@@ -21,6 +21,17 @@ const NAME: &str = "chat_template";
 /// strings, `str.encode`, `str.translate`, integers beyond 128 bits, a namespace in a namespace. Not noticed is: what `escape`
 /// gives is escaped again where it is escaped twice; a macro's default stands in for an undefined argument too; a dict's key comes
 /// before a method of that name; other files are never included.
+///
+/// ```
+/// use candle_sparse_models::chat::{ChatTemplate, Message};
+///
+/// let source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}";
+/// let template = ChatTemplate::new(source, "<s>", "</s>")?;
+/// let messages = [Message::user("2 + 2?"), Message::assistant("4")];
+/// assert_eq!(template.render(&messages, false)?, "<s>[user] 2 + 2?</s>[assistant] 4</s>");
+/// assert!(ChatTemplate::new("{% for %}", "", "").is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,

@@ -6,9 +6,8 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
 
-use super::write::ggml_type;
+use super::types::{by_number, ggml_type, name_of_unknown};
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value, VersionedMagic};
-use candle_sparse::Format;
 use std::{collections::HashMap, io::Read};
 
 /// Longest header that is read: those of the largest vocabularies take some 20 MB.
@@ -20,47 +19,6 @@ const MOST_DIMS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 type Result<T> = core::result::Result<T, String>;
-
-/// The format of a ggml type, by its number in a file.
-fn format(ggml_type: u32) -> Option<Format> {
-    Some(match ggml_type {
-        0 => Format::F32,
-        1 => Format::F16,
-        2 => Format::Q4_0,
-        3 => Format::Q4_1,
-        6 => Format::Q5_0,
-        7 => Format::Q5_1,
-        8 => Format::Q8_0,
-        10 => Format::Q2K,
-        11 => Format::Q3K,
-        12 => Format::Q4K,
-        13 => Format::Q5K,
-        14 => Format::Q6K,
-        30 => Format::BF16,
-        _ => return None,
-    })
-}
-
-/// Names of types that files in the wild have and we do not read.
-fn name_of_unknown(ggml_type: u32) -> &'static str {
-    match ggml_type {
-        9 => "Q8_1",
-        15 => "Q8_K",
-        16 => "IQ2_XXS",
-        17 => "IQ2_XS",
-        18 => "IQ3_XXS",
-        19 => "IQ1_S",
-        20 => "IQ4_NL",
-        21 => "IQ3_S",
-        22 => "IQ2_S",
-        23 => "IQ4_XS",
-        29 => "IQ1_M",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        39 => "MXFP4",
-        _ => "unknown here",
-    }
-}
 
 /// The header of a file of `len` bytes, read from its start.
 pub(super) fn read(input: impl Read, len: u64) -> Result<Content> {
@@ -245,7 +203,7 @@ impl<R: Read> Reader<R> {
             return Err(format!("{what} has no elements"));
         }
         let kind = self.u32(&what)?;
-        let Some(format) = format(kind) else {
+        let Some(format) = by_number(kind) else {
             return Err(format!(
                 "{what} has ggml type {kind} ({}), which is not supported: F32, F16, BF16, Q8_0, Q4_0 to Q5_1 and Q2_K \
                  to Q6_K are",

@@ -97,6 +97,20 @@ fn architecture(content: &Content) -> Result<&str> {
 ///
 /// The context is the file's, where candle stops at 4096 positions.
 ///
+/// ```
+/// use candle_sparse_models::gguf::{self, GgufFile};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let config = gguf::config(GgufFile::open(&path)?.content())?;
+/// assert_eq!((config.hidden_size, config.vocab_size, config.max_position_embeddings), (256, 2048, 1024));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// An architecture that is not supported, a mixture of experts, or metadata that are missing or make no sense; named.
 pub fn config(content: &Content) -> Result<Config> {

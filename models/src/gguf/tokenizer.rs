@@ -25,6 +25,21 @@ const ENDS: [&str; 3] = [EOS, EOT, EOM];
 /// Builds the tokenizer of a GGUF file: `tokenizer.ggml.model` is `llama` (`SentencePiece`: Llama 1 and 2, TinyLlama,
 /// Mistral 7B) or `gpt2` (byte-level: Llama 3, `SmolLM`).
 ///
+/// ```
+/// use candle_sparse_models::gguf::{GgufFile, tokenizer::tokenizer};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let read = tokenizer(GgufFile::open(&path)?.content())?;
+/// let ids = |t: &tokenizers::Tokenizer| t.encode("Once upon a time", false).expect("a text").get_ids().to_vec();
+/// assert_eq!(ids(&read), ids(&files.load_tokenizer()?));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// Another kind of tokenizer, or metadata that are missing, of another type, or contradict each other.
 pub fn tokenizer(content: &Content) -> Result<Tokenizer> {
@@ -32,6 +47,22 @@ pub fn tokenizer(content: &Content) -> Result<Tokenizer> {
 }
 
 /// As [`tokenizer`], with notices of what was taken for granted where the file does not say.
+///
+/// ```
+/// use candle_sparse_models::gguf::{GgufFile, tokenizer::tokenizer_and_notices};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// let (tokenizer, notices) = tokenizer_and_notices(GgufFile::open(&path)?.content())?;
+/// assert_eq!(tokenizer.get_vocab_size(true), 2048);
+/// // The file says all that is needed.
+/// assert!(notices.is_empty(), "{notices:?}");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// As [`tokenizer`].
@@ -108,6 +139,19 @@ fn named_ends(metadata: &Metadata) -> Vec<u32> {
 }
 
 /// The tokens that end a text, a turn or a message, as far as the file names them.
+///
+/// ```
+/// use candle_sparse_models::gguf::{GgufFile, tokenizer::eos_tokens};
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let temporary = tempfile::tempdir()?;
+/// # let path = temporary.path().join("tales.gguf");
+/// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+/// # let layout = candle_sparse_models::convert::Layout::default();
+/// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+/// assert_eq!(eos_tokens(GgufFile::open(&path)?.content()), [1]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[must_use]
 pub fn eos_tokens(content: &Content) -> Vec<u32> {
     named_ends(&content.metadata)

@@ -9,7 +9,21 @@ use std::path::PathBuf;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the Hub is and how to speak to it. The default is the public Hub without a token.
+///
+/// ```
+/// use candle_sparse_models::hub::HubSettings;
+/// use std::time::Duration;
+///
+/// let settings = HubSettings::default()
+///     .with_endpoint(Some("https://mirror.example".into()))
+///     .with_token(Some("hf_secret".into()))
+///     .with_timeout(Duration::from_secs(30));
+/// assert!(!settings.offline);
+/// // The token is not shown.
+/// assert!(!format!("{settings:?}").contains("hf_secret"));
+/// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct HubSettings {
     /// Address of the Hub; `None` is `https://huggingface.co`.
     pub endpoint: Option<String>,
@@ -40,6 +54,42 @@ impl Default for HubSettings {
 }
 
 impl HubSettings {
+    /// The same with another [`endpoint`](Self::endpoint).
+    #[must_use]
+    pub fn with_endpoint(self, endpoint: Option<String>) -> Self {
+        Self { endpoint, ..self }
+    }
+
+    /// The same with another [`cache_dir`](Self::cache_dir).
+    #[must_use]
+    pub fn with_cache_dir(self, cache_dir: Option<PathBuf>) -> Self {
+        Self { cache_dir, ..self }
+    }
+
+    /// The same with another [`token`](Self::token).
+    #[must_use]
+    pub fn with_token(self, token: Option<String>) -> Self {
+        Self { token, ..self }
+    }
+
+    /// The same with another [`offline`](Self::offline).
+    #[must_use]
+    pub fn with_offline(self, offline: bool) -> Self {
+        Self { offline, ..self }
+    }
+
+    /// The same with another [`progress`](Self::progress).
+    #[must_use]
+    pub fn with_progress(self, progress: bool) -> Self {
+        Self { progress, ..self }
+    }
+
+    /// The same with another [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// Reads the environment variables of the Hugging Face tools, as Python's `huggingface_hub` does; an empty one is none.
     ///
     /// - `HF_ENDPOINT`;

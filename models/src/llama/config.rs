@@ -1,41 +1,31 @@
 //! `config.json` of Llama-shaped models: a superset of candle's, refusing what cannot be run.
 
+mod rope;
+
 use candle_core::{Error, Result};
 use candle_sparse_core::{Activation, Rope, RopeScaling};
+use rope::RawRope;
+pub use rope::{Llama3RopeConfig, Llama3RopeType};
 use serde::Deserialize;
 
 /// Context length of the preset configurations, as in candle.
+///
+/// ```
+/// use candle_sparse_models::llama::{Config, DEFAULT_MAX_SEQ_LEN};
+///
+/// assert_eq!(Config::config_7b_v2(false).max_position_embeddings, DEFAULT_MAX_SEQ_LEN);
+/// ```
 pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
 
-/// How rotary frequencies are stretched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Llama3RopeType {
-    /// As Llama 3.1 does it.
-    Llama3,
-    /// Positions divided by `factor`.
-    Linear,
-    /// Not at all.
-    #[default]
-    Default,
-}
-
-/// `rope_scaling` of `config.json`; the fields that a type does not use are 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(try_from = "RawRope")]
-pub struct Llama3RopeConfig {
-    /// Divisor of the low frequencies (of all positions for [`Llama3RopeType::Linear`]).
-    pub factor: f32,
-    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched.
-    pub low_freq_factor: f32,
-    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-    pub high_freq_factor: f32,
-    /// Context length of the original training.
-    pub original_max_position_embeddings: usize,
-    /// Which of them applies.
-    pub rope_type: Llama3RopeType,
-}
-
-/// End-of-text tokens.
+/// The tokens that end a text: `eos_token_id` of `config.json`.
+///
+/// ```
+/// use candle_sparse_models::llama::LlamaEosToks;
+///
+/// assert_eq!(serde_json::from_str::<LlamaEosToks>("2")?, LlamaEosToks::Single(2));
+/// assert_eq!(serde_json::from_str::<LlamaEosToks>("[2, 32]")?, LlamaEosToks::Multiple(vec![2, 32]));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum LlamaEosToks {
@@ -50,6 +40,17 @@ pub enum LlamaEosToks {
 /// Beyond candle's fields: `hidden_act`, `head_dim`, biases, both spellings of RoPE (`rope_theta` with `rope_scaling`, or
 /// `rope_parameters`), linear RoPE scaling, and the shifts of shifted-ReLU models. `sliding_window` counts where `model_type`
 /// is `mistral`: transformers' Llama has no such field and attends to everything.
+///
+/// ```
+/// use candle_sparse_models::llama::LlamaConfig;
+///
+/// let json = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu/config.json"));
+/// let config: LlamaConfig = serde_json::from_str(json)?;
+/// assert_eq!((config.hidden_size, config.num_key_value_heads()), (256, 2));
+/// let error = serde_json::from_str::<LlamaConfig>(&json.replace("silu", "tanh")).unwrap_err();
+/// assert!(error.to_string().contains("tanh"), "{error}");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Raw")]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
@@ -112,7 +113,18 @@ impl LlamaConfig {
     }
 }
 
-/// What a model is built from.
+/// The configuration that a Llama is built from, with the fields of `config.json`.
+///
+/// ```
+/// use candle_sparse_models::llama::Config;
+///
+/// let config = Config { num_key_value_heads: 8, ..Config::config_7b_v2(false) };
+/// assert_eq!(config.to_core()?.group_size(), 4);
+/// // 32 heads cannot share 5.
+/// let wrong = Config { num_key_value_heads: 5, ..config };
+/// assert!(wrong.to_core().unwrap_err().to_string().contains("num_key_value_heads"));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
 pub struct Config {
@@ -175,7 +187,7 @@ impl Config {
         }
     }
 
-    /// The shape in the words of the core crate, checked.
+    /// The shape as the core crate names it, checked.
     ///
     /// # Errors
     /// A size is 0, does not divide, or a number is out of range; the message names the field.
@@ -246,51 +258,6 @@ struct Raw {
     sliding_window: Option<usize>,
     gate_shift: Option<f32>,
     norm_shift: Option<f32>,
-}
-
-#[derive(Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
-    /// The older spelling; re-saved files carry both.
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f32>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<usize>,
-}
-
-impl RawRope {
-    fn scaling(&self) -> std::result::Result<Llama3RopeConfig, String> {
-        let need = |v: Option<f32>, name| v.ok_or(format!("rope scaling: {name} is missing"));
-        match self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default") {
-            "default" => Ok(Llama3RopeConfig::default()),
-            "linear" => Ok(Llama3RopeConfig {
-                factor: need(self.factor, "factor")?,
-                rope_type: Llama3RopeType::Linear,
-                ..Default::default()
-            }),
-            "llama3" => Ok(Llama3RopeConfig {
-                factor: need(self.factor, "factor")?,
-                low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
-                high_freq_factor: need(self.high_freq_factor, "high_freq_factor")?,
-                original_max_position_embeddings: self
-                    .original_max_position_embeddings
-                    .ok_or("rope scaling: original_max_position_embeddings is missing")?,
-                rope_type: Llama3RopeType::Llama3,
-            }),
-            other => Err(format!("unknown rope type '{other}', supported: default, linear, llama3")),
-        }
-    }
-}
-
-impl TryFrom<RawRope> for Llama3RopeConfig {
-    type Error = String;
-
-    fn try_from(raw: RawRope) -> std::result::Result<Self, String> {
-        raw.scaling()
-    }
 }
 
 /// Refuses a checkpoint whose `quantization_config` says that it is quantised.
@@ -379,92 +346,4 @@ impl TryFrom<Raw> for LlamaConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(extra: &str) -> std::result::Result<Config, String> {
-        let json = format!(
-            r#"{{"hidden_size": 64, "intermediate_size": 172, "vocab_size": 512, "num_hidden_layers": 5,
-                "num_attention_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 512 {extra}}}"#
-        );
-        serde_json::from_str::<LlamaConfig>(&json).map(|c| c.into_config(false)).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn defaults_are_those_of_llama() {
-        let c = parse(
-            r#", "attention_bias": null, "head_dim": null, "rope_scaling": null, "eos_token_id": [1, 2]"#,
-        );
-        let c = c.unwrap();
-        assert_eq!(c.eos_token_id, Some(LlamaEosToks::Multiple(vec![1, 2])));
-        assert_eq!((c.num_key_value_heads, c.rope_theta, c.hidden_act), (8, 10_000.0, Activation::Silu));
-        assert_eq!(c.to_core().unwrap().head_dim, 8);
-    }
-
-    #[test]
-    fn both_rope_spellings_mean_the_same() {
-        let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192"#;
-        let old = format!(r#", "rope_theta": 5e5, "rope_scaling": {{"rope_type": "llama3", {scaling}}}"#);
-        let new = format!(r#", "rope_parameters": {{"rope_type": "llama3", "rope_theta": 5e5, {scaling}}}"#);
-        assert_eq!(parse(&old).unwrap(), parse(&new).unwrap());
-        assert_eq!(parse(&old).unwrap().rope_theta, 5e5);
-        let both = format!(
-            r#", "rope_theta": 5e5, "rope_scaling": {{"rope_type": "llama3", "type": "llama3", {scaling}}}"#
-        );
-        assert_eq!(parse(&old).unwrap(), parse(&both).unwrap());
-        let linear =
-            parse(r#", "rope_scaling": {"type": "linear", "factor": 2.0}"#).unwrap().to_core().unwrap();
-        assert_eq!(linear.rope.scaling, RopeScaling::Linear { factor: 2.0 });
-    }
-
-    #[test]
-    fn activations_and_shifts_are_read() {
-        let c = parse(r#", "hidden_act": "relu", "gate_shift": 0.25, "norm_shift": 1.0"#).unwrap();
-        assert_eq!((c.hidden_act, c.gate_shift, c.norm_shift), (Activation::Relu, 0.25, Some(1.0)));
-        let c = parse(r#", "hidden_act": "fatrelu", "hidden_act_param": 0.01"#).unwrap();
-        assert_eq!(c.hidden_act, Activation::FatRelu { threshold: 0.01 });
-    }
-
-    #[test]
-    fn a_mistrals_sliding_window_that_the_context_reaches_is_applied() {
-        let core = |model_type: &str, window: &str| {
-            let extra = format!(r#"{model_type}, "sliding_window": {window}"#);
-            parse(&extra).unwrap().to_core().unwrap().sliding_window
-        };
-        let windows = ["128", "511", "512", "null"];
-        let mistral = windows.map(|w| core(r#", "model_type": "mistral""#, w));
-        assert_eq!(mistral, [Some(128), Some(511), None, None]);
-        for model_type in [r#", "model_type": "llama""#, ""] {
-            assert_eq!(windows.map(|w| core(model_type, w)), [None; 4]);
-        }
-        let qwen = r#", "model_type": "qwen2", "use_sliding_window": true, "sliding_window": 128"#;
-        assert!(parse(qwen).unwrap_err().contains("'qwen2'"));
-    }
-
-    #[test]
-    fn what_cannot_be_run_is_refused_by_name() {
-        for (extra, needle) in [
-            (r#", "hidden_act": "swiglu9""#, "hidden_act 'swiglu9'"),
-            (r#", "hidden_act": "fatrelu""#, "hidden_act_param"),
-            (r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope type 'yarn'"),
-            (r#", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}"#, "low_freq_factor"),
-            (r#", "model_type": "mixtral""#, "'mixtral'"),
-            (r#", "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
-            (r#", "quantization_config": {"quant_method": "gptq"}"#, "gptq"),
-        ] {
-            let err = parse(extra).unwrap_err();
-            assert!(err.contains(needle), "{extra}: {err}");
-        }
-        let err = parse(r#", "model_type": "mistral", "sliding_window": 0"#)
-            .unwrap()
-            .to_core()
-            .unwrap_err()
-            .to_string();
-        assert!(err.contains("sliding_window"), "{err}");
-        let err = parse(r#", "num_key_value_heads": 3"#).unwrap().to_core().unwrap_err().to_string();
-        assert!(err.contains("num_key_value_heads 3"), "{err}");
-        let err = parse(r#", "head_dim": 7"#).unwrap().to_core().unwrap_err().to_string();
-        assert!(err.contains("head_dim 7"), "{err}");
-    }
-}
+mod tests;

@@ -6,7 +6,16 @@ use candle_nn::Activation;
 
 use serde::Deserialize;
 
-/// What a model is built from: the fields of candle's, so that an app that writes one compiles.
+/// The configuration that a Mistral is built from: the fields of candle's, so that an app that writes one compiles.
+///
+/// ```
+/// use candle_sparse_models::mistral::Config;
+///
+/// let config = Config::config_7b_v0_1(false);
+/// assert_eq!((config.sliding_window, config.num_key_value_heads), (Some(4096), 8));
+/// assert_eq!(config.to_llama()?.to_core()?.sliding_window, Some(4096));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Raw")]
 #[allow(missing_docs, reason = "fields are those of the Hugging Face file")]
@@ -170,7 +179,7 @@ impl TryFrom<Raw> for Config {
             sliding_window: raw.sliding_window,
             use_flash_attn: raw.use_flash_attn.unwrap_or(false),
         };
-        activation(config.hidden_act).map_err(|e| crate::pretrained::first_line(&e))?;
+        activation(config.hidden_act).map_err(|e| crate::message::first_line(&e))?;
         Ok(config)
     }
 }

@@ -33,6 +33,19 @@ const ENDS: [&str; 22] = [
 
 /// The control tokens of a vocabulary whose text says that they end a text, a turn or a message, such as `<|im_end|>`: what
 /// ends an answer where a model's files name fewer tokens than it was trained with.
+///
+/// ```
+/// use candle_sparse_models::{files::ModelFiles, tokenizer::end_tokens_by_text};
+/// use tokenizers::AddedToken;
+///
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// let mut tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
+/// tokenizer.add_special_tokens([AddedToken::from("<|im_end|>", true), AddedToken::from("<|user|>", true)]);
+/// let ends = end_tokens_by_text(&tokenizer);
+/// assert!(ends.contains(&tokenizer.token_to_id("<|im_end|>").unwrap()));
+/// assert!(!ends.contains(&tokenizer.token_to_id("<|user|>").unwrap()));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[must_use]
 pub fn end_tokens_by_text(tokenizer: &Tokenizer) -> Vec<u32> {
     let added = tokenizer.get_added_tokens_decoder();

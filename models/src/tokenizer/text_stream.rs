@@ -10,14 +10,16 @@ use tokenizers::Tokenizer;
 /// A piece waits only for the rest of its last character. A token costs what its own text costs.
 ///
 /// ```
-/// # use candle_sparse_models::{files::{EMBEDDED, ModelFiles}, tokenizer::TextStream};
-/// # let Some(model) = EMBEDDED.first() else { return Ok(()) };
-/// # let tokenizer = ModelFiles::from_embedded(model).load_tokenizer()?;
+/// # use candle_sparse_models::{files::ModelFiles, tokenizer::TextStream};
+/// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+/// # let tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
 /// let mut stream = TextStream::new(&tokenizer);
+/// let mut text = String::new();
 /// for id in tokenizer.encode("Once upon a time", false).unwrap().get_ids() {
-///     print!("{}", stream.push(*id));
+///     text += &stream.push(*id);
 /// }
-/// println!("{}", stream.finish());
+/// text += &stream.finish();
+/// assert_eq!(text.trim(), "Once upon a time");
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Debug)]
@@ -48,7 +50,7 @@ enum How {
 const CONTEXT: usize = 4;
 
 impl<'a> TextStream<'a> {
-    /// Nothing was said yet.
+    /// A stream that no token has entered yet.
     #[must_use]
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|d| serde_json::to_value(d).ok());
@@ -56,7 +58,9 @@ impl<'a> TextStream<'a> {
         Self { tokenizer, how, pending: Vec::new(), at_start: true, context: Vec::new() }
     }
 
-    /// The text that this token completes; it may be empty.
+    /// The text that this token completes; empty while a character is not complete.
+    ///
+    /// Cost: that of the token's own text, however long the text before it is.
     pub fn push(&mut self, id: u32) -> String {
         let Some(token) = self.tokenizer.id_to_token(id) else { return String::new() };
         if self.tokenizer.get_added_vocabulary().is_special_token(&token) {
@@ -80,7 +84,7 @@ impl<'a> TextStream<'a> {
         self.complete()
     }
 
-    /// What is left: U+FFFD for a character that did not come to its end.
+    /// The rest of the text: U+FFFD for a character that was not completed.
     #[must_use]
     pub fn finish(mut self) -> String {
         String::from_utf8_lossy(&core::mem::take(&mut self.pending)).into_owned()

@@ -7,7 +7,7 @@ use candle_core::{
 };
 use candle_sparse_models::{
     causal_lm::{CandleLlama, CandleMistral, CandleQuantizedLlama, CausalLm, LlamaSession},
-    gguf::write::{GgufModel, Layout},
+    convert::{GgufModel, Layout},
     llama::{self, Cache, Llama},
     mistral, quantized_llama, quantized_mistral,
 };

@@ -7,12 +7,10 @@ use candle_core::{
 };
 use candle_sparse::{FfnMode, Format, KvConfig, KvDType, Profile, SparseConfig};
 use candle_sparse_models::{
+    convert::{GgufModel, Layout},
     decoder::LoadOptions,
     files::ModelFiles,
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    gguf::GgufFile,
     llama::{Cache, Llama},
     pretrained::{self, Pretrained},
     quantized_llama::ModelWeights,
@@ -27,7 +25,8 @@ pub(crate) struct Built {
 
 impl Built {
     pub(crate) fn new(name: &str) -> Self {
-        let mut files = ModelFiles::local(name).unwrap().unwrap();
+        let mut files =
+            ModelFiles::local(&format!("{}/testdata/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap().unwrap();
         let profile = files.sparse_profile.take().unwrap().load().unwrap();
         Self { files, profile }
     }
@@ -68,11 +67,11 @@ fn gguf(path: &Path, options: LoadOptions) -> Llama {
 
 /// Whatever is faster for models of this size.
 fn forced() -> SparseConfig {
-    SparseConfig { force: true, ..SparseConfig::default() }
+    SparseConfig::default().with_force(true)
 }
 
 fn sparse(mode: FfnMode) -> LoadOptions {
-    LoadOptions { sparse: SparseConfig { mode, ..forced() }, ..LoadOptions::default() }
+    LoadOptions::default().with_sparse(forced().with_mode(mode))
 }
 
 #[test]
@@ -90,7 +89,7 @@ fn an_ordinary_file_is_the_model_here_and_in_candle() {
     // RoPE turns other pairs, so sums have another order.
     assert!(worst(&logits(&gguf(&path, sparse(FfnMode::Dense))), &logits(&dense)) < 1e-4, "here");
     let profile = Some(Arc::new(built.profile.clone()));
-    let options = LoadOptions { profile, sparse: forced(), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_profile(profile).with_sparse(forced());
     let cascade = logits(&built.load(options));
     let inside = logits(&gguf(&path, sparse(FfnMode::Auto)));
     assert!(worst(&inside, &cascade) < 1e-3, "the profile in the file is used: {}", worst(&inside, &cascade));
@@ -134,17 +133,15 @@ fn a_neuron_major_file_is_used_in_place_and_says_the_same() {
         [("tales-silu", Format::Q8_0), ("tales-relu", Format::F16), ("tales-relu", Format::Q4K)]
     {
         let built = Built::new(name);
-        let layout = Layout { format: Some(format), neuron_major: Some(&built.profile) };
+        let layout = Layout::default().with_format(Some(format)).with_neuron_major(Some(&built.profile));
         assert!(!built.write(layout, &path).is_ordinary());
-        let options = LoadOptions {
-            format: Some(format),
-            profile: Some(Arc::new(built.profile.clone())),
-            sparse: forced(),
-            ..LoadOptions::default()
-        };
+        let options = LoadOptions::default()
+            .with_format(Some(format))
+            .with_profile(Some(Arc::new(built.profile.clone())))
+            .with_sparse(forced());
         let floats = built.load(options);
         for mode in [FfnMode::Cascade, FfnMode::Gate, FfnMode::Dense] {
-            let config = SparseConfig { mode, ..SparseConfig::default() };
+            let config = SparseConfig::default().with_mode(mode);
             let [a, b] = [&floats, &gguf(&path, sparse(FfnMode::Auto))]
                 .map(|m| logits(&m.with_sparse(config).unwrap()));
             let difference = rms(&b, &a);
@@ -159,7 +156,7 @@ fn a_neuron_major_file_is_used_in_place_and_says_the_same() {
         );
         let e = Llama::from_gguf(
             &GgufFile::open(&path).unwrap(),
-            LoadOptions { profile: Some(Arc::new(built.profile.clone())), ..LoadOptions::default() },
+            LoadOptions::default().with_profile(Some(Arc::new(built.profile.clone()))),
         )
         .unwrap_err();
         assert!(e.to_string().contains("profile"), "{e}");
@@ -193,7 +190,7 @@ fn converting_a_file_keeps_bytes_and_metadata_or_changes_the_type() {
     let copy = GgufFile::open(&to).unwrap();
     assert!(copy.content().metadata.contains_key("tokenizer.chat_template"));
     assert_eq!(copy.content().tensor_infos.len(), opened.content().tensor_infos.len());
-    let layout = Layout { format: Some(Format::Q8_0), neuron_major: None };
+    let layout = Layout::default().with_format(Some(Format::Q8_0)).with_neuron_major(None);
     GgufModel::from_gguf(&opened, layout).unwrap().save(&to).unwrap();
     let wider = logits(&gguf(&to, sparse(FfnMode::Auto)));
     let difference = rms(&wider, &a);
@@ -229,7 +226,7 @@ fn a_profile_of_another_model_is_not_written() {
     for (profile, needle) in [(&relu.profile, "profile"), (&other, "another model")] {
         let e = silu.model(Layout::default()).with_profile(profile).unwrap_err().to_string();
         assert!(e.contains(needle), "{e}");
-        let layout = Layout { format: None, neuron_major: Some(profile) };
+        let layout = Layout::default().with_format(None).with_neuron_major(Some(profile));
         let e = GgufModel::new(&vb, &config, layout, "m").unwrap_err().to_string();
         assert!(e.contains(needle), "{e}");
     }

@@ -60,7 +60,7 @@ fn agree(path: &Path, what: &str) {
     let read = logits!(from_gguf!(ours, path));
     assert_eq!(mapped.dtype(), DType::F32);
     assert_eq!(worst(&mapped, &read), 0.0, "{what}: mapped and read are the same bytes");
-    let options = LoadOptions { format: Some(Format::F32), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_format(Some(Format::F32));
     let file = GgufFile::open(path).unwrap();
     let exact = logits!(ours::ModelWeights::from_gguf_file(&file, options).unwrap());
     let [ours, theirs] = [rms(&mapped, &exact), rms(&theirs, &exact)];
@@ -174,7 +174,7 @@ fn weights_may_be_asked_for_in_another_format() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     Gguf::llama(|_| GgmlDType::F16, false).save(&path);
-    let options = LoadOptions { format: Some(Format::Q8_0), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_format(Some(Format::Q8_0));
     let file = GgufFile::open(&path).unwrap();
     let quantised = ours::ModelWeights::from_gguf_file(&file, options).unwrap();
     let plain = ours::ModelWeights::from_path(&path).unwrap();

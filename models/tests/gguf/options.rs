@@ -3,8 +3,8 @@
 use crate::{convert::Built, files::ids};
 use candle_core::{Device, Tensor, quantized::gguf_file};
 use candle_sparse_models::{
-    AttentionConfig, AttentionMode, Error, FfnMode, Format, KvConfig, SparseConfig, decoder::LoadOptions,
-    gguf::write::Layout, quantized_llama::ModelWeights,
+    AttentionConfig, AttentionMode, Error, FfnMode, Format, KvConfig, SparseConfig, convert::Layout,
+    decoder::LoadOptions, quantized_llama::ModelWeights,
 };
 use std::{fs::File, path::Path};
 
@@ -25,11 +25,11 @@ fn logits(model: &mut ModelWeights) -> Vec<f32> {
 fn a_quantised_llama_is_set_as_the_other_models_are() {
     let (built, dir) = (Built::new("tales-relu"), tempfile::tempdir().unwrap());
     let path = dir.path().join("m.gguf");
-    built.write(Layout { format: Some(Format::Q8_0), neuron_major: None }, &path);
+    built.write(Layout::default().with_format(Some(Format::Q8_0)).with_neuron_major(None), &path);
     // Whatever is faster for a model of this size.
-    let sparse = SparseConfig { mode: FfnMode::Gate, force: true, ..SparseConfig::default() };
-    let dense = SparseConfig { mode: FfnMode::Dense, ..SparseConfig::default() };
-    let mut model = load(&path, LoadOptions { sparse, ..LoadOptions::default() });
+    let sparse = SparseConfig::default().with_mode(FfnMode::Gate).with_force(true);
+    let dense = SparseConfig::default().with_mode(FfnMode::Dense);
+    let mut model = load(&path, LoadOptions::default().with_sparse(sparse));
     let want = logits(&mut model);
     assert!(model.cache().sparse_stats().active_share() < 0.9);
     // Other settings, what was seen stays; back again.
@@ -41,7 +41,7 @@ fn a_quantised_llama_is_set_as_the_other_models_are() {
     let mut small = model.clone().with_kv(KvConfig::q4()).unwrap();
     assert!(small.cache().is_empty() && logits(&mut small) != want);
     assert!(small.cache().kv_bytes() < model.cache().kv_bytes());
-    let window = AttentionConfig { sinks: 0, window: 32, ..AttentionConfig::new(AttentionMode::Window) };
+    let window = AttentionConfig::new(AttentionMode::Window).with_sinks(0).with_window(32);
     let mut narrow = model.clone().with_attention(window).unwrap();
     assert!(logits(&mut narrow) != want);
     let mut narrow = narrow.with_attention(AttentionConfig::default()).unwrap();
@@ -51,6 +51,6 @@ fn a_quantised_llama_is_set_as_the_other_models_are() {
     let error = narrow.forward(&ids(30, 1), 0).unwrap_err();
     assert!(matches!(Error::of(&error), Some(Error::Deadline(_))), "{error}");
     // Converted while it is loaded.
-    let mut other = load(&path, LoadOptions { format: Some(Format::Q4_0), ..LoadOptions::default() });
+    let mut other = load(&path, LoadOptions::default().with_format(Some(Format::Q4_0)));
     assert!(logits(&mut other) != want);
 }

@@ -7,9 +7,9 @@ use crate::{
 use candle_core::quantized::{GgmlDType, gguf_file::Value};
 use candle_sparse_models::{
     chat::Message,
+    convert::{GgufModel, Layout},
     decoder::LoadOptions,
     files::ModelFiles,
-    gguf::write::{GgufModel, Layout},
     pretrained::{self, Pretrained, first_line},
 };
 use std::path::Path;

@@ -3,7 +3,7 @@
 use crate::convert::Built;
 use candle_core::quantized::GgmlDType;
 use candle_sparse::Format;
-use candle_sparse_models::gguf::write::Layout;
+use candle_sparse_models::convert::Layout;
 use std::path::Path;
 
 #[derive(Clone, Copy)]
@@ -162,7 +162,7 @@ fn both(path: &Path, args: &Args) -> [Vec<String>; 2] {
 /// The profile is left out: candle computes all neurons.
 fn write(format: Format, path: &Path) {
     let built = Built::new("tales-silu");
-    let layout = Layout { format: Some(format), neuron_major: None };
+    let layout = Layout::default().with_format(Some(format)).with_neuron_major(None);
     built.model(layout).save(path).unwrap();
 }
 

@@ -7,12 +7,10 @@ use candle_core::{
 use candle_sparse::Format;
 use candle_sparse_models::{
     chat::Message,
+    convert::{GgufModel, Layout},
     decoder::LoadOptions,
     files::ModelFiles,
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    gguf::GgufFile,
     llama::LlamaEosToks,
     pretrained::Pretrained,
 };
@@ -383,7 +381,7 @@ fn what_was_true_of_the_old_bytes_is_not_copied() {
         file.set(key, value);
     }
     file.save(&from);
-    let layout = Layout { format: Some(Format::F16), neuron_major: None };
+    let layout = Layout::default().with_format(Some(Format::F16)).with_neuron_major(None);
     GgufModel::from_gguf(&GgufFile::open(&from).unwrap(), layout).unwrap().save(&to).unwrap();
     let copy = GgufFile::open(&to).unwrap();
     for (key, expected) in [
@@ -403,7 +401,7 @@ fn a_format_that_rows_cannot_take_is_no_larger_and_said_once() {
     let files = folder(&dir, &bytes(), json!({}), &[]);
     let path = dir.path().join("m.gguf");
     let write = |files: &ModelFiles, format| {
-        let layout = Layout { format: Some(format), neuron_major: None };
+        let layout = Layout::default().with_format(Some(format)).with_neuron_major(None);
         let model = GgufModel::from_files(files, layout).unwrap();
         model.save(&path).unwrap();
         let types: Vec<_> = model.matrices().map(|(_, t)| t.dtype()).collect();
@@ -427,7 +425,7 @@ fn a_format_that_rows_cannot_take_is_no_larger_and_said_once() {
     let (types, notices, _) = write(&stored, Format::Q8_0);
     assert!(types.iter().all(|t| *t == GgmlDType::Q8_0), "{types:?}");
     assert!(notices.len() == 1 && notices[0].contains("larger"), "{notices:?}");
-    let options = LoadOptions { format: Some(Format::Q8_0), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_format(Some(Format::Q8_0));
     let loaded = Pretrained::load(&stored, options).unwrap();
     assert_eq!(loaded.model.decoder().notices(), notices, "the same when it is loaded");
 }

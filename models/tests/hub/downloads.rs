@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use candle_sparse_models::files::{ModelFiles, Weights};
-use candle_sparse_models::hub::{HubRepo, HubSettings};
+use candle_sparse_models::hub::HubRepo;
 use tempfile::TempDir;
 
 use crate::server::{Hub, Reply, Request, Server, etag};
@@ -118,7 +118,7 @@ fn a_redirect_to_another_host_is_followed() {
         let cdn = tiny().serve();
         let redirect = Some(format!("{}/cdn", cdn.url.replace("127.0.0.1", "localhost")));
         let server = Hub { redirect, token: Some(TOKEN), ..tiny() }.serve();
-        let settings = HubSettings { token: Some(TOKEN.into()), ..settings(&server, &cache) };
+        let settings = settings(&server, &cache).with_token(Some(TOKEN.into()));
         let repo = HubRepo::new(&settings, ID, None).unwrap();
         let path = repo.get("model.safetensors").unwrap();
         assert_eq!(fs::read(path).unwrap(), weights());
@@ -140,7 +140,7 @@ fn a_host_that_a_mirror_sends_to_never_sees_the_token() {
         let mirror = Server::start(move |request| {
             Reply::new(307, b"").header("location", format!("{elsewhere}{}", request.path))
         });
-        let settings = HubSettings { token: Some(TOKEN.into()), ..settings(&mirror, &cache) };
+        let settings = settings(&mirror, &cache).with_token(Some(TOKEN.into()));
         let path = HubRepo::new(&settings, ID, None).unwrap().get("model.safetensors").unwrap();
         assert_eq!(fs::read(path).unwrap(), weights());
         assert!(mirror.requests().iter().all(|r| r.header("authorization").is_some()));
@@ -236,14 +236,14 @@ fn the_token_opens_a_private_model() {
         let error = repo(&server, &cache).get("config.json").unwrap_err();
         assert_says(&error, &["401", ID, "`main`", &server.url, "set HF_TOKEN"]);
 
-        let wrong = HubSettings { token: Some("hf_other".into()), ..settings(&server, &cache) };
+        let wrong = settings(&server, &cache).with_token(Some("hf_other".into()));
         let error = HubRepo::new(&wrong, ID, None).unwrap().get("config.json").unwrap_err();
         assert_says(&error, &["401", "this HF_TOKEN may not read it"]);
         assert!(!error.to_string().contains("hf_other") && !format!("{wrong:?}").contains("hf_"));
         assert_clean(&cache, &[]);
 
         let asked = server.requests().len();
-        let right = HubSettings { token: Some(TOKEN.into()), ..settings(&server, &cache) };
+        let right = settings(&server, &cache).with_token(Some(TOKEN.into()));
         HubRepo::new(&right, ID, None).unwrap().get("config.json").unwrap();
         let bearer = format!("Bearer {TOKEN}");
         let requests = &server.requests()[asked..];
@@ -336,7 +336,7 @@ fn offline_uses_the_cache_only() {
     bounded(|| {
         let cache = TempDir::new().unwrap();
         let server = tiny().serve();
-        let offline = HubSettings { offline: true, ..settings(&server, &cache) };
+        let offline = settings(&server, &cache).with_offline(true);
         let error = ModelFiles::resolve(ID, None, &offline).unwrap_err();
         assert_says(&error, &["`config.json`", ID, "HF_HUB_OFFLINE", "not in the cache folder"]);
         assert!(!error.to_string().contains("http"), "{error}");

@@ -49,11 +49,9 @@ fn tiny() -> Hub {
 }
 
 fn settings(server: &Server, cache: &TempDir) -> HubSettings {
-    HubSettings {
-        endpoint: Some(server.url.clone()),
-        cache_dir: Some(cache.path().to_path_buf()),
-        ..HubSettings::default()
-    }
+    HubSettings::default()
+        .with_endpoint(Some(server.url.clone()))
+        .with_cache_dir(Some(cache.path().to_path_buf()))
 }
 
 fn repo(server: &Server, cache: &TempDir) -> HubRepo {

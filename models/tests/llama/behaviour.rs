@@ -11,7 +11,7 @@ fn quantised_weights_stay_near_the_dense_logits() {
     let config = case.config();
     let w = weights(&config, DType::F32);
     let run = |format| {
-        let options = LoadOptions { format: Some(format), ..LoadOptions::default() };
+        let options = LoadOptions::default().with_format(Some(format));
         let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
         let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
         let logits = model.forward_all(&tokens(1, 64, 5), 0, &mut cache).unwrap();
@@ -39,12 +39,12 @@ fn quantised_weights_stay_near_the_dense_logits() {
 fn rows_that_cannot_be_quantised_are_kept_and_said() {
     let config = CASES[1].config();
     let w = weights(&config, DType::F32);
-    let options = LoadOptions { format: Some(Format::Q8_0), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_format(Some(Format::Q8_0));
     let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
     let notices = model.decoder().notices();
     assert!(notices.len() == 1 && notices[0].contains("no multiple of 32,"), "{notices:?}");
     assert!(notices[0].contains("3 matrices of ") && notices[0].ends_with(" columns in f32"), "{notices:?}");
-    let options = LoadOptions { format: Some(Format::Q4K), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_format(Some(Format::Q4K));
     let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
     let notices = model.decoder().notices();
     assert!(notices.len() == 1 && notices[0].contains("no multiple of 256,"), "{notices:?}");
@@ -97,8 +97,7 @@ fn threads_do_not_change_a_bit() {
     let config = CASES[3].config();
     let w = weights(&config, DType::F32);
     let run = |n| {
-        let options =
-            LoadOptions { threads: Some(candle_sparse::Threads::new(n).unwrap()), ..LoadOptions::default() };
+        let options = LoadOptions::default().with_threads(Some(candle_sparse::Threads::new(n).unwrap()));
         let model = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
         let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
         model.forward(&tokens(1, 600, 1), 0, &mut cache).unwrap();

@@ -52,13 +52,23 @@ fn a_budget_of_any_size_is_no_limit() {
     let want = read(&model, &mut Cache::of(&model, KvConfig::exact(KvDType::F32))).unwrap();
     for n in LARGE {
         for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall] {
-            let few = AttentionConfig { mode, sinks: 4, window: 32, budget: 32, recall: 32 };
+            let few = AttentionConfig::default()
+                .with_mode(mode)
+                .with_sinks(4)
+                .with_window(32)
+                .with_budget(32)
+                .with_recall(32);
             for select in [
-                AttentionConfig { budget: n, ..few },
-                AttentionConfig { window: n, ..few },
-                AttentionConfig { sinks: n, ..few },
-                AttentionConfig { recall: n, ..few },
-                AttentionConfig { mode, sinks: n, window: n, budget: n, recall: n },
+                few.with_budget(n),
+                few.with_window(n),
+                few.with_sinks(n),
+                few.with_recall(n),
+                AttentionConfig::default()
+                    .with_mode(mode)
+                    .with_sinks(n)
+                    .with_window(n)
+                    .with_budget(n)
+                    .with_recall(n),
             ] {
                 let model = model.with_attention(select).unwrap();
                 let got = read(&model, &mut Cache::of(&model, KvConfig::exact(KvDType::F32))).unwrap();
@@ -102,7 +112,7 @@ fn sizes_of_a_config_are_refused_or_run() {
 fn a_full_budget_is_told_apart() {
     let config = CASES[2].config();
     let model = load(&config);
-    let mut cache = Cache::of(&model, KvConfig { max_bytes: Some(500_000), ..KvConfig::q4() });
+    let mut cache = Cache::of(&model, KvConfig::q4().with_max_bytes(Some(500_000)));
     let x = tokens(1, 600, 1);
     let error = model.forward(&x, 0, &mut cache).unwrap_err();
     assert!(matches!(Error::of(&error), Some(Error::Full { .. })) && cache.is_empty(), "{error}");
@@ -153,11 +163,9 @@ fn few_neurons_of_long_rows_are_summed() {
         fingerprint: dense.decoder().origin().fingerprint.to_vec(),
         about: serde_json::Value::Null,
     };
-    let options = LoadOptions {
-        profile: Some(Arc::new(profile)),
-        sparse: SparseConfig { force: true, ..SparseConfig::default() },
-        ..LoadOptions::default()
-    };
+    let options = LoadOptions::default()
+        .with_profile(Some(Arc::new(profile)))
+        .with_sparse(SparseConfig::default().with_force(true));
     let sparse = Llama::load_with(builder(&w, DType::F32), &config, options).unwrap();
     let logits = |model: &Llama| {
         model.forward(&tokens(1, 3, 1), 0, &mut Cache::of(model, KvConfig::exact(KvDType::F32))).unwrap()

@@ -4,10 +4,8 @@ use crate::cases::{CASES, builder, noise, tokens, weights, worst};
 use candle_core::{DType, Device, Tensor};
 use candle_sparse_models::{
     Error, KvConfig, KvDType,
-    gguf::{
-        GgufFile,
-        write::{GgufModel, Layout},
-    },
+    convert::{GgufModel, Layout},
+    gguf::GgufFile,
     llama::{Cache, Config, Llama, LoadOptions},
 };
 use std::{collections::HashMap, path::Path};

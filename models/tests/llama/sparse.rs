@@ -36,11 +36,13 @@ impl Model {
 
     fn sparse(&self, format: Format, profile: candle_sparse::Profile) -> Llama {
         let profile = Some(Arc::new(profile));
-        self.load(LoadOptions { format: Some(format), profile, sparse: forced(), ..LoadOptions::default() })
+        self.load(
+            LoadOptions::default().with_format(Some(format)).with_profile(profile).with_sparse(forced()),
+        )
     }
 
     fn dense(&self, format: Format) -> Llama {
-        self.load(LoadOptions { format: Some(format), ..LoadOptions::default() })
+        self.load(LoadOptions::default().with_format(Some(format)))
     }
 
     fn cache(&self) -> Cache {
@@ -50,11 +52,11 @@ impl Model {
 
 /// Whatever is faster for models of this size.
 fn forced() -> SparseConfig {
-    SparseConfig { force: true, ..SparseConfig::default() }
+    SparseConfig::default().with_force(true)
 }
 
 fn mode(mode: FfnMode) -> SparseConfig {
-    SparseConfig { mode, ..SparseConfig::default() }
+    SparseConfig::default().with_mode(mode)
 }
 
 /// The logits of `n` tokens after a prompt, and the cache.
@@ -153,13 +155,11 @@ fn a_block_that_would_not_gain_is_a_dense_one() {
 
         // Asked for less than that it is a sparse one.
         let selection = Selection::TopK(m.config.intermediate_size / 2);
-        let sparse = SparseConfig { selection, ..forced() };
-        let options = LoadOptions {
-            format: Some(format),
-            profile: Some(Arc::new(profile.clone())),
-            sparse,
-            ..LoadOptions::default()
-        };
+        let sparse = forced().with_selection(selection);
+        let options = LoadOptions::default()
+            .with_format(Some(format))
+            .with_profile(Some(Arc::new(profile.clone())))
+            .with_sparse(sparse);
         assert_eq!(decode(&m, &m.load(options), 2).1.sparse_stats().layers[0].dense_tokens, 0);
 
         // Where no block would gain, the model is the dense one bit for bit.
@@ -268,7 +268,15 @@ fn selections_do_what_they_say() {
     rules(&mut p, |r| (r.candidate, r.keep) = (vec![0.2, 0.01], vec![0.2, 0.01]));
     let sparse = m.sparse(Format::F32, p);
     let share = |mode, selection| {
-        let model = sparse.with_sparse(SparseConfig { mode, selection, guard: None, force: true }).unwrap();
+        let model = sparse
+            .with_sparse(
+                SparseConfig::default()
+                    .with_mode(mode)
+                    .with_selection(selection)
+                    .with_guard(None)
+                    .with_force(true),
+            )
+            .unwrap();
         decode(&m, &model, 3).1.sparse_stats().layers[0].active_share
     };
     for ffn in MODES {
@@ -281,23 +289,25 @@ fn selections_do_what_they_say() {
             let got = share(ffn, Selection::TopK(k)) * inner as f64;
             assert!((got - k as f64).abs() < 1e-9, "{ffn:?}: top {k} gave {got}");
         }
-        let err = sparse.with_sparse(SparseConfig {
-            mode: ffn,
-            selection: Selection::Share(0.9),
-            guard: None,
-            force: true,
-        });
+        let err = sparse.with_sparse(
+            SparseConfig::default()
+                .with_mode(ffn)
+                .with_selection(Selection::Share(0.9))
+                .with_guard(None)
+                .with_force(true),
+        );
         let err = err.unwrap_err().to_string();
         assert!(err.contains("0.2 to 0.6"), "{err}");
     }
     // The largest 100 of an exact prediction are the largest 100.
     let model = sparse
-        .with_sparse(SparseConfig {
-            mode: FfnMode::LowRank,
-            selection: Selection::TopK(100),
-            guard: None,
-            force: true,
-        })
+        .with_sparse(
+            SparseConfig::default()
+                .with_mode(FfnMode::LowRank)
+                .with_selection(Selection::TopK(100))
+                .with_guard(None)
+                .with_force(true),
+        )
         .unwrap();
     let (want, _) = decode_masked(&m, &model, 3, 0.0, |layer, _, a| {
         let sizes: Vec<_> = a.iter().zip(importance(&m, layer)).map(|(a, n)| a.abs() * n).collect();
@@ -321,14 +331,16 @@ fn hot_neurons_are_always_active_and_threads_change_no_bit() {
             for selection in [Selection::Fitted, Selection::TopK(50)] {
                 let run = |n: usize| {
                     let threads = Some(Threads::new(n).unwrap());
-                    let sparse = SparseConfig { mode: ffn, selection, guard: None, force: true };
-                    let options = LoadOptions {
-                        format: Some(format),
-                        threads,
-                        profile: p.clone(),
-                        sparse,
-                        ..LoadOptions::default()
-                    };
+                    let sparse = SparseConfig::default()
+                        .with_mode(ffn)
+                        .with_selection(selection)
+                        .with_guard(None)
+                        .with_force(true);
+                    let options = LoadOptions::default()
+                        .with_format(Some(format))
+                        .with_threads(threads)
+                        .with_profile(p.clone())
+                        .with_sparse(sparse);
                     let (logits, cache) = decode(&m, &m.load(options), 12);
                     (logits, cache.sparse_stats())
                 };
@@ -395,10 +407,8 @@ fn what_cannot_be_run_is_refused_by_name() {
     let error = |options: LoadOptions, config: &Config| {
         Llama::load_with(builder(&m.weights, DType::F32), config, options).unwrap_err().to_string()
     };
-    let with = |p: candle_sparse::Profile| LoadOptions {
-        profile: Some(Arc::new(p)),
-        sparse: forced(),
-        ..LoadOptions::default()
+    let with = |p: candle_sparse::Profile| {
+        LoadOptions::default().with_profile(Some(Arc::new(p))).with_sparse(forced())
     };
     let good = exact(&m, 0.1, 0.0);
     let mut short = good.clone();
@@ -415,7 +425,7 @@ fn what_cannot_be_run_is_refused_by_name() {
     biased.mlp_bias = true;
     let err = error(with(good.clone()), &biased);
     assert!(err.contains("mlp_bias"), "{err}");
-    let err = error(LoadOptions { sparse: mode(FfnMode::Gate), ..LoadOptions::default() }, &m.config);
+    let err = error(LoadOptions::default().with_sparse(mode(FfnMode::Gate)), &m.config);
     assert!(err.contains("without a profile"), "{err}");
     let err = m.dense(Format::F32).with_sparse(mode(FfnMode::Gate)).unwrap_err().to_string();
     assert!(err.contains("without a profile"), "{err}");
@@ -425,7 +435,7 @@ fn what_cannot_be_run_is_refused_by_name() {
     }
     let err = error(with(blind.clone()), &m.config);
     assert!(err.contains("Cascade needs a prediction"), "{err}");
-    let gate = LoadOptions { sparse: mode(FfnMode::Gate), ..with(blind) };
+    let gate = with(blind).with_sparse(mode(FfnMode::Gate));
     let model = m.load(gate);
     assert_eq!(model.decoder().sparse_config(), Some(mode(FfnMode::Gate)));
     assert_eq!(mode(FfnMode::Gate).mode.rule(), Some(Rule::Gate));
@@ -440,7 +450,7 @@ fn a_profile_among_the_tensors_is_found() {
     let file = tempfile::NamedTempFile::new().unwrap();
     profile.save(file.path()).unwrap();
     m.weights.extend(candle_core::safetensors::load(file.path(), &Device::Cpu).unwrap());
-    let (got, cache) = decode(&m, &m.load(LoadOptions { sparse: forced(), ..LoadOptions::default() }), 4);
+    let (got, cache) = decode(&m, &m.load(LoadOptions::default().with_sparse(forced())), 4);
     // The file holds P and Q in F16: a neuron at the threshold may fall on its other side.
     assert!(worst(&got, &want) < 0.05, "{}", worst(&got, &want));
     assert!(cache.sparse_stats().layers.iter().all(|l| l.tokens == 4 && l.active_share < 0.8));

@@ -24,10 +24,10 @@ const DEPTHS: [f64; 7] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
 
 /// Small, so that most of a text of 1024 tokens is out of sight, or cold.
 const SMALL: AttentionConfig =
-    AttentionConfig { mode: AttentionMode::Gated, sinks: 4, window: 64, budget: 128, recall: 64 };
+    AttentionConfig::new(AttentionMode::Gated).with_sinks(4).with_window(64).with_budget(128).with_recall(64);
 
 fn tiers() -> KvConfig {
-    KvConfig { hot: 64, warm: 128, ..KvConfig::tiered() }
+    KvConfig::tiered().with_hot(64).with_warm(128)
 }
 
 fn cache(kv: KvConfig) -> Cache {
@@ -45,7 +45,7 @@ fn passkeys(length: usize) -> Vec<Task> {
 }
 
 fn with(mode: AttentionMode, recall: usize) -> AttentionConfig {
-    AttentionConfig { mode, recall, ..SMALL }
+    SMALL.with_mode(mode).with_recall(recall)
 }
 
 fn var_builder() -> VarBuilder<'static> {
@@ -62,7 +62,7 @@ fn fitted(seed: u64) -> Vec<FastGrnnGate> {
         tokens
     };
     let [fit, tune] = [0..12, 12..16].map(|r| r.map(text).collect::<Vec<_>>());
-    let settings = GateSettings { window: Some(64), share: 0.1, ..GateSettings::default() };
+    let settings = GateSettings::default().with_window(Some(64)).with_share(0.1);
     let model = Llama::load(var_builder(), &config()).unwrap();
     let fits = fit_gates(model.decoder(), &var_builder(), [&fit, &tune], &settings, |_| ()).unwrap();
     for (layer, f) in fits.iter().enumerate() {
@@ -121,7 +121,7 @@ fn recall_finds_what_a_window_has_lost() {
     let (lost, _) = right(&window, KvConfig::exact(KvDType::F16), &tasks);
     assert!(lost <= 2, "the window holds 64 of 1024 tokens, yet {lost} keys were found");
     // Half of the pages: the codes of this model are random, where bounds tell little.
-    let select = AttentionConfig { budget: 512, ..with(AttentionMode::Recall, 0) };
+    let select = with(AttentionMode::Recall, 0).with_budget(512);
     let llama = load().unwrap().with_attention(select).unwrap();
     for kv in [KvConfig::exact(KvDType::F16), tiers()] {
         let (found, all) = right(&llama, kv, &tasks);
@@ -207,7 +207,7 @@ fn table() {
     let default = AttentionConfig::new(AttentionMode::Gated);
     let with = |mode, recall, gates: Option<&Vec<FastGrnnGate>>| {
         let llama = gates.map_or(dense.clone(), |g| dense.with_gates(g.clone()).unwrap());
-        llama.with_attention(AttentionConfig { mode, recall, budget: 512, ..default }).unwrap()
+        llama.with_attention(default.with_mode(mode).with_recall(recall).with_budget(512)).unwrap()
     };
     for length in lengths {
         assert!(length < CONTEXT);

@@ -122,10 +122,8 @@ fn logits_have_the_dtype_of_the_checkpoint() {
 fn threads_change_no_bit_beyond_the_window() {
     let c = config(Some(48));
     let run = |threads| {
-        let options = LoadOptions {
-            threads: Some(candle_sparse::Threads::new(threads).unwrap()),
-            ..LoadOptions::default()
-        };
+        let options =
+            LoadOptions::default().with_threads(Some(candle_sparse::Threads::new(threads).unwrap()));
         let mut model = Model::load_with(&c, builder(&weights(&c), DType::F32), options).unwrap();
         let prompt = model.forward(&tokens(1, 150, 1), 0).unwrap().squeeze(0).unwrap();
         let x = tokens(1, CONTEXT, 1);

@@ -10,7 +10,7 @@ use candle_sparse::{DeadlineExceeded, KvConfig, kv_cache::KvDType};
 use std::time::Duration;
 
 const EXACT: KvConfig = KvConfig::exact(KvDType::F32);
-const TIERED: KvConfig = KvConfig { hot: 32, warm: 64, ..KvConfig::tiered() };
+const TIERED: KvConfig = KvConfig::tiered().with_hot(32).with_warm(64);
 
 #[test]
 fn bytes_are_constant_after_the_window() {
@@ -54,7 +54,7 @@ fn tiers_stay_near_what_is_exact() {
     let (x, c) = (tokens(1, 400, 1), config(Some(100)));
     let exact = decode(&mut model(&c), &x, 400);
     // Steps of 1/254 and 1/15 of the range of normal numbers, 4.4 σ in a block, over √12; three layers add.
-    for (kv, bound) in [(KvConfig { hot: 32, ..EXACT }, 0.02), (TIERED, 0.3)] {
+    for (kv, bound) in [(EXACT.with_hot(32), 0.02), (TIERED, 0.3)] {
         let tiered = decode(&mut model(&c).with_kv(kv).unwrap(), &x, 400);
         let off = relative(&tiered, &exact);
         assert!(off > 0.0 && off < bound, "{kv:?}: {off}");

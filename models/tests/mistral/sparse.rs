@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_sparse::{AttentionConfig, AttentionMode, FfnMode, KvConfig, SparseConfig, kv_cache::KvDType};
 use candle_sparse_models::{
-    files::{EMBEDDED, ModelFiles},
+    files::ModelFiles,
     llama::LoadOptions,
     mistral::{Config, Model},
 };
@@ -21,12 +21,13 @@ fn shallow(layers: usize) -> Model {
 }
 
 fn load(window: usize, layers: usize) -> Model {
-    let files = ModelFiles::from_embedded(&EMBEDDED[0]);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu");
+    let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
     let json = String::from_utf8(files.config.unwrap().to_vec()).unwrap();
     let json = json.replace("\"llama\"", "\"mistral\"");
     let config: Config = serde_json::from_str(&json).unwrap();
     let config = Config { sliding_window: Some(window), num_hidden_layers: layers, ..config };
-    let mut w = candle_core::safetensors::load_buffer(EMBEDDED[0].weights, &Device::Cpu).unwrap();
+    let mut w = candle_core::safetensors::load(format!("{folder}/model.safetensors"), &Device::Cpu).unwrap();
     w.insert("lm_head.weight".into(), w["model.embed_tokens.weight"].clone());
     // A checkpoint with more layers than its configuration says is refused.
     let of_layer = |name: &str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok();
@@ -35,15 +36,15 @@ fn load(window: usize, layers: usize) -> Model {
     let profile = files.sparse_profile.unwrap().load().unwrap();
     let (all, gates) = (layers == 4, profile.gates[..layers].to_vec());
     // Whatever is faster for a model of this size.
-    let sparse = SparseConfig { force: all, ..SparseConfig::default() };
-    let options = LoadOptions { profile: all.then(|| Arc::new(profile)), sparse, ..LoadOptions::default() };
+    let sparse = SparseConfig::default().with_force(all);
+    let options = LoadOptions::default().with_profile(all.then(|| Arc::new(profile))).with_sparse(sparse);
     let vb = VarBuilder::from_tensors(w, dtype, &Device::Cpu);
     Model::load_with(&config, vb, options).unwrap().with_gates(gates).unwrap()
 }
 
 fn dense(window: usize) -> Model {
     let mode = FfnMode::Dense;
-    let model = model(window).with_sparse(SparseConfig { mode, ..SparseConfig::default() }).unwrap();
+    let model = model(window).with_sparse(SparseConfig::default().with_mode(mode)).unwrap();
     // Exact, so that prefill and decode differ by the order of sums alone.
     model.with_kv(KvConfig::exact(KvDType::F32)).unwrap()
 }
@@ -58,7 +59,7 @@ fn sparse_ffns_work_past_the_window() {
     let (x, dense) = (text(), dense(64));
     let want = decode(&mut dense.clone(), &x, 200);
     for mode in [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {
-        let mut sparse = dense.clone().with_sparse(SparseConfig { mode, ..SparseConfig::default() }).unwrap();
+        let mut sparse = dense.clone().with_sparse(SparseConfig::default().with_mode(mode)).unwrap();
         let got = decode(&mut sparse, &x, 200);
         let stats = sparse.cache().sparse_stats();
         assert!(
@@ -75,7 +76,12 @@ fn every_attention_works_in_the_window() {
     let (x, dense) = (text(), dense(200));
     let want = decode(&mut dense.clone(), &x, 400);
     for mode in [AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
-        let narrow = AttentionConfig { mode, sinks: 4, window: 32, budget: 64, recall: 32 };
+        let narrow = AttentionConfig::default()
+            .with_mode(mode)
+            .with_sinks(4)
+            .with_window(32)
+            .with_budget(64)
+            .with_recall(32);
         let model = dense.clone().with_attention(narrow).unwrap();
         let mut decoded = model.clone();
         let got = decode(&mut decoded, &x, 400);
@@ -85,7 +91,12 @@ fn every_attention_works_in_the_window() {
             model.llama().forward_all(&x, 0, &mut model.cache().clone()).unwrap().squeeze(0).unwrap();
         assert!(relative(&got, &prompt) < 1e-3, "{mode:?}: {}", relative(&got, &prompt));
         // Settings that read everything are dense.
-        let all = AttentionConfig { mode, sinks: 4, window: 200, budget: 200, recall: 32 };
+        let all = AttentionConfig::default()
+            .with_mode(mode)
+            .with_sinks(4)
+            .with_window(200)
+            .with_budget(200)
+            .with_recall(32);
         let got = decode(&mut dense.clone().with_attention(all).unwrap(), &x, 400);
         assert!(relative(&got, &want) < 1e-3, "{mode:?} over everything: {}", relative(&got, &want));
     }
@@ -99,7 +110,12 @@ fn one_layer_says_nothing_of_what_its_window_has_passed() {
     let other = Tensor::from_vec(other, (1, 128), &Device::Cpu).unwrap();
     let other = Tensor::cat(&[&other, &x.narrow(1, 128, 272).unwrap()], 1).unwrap();
     for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
-        let select = AttentionConfig { mode, sinks: 4, window: 64, budget: 32, recall: 32 };
+        let select = AttentionConfig::default()
+            .with_mode(mode)
+            .with_sinks(4)
+            .with_window(64)
+            .with_budget(32)
+            .with_recall(32);
         let end = |x: &Tensor, layers: usize| {
             let mut model = shallow(layers).with_attention(select).unwrap();
             decode(&mut model, x, 400).narrow(0, 256, 144).unwrap()

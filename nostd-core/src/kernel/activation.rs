@@ -1,5 +1,6 @@
 //! The gated activations of the FFN.
 
+use super::special;
 use crate::config::Activation;
 
 /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
@@ -42,7 +43,7 @@ fn silu(x: f32) -> f32 {
 fn gelu(x: f32) -> f32 {
     let x = clamp_low(x, -50.0);
     // erfc keeps the digits of the left tail that 1 + erf cancels.
-    0.5 * x * libm::erfcf(-x * core::f32::consts::FRAC_1_SQRT_2)
+    0.5 * x * special::erfc(-x * core::f32::consts::FRAC_1_SQRT_2)
 }
 
 fn gelu_tanh(x: f32) -> f32 {

@@ -4,98 +4,11 @@
 //! `score[head] = ridge[head] · x_t + readout[head] · h_t + bias[head]`, where the cell's state `h_t` knows what came before.
 //! Everything is generic over how the matrices are held, see [`CellMatrix`].
 
-use super::{matmul, vector};
-use crate::{
-    error::Error,
-    matrix::{Columns, Matrix},
-};
+mod matrix;
 
-/// A matrix `[rows, cols]` in the form in which a cell holds it: [`Matrix`] of floats, or [`Int8Rows`].
-pub trait CellMatrix {
-    /// `[rows, cols]`.
-    fn shape(&self) -> [usize; 2];
-
-    /// `y[r] = Σ_k w[r, k] · x[k]`. Cost: `rows · cols` multiply-adds.
-    fn product(&self, x: &[f32], y: &mut [f32]);
-
-    /// Bytes of its elements and scales.
-    fn bytes(&self) -> usize;
-}
-
-impl CellMatrix for Matrix<'_> {
-    fn shape(&self) -> [usize; 2] {
-        [self.rows(), self.cols()]
-    }
-
-    /// # Panics
-    /// A format of blocks, or wrong lengths.
-    fn product(&self, x: &[f32], y: &mut [f32]) {
-        matmul::matmul(*self, Columns::F32(x), &mut [y]);
-    }
-
-    fn bytes(&self) -> usize {
-        Matrix::bytes(self)
-    }
-}
-
-/// A matrix of bytes, each row with a scale: `w[r, k] = scales[r] · values[r, k]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Int8Rows<'a> {
-    scales: &'a [f32],
-    values: &'a [i8],
-}
-
-impl<'a> Int8Rows<'a> {
-    /// A matrix `[scales.len(), cols]`.
-    ///
-    /// # Errors
-    /// `values` has not `scales.len() · cols` elements.
-    pub fn new(cols: usize, scales: &'a [f32], values: &'a [i8]) -> Result<Self, Error> {
-        let expected = scales.len().checked_mul(cols).ok_or(Error::TooLarge("matrix"))?;
-        if values.len() != expected {
-            return Err(Error::Length { what: "int8 matrix", expected, got: values.len() });
-        }
-        Ok(Self { scales, values })
-    }
-
-    /// Rounds `w` `[scales.len(), cols]`: `scales[r] = max|w[r]| / 127`, so each element errs by at most half a scale.
-    ///
-    /// # Panics
-    /// `w` and `values` differ in length, or are no whole number of rows.
-    pub fn quantize(w: &[f32], scales: &mut [f32], values: &mut [i8]) {
-        assert_eq!(w.len(), values.len(), "int8: lengths differ");
-        let cols = w.len() / scales.len().max(1);
-        assert_eq!(w.len(), cols * scales.len(), "int8: no whole number of rows");
-        let rows = w.chunks_exact(cols.max(1)).zip(values.chunks_exact_mut(cols.max(1)));
-        for ((w, values), scale) in rows.zip(scales) {
-            *scale = w.iter().fold(0.0_f32, |m, v| m.max(v.abs())) / 127.0;
-            let inverse = if *scale > 0.0 { 1.0 / *scale } else { 0.0 };
-            for (q, w) in values.iter_mut().zip(w) {
-                *q = libm::roundf(w * inverse) as i8;
-            }
-        }
-    }
-}
-
-impl CellMatrix for Int8Rows<'_> {
-    fn shape(&self) -> [usize; 2] {
-        [self.scales.len(), self.values.len() / self.scales.len().max(1)]
-    }
-
-    /// # Panics
-    /// Wrong lengths.
-    fn product(&self, x: &[f32], y: &mut [f32]) {
-        assert_eq!([y.len(), x.len()], self.shape(), "int8: wrong lengths");
-        let rows = self.values.chunks_exact(x.len().max(1)).zip(self.scales);
-        for ((row, scale), y) in rows.zip(y) {
-            *y = scale * row.iter().zip(x).map(|(&w, x)| f32::from(w) * x).sum::<f32>();
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.values.len() + size_of_val(self.scales)
-    }
-}
+use super::{special, vector};
+use crate::error::Error;
+pub use matrix::{CellMatrix, Int8Rows};
 
 /// A recurrent cell with matrices of type `M` and vectors of type `V`; σ is the logistic function.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -192,6 +105,31 @@ impl<M, V> Cell<M, V> {
     }
 }
 
+impl<M, V: AsRef<[f32]>> Cell<M, V> {
+    /// The same with vectors borrowed and each matrix in another form.
+    pub fn view<'a, N>(&'a self, f: impl Fn(&'a M) -> N) -> Cell<N, &'a [f32]> {
+        match self {
+            Self::FastGrnn { w1, w2, u1, u2, b_z, b_h, zeta, nu } => {
+                let (b_z, b_h) = (b_z.as_ref(), b_h.as_ref());
+                Cell::FastGrnn { w1: f(w1), w2: f(w2), u1: f(u1), u2: f(u2), b_z, b_h, zeta: *zeta, nu: *nu }
+            }
+            Self::Separate { w_g, u_g, w_u, u_u, b_g, b_u, zeta, nu } => {
+                let (b_g, b_u) = (b_g.as_ref(), b_u.as_ref());
+                Cell::Separate {
+                    w_g: f(w_g),
+                    u_g: f(u_g),
+                    w_u: f(w_u),
+                    u_u: f(u_u),
+                    b_g,
+                    b_u,
+                    zeta: *zeta,
+                    nu: *nu,
+                }
+            }
+        }
+    }
+}
+
 impl<M: CellMatrix, V: AsRef<[f32]>> Cell<M, V> {
     /// That all shapes fit an input of `input` elements, and that biases, ζ and ν are usable.
     ///
@@ -272,7 +210,7 @@ impl<M: CellMatrix, V: AsRef<[f32]>> Cell<M, V> {
                 u1.product(low, b);
                 for ((h, (b_z, b_h)), (a, b)) in state.iter_mut().zip(biases).zip(a.iter().zip(b.iter())) {
                     let sum = a + b;
-                    let (z, c) = (sigmoid(sum + b_z), libm::tanhf(sum + b_h));
+                    let (z, c) = (sigmoid(sum + b_z), special::tanh(sum + b_h));
                     *h = (zeta * (1.0 - z) + nu) * c + z * *h;
                 }
             }
@@ -284,7 +222,7 @@ impl<M: CellMatrix, V: AsRef<[f32]>> Cell<M, V> {
                 vector::axpy(1.0, x_u, b);
                 for ((h, (b_g, b_u)), (a, b)) in state.iter_mut().zip(biases).zip(a.iter().zip(b.iter())) {
                     let f = (zeta * sigmoid(a + b_g) + nu).clamp(0.0, 1.0);
-                    *h = f * *h + (1.0 - f) * libm::tanhf(b + b_u);
+                    *h = f * *h + (1.0 - f) * special::tanh(b + b_u);
                 }
             }
         }

@@ -31,16 +31,30 @@ pub fn check_matmul_t(w: &Matrix<'_>, a: &[&[f32]], y: &[&mut [f32]]) {
 /// Shapes do not fit ([`check_matmul`]).
 pub fn matmul(w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
     check_matmul(&w, &x, y);
-    let cols = w.cols();
     for (c, y) in y.iter_mut().enumerate() {
-        for (r, y) in y.iter_mut().enumerate() {
-            *y = match x {
-                Columns::F32(x) => dot_float(w.slice_rows(r..r + 1).data(), &x[c * cols..(c + 1) * cols]),
-                Columns::Quantized(x) => {
-                    let n = ActivationGroup::count(cols);
-                    dot_quantized(w.slice_rows(r..r + 1).data(), cols / BLOCK_LEN, &x[c * n..(c + 1) * n])
-                }
-            };
+        products(w, x.column(c, w.cols()), 0..w.rows(), y);
+    }
+}
+
+/// `y[i] = Σ_k w[rows[i], k] · x[k]` for one column.
+pub(super) fn products(
+    w: Matrix<'_>,
+    x: Columns<'_>,
+    rows: impl Iterator<Item = usize> + Clone,
+    y: &mut [f32],
+) {
+    match x {
+        Columns::F32(x) => {
+            rows.zip(y).for_each(|(r, y)| *y = dot_float(w.slice_rows(r..r + 1).data(), x));
+        }
+        Columns::Quantized(x) => {
+            // What a sum of nothing is.
+            y.fill(-0.0);
+            let n = w.cols() / BLOCK_LEN;
+            for first in (0..n).step_by(TOGETHER) {
+                let x = Unpacked::new(x, n, first);
+                add_products(w, &x, rows.clone(), y);
+            }
         }
     }
 }
@@ -54,48 +68,77 @@ fn dot_float(row: Rows<'_>, x: &[f32]) -> f32 {
     }
 }
 
-fn dot_quantized(row: Rows<'_>, n: usize, x: &[ActivationGroup]) -> f32 {
-    let block = |i| {
-        let (group, b) = ActivationGroup::place(i, n);
-        x[group].block(b)
-    };
-    match row {
-        Rows::Q8_0(w) => w
-            .iter()
-            .zip((0..n).map(block))
-            .map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, &x))
-            .sum(),
-        Rows::Q4_0(w) => w
-            .iter()
-            .zip((0..n).map(block))
-            .map(|(w, (d, _, x))| f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.unpack(), &x))
-            .sum(),
-        Rows::F32(_) | Rows::F16(_) | Rows::BF16(_) => f32::NAN,
-        _ => {
-            let mut sum = 0.0;
-            dequantized(row, |k, values| {
-                for (i, values) in values.as_chunks::<BLOCK_LEN>().0.iter().enumerate() {
-                    let (d, _, qs) = block(k / BLOCK_LEN + i);
-                    sum += d * values.iter().zip(qs).map(|(w, q)| w * f32::from(q)).sum::<f32>();
+/// Blocks of a column that all rows are multiplied with before the next ones are unpacked.
+const TOGETHER: usize = SUPER_BLOCK_LEN / BLOCK_LEN;
+
+/// Blocks of a column in element order, unpacked once for all rows.
+struct Unpacked {
+    /// The first block.
+    first: usize,
+    n: usize,
+    blocks: [(f32, [i16; BLOCK_LEN]); TOGETHER],
+}
+
+impl Unpacked {
+    /// Up to [`TOGETHER`] blocks of a column of `n` from block `first` on.
+    fn new(x: &[ActivationGroup], n: usize, first: usize) -> Self {
+        let mut blocks = [(0.0, [0; BLOCK_LEN]); TOGETHER];
+        let end = n.min(first + TOGETHER);
+        for (block, i) in blocks.iter_mut().zip(first..end) {
+            let (group, b) = ActivationGroup::place(i, n);
+            let (d, _, qs) = x[group].block(b);
+            *block = (d, qs.map(i16::from));
+        }
+        Self { first, n: end - first, blocks }
+    }
+
+    fn blocks(&self) -> &[(f32, [i16; BLOCK_LEN])] {
+        &self.blocks[..self.n]
+    }
+}
+
+/// Adds the part of each row's product that some blocks make.
+fn add_products(w: Matrix<'_>, x: &Unpacked, rows: impl Iterator<Item = usize>, y: &mut [f32]) {
+    match w.data() {
+        Rows::Q8_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, d, x| {
+            f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, x)
+        }),
+        Rows::Q4_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, d, x| {
+            f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.unpack(), x)
+        }),
+        data => {
+            let len = data.format().block_len() / BLOCK_LEN;
+            let data = data.slice(x.first / len..data.blocks());
+            data.for_each_block((w.stride(), x.n / len), rows, |i, k, values| {
+                let blocks = x.blocks()[k / BLOCK_LEN..].iter().zip(values.as_chunks::<BLOCK_LEN>().0);
+                for ((d, qs), values) in blocks {
+                    y[i] += d * values.iter().zip(qs).map(|(w, q)| w * f32::from(*q)).sum::<f32>();
                 }
             });
-            sum
         }
     }
 }
 
-/// Calls `f` with the first element's index and the elements of each block of a row.
-fn dequantized(row: Rows<'_>, mut f: impl FnMut(usize, &[f32])) {
-    let len = row.format().block_len();
-    let mut values = [0.0; SUPER_BLOCK_LEN];
-    for i in 0..row.blocks() {
-        row.slice(i..i + 1).dequantize(&mut values[..len]);
-        f(i * len, &values[..len]);
+fn add_integer_products<B>(
+    w: &[B],
+    stride: usize,
+    x: &Unpacked,
+    rows: impl Iterator<Item = usize>,
+    y: &mut [f32],
+    product: impl Fn(&B, f32, &[i16; BLOCK_LEN]) -> f32,
+) {
+    for (r, y) in rows.zip(y) {
+        let start = r * stride + x.first;
+        let mut sum = *y;
+        for (w, (d, x)) in w[start..start + x.n].iter().zip(x.blocks()) {
+            sum += product(w, *d, x);
+        }
+        *y = sum;
     }
 }
 
 /// Exact: at most 32 · 128 · 127, which f32 holds.
-fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i8; BLOCK_LEN]) -> f32 {
+fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i16; BLOCK_LEN]) -> f32 {
     a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>() as f32
 }
 
@@ -105,20 +148,51 @@ fn dot_i8(a: &[i8; BLOCK_LEN], b: &[i8; BLOCK_LEN]) -> f32 {
 /// Shapes do not fit ([`check_matmul_t`]).
 pub fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
     check_matmul_t(&w, a, y);
-    for (a, y) in a.iter().zip(y) {
-        for (r, &alpha) in a.iter().enumerate() {
-            add_row(alpha, w.slice_rows(r..r + 1).data(), y);
+    add_rows(w, 0..w.rows(), |i, c| a[c][i], y);
+}
+
+/// `y[c][k] += Σ_i a(i, c) · w[rows[i], k]`, added in their order; each element is read once for all columns.
+pub(super) fn add_rows(
+    w: Matrix<'_>,
+    rows: impl Iterator<Item = usize>,
+    a: impl Fn(usize, usize) -> f32,
+    y: &mut [&mut [f32]],
+) {
+    let mut add = |i: usize, k: usize, values: &[f32]| {
+        for (c, y) in y.iter_mut().enumerate() {
+            add_scaled(a(i, c), values, &mut y[k..k + values.len()]);
         }
+    };
+    let stride = w.stride();
+    match w.data() {
+        Rows::F32(d) => {
+            rows.enumerate().for_each(|(i, r)| add(i, 0, &d[r * stride..r * stride + w.cols()]));
+        }
+        data @ (Rows::F16(_) | Rows::BF16(_)) => {
+            let mut values = [0.0; BLOCK_LEN];
+            for (i, r) in rows.enumerate() {
+                for k in (0..w.cols()).step_by(BLOCK_LEN) {
+                    let values = &mut values[..BLOCK_LEN.min(w.cols() - k)];
+                    let start = r * stride + k;
+                    data.slice(start..start + values.len()).dequantize(values);
+                    add(i, k, values);
+                }
+            }
+        }
+        data => data.for_each_block((stride, w.row_blocks()), rows, add),
     }
 }
 
-fn add_row(alpha: f32, row: Rows<'_>, y: &mut [f32]) {
-    match row {
-        Rows::F32(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w),
-        Rows::F16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * f16_to_f32(w.to_bits())),
-        Rows::BF16(w) => y.iter_mut().zip(w).for_each(|(y, w)| *y += alpha * w.to_f32()),
-        _ => dequantized(row, |k, block| y[k..].iter_mut().zip(block).for_each(|(y, w)| *y += alpha * w)),
+/// `y += a · x`, in arrays of a block: a compiler makes vectors of those.
+#[inline]
+fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) {
+    let ((xs, x), (ys, y)) = (x.as_chunks::<BLOCK_LEN>(), y.as_chunks_mut::<BLOCK_LEN>());
+    for (x, y) in xs.iter().zip(ys) {
+        for k in 0..BLOCK_LEN {
+            y[k] += a * x[k];
+        }
     }
+    x.iter().zip(y).for_each(|(x, y)| *y += a * x);
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod rope;
 pub mod select;
 pub mod softmax;
 pub mod sparse_ffn;
+mod special;
 pub mod vector;
 
 use crate::{
@@ -20,6 +21,8 @@ pub use sparse_ffn::{Gate, Neurons};
 
 /// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
 ///
+/// An operation that an implementation leaves out is the scalar one.
+///
 /// Shape mistakes are programming errors and panic. A row computed alone equals the same row computed among others, bit
 /// for bit; a column alone may be summed in another order than among others.
 pub trait KernelSet {
@@ -27,23 +30,31 @@ pub trait KernelSet {
     ///
     /// `w` is `[rows, cols]`, `x` is `[n, cols]` in the form `w`'s format wants, `y` holds `n` slices of `rows`.
     /// Cost: `n · rows · cols` multiply-adds; `w` is read about once from memory.
-    fn matmul(&self, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]);
+    fn matmul(&self, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
+        matmul::matmul(w, x, y);
+    }
 
     /// `y[c][k] += Σ_r a[c][r] · w[r, k]`: attention's weighted sum of values, `n` columns at once.
     ///
     /// `w` is `[rows, cols]`, each `a[c]` has `rows` and each `y[c]` has `cols` elements.
     /// Cost: `n · rows · cols` multiply-adds.
-    fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]);
+    fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
+        matmul::matmul_t(w, a, y);
+    }
 
     /// `y[i] = Σ_k w[rows[i], k] · x[k]` for one column `x` and strictly increasing `rows`.
     ///
     /// Bits equal those of [`Self::matmul`] with that column. Cost: `rows · cols` multiply-adds, the bytes of the rows.
-    fn matvec_rows(&self, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]);
+    fn matvec_rows(&self, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
+        sparse_ffn::matvec_rows(w, rows, x, y);
+    }
 
     /// `y[k] += Σ_i a[i] · w[rows[i], k]` for strictly increasing `rows`, added in their order.
     ///
     /// Cost: `rows · cols` multiply-adds, the bytes of the rows.
-    fn axpy_rows(&self, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]);
+    fn axpy_rows(&self, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
+        sparse_ffn::axpy_rows(w, rows, a, y);
+    }
 
     /// The FFN of the `active` neurons: `y += Σ_n act(g_n − shift) · (up_n · x) · down_n`.
     ///
@@ -58,88 +69,48 @@ pub trait KernelSet {
         x: Columns<'_>,
         gate: &mut [f32],
         y: &mut [f32],
-    );
+    ) {
+        sparse_ffn::sparse_ffn(w, act, active, x, gate, y);
+    }
 
     /// `Σ x[i] · y[i]`.
-    fn dot(&self, x: &[f32], y: &[f32]) -> f32;
+    fn dot(&self, x: &[f32], y: &[f32]) -> f32 {
+        vector::dot(x, y)
+    }
 
     /// `y[i] += alpha · x[i]`.
-    fn axpy(&self, alpha: f32, x: &[f32], y: &mut [f32]);
+    fn axpy(&self, alpha: f32, x: &[f32], y: &mut [f32]) {
+        vector::axpy(alpha, x, y);
+    }
 
     /// `y[i] = x[i] / √(mean(x²) + eps) · weight[i]` (Zhang and Sennrich 2019).
-    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]);
+    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+        rms_norm::rms_norm(x, weight, eps, y);
+    }
 
     /// Softmax in place: `x[i] ← e^(x[i] − max) / Σ e^(x[j] − max)`; an empty slice stays empty.
-    fn softmax(&self, x: &mut [f32]);
+    fn softmax(&self, x: &mut [f32]) {
+        softmax::softmax(x);
+    }
 
     /// One piece of a softmax: `max = max(max_before, x)`, `x[i] ← e^(x[i] − max)`; returns `max` and the new `x`'s sum.
-    fn exp_sum(&self, x: &mut [f32], max_before: f32) -> (f32, f32);
+    fn exp_sum(&self, x: &mut [f32], max_before: f32) -> (f32, f32) {
+        softmax::exp_sum(x, max_before)
+    }
 
     /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
-    fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]);
+    fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {
+        activation::gated(act, gate_shift, gate, y);
+    }
 
     /// Rounds one column `x` (a multiple of 32 elements) for an integer product; see [`ActivationGroup`].
-    fn quantize(&self, x: &[f32], groups: &mut [ActivationGroup]);
+    fn quantize(&self, x: &[f32], groups: &mut [ActivationGroup]) {
+        quantize::quantize(x, groups);
+    }
 }
 
 /// The definition of every operation, in plain Rust.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scalar;
 
-impl KernelSet for Scalar {
-    fn matmul(&self, w: Matrix<'_>, x: Columns<'_>, y: &mut [&mut [f32]]) {
-        matmul::matmul(w, x, y);
-    }
-
-    fn matmul_t(&self, w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
-        matmul::matmul_t(w, a, y);
-    }
-
-    fn matvec_rows(&self, w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
-        sparse_ffn::matvec_rows(w, rows, x, y);
-    }
-
-    fn axpy_rows(&self, w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
-        sparse_ffn::axpy_rows(w, rows, a, y);
-    }
-
-    fn sparse_ffn(
-        &self,
-        w: Neurons<'_>,
-        act: Gate,
-        active: &[u32],
-        x: Columns<'_>,
-        gate: &mut [f32],
-        y: &mut [f32],
-    ) {
-        sparse_ffn::sparse_ffn(w, act, active, x, gate, y);
-    }
-
-    fn dot(&self, x: &[f32], y: &[f32]) -> f32 {
-        vector::dot(x, y)
-    }
-
-    fn axpy(&self, alpha: f32, x: &[f32], y: &mut [f32]) {
-        vector::axpy(alpha, x, y);
-    }
-
-    fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-        rms_norm::rms_norm(x, weight, eps, y);
-    }
-
-    fn softmax(&self, x: &mut [f32]) {
-        softmax::softmax(x);
-    }
-
-    fn exp_sum(&self, x: &mut [f32], max_before: f32) -> (f32, f32) {
-        softmax::exp_sum(x, max_before)
-    }
-
-    fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {
-        activation::gated(act, gate_shift, gate, y);
-    }
-
-    fn quantize(&self, x: &[f32], groups: &mut [ActivationGroup]) {
-        quantize::quantize(x, groups);
-    }
-}
+impl KernelSet for Scalar {}

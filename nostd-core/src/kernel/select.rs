@@ -144,6 +144,24 @@ pub fn largest(scores: &[f32], k: usize, room: &mut [f32], list: &mut [u32]) -> 
     count
 }
 
+/// The same for a top-k: the neurons of the `k` [`largest`] scores to the front of `list`, the gates beside them to that of
+/// `kept`, whose whole length serves as room.
+///
+/// # Panics
+/// `list` or `kept` is shorter than `gates`, or `scores` has another length.
+pub fn active_of_largest(
+    gates: &[f32],
+    scores: &[f32],
+    k: usize,
+    list: &mut [u32],
+    kept: &mut [f32],
+) -> Count {
+    let candidates = gates.iter().filter(|g| g.to_bits() != INACTIVE).count();
+    let active = largest(scores, k, kept, list);
+    kept.iter_mut().zip(&list[..active]).for_each(|(kept, &n)| *kept = gates[n as usize]);
+    Count { active, candidates }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -97,9 +97,7 @@ pub fn check_sparse_ffn(w: &Neurons<'_>, active: &[u32], x: &Columns<'_>, gate: 
 /// Shapes do not fit ([`check_matvec_rows`]).
 pub fn matvec_rows(w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
     check_matvec_rows(&w, rows, &x, y);
-    for (&r, y) in rows.iter().zip(y) {
-        *y = product(w, r as usize, x);
-    }
+    matmul::products(w, x, rows.iter().map(|&r| r as usize), y);
 }
 
 /// `y[k] += Σ_i a[i] · w[rows[i], k]`; see [`crate::KernelSet::axpy_rows`].
@@ -108,10 +106,11 @@ pub fn matvec_rows(w: Matrix<'_>, rows: &[u32], x: Columns<'_>, y: &mut [f32]) {
 /// Shapes do not fit ([`check_axpy_rows`]).
 pub fn axpy_rows(w: Matrix<'_>, rows: &[u32], a: &[f32], y: &mut [f32]) {
     check_axpy_rows(&w, rows, a, y);
-    for (&r, &a) in rows.iter().zip(a) {
-        matmul::matmul_t(row(w, r as usize), &[&[a]], &mut [y]);
-    }
+    matmul::add_rows(w, rows.iter().map(|&r| r as usize), |i, _| a[i], &mut [y]);
 }
+
+/// Neurons whose products are computed before their down rows are added.
+const TOGETHER: usize = 32;
 
 /// The FFN of some neurons; see [`crate::KernelSet::sparse_ffn`].
 ///
@@ -127,24 +126,17 @@ pub fn sparse_ffn(
 ) {
     check_sparse_ffn(&w, active, &x, gate, y);
     let (m, per_neuron) = (w.matrix(), w.rows_per_neuron());
-    for (&n, gate) in active.iter().zip(gate) {
-        let last = n as usize * per_neuron + per_neuron - 1;
+    let mut ups = [0.0; TOGETHER];
+    for (active, gate) in active.chunks(TOGETHER).zip(gate.chunks_mut(TOGETHER)) {
+        let rows = |i: usize| active.iter().map(move |&n| n as usize * per_neuron + i);
         if let Neurons::GateUpDown(_) = w {
-            *gate = product(m, last - 2, x);
+            matmul::products(m, x, rows(0), gate);
         }
-        let a = activation::apply(act.act, *gate - act.shift, product(m, last - 1, x));
-        matmul::matmul_t(row(m, last), &[&[a]], &mut [y]);
+        let ups = &mut ups[..active.len()];
+        matmul::products(m, x, rows(per_neuron - 2), ups);
+        activation::gated(act.act, act.shift, gate, ups);
+        matmul::add_rows(m, rows(per_neuron - 1), |i, _| ups[i], &mut [y]);
     }
-}
-
-fn row(w: Matrix<'_>, r: usize) -> Matrix<'_> {
-    w.slice_rows(r..r + 1)
-}
-
-fn product(w: Matrix<'_>, r: usize, x: Columns<'_>) -> f32 {
-    let mut y = [0.0];
-    matmul::matmul(row(w, r), x, &mut [&mut y]);
-    y[0]
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! Which blocks leave neurons out: where the profile keeps its target, bytes allow a gain, and this machine shows one.
 
-use super::{Decoder, Extras, Ffn, Layer, Loader};
-use crate::decoder::payoff::{MEASURED_BYTES, Trial};
+use super::tensors::Loader;
+use crate::decoder::{
+    Decoder, Extras, Ffn, Layer,
+    payoff::{MEASURED_BYTES, Trial},
+};
 use crate::{
     FfnMode, Profile, SparseConfig,
     profile::Fingerprint,
-    sparse::{self, BREAK_EVEN, Points, expected_share},
+    sparse::{self, BREAK_EVEN, Points},
     weight::Conversions,
 };
 use candle_core::Result;
@@ -59,7 +62,7 @@ impl SparseBlocks {
             };
             return Ok(Self { sparse: fixed, why_not: Some(why.into()) });
         }
-        let shares = blocks.map(|i| expected_share(&config, profile, i)).collect::<Result<Vec<_>>>()?;
+        let shares = blocks.map(|i| profile.expected_share(&config, i)).collect::<Result<Vec<_>>>()?;
         Self::that_gain(source, decoder, profile, config.mode, &shares)
     }
 

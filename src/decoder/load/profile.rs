@@ -1,6 +1,6 @@
 //! The profile that a model is loaded with.
 
-use super::{Extras, LoadOptions};
+use crate::decoder::{Extras, LoadOptions};
 use crate::{FfnMode, Profile, Selection, SparseConfig};
 use candle_core::{Result, bail};
 use candle_nn::VarBuilder;

@@ -8,7 +8,7 @@ use crate::{
     profile::{LayerProfile, LayerRule},
 };
 use candle_core::{DType, Device};
-use candle_sparse_core::Activation;
+use candle_sparse_core::{Activation, kernel::select};
 
 const ACT: Gate = Gate { act: Activation::Silu, shift: 0.1 };
 const MODES: [FfnMode; 3] = [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];

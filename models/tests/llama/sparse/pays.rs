@@ -17,7 +17,9 @@ fn a_profile_that_saves_no_time_is_not_used_and_says_so() {
     profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.7));
     let load = |profile: &candle_sparse::Profile, sparse| {
         let profile = Some(Arc::new(profile.clone()));
-        m.load(LoadOptions { format: Some(Format::Q8_0), profile, sparse, ..LoadOptions::default() })
+        m.load(
+            LoadOptions::default().with_format(Some(Format::Q8_0)).with_profile(profile).with_sparse(sparse),
+        )
     };
     let unused = load(&profile, SparseConfig::default());
     let (notices, dense) = (unused.decoder().notices(), m.dense(Format::Q8_0));
@@ -47,13 +49,13 @@ fn a_rule_that_misses_its_target_is_refused_unless_forced() {
         let err = model.with_sparse(mode(ffn)).unwrap_err();
         assert!(matches!(Error::of(&err), Some(Error::Setting { name: "ffn", .. })), "{err:?}");
         assert!(err.to_string().contains("Gate does"), "{err}");
-        model.with_sparse(SparseConfig { mode: ffn, ..forced() }).unwrap();
-        let own = SparseConfig { mode: ffn, selection: Selection::TopK(9), ..SparseConfig::default() };
+        model.with_sparse(forced().with_mode(ffn)).unwrap();
+        let own = SparseConfig::default().with_mode(ffn).with_selection(Selection::TopK(9));
         model.with_sparse(own).unwrap();
     }
     profile.held_out = HeldOut { kept: [false; 3], best: None };
     let profile = Some(Arc::new(profile));
-    let none = m.load(LoadOptions { profile, ..LoadOptions::default() });
+    let none = m.load(LoadOptions::default().with_profile(profile));
     assert!(none.decoder().sparse_config().is_none());
     assert!(
         none.decoder().notices()[0].contains("no rule of this profile keeps"),

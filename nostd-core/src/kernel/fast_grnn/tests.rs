@@ -1,5 +1,5 @@
 use super::*;
-use crate::matrix::Rows;
+use crate::matrix::{Matrix, Rows};
 use std::{string::ToString, vec, vec::Vec};
 
 fn matrix(rows: usize, values: &[f32]) -> Matrix<'_> {

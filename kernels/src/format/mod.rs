@@ -1,0 +1,119 @@
+//! What each weight format is to the kernels: its products, and its elements as f32.
+//!
+//! A format is a type, its methods generic over [`Isa`]. Sums of rows read its units as vectors of f32 where it has such
+//! ([`units`]), else they go through its elements, which are written to memory first.
+
+#[macro_use]
+pub(crate) mod elements;
+#[macro_use]
+mod products;
+mod blocks;
+mod floats;
+pub(crate) mod operand;
+mod super_blocks;
+pub(crate) mod units;
+
+use crate::{
+    arch::Token,
+    isa::{Isa, Kernel},
+    kernel::{
+        axpy_rows::{self, Together},
+        matmul_t::{self, MatmulT},
+    },
+};
+use candle_sparse_core::{BLOCK_LEN, Matrix, Rows};
+use operand::Operand;
+
+/// An element type of a matrix: a number or a block.
+pub(crate) trait Element: Operand {
+    /// Writes as many units of a row as `out` holds, from unit `first` on, both whole blocks.
+    fn write<I: Isa>(isa: I, row: &[Self], first: usize, out: &mut [[f32; BLOCK_LEN]]);
+
+    /// `y += Σ_i a[i] · rows[i]`, in order.
+    #[inline(always)]
+    fn add_rows<I: Isa>(isa: I, rows: Together<'_, Self>, y: &mut [f32]) {
+        axpy_rows::by_elements(isa, rows, y);
+    }
+
+    /// `y[c] += Σ_r a[c][r] · row[r]`; there is a row and a result.
+    #[inline(always)]
+    fn sum_rows<I: Isa>(isa: I, rows: RowsOf<'_, Self>, sums: MatmulT<'_, '_>) {
+        matmul_t::by_elements(isa, rows, sums);
+    }
+}
+
+/// The rows of a matrix of one format.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsOf<'a, T> {
+    elements: &'a [T],
+    len: usize,
+    stride: usize,
+}
+
+impl<'a, T> RowsOf<'a, T> {
+    #[inline(always)]
+    pub(crate) fn row(self, r: usize) -> &'a [T] {
+        &self.elements[r * self.stride..r * self.stride + self.len]
+    }
+
+    /// The rows from one on, in order.
+    #[inline(always)]
+    pub(crate) fn from(self, r: usize) -> impl Iterator<Item = &'a [T]> {
+        self.elements[r * self.stride..].chunks(self.stride).map(move |row| &row[..self.len])
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.elements.is_empty()
+    }
+
+    #[inline(always)]
+    pub(crate) fn row_bytes(self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// How many rows before its use a gathered row is to be asked for.
+    #[inline(always)]
+    pub(crate) fn ahead(self) -> usize {
+        // Between what was too little for rows of Q4_0 (2 KiB) and too much for rows of F16 (16 KiB) on Zen 5.
+        const BYTES: usize = 6 * 1024;
+        BYTES.div_ceil(self.row_bytes().max(1))
+    }
+}
+
+/// A kernel body over rows of any format.
+pub(crate) trait RowsKernel {
+    fn run<I: Isa, T: Element>(self, isa: I, rows: RowsOf<'_, T>);
+}
+
+/// A body and its rows.
+struct Of<'a, T, K> {
+    rows: RowsOf<'a, T>,
+    kernel: K,
+}
+
+impl<T: Element, K: RowsKernel> Kernel for Of<'_, T, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.kernel.run(isa, self.rows);
+    }
+}
+
+impl Token {
+    /// Runs a body with the instruction set, in a function for the format of `w`.
+    pub(crate) fn run_rows<K: RowsKernel>(self, w: Matrix<'_>, kernel: K) {
+        macro_rules! by_format {
+            ($($format:ident)*) => {
+                match w.data() {
+                    $(Rows::$format(elements) => {
+                        let rows = RowsOf { elements, len: w.row_blocks(), stride: w.stride() };
+                        self.run(Of { rows, kernel });
+                    })*
+                }
+            };
+        }
+        by_format!(F32 F16 BF16 Q8_0 Q6K Q5_1 Q5_0 Q5K Q4_1 Q4_0 Q4K Q3K Q2K);
+    }
+}

@@ -1,0 +1,76 @@
+//! Bits do not change by accident: not between levels that differ only in how they multiply bytes, not between versions.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use candle_sparse_core::{Activation, Format, Gate, KernelSet, Neurons};
+use candle_sparse_kernels::{Kernels, Level};
+use common::{Stored, column, numbers, quantized};
+
+/// FNV-1a of the bits of every number.
+fn hash(hash: u64, x: &[f32]) -> u64 {
+    x.iter().fold(hash, |h, v| (h ^ u64::from(v.to_bits())).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// The hash of all operations with rows of a format: whole and partial units, panels, every width of a tile.
+fn bits(kernels: &Kernels, format: Format) -> u64 {
+    let mut h = 0xcbf2_9ce4_8422_2325;
+    for (rows, cols, n) in
+        [(23, 256_usize, 1), (70, 768, 9), (13, 512, 2), (9, 1024, 3), (6, 288, 4), (5, 39, 7)]
+    {
+        let cols = cols.next_multiple_of(format.block_len());
+        let stored = Stored::new(format, &numbers(3 * rows * cols, 1));
+        let (w, x, weights) = (stored.matrix(rows, cols), numbers(n * cols, 2), numbers(n * rows, 3));
+        let groups = if format.is_quantized() { quantized(&x, cols) } else { Vec::new() };
+        let (mut y, mut sums) = (vec![vec![0.0; rows]; n], vec![numbers(cols, 4); n]);
+        kernels.matmul(
+            w,
+            column(format, &x, &groups),
+            &mut y.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>(),
+        );
+        let a: Vec<&[f32]> = weights.chunks(rows).collect();
+        kernels.matmul_t(w, &a, &mut sums.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+        h = y.iter().chain(&sums).fold(h, |h, y| hash(h, y));
+
+        let active: Vec<u32> = (0..rows as u32).filter(|r| r % 4 != 1).collect();
+        let x = column(format, &x[..cols], &groups[..groups.len() / n]);
+        let (mut gate, mut y) = (vec![0.0; active.len()], numbers(cols, 5));
+        let neurons = Neurons::GateUpDown(stored.matrix(3 * rows, cols));
+        kernels.sparse_ffn(
+            neurons,
+            Gate { act: Activation::Silu, shift: 0.1 },
+            &active,
+            x,
+            &mut gate,
+            &mut y,
+        );
+        h = hash(hash(h, &gate), &y);
+    }
+    h
+}
+
+#[test]
+fn levels_that_differ_in_byte_products_have_the_same_bits() {
+    for (a, b) in [(Level::Avx2, Level::AvxVnni), (Level::Neon, Level::NeonDotprod)] {
+        if let (Some(a), Some(b)) = (Kernels::for_level(a), Kernels::for_level(b)) {
+            for format in Format::ALL {
+                assert_eq!(bits(&a, format), bits(&b, format), "{} {} {format:?}", a.level(), b.level());
+            }
+        }
+    }
+}
+
+/// A change of rounding is a change of what users get: whoever means it writes the new hash here.
+#[test]
+fn bits_are_those_of_the_version_before() {
+    for kernels in Kernels::available().filter(|k| k.level() != Level::Scalar) {
+        let got = Format::ALL.iter().fold(0_u64, |h, &format| h.rotate_left(5) ^ bits(&kernels, format));
+        let want = match kernels.level() {
+            Level::Avx2 | Level::AvxVnni => 0,
+            Level::Avx512 => 0,
+            Level::Neon | Level::NeonDotprod => 0,
+            level => panic!("{level} has no hash here yet"),
+        };
+        assert_eq!(got, want, "{}: {got:#018x}", kernels.level());
+    }
+}

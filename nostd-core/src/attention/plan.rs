@@ -1,0 +1,233 @@
+//! Which pages a token reads: sinks, window, and what the gate or the query itself brings in between.
+//!
+//! ```text
+//! dense   every page
+//! window  sinks · window
+//! gated   sinks · the most salient pages, as many as the budget holds · window · recalled pages
+//! recall  sinks · window · recalled pages, as many as the budget holds
+//! ```
+//!
+//! 1. Pages are chosen for each key/value head, for all its query heads, and once for 32 positions: the window reaches
+//!    back to a page's beginning, so that tokens of one page see the same. A token sees what was salient when its page
+//!    began and never what a later token says.
+//! 2. Where all pages between sinks and window fit the budget, attention is dense.
+//! 3. Recall is for each token: the pages whose [bound](crate::kv_cache::bounds) is highest for it.
+//! 4. Behind a model's own sliding window there is nothing: no sinks, nothing to choose or recall. Lists begin with the
+//!    first page that any token of a page sees; positions are masked.
+
+use crate::kv_cache::PAGE_LEN;
+use core::ops::Range;
+
+/// What a token reads of its past.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AttentionMode {
+    /// Everything.
+    #[default]
+    Dense,
+    /// The first and the last tokens (`StreamingLLM`: Xiao et al. 2024).
+    Window,
+    /// And the pages that the gate found salient.
+    Gated,
+    /// And the pages that may score highest (Quest: Tang et al. 2024); needs no gate.
+    Recall,
+}
+
+/// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
+/// then there is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionConfig {
+    /// What is read.
+    pub mode: AttentionMode,
+    /// So many first positions are always read.
+    pub sinks: usize,
+    /// So many positions before the token are always read, at least 32.
+    pub window: usize,
+    /// At most so many positions between them.
+    pub budget: usize,
+    /// With [`AttentionMode::Gated`] so many more that the gate did not choose.
+    pub recall: usize,
+}
+
+impl Default for AttentionConfig {
+    /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
+    fn default() -> Self {
+        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 1536, recall: 256 }
+    }
+}
+
+impl AttentionConfig {
+    /// The default sizes with a mode.
+    #[must_use]
+    pub fn new(mode: AttentionMode) -> Self {
+        Self { mode, ..Self::default() }
+    }
+
+    /// Pages that a token recalls.
+    #[must_use]
+    pub fn recalled_pages(&self) -> usize {
+        match self.mode {
+            AttentionMode::Dense | AttentionMode::Window => 0,
+            AttentionMode::Gated => self.recall.div_ceil(PAGE_LEN),
+            AttentionMode::Recall => self.budget.div_ceil(PAGE_LEN),
+        }
+    }
+
+    /// Pages that a token reads at most, recalled ones not among them.
+    #[must_use]
+    pub fn most_pages(&self) -> usize {
+        let pages = |positions: usize| positions.div_ceil(PAGE_LEN);
+        match self.mode {
+            AttentionMode::Dense => usize::MAX,
+            // The page that is being written, and one that the window reaches into.
+            _ => pages(self.sinks) + pages(self.budget) + pages(self.window).max(1) + 2,
+        }
+    }
+
+    /// Pages between sinks and window that a token of page `page` does not see anyway, of those from `first` on.
+    #[must_use]
+    pub fn between(&self, first: usize, page: usize) -> Range<usize> {
+        let end = page.saturating_sub(self.window.div_ceil(PAGE_LEN).max(1)).max(first);
+        self.sinks.div_ceil(PAGE_LEN).clamp(first, end)..end
+    }
+
+    /// The pages among which a token of page `page` recalls, of those from `first` on; empty where it recalls nothing.
+    #[must_use]
+    pub fn recalls(&self, first: usize, page: usize) -> Range<usize> {
+        let between = self.between(first, page);
+        let all_read = between.len() <= self.budget.div_ceil(PAGE_LEN);
+        if self.recalled_pages() == 0 || all_read { 0..0 } else { between }
+    }
+
+    /// Writes the pages of `held` that a token of page `page` reads to the front of `out`, in order, recalled ones not among
+    /// them, and returns how many. Cost: linear on average.
+    ///
+    /// # Panics
+    /// `out` is shorter than `held`.
+    pub fn choose(
+        &self,
+        held: Range<usize>,
+        page: usize,
+        gate: Option<Wanted<'_>>,
+        out: &mut [u32],
+    ) -> usize {
+        let between = self.between(held.start, page);
+        let budget = self.budget.div_ceil(PAGE_LEN);
+        if self.mode == AttentionMode::Dense || between.len() <= budget && self.mode != AttentionMode::Window
+        {
+            return put(out, 0, held);
+        }
+        let first = put(out, 0, held.start..between.start);
+        let mut n = first;
+        if let Some(Wanted { threshold, salience }) = gate {
+            for page in between.clone().filter(|&page| salience(page) >= threshold) {
+                out[n] = page as u32;
+                n += 1;
+            }
+            n = first + keep_best(&mut out[first..n], budget, |page| salience(page as usize));
+        }
+        put(out, n, between.end..held.end)
+    }
+
+    /// Writes the pages that a token recalls to the front of `out`, in order, and returns how many: of `pages` those of the
+    /// highest `bound` that `chosen`, increasing, has not.
+    ///
+    /// # Panics
+    /// `out` is shorter than `pages`.
+    pub fn recall(
+        &self,
+        pages: Range<usize>,
+        chosen: &[u32],
+        bound: impl Fn(u32) -> f32,
+        out: &mut [u32],
+    ) -> usize {
+        let (mut rest, mut n) = (chosen, 0);
+        for page in pages.start as u32..pages.end as u32 {
+            while rest.first().is_some_and(|&c| c < page) {
+                rest = &rest[1..];
+            }
+            out[n] = page;
+            n += usize::from(rest.first() != Some(&page));
+        }
+        keep_best(&mut out[..n], self.recalled_pages(), bound)
+    }
+}
+
+/// What a gate says to the pages of a head.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// From this salience on a page is wanted.
+    pub threshold: f32,
+    /// The largest score of a page's tokens; ∞ where the gate has not seen all of them.
+    pub salience: &'a dyn Fn(usize) -> f32,
+}
+
+impl core::fmt::Debug for Wanted<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Wanted").field("threshold", &self.threshold).finish_non_exhaustive()
+    }
+}
+
+/// Writes `pages` from place `at` on and returns the place behind them.
+fn put(out: &mut [u32], at: usize, pages: Range<usize>) -> usize {
+    let end = at + pages.len();
+    out[at..end].iter_mut().zip(pages).for_each(|(o, page)| *o = page as u32);
+    end
+}
+
+/// Moves the `n` pages of the highest value to the front, in order; of equal ones the later. Returns how many there are.
+fn keep_best(pages: &mut [u32], n: usize, value: impl Fn(u32) -> f32) -> usize {
+    if pages.len() <= n {
+        return pages.len();
+    }
+    if n > 0 {
+        pages.select_nth_unstable_by(n - 1, |a, b| value(*b).total_cmp(&value(*a)).then(b.cmp(a)));
+        pages[..n].sort_unstable();
+    }
+    n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{vec, vec::Vec};
+
+    const SMALL: AttentionConfig =
+        AttentionConfig { mode: AttentionMode::Gated, sinks: 4, window: 64, budget: 64, recall: 32 };
+
+    fn chosen(config: AttentionConfig, held: Range<usize>, page: usize, salience: &[f32]) -> Vec<u32> {
+        let gate = Wanted { threshold: 0.5, salience: &|page| salience[page] };
+        let mut out = vec![0; held.len()];
+        let n = config.choose(held, page, (config.mode == AttentionMode::Gated).then_some(gate), &mut out);
+        out.truncate(n);
+        out
+    }
+
+    #[test]
+    fn sinks_window_and_the_most_salient() {
+        let salience = [9.0, 0.6, 0.1, 0.9, 0.6, 0.7, f32::INFINITY, 9.0];
+        let window = AttentionConfig { mode: AttentionMode::Window, ..SMALL };
+        assert_eq!(chosen(window, 0..8, 8, &salience), [0, 6, 7]);
+        assert_eq!(chosen(SMALL, 0..8, 8, &salience), [0, 3, 5, 6, 7]);
+        let one = AttentionConfig { budget: 32, ..SMALL };
+        assert_eq!(chosen(one, 0..8, 8, &salience), [0, 3, 6, 7]);
+        let none = AttentionConfig { budget: 0, ..SMALL };
+        assert_eq!(chosen(none, 0..8, 8, &salience), [0, 6, 7]);
+        assert_eq!(chosen(SMALL, 0..5, 4, &salience), [0, 1, 2, 3, 4], "all between fit the budget");
+        assert_eq!(chosen(SMALL, 2..9, 8, &salience), [3, 5, 6, 7, 8], "what is gone is not chosen");
+    }
+
+    #[test]
+    fn recall_takes_the_highest_bounds_that_were_not_chosen() {
+        let bounds = [0.0, 5.0, 9.0, f32::NAN, 7.0];
+        let mut out = [0; 5];
+        let mut best = |n: usize, chosen: &[u32]| {
+            let config = AttentionConfig { recall: n * PAGE_LEN, ..SMALL };
+            let n = config.recall(1..5, chosen, |page| bounds[page as usize], &mut out);
+            out[..n].to_vec()
+        };
+        assert_eq!(best(2, &[0, 2]), [3, 4]);
+        assert_eq!(best(1, &[0, 3]), [2]);
+        assert_eq!(best(9, &[4]), [1, 2, 3]);
+        assert!(best(0, &[]).is_empty());
+    }
+}

@@ -1,0 +1,5 @@
+//! Images: written, opened, run, and damaged in every way.
+
+mod damage;
+mod model;
+mod vocabulary;

@@ -1,0 +1,292 @@
+//! The FFN of one token for some neurons: choose them together, then share the list of them.
+//!
+//! `y = bias + Σ act(g_n − shift) · (up_n · x) · down_n` over the active neurons n. All threads of a team run this; the phases
+//! are the products and the choice.
+
+use super::{Choice, FfnMode, PANEL, Plan, Room, SparseFfn};
+use crate::{
+    team::{Member, Outcome, Outputs, Over},
+    weight::ROW_STEP,
+};
+use candle_sparse_core::{Columns, Format, Gate, KernelSet, Neurons, kernel::select};
+use candle_sparse_kernels::Kernels;
+
+/// Bytes of up and down rows that make a piece of the list.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Pieces at most: each hands over a whole hidden vector.
+const MOST_PIECES: usize = 16;
+
+/// How a block chooses for one token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TokenSelection<'a> {
+    /// Thresholds.
+    pub(crate) plan: &'a Plan,
+    /// All neurons.
+    pub(crate) dense: bool,
+    /// Squared thresholds are multiplied with it.
+    pub(crate) factor: f32,
+    /// The largest so many, instead of those that pass a threshold.
+    pub(crate) top: Option<usize>,
+    /// Whether the guard samples this token.
+    pub(crate) sample: bool,
+}
+
+/// What the guard found when it computed all neurons beside the active ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GuardSample {
+    /// `‖y_dense − y_sparse‖ / ‖y_dense‖`
+    pub(crate) error: f32,
+    /// Share of `Σ |a|·n` that the active neurons held.
+    pub(crate) recall: f32,
+}
+
+impl GuardSample {
+    /// `active` and `all` are masses. Where there is nothing to miss nothing is missed.
+    pub(crate) fn new(dense: &[f32], sparse: &[f32], active: f32, all: f32) -> Self {
+        let missed: f32 = dense.iter().zip(sparse).map(|(d, s)| (d - s) * (d - s)).sum();
+        let size: f32 = dense.iter().map(|d| d * d).sum();
+        let error = if missed > 0.0 { (missed / size.max(f32::MIN_POSITIVE)).sqrt() } else { 0.0 };
+        Self { error, recall: if all > 0.0 { active / all } else { 1.0 } }
+    }
+}
+
+/// What was done for a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TokenRun {
+    pub(crate) count: select::Count,
+    /// Weight bytes that were read.
+    pub(crate) bytes: usize,
+    pub(crate) sample: Option<GuardSample>,
+}
+
+/// A thread's own vectors.
+#[derive(Debug, Default)]
+pub(crate) struct TokenScratch {
+    z: Vec<f32>,
+    /// What the pieces of a choice wrote, one beside the other.
+    chosen: Vec<f32>,
+    /// Active neurons.
+    pub(crate) list: Vec<u32>,
+    /// Their gates.
+    gates: Vec<f32>,
+    scores: Vec<f32>,
+    /// Of all neurons: activations of a sample of the guard, or room to find the largest scores.
+    inner: Vec<f32>,
+    /// `[pieces, hidden_size]`
+    partials: Vec<f32>,
+    /// The output.
+    pub(crate) y: Vec<f32>,
+    dense_y: Vec<f32>,
+    choice: Room,
+}
+
+impl TokenScratch {
+    /// Makes room for FFNs of `inner` neurons, `hidden` inputs and predictions of a rank up to `rank`.
+    pub(crate) fn resize(&mut self, [inner, hidden, rank]: [usize; 3]) {
+        self.z.resize(rank, 0.0);
+        self.chosen.resize(2 * inner, 0.0);
+        self.list.resize(inner, 0);
+        for v in [&mut self.gates, &mut self.scores, &mut self.inner] {
+            v.resize(inner, 0.0);
+        }
+        self.partials.resize(MOST_PIECES * hidden, 0.0);
+        self.y.resize(hidden, 0.0);
+        self.dense_y.resize(hidden, 0.0);
+        self.choice.resize(inner);
+    }
+
+    /// The list of the `k` largest scores, and their gates.
+    fn take_largest(&mut self, k: usize, piece: usize) -> select::Count {
+        let inner = self.gates.len();
+        let places = self.gates.chunks_mut(piece).zip(self.scores.chunks_mut(piece));
+        for (chosen, (gates, scores)) in self.chosen[..2 * inner].chunks(2 * piece).zip(places) {
+            let (g, s) = chosen.split_at(gates.len());
+            gates.copy_from_slice(g);
+            scores.copy_from_slice(s);
+        }
+        let candidates = self.gates.iter().filter(|g| g.to_bits() != select::inactive().to_bits()).count();
+        let active = select::largest(&self.scores, k, &mut self.inner, &mut self.list);
+        for i in 0..active {
+            // The list increases: nothing is overwritten before it is read.
+            self.gates[i] = self.gates[self.list[i] as usize];
+        }
+        select::Count { active, candidates }
+    }
+}
+
+/// An FFN, and one token's input in the form of its weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TokenFfn<'a> {
+    pub(crate) kernels: &'a Kernels,
+    pub(crate) ffn: &'a SparseFfn,
+    pub(crate) act: Gate,
+    pub(crate) selection: TokenSelection<'a>,
+    /// The input, `[hidden_size]`.
+    pub(crate) x: &'a [f32],
+    /// The same rounded for quantised weights; unused where nothing is quantised.
+    pub(crate) rounded: Columns<'a>,
+}
+
+/// How many of `n` neurons make a piece: a matter of bytes, so that no number of threads changes a bit.
+fn neurons_per_piece(n: usize, row_bytes: usize) -> usize {
+    n.div_ceil((2 * n * row_bytes / PIECE_BYTES).clamp(1, MOST_PIECES)).max(1)
+}
+
+impl TokenFfn<'_> {
+    /// What the phases of `ffn` put out at most, without the guard's.
+    pub(crate) fn declare(ffn: &SparseFfn, outputs: &mut Outputs) {
+        outputs.add(ffn.predictor.as_ref().map_or(0, |p| p.p.rows()));
+        outputs.add(2 * ffn.intermediate_size());
+        outputs.add(MOST_PIECES * ffn.gate.cols());
+    }
+
+    /// What the phases of a sample of the guard put out at most.
+    pub(crate) fn declare_sample([inner, hidden]: [usize; 2], outputs: &mut Outputs) {
+        outputs.add(inner);
+        outputs.add(MOST_PIECES * hidden);
+    }
+
+    /// Computes [`TokenScratch::y`].
+    ///
+    /// # Errors
+    /// The computation is over.
+    pub(crate) fn run(&self, member: &mut Member<'_>, s: &mut TokenScratch) -> Result<TokenRun, Over> {
+        let count = self.choose(member, s)?;
+        self.sum_list(member, count.active, s)?;
+        let sample = if self.selection.sample { Some(self.sample(member, count.active, s)?) } else { None };
+        Ok(TokenRun { count, bytes: self.bytes(count, sample.is_some()), sample })
+    }
+
+    fn column(&self, format: Format) -> Columns<'_> {
+        if format.is_quantized() { self.rounded } else { Columns::F32(self.x) }
+    }
+
+    /// `y = w · x`
+    fn product(&self, member: &mut Member<'_>, w: &crate::Weight, y: &mut [f32]) -> Outcome {
+        let (x, w) = (self.column(w.format()), w.matrix());
+        let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
+        member.phase(y, piece, |i, y| {
+            self.kernels.matmul(w.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);
+        })
+    }
+
+    /// Puts the active neurons into `list` and, unless the prediction alone decides, their gates into `gates`.
+    ///
+    /// # Errors
+    /// The computation is over.
+    pub(crate) fn choose(
+        &self,
+        member: &mut Member<'_>,
+        s: &mut TokenScratch,
+    ) -> Result<select::Count, Over> {
+        let TokenSelection { plan, dense, factor, top, .. } = self.selection;
+        let (ffn, inner) = (self.ffn, self.ffn.intermediate_size());
+        if dense {
+            self.product(member, &ffn.gate, &mut s.gates)?;
+            s.list.iter_mut().zip(0..).for_each(|(n, i)| *n = i);
+            return Ok(select::Count { active: inner, candidates: inner });
+        }
+        let z = match &ffn.predictor {
+            Some(p) if plan.mode != FfnMode::Gate => {
+                let z = &mut s.z[..p.p.rows()];
+                self.product(member, &p.p, z)?;
+                &*z
+            }
+            _ => &[],
+        };
+        let (kernels, act, x) = (self.kernels, self.act, self.column(ffn.gate.format()));
+        let choice = Choice { ffn, plan, factor, kernels, act, x, z };
+        let width = Choice::width(plan);
+        let piece = member.piece(inner, choice.bytes(), PANEL);
+        member.phase(&mut s.chosen[..width * inner], width * piece, |i, out| {
+            choice.range(i * piece, &mut s.choice, out);
+        })?;
+        Ok(match top {
+            None => select::active(&s.chosen[..inner], &mut s.list, &mut s.gates),
+            Some(k) => s.take_largest(k, piece),
+        })
+    }
+
+    /// `y` of the first `n` of the list.
+    fn sum_list(&self, member: &mut Member<'_>, n: usize, s: &mut TokenScratch) -> Outcome {
+        let TokenSelection { plan, dense, .. } = self.selection;
+        let (ffn, hidden, x) = (self.ffn, s.y.len(), self.column(self.ffn.gate.format()));
+        let by_prediction = !dense && plan.mode == FfnMode::LowRank;
+        let w = Neurons::UpDown(ffn.up_down.matrix());
+        let each = neurons_per_piece(n, ffn.row_bytes());
+        let partials = &mut s.partials[..n.div_ceil(each) * hidden];
+        member.phase(partials, hidden, |i, y| {
+            let r = i * each..((i + 1) * each).min(n);
+            let (list, gates) = (&s.list[r.clone()], &mut s.gates[r]);
+            if by_prediction {
+                self.kernels.matvec_rows(ffn.gate.matrix(), list, x, gates);
+            }
+            y.fill(0.0);
+            self.kernels.sparse_ffn(w, self.act, list, x, gates, y);
+        })?;
+        if dense {
+            s.y.fill(0.0);
+        } else {
+            s.y.copy_from_slice(&plan.bias);
+        }
+        partials.chunks_exact(hidden).for_each(|part| self.kernels.axpy(1.0, part, &mut s.y));
+        Ok(())
+    }
+
+    /// The same FFN with all neurons, and how far `y` of the first `n` of the list is from it.
+    fn sample(&self, member: &mut Member<'_>, n: usize, s: &mut TokenScratch) -> Result<GuardSample, Over> {
+        let (ffn, hidden, inner) = (self.ffn, s.y.len(), self.ffn.intermediate_size());
+        let x = self.column(ffn.gate.format());
+        let (gate_w, up_down) = (ffn.gate.matrix(), ffn.up_down.matrix());
+        let (up_w, down_w) = (up_down.every(0, 2), up_down.every(1, 2));
+        let piece = member.piece(inner, 2 * gate_w.bytes(), ROW_STEP);
+        member.phase(&mut s.inner, piece, |i, a| {
+            let (r, gates) = (i * piece..i * piece + a.len(), &mut s.scores[..a.len()]);
+            self.kernels.matmul(gate_w.slice_rows(r.clone()), x, &mut [gates]);
+            self.kernels.matmul(up_w.slice_rows(r), x, &mut [a]);
+            self.kernels.gated(self.act.act, self.act.shift, gates, a);
+        })?;
+        let each = neurons_per_piece(inner, ffn.row_bytes());
+        let partials = &mut s.partials[..inner.div_ceil(each) * hidden];
+        member.phase(partials, hidden, |i, y| {
+            let r = i * each..((i + 1) * each).min(inner);
+            y.fill(0.0);
+            self.kernels.matmul_t(down_w.slice_rows(r.clone()), &[&s.inner[r]], &mut [y]);
+        })?;
+        s.dense_y.fill(0.0);
+        partials.chunks_exact(hidden).for_each(|part| self.kernels.axpy(1.0, part, &mut s.dense_y));
+        let mass = |i: usize| s.inner[i].abs() * ffn.importance_squared()[i].sqrt();
+        let active = s.list[..n].iter().map(|&i| mass(i as usize)).sum();
+        Ok(GuardSample::new(&s.dense_y, &s.y, active, (0..inner).map(mass).sum()))
+    }
+
+    fn bytes(&self, count: select::Count, sample: bool) -> usize {
+        let (ffn, plan) = (self.ffn, self.selection.plan);
+        let sample = if sample { ffn.dense_bytes() } else { 0 };
+        if self.selection.dense {
+            return ffn.dense_bytes() + sample;
+        }
+        let inner = ffn.intermediate_size();
+        let predicted =
+            ffn.predictor.as_ref().map_or(0, |p| p.p.bytes() + (inner - plan.hot) * p.bytes_per_neuron());
+        let (gates, predicted) = match plan.mode {
+            FfnMode::Auto | FfnMode::Dense | FfnMode::Gate => (inner, 0),
+            FfnMode::LowRank => (count.active, predicted),
+            FfnMode::Cascade => (count.candidates, predicted),
+        };
+        (gates + 2 * count.active) * ffn.row_bytes() + predicted + sample
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GuardSample;
+
+    #[test]
+    fn samples_by_hand() {
+        let sample = GuardSample::new(&[3.0, 4.0], &[3.0, 1.0], 1.0, 4.0);
+        assert_eq!((sample.error, sample.recall), (0.6, 0.25));
+        let nothing = GuardSample::new(&[0.0], &[0.0], 0.0, 0.0);
+        assert_eq!((nothing.error, nothing.recall), (0.0, 1.0));
+    }
+}
