@@ -64,7 +64,7 @@ pub(super) struct RawRope {
 }
 
 impl RawRope {
-    pub(super) fn scaling(&self) -> std::result::Result<Llama3RopeConfig, String> {
+    pub(super) fn scaling(&self) -> Result<Llama3RopeConfig, String> {
         let need = |v: Option<f32>, name| v.ok_or(format!("rope scaling: {name} is missing"));
         match self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default") {
             "default" => Ok(Llama3RopeConfig::default()),
@@ -90,7 +90,7 @@ impl RawRope {
 impl TryFrom<RawRope> for Llama3RopeConfig {
     type Error = String;
 
-    fn try_from(raw: RawRope) -> std::result::Result<Self, String> {
+    fn try_from(raw: RawRope) -> Result<Self, String> {
         raw.scaling()
     }
 }
