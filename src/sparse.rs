@@ -1,7 +1,7 @@
 //! The FFN of a block computed for some neurons only: its settings, its weights, and how the neurons are chosen.
 //!
-//! A [`crate::Profile`] says how a neuron is judged. A [`SparseFfn`] is what a block holds, whatever the settings; [`Plans`] are
-//! the thresholds of one setting, so that settings change without loading anything.
+//! A [`crate::Profile`] says how a neuron is judged. The weights of a block are held in one way whatever the settings are;
+//! the thresholds of a setting are separate from them, so that settings change without loading anything.
 
 mod choose;
 mod ffn;
