@@ -12,10 +12,10 @@ use crate::profile::{HeldOut, Rule};
 use crate::settings::with_methods;
 use candle_core::{Result, bail};
 use candle_sparse_core::Activation;
-pub(crate) use choose::{Choice, Room};
+pub(crate) use choose::{ChoiceScratch, NeuronChoice};
 pub(crate) use ffn::{PANEL, SparseFfn};
 pub use plan::BREAK_EVEN;
-pub(crate) use plan::{Plan, Plans, Points, pays};
+pub(crate) use plan::{BlockSelection, ModelSelection, Points, pays};
 pub(crate) use token::{GuardSample, TokenFfn, TokenRun, TokenScratch, TokenSelection};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates
