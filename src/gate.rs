@@ -2,7 +2,7 @@
 //!
 //! `score[t][head] = ridge[head] · x_t + readout[head] · h_t + bias[head]`, where `x_t` is what attention reads of token t (the
 //! norm's output) and `h_t` the state of a FastGRNN cell ([`Cell`], Kusupati et al. 2018) after it. Scores depend on the
-//! token and those before it, never on later ones. The definition is [`Salience`]; here its products run on the CPU's
+//! token and those before it, never on later ones. The definition is [`Salience`](candle_sparse_core::kernel::fast_grnn::Salience); here its products run on the CPU's
 //! kernels, for many tokens at once.
 
 use arrayvec::ArrayVec;
@@ -10,7 +10,7 @@ use candle_core::{Error, Result, bail};
 use candle_sparse_core::{
     Columns, KernelSet, Matrix, Rows,
     kernel::{
-        fast_grnn::{Cell, CellMatrix, Int8Rows, Salience},
+        fast_grnn::{Cell, CellMatrix},
         vector,
     },
 };
@@ -50,46 +50,6 @@ impl CellMatrix for CellWeight {
 
     fn bytes(&self) -> usize {
         size_of_val(self.values.as_slice())
-    }
-}
-
-/// The same in bytes with a scale per row, see [`Int8Rows`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct Int8Weight {
-    /// `[rows]`
-    pub scales: Vec<f32>,
-    /// `[rows, cols]`
-    pub values: Vec<i8>,
-}
-
-impl From<CellWeight> for Int8Weight {
-    fn from(w: CellWeight) -> Self {
-        let (mut scales, mut values) = (vec![0.0; w.rows], vec![0; w.values.len()]);
-        Int8Rows::quantize(&w.values, &mut scales, &mut values);
-        Self { scales, values }
-    }
-}
-
-impl Int8Weight {
-    fn rows(&self) -> Option<Int8Rows<'_>> {
-        Int8Rows::new(self.values.len() / self.scales.len().max(1), &self.scales, &self.values).ok()
-    }
-}
-
-impl CellMatrix for Int8Weight {
-    fn shape(&self) -> [usize; 2] {
-        self.rows().map_or([0, 0], |w| w.shape())
-    }
-
-    fn product(&self, x: &[f32], y: &mut [f32]) {
-        match self.rows() {
-            Some(w) => w.product(x, y),
-            None => y.fill(f32::NAN),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.values.len() + size_of_val(self.scales.as_slice())
     }
 }
 
@@ -285,20 +245,6 @@ impl FastGrnnGate {
         }
         for (out, readout) in out.iter_mut().zip(self.readout.chunks_exact(state.len())) {
             *out += vector::dot(readout, state);
-        }
-    }
-
-    /// The same gate for a small device, each matrix in bytes with a scale per row: a quarter of the memory, scores that differ by
-    /// about a percent.
-    #[must_use]
-    pub fn quantized(&self) -> Salience<Int8Weight, Vec<f32>> {
-        let weight = |values: &[f32]| CellWeight { rows: self.kv_heads, values: values.to_vec() };
-        Salience {
-            ridge: weight(&self.ridge).into(),
-            bias: self.bias.clone(),
-            threshold: self.threshold.clone(),
-            cell: self.cell.clone().map(|c| c.map(Int8Weight::from)),
-            readout: (!self.readout.is_empty()).then(|| weight(&self.readout).into()),
         }
     }
 }

@@ -60,7 +60,8 @@ pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
 pub use threads::Threads;
 pub use weight::Weight;
 
-/// Its examples are compiled and run as tests.
+/// Examples that are compiled and run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/other-candle-models.md")]
 struct Readme;
