@@ -6,14 +6,14 @@
 mod common;
 
 use candle_sparse::{Format, Threads, buffer::Buffer};
-use candle_sparse_core::{Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons};
+use candle_sparse_core::{Activation, ActivationGroup, Columns, GluActivation, KernelSet, Matrix, Neurons};
 use candle_sparse_kernels::Kernels;
 use common::{median, random_set};
 use rayon::prelude::*;
 use std::{error::Error, hint::black_box, io::Write, time::Instant};
 
 const HIDDEN: usize = 2048;
-const GATE: Gate = Gate { act: Activation::Silu, shift: 0.0 };
+const GATE: GluActivation = GluActivation { act: Activation::Silu, shift: 0.0 };
 
 /// Neurons in a buffer that no cache holds, and what they are multiplied with.
 struct Ffn {

@@ -14,13 +14,13 @@ use candle_sparse::{
     Format, Threads, Weight,
     ops::{NeuronWeights, matmul, sparse_ffn},
 };
-use candle_sparse_core::{Activation, Gate};
+use candle_sparse_core::{Activation, GluActivation};
 use candle_sparse_kernels::Kernels;
 use common::{Activity, median, uniform};
 use std::{hint::black_box, io::Write, time::Instant};
 
 const SHARES: [f64; 7] = [0.05, 0.1, 0.25, 0.42, 0.5, 0.75, 1.0];
-const SILU: Gate = Gate { act: Activation::Silu, shift: 0.0 };
+const SILU: GluActivation = GluActivation { act: Activation::Silu, shift: 0.0 };
 
 /// Sizes of a run.
 #[derive(Clone, Copy)]

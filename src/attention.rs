@@ -18,9 +18,10 @@
 mod lone;
 mod plan;
 
+use crate::tuning::{SCORED_COLUMNS, SCORED_PAGES};
 use crate::{
     kv_cache::{KvCache, PAGE_LEN},
-    weight::{On, split_columns},
+    weight::{Compute, split_columns},
 };
 use arrayvec::ArrayVec;
 use candle_sparse_core::{Config, KernelSet, Matrix};
@@ -28,16 +29,13 @@ use candle_sparse_kernels::Kernels;
 pub(crate) use lone::{LoneScratch, Token, declare, lone_token};
 use plan::Recall;
 pub use plan::{AttentionConfig, AttentionMode};
-pub(crate) use plan::{Plan, Selector};
+pub(crate) use plan::{PagePlan, Selector};
 use std::ops::Range;
 
-/// Pages and positions scored at once.
-const PIECE_PAGES: usize = 8;
-const PIECE: usize = PIECE_PAGES * PAGE_LEN;
+/// Positions of a prompt's attention that are scored at once.
+const PIECE: usize = SCORED_PAGES * PAGE_LEN;
 // Of a list's first two pages every token sees a position.
-const _: () = assert!(PIECE_PAGES >= 2);
-/// Columns (query heads × tokens) that read a page together.
-const COLUMNS: usize = 64;
+const _: () = assert!(SCORED_PAGES >= 2);
 
 /// Running maximum and denominator of one softmax.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +91,7 @@ pub(crate) struct Queries<'a> {
 /// # Panics
 /// Shapes do not fit.
 pub(crate) fn attention(
-    on: On<'_>,
+    on: Compute<'_>,
     config: &Config,
     cache: &KvCache,
     layer: usize,
@@ -107,7 +105,7 @@ pub(crate) fn attention(
     }
     let stored = q.index_pos + q.seq_len;
     let batch = out.len() / config.q_dim() / q.seq_len;
-    let tile = (COLUMNS / group).max(1);
+    let tile = (SCORED_COLUMNS / group).max(1);
     // The last tiles see the longest past: started first, they do not end last.
     let mut tasks = Vec::new();
     let by_head = split_columns(out, config.q_dim(), (0..kv_heads).map(|_| group * head_dim));
@@ -225,13 +223,13 @@ impl<'a> Head<'a> {
     ) {
         let width = self.cache.width();
         let all = pages;
-        for (piece, pages) in all.chunks(PIECE_PAGES).enumerate() {
-            for (c, queries) in queries.chunks(COLUMNS * self.head_dim).enumerate() {
-                let (first, n) = (c * COLUMNS, queries.len() / self.head_dim);
+        for (piece, pages) in all.chunks(SCORED_PAGES).enumerate() {
+            for (c, queries) in queries.chunks(SCORED_COLUMNS * self.head_dim).enumerate() {
+                let (first, n) = (c * SCORED_COLUMNS, queries.len() / self.head_dim);
                 let scores = &mut sums.scores[first * PIECE..(first + n) * PIECE];
                 let values = &mut sums.values[first * width..(first + n) * width];
                 let stats = &mut sums.stats[first..first + n];
-                let next = all.get((piece + 1) * PIECE_PAGES).copied();
+                let next = all.get((piece + 1) * SCORED_PAGES).copied();
                 self.score(kernels, queries, pages, scores);
                 mask(pages, scores, |c, page| seen(first + c, page));
                 for ((scores, values), stats) in
@@ -252,10 +250,10 @@ impl<'a> Head<'a> {
 
     /// `scores[c][p] = key_p · query_c` for the positions of some pages.
     fn score(self, kernels: &Kernels, queries: &[f32], pages: &[u32], scores: &mut [f32]) {
-        let a: ArrayVec<&[f32], COLUMNS> = queries.chunks_exact(self.head_dim).collect();
+        let a: ArrayVec<&[f32], SCORED_COLUMNS> = queries.chunks_exact(self.head_dim).collect();
         for (i, &page) in pages.iter().enumerate() {
             let at = i * PAGE_LEN..(i + 1) * PAGE_LEN;
-            let mut y: ArrayVec<&mut [f32], COLUMNS> =
+            let mut y: ArrayVec<&mut [f32], SCORED_COLUMNS> =
                 scores.chunks_exact_mut(PIECE).map(|s| &mut s[at.clone()]).collect();
             y.iter_mut().for_each(|y| y.fill(0.0));
             // Pages are too short for the hardware to see them coming.
@@ -269,9 +267,9 @@ impl<'a> Head<'a> {
         let width = self.cache.width();
         for (i, &page) in pages.iter().enumerate() {
             let (values, n) = (self.values(page), self.values(page).rows());
-            let a: ArrayVec<&[f32], COLUMNS> =
+            let a: ArrayVec<&[f32], SCORED_COLUMNS> =
                 scores.chunks_exact(PIECE).map(|s| &s[i * PAGE_LEN..i * PAGE_LEN + n]).collect();
-            let mut y: ArrayVec<&mut [f32], COLUMNS> =
+            let mut y: ArrayVec<&mut [f32], SCORED_COLUMNS> =
                 sums.chunks_exact_mut(width).map(|s| &mut s[..values.cols()]).collect();
             let next_values = pages.get(i + 1).map(|next| self.values(*next));
             let next = next_values.or_else(|| next.map(|next| self.keys(next)));

@@ -38,7 +38,7 @@ pub use block::Settings;
 use budgets::budgets;
 use candle_core::{DType, Result, bail};
 use candle_nn::VarBuilder;
-use candle_sparse_core::{Config, Gate};
+use candle_sparse_core::{Config, GluActivation};
 pub use gate::{GateFit, GateSettings};
 pub use held_out::RuleReport;
 use layer::{LayerFit, fit_layer};
@@ -260,7 +260,7 @@ impl Calibrator {
         run.over(fit, &mut moments, "reading the fit text", &mut progress)?;
         let mut samples = Inputs::new(vec![Sample::new(hidden, self.sample_rows); layers], Sample::add);
         run.over(tune, &mut samples, "reading the tune text", &mut progress)?;
-        let act = Gate { act: config.hidden_act, shift: config.gate_shift };
+        let act = GluActivation { act: config.hidden_act, shift: config.gate_shift };
         let mut fits = Vec::with_capacity(layers);
         for l in 0..layers {
             progress(Progress { stage: "fitting blocks", done: l, steps: layers });
@@ -361,7 +361,7 @@ fn start(windows: &[Vec<u32>]) -> Vec<u32> {
 }
 
 /// The FFN of a block as the fit wants it.
-fn ffn_weights(vb: &VarBuilder<'_>, c: &Config, act: Gate, layer: usize) -> Result<FfnWeights> {
+fn ffn_weights(vb: &VarBuilder<'_>, c: &Config, act: GluActivation, layer: usize) -> Result<FfnWeights> {
     let vb = vb.pp(format!("model.layers.{layer}.mlp"));
     let get =
         |name: &str, dims: (usize, usize)| vb.get(dims, &format!("{name}.weight"))?.to_dtype(DType::F32);

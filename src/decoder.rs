@@ -25,8 +25,8 @@ use crate::{
     AttentionConfig, Threads, Weight,
     gate::FastGrnnGate,
     kv_cache::Origin,
-    sparse::{Plans, Points, SparseFfn},
-    weight::{On, Stack},
+    sparse::{ModelSelection, Points, SparseFfn},
+    weight::{Compute, Stack},
 };
 use candle_core::{Result, bail};
 use candle_sparse_core::{
@@ -104,7 +104,7 @@ impl Ffn {
 #[derive(Clone, Debug)]
 struct Sparse {
     points: Points,
-    plans: Arc<Plans>,
+    plans: Arc<ModelSelection>,
 }
 
 /// A whole model: immutable, with its state in [`KvCache`](crate::KvCache) and [`Scratch`]. `Clone` shares the weights.
@@ -235,8 +235,8 @@ impl Decoder {
         Ok(())
     }
 
-    fn on(&self) -> On<'_> {
-        On { kernels: self.kernels, threads: self.threads }
+    fn on(&self) -> Compute<'_> {
+        Compute { kernels: self.kernels, threads: self.threads }
     }
 
     /// What attention and FFN read: the norm, for shifted-ReLU models `max(norm − shift, 0)`.

@@ -14,6 +14,7 @@ mod settings;
 
 mod team;
 mod threads;
+mod tuning;
 
 pub mod buffer;
 
@@ -49,7 +50,7 @@ pub mod simulate;
 pub mod ops;
 
 pub use attention::{AttentionConfig, AttentionMode};
-pub use candle_sparse_core::{Activation, Config, Format, Gate};
+pub use candle_sparse_core::{Activation, Config, Format, GluActivation};
 pub use deadline::DeadlineExceeded;
 pub use error::Error;
 pub use gate::FastGrnnGate;

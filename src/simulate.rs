@@ -12,7 +12,7 @@ use crate::{
 };
 use candle_core::{Device, Error, Result, Tensor};
 use candle_sparse_core::{
-    Gate,
+    GluActivation,
     kernel::{activation, select},
 };
 use rayon::prelude::*;
@@ -46,7 +46,7 @@ pub enum Choice {
 /// ```
 /// use candle_sparse::decoder::{Input, Scratch, Step};
 /// use candle_sparse::simulate::{Choice, Simulation};
-/// use candle_sparse::{FfnMode, Gate, KvCache, KvConfig, KvDType, Profile, SparseConfig};
+/// use candle_sparse::{FfnMode, GluActivation, KvCache, KvConfig, KvDType, Profile, SparseConfig};
 ///
 /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
 /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
@@ -57,7 +57,7 @@ pub enum Choice {
 /// let decoder = loaded.model.decoder(); // of a Llama without a profile
 /// let profile = Profile::load(path)?;
 /// let config = decoder.config();
-/// let act = Gate { act: config.hidden_act, shift: config.gate_shift };
+/// let act = GluActivation { act: config.hidden_act, shift: config.gate_shift };
 /// let mut simulation = Simulation::new(&profile.layers, act, Choice::Oracle(0.25))?;
 /// let mut cache = KvCache::new(config, KvConfig::exact(KvDType::F16));
 /// let mut logits = vec![0.0; 2 * config.vocab_size];
@@ -75,7 +75,7 @@ pub struct Simulation<'a> {
     /// Per block: where in the profile each neuron of the checkpoint stands.
     places: Vec<Vec<u32>>,
     predictors: Vec<[Tensor; 3]>,
-    act: Gate,
+    act: GluActivation,
     choices: Vec<Choice>,
     /// Per block: tokens, active neurons, importance of those that were active, and of all.
     sums: Vec<[f64; 4]>,
@@ -90,7 +90,7 @@ impl<'a> Simulation<'a> {
     ///
     /// # Errors
     /// A block of the profile is malformed.
-    pub fn new(layers: &'a [LayerProfile], act: Gate, choice: Choice) -> Result<Self> {
+    pub fn new(layers: &'a [LayerProfile], act: GluActivation, choice: Choice) -> Result<Self> {
         let predictor = |l: &LayerProfile| -> Result<[Tensor; 3]> {
             let (r, n, h) = (l.rank, l.order.len(), l.p.len() / l.rank.max(1));
             let matrix = |v: &[f32], dims: (usize, usize)| Tensor::from_slice(v, dims, &Device::Cpu)?.t();

@@ -1,7 +1,7 @@
 //! The FFN of a block computed for some neurons only: its settings, its weights, and how the neurons are chosen.
 //!
-//! A [`crate::Profile`] says how a neuron is judged. A [`SparseFfn`] is what a block holds, whatever the settings; [`Plans`] are
-//! the thresholds of one setting, so that settings change without loading anything.
+//! A [`crate::Profile`] says how a neuron is judged. The weights of a block are held in one way whatever the settings are;
+//! the thresholds of a setting are separate from them, so that settings change without loading anything.
 
 mod choose;
 mod ffn;
@@ -12,10 +12,10 @@ use crate::profile::{HeldOut, Rule};
 use crate::settings::with_methods;
 use candle_core::{Result, bail};
 use candle_sparse_core::Activation;
-pub(crate) use choose::{Choice, Room};
+pub(crate) use choose::{ChoiceScratch, NeuronChoice};
 pub(crate) use ffn::{PANEL, SparseFfn};
 pub use plan::BREAK_EVEN;
-pub(crate) use plan::{Plan, Plans, Points, pays};
+pub(crate) use plan::{BlockSelection, ModelSelection, Points, pays};
 pub(crate) use token::{GuardSample, TokenFfn, TokenRun, TokenScratch, TokenSelection};
 
 /// Candidates of a cascade per neuron that it wants active, unless calibration was told otherwise: 1.4, and 2 where most gates

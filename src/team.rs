@@ -15,28 +15,18 @@
 mod board;
 
 use crate::threads::{Policy, Sample, Threads, add_alone_extra};
+use crate::tuning::{
+    LONG_PIECE_BYTES, LONGEST_PIECE, MIN_PIECE_BYTES, PIECE_GRACE, SHORT_PIECES_PER_THREAD, SPINS,
+};
 use board::{Board, Place, Slots, most_pieces};
-pub(crate) use board::{Outputs, Over};
+pub(crate) use board::{Cancelled, Outputs};
 use std::{
     sync::{Mutex, PoisonError, atomic},
     time::{Duration, Instant},
 };
 
-/// Pieces per thread where pieces are short: each costs a hand-over, which shows in a phase of 20 µs.
-const FEW: usize = 2;
-/// Bytes of a long piece, some 25 µs of reading.
-const LONG_BYTES: usize = 512 * 1024;
-/// A piece of fewer bytes costs less to compute twice than to hand over.
-const MIN_PIECE_BYTES: usize = 16 * 1024;
-/// How long a piece may stay out beyond the time that pieces take.
-const GRACE: Duration = Duration::from_micros(30);
-/// Pieces never take longer, threads that lose their core do.
-const LONGEST_PIECE: Duration = Duration::from_millis(1);
-/// How often a missing piece is checked for before the clock is read.
-const SPINS: u32 = 64;
-
 /// What a thread's part of a computation ends with.
-pub(crate) type Outcome = Result<(), Over>;
+pub(crate) type Outcome = Result<(), Cancelled>;
 
 /// What a team keeps between computations of one kind.
 #[derive(Debug, Default)]
@@ -80,7 +70,7 @@ impl Threads {
     /// Runs `program` on every thread with a value of its own, the calling thread with `own[0]`; returns when all have left.
     ///
     /// Every thread must call the same phases in the same order. The calling thread's outcome ends the computation: the
-    /// others get [`Over`] in their next phase. Allocates nothing once there is room for `outputs`; a program that
+    /// others get [`Cancelled`] in their next phase. Allocates nothing once there is room for `outputs`; a program that
     /// publishes more than them computes the rest on each thread.
     ///
     /// # Errors
@@ -186,8 +176,8 @@ impl<'a> Member<'a> {
             return units.next_multiple_of(step).max(1);
         }
         let most = most_pieces(self.threads);
-        let few = (bytes / MIN_PIECE_BYTES).clamp(1, self.threads * FEW);
-        let n = few.max((bytes / LONG_BYTES).min(most));
+        let few = (bytes / MIN_PIECE_BYTES).clamp(1, self.threads * SHORT_PIECES_PER_THREAD);
+        let n = few.max((bytes / LONG_PIECE_BYTES).min(most));
         // An uneven number of pieces would leave threads waiting for the last.
         let n = if n > self.threads { n / self.threads * self.threads } else { n };
         units.div_ceil(n).next_multiple_of(step).max(1)
@@ -241,7 +231,7 @@ impl<'a> Member<'a> {
     }
 
     /// The next phase's part of the board; `None` if each thread computes the phase for itself.
-    fn enter(&mut self, len: usize, piece: usize) -> Result<Option<Slots<'a>>, Over> {
+    fn enter(&mut self, len: usize, piece: usize) -> Result<Option<Slots<'a>>, Cancelled> {
         match self.board {
             Some(board) if len > piece => board.enter(&mut self.place, len, piece),
             Some(board) => board.check_over().map(|()| None),
@@ -271,7 +261,7 @@ impl<'a> Member<'a> {
 
     /// Says, each time a missing piece is checked for, whether it has been out for too long.
     fn patience(&self) -> impl FnMut() -> bool + use<> {
-        let (grace, mut checks, mut deadline) = (GRACE + 2 * self.pace, 0_u32, None);
+        let (grace, mut checks, mut deadline) = (PIECE_GRACE + 2 * self.pace, 0_u32, None);
         move || {
             std::hint::spin_loop();
             checks = checks.wrapping_add(1);

@@ -10,6 +10,7 @@
 
 mod policy;
 
+use crate::tuning::{MIN_TASK_BYTES, TASKS_PER_THREAD};
 use arrayvec::ArrayVec;
 use candle_core::utils::barrier_pool;
 pub(crate) use policy::{Policy, Sample};
@@ -25,10 +26,6 @@ use std::{
 
 /// Tasks that a region can hold without allocating.
 const INLINE_TASKS: usize = 128;
-/// Less work than this many bytes is not worth waking a worker.
-const MIN_TASK_BYTES: usize = 16 * 1024;
-/// Tasks per thread: a late worker then costs at most an eighth of a region.
-const TASKS_PER_THREAD: usize = 8;
 
 /// How many threads a model may use, the calling one included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ pub(crate) use convert::with_cpu_storage;
 use convert::{Gather, convert, gather_rows, room, write_rows};
 pub use fit::Conversions;
 use rayon::prelude::*;
-pub(crate) use stack::{Input, On, ROW_STEP, Stack, split_columns};
+pub(crate) use stack::{Activations, Compute, ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.

@@ -7,7 +7,7 @@ use candle_sparse::{
     profile::{Profile, Rule},
     save::save,
 };
-use candle_sparse_core::Gate;
+use candle_sparse_core::GluActivation;
 use candle_sparse_models::{
     llama::Cache,
     pretrained::Pretrained,
@@ -58,7 +58,7 @@ fn series(shares: &[f32]) -> Vec<(&'static str, Vec<Choice>)> {
 /// Runs everything on the texts; `loaded` is dense.
 pub(crate) fn sweep(loaded: &Pretrained, profile: &Profile, windows: &[Vec<u32>]) -> Result<Vec<Point>> {
     let c = &loaded.config;
-    let act = Gate { act: c.hidden_act, shift: c.gate_shift };
+    let act = GluActivation { act: c.hidden_act, shift: c.gate_shift };
     let mut simulation = Simulation::new(&profile.layers, act, Choice::All)?;
     let mut cache = Cache::new(true, DType::F32, c, &Device::Cpu)?;
     let mut logits = |window: &Vec<u32>, simulation: &mut Simulation<'_>| -> Result<Tensor> {

@@ -17,7 +17,7 @@ use crate::{
     level::{Level, LevelError},
 };
 use candle_sparse_core::{
-    Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons, Scalar,
+    Activation, ActivationGroup, Columns, GluActivation, KernelSet, Matrix, Neurons, Scalar,
     kernel::{
         matmul::{check_matmul, check_matmul_t},
         sparse_ffn::{check_axpy_rows, check_matvec_rows, check_sparse_ffn},
@@ -111,7 +111,7 @@ impl KernelSet for Kernels {
     fn sparse_ffn(
         &self,
         w: Neurons<'_>,
-        act: Gate,
+        act: GluActivation,
         active: &[u32],
         x: Columns<'_>,
         gate: &mut [f32],

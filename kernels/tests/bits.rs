@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_sparse_core::{Activation, Format, Gate, KernelSet, Neurons};
+use candle_sparse_core::{Activation, Format, GluActivation, KernelSet, Neurons};
 use candle_sparse_kernels::{Kernels, Level};
 use common::{Stored, column, numbers, quantized};
 
@@ -38,7 +38,7 @@ fn bits(kernels: &Kernels, format: Format) -> u64 {
         let neurons = Neurons::GateUpDown(stored.matrix(3 * rows, cols));
         kernels.sparse_ffn(
             neurons,
-            Gate { act: Activation::Silu, shift: 0.1 },
+            GluActivation { act: Activation::Silu, shift: 0.1 },
             &active,
             x,
             &mut gate,

@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_sparse_core::{Activation, BLOCK_LEN, Format, Gate, KernelSet, Neurons, Scalar};
+use candle_sparse_core::{Activation, BLOCK_LEN, Format, GluActivation, KernelSet, Neurons, Scalar};
 use candle_sparse_kernels::Kernels;
 use common::{Stored, bound, column, numbers, quantized};
 
@@ -115,7 +115,7 @@ fn axpy_rows_agrees_with_scalar_and_does_not_depend_on_the_cut() {
 fn sparse_ffn_is_its_three_steps() {
     let acts = [Activation::Silu, Activation::Relu, Activation::Gelu];
     cases(|kernels, format, cols| {
-        let act = Gate { act: acts[cols % 3], shift: if cols % 2 == 0 { 0.0 } else { 0.1 } };
+        let act = GluActivation { act: acts[cols % 3], shift: if cols % 2 == 0 { 0.0 } else { 0.1 } };
         let stored = Stored::new(format, &numbers(3 * COUNT * cols, 6));
         let x = numbers(cols, 7);
         let groups = if format.is_quantized() { quantized(&x, cols) } else { Vec::new() };
@@ -145,7 +145,7 @@ fn sparse_ffn_is_its_three_steps() {
 
 #[test]
 fn the_order_of_neurons_in_memory_changes_only_the_rounding() {
-    let (cols, act) = (96, Gate { act: Activation::Silu, shift: 0.0 });
+    let (cols, act) = (96, GluActivation { act: Activation::Silu, shift: 0.0 });
     let (values, x) = (numbers(3 * COUNT * cols, 10), numbers(cols, 11));
     let groups = quantized(&x, cols);
     let active: Vec<u32> = (0..COUNT as u32).collect();

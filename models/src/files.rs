@@ -78,6 +78,18 @@ impl ModelFiles {
     /// `config.json` and `tokenizer.json` beside it), a `.gguf` file, a Hub id, a `.gguf` file in a Hub repository
     /// (`org/name/file.gguf`). `revision` is for the Hub only.
     ///
+    /// ```
+    /// use candle_sparse_models::{files::ModelFiles, hub::HubSettings};
+    ///
+    /// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu");
+    /// let settings = HubSettings::default().with_offline(true);
+    /// assert_eq!(ModelFiles::resolve(folder, None, &settings)?.name, "tales-silu");
+    /// // Plainly a path, so the Hub is not asked for it.
+    /// let error = ModelFiles::resolve("./no-such-folder", None, &settings).unwrap_err();
+    /// assert!(error.to_string().contains("there is no file or folder"), "{error}");
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If nothing fits, a file is missing or damaged, or the Hub does not deliver; see
     /// [`HubRepo::get`].

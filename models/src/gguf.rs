@@ -99,6 +99,22 @@ impl GgufFile {
     /// As [`Self::open`], mapped: weights are used where they lie, their pages come from the disk when they are first touched,
     /// and processes share them.
     ///
+    /// ```
+    /// use candle_sparse_models::{gguf::GgufFile, llama::{Llama, LoadOptions}};
+    ///
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let path = temporary.path().join("tales.gguf");
+    /// # let files = candle_sparse_models::files::ModelFiles::from_folder(folder)?;
+    /// # let layout = candle_sparse_models::convert::Layout::default();
+    /// # candle_sparse_models::convert::GgufModel::from_files(&files, layout)?.save(&path)?;
+    /// // SAFETY: the file is in a folder that only this program knows, and nothing writes to it any more.
+    /// let file = unsafe { GgufFile::map(&path)? };
+    /// let llama = Llama::from_gguf(&file, LoadOptions::default())?;
+    /// assert!(llama.decoder().weight_bytes() > 4 << 20);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`Self::open`]; also another program that holds a lock on the file to write it.
     ///

@@ -149,6 +149,24 @@ impl Llama {
     ///
     /// Cost: see [`Decoder::forward`]; the head alone costs `hidden_size · vocab_size` multiply-adds per position.
     ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache, quality::Quality};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// let tokens = loaded.tokenizer.encode("Once upon a time there was a little girl", false).expect("a text");
+    /// let ids = Tensor::new(tokens.get_ids(), &Device::Cpu)?.unsqueeze(0)?;
+    /// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// let logits = loaded.model.forward_all(&ids, 0, &mut cache)?.squeeze(0)?;
+    /// let mut quality = Quality::default();
+    /// quality.add(tokens.get_ids(), 1, &logits, &logits)?;
+    /// // Perplexity: far better than any of 2048 tokens at random.
+    /// assert!(quality.ppl() < 200.0, "{}", quality.ppl());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// See [`Decoder::forward`].
     pub fn forward_all(&self, x: &Tensor, index_pos: usize, cache: &mut Cache) -> Result<Tensor> {
@@ -188,6 +206,22 @@ impl Llama {
     }
 
     /// As [`Self::forward`] for embeddings `input_embed` `[batch, seq_len, hidden_size]` in place of token ids.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// let ids = Tensor::new(&[[0_u32, 5, 6]], &Device::Cpu)?;
+    /// let embeddings = loaded.model.embed(&ids)?;
+    /// assert_eq!(embeddings.dims(), [1, 3, 256]);
+    /// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// let logits = loaded.model.forward_input_embed(&embeddings, 0, &mut cache)?;
+    /// assert_eq!((logits.dims(), cache.len()), (&[1, 2048][..], 3));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// See [`Decoder::forward`]; also another last dimension than `hidden_size`.

@@ -4,12 +4,12 @@ pub mod choose;
 
 use crate::{
     error::Error,
-    kernel::{Gate, KernelSet, Neurons, select},
+    kernel::{GluActivation, KernelSet, Neurons, select},
     matrix::Matrix,
     scratch::{FfnScratch, Forms},
     weights::DenseFfn,
 };
-use choose::{Choice, Room};
+use choose::{Choice, ChoiceScratch};
 
 /// Neurons of a panel of [`Predictor::q_gate`].
 pub const PANEL: usize = 128;
@@ -178,7 +178,7 @@ pub struct Run {
 /// `y = down(act(gate(x)) · up(x))`
 pub(crate) fn dense<K: KernelSet>(
     kernels: &K,
-    act: Gate,
+    act: GluActivation,
     ffn: &DenseFfn<'_>,
     x: &[f32],
     s: &mut FfnScratch<'_>,
@@ -193,7 +193,7 @@ pub(crate) fn dense<K: KernelSet>(
 /// `y = bias + Σ act(g) · u · down` over the active neurons; all of them, and no bias, without a plan.
 pub(crate) fn sparse<K: KernelSet>(
     kernels: &K,
-    act: Gate,
+    act: GluActivation,
     ffn: &SparseFfn<'_>,
     plan: Option<&FfnPlan<'_>>,
     x: &[f32],
@@ -238,7 +238,7 @@ fn choose<K: KernelSet>(
     list: &mut [u32],
 ) -> select::Count {
     let top = choice.plan.top;
-    let mut room = Room::new(PANEL, room, candidates);
+    let mut room = ChoiceScratch::new(PANEL, room, candidates);
     let judged: &mut [f32] = if top.is_some() { scores } else { &mut [] };
     let mut of_panels = judged.chunks_mut(PANEL);
     for (i, gates) in gates.chunks_mut(PANEL).enumerate() {

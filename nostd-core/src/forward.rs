@@ -6,7 +6,7 @@ use crate::{
     error::Error,
     ffn,
     format::Format,
-    kernel::{Gate, KernelSet, rms_norm::shifted_relu, rope},
+    kernel::{GluActivation, KernelSet, rms_norm::shifted_relu, rope},
     kv_cache::{KvCache, KvConfig, PAGE_LEN, Token, layout::Layout, page},
     scratch::{Forms, Scratch},
     weights::{Ffn, LayerWeights, Weights},
@@ -250,7 +250,7 @@ fn ffn<K: KernelSet>(
     s: &mut Scratch<'_>,
 ) -> Result<(), Error> {
     norm(kernels, c, s.x, layer.post_attention_layernorm, s.normed);
-    let act = Gate { act: c.hidden_act, shift: c.gate_shift };
+    let act = GluActivation { act: c.hidden_act, shift: c.gate_shift };
     match &layer.ffn {
         Ffn::Dense(ffn) => ffn::dense(kernels, act, ffn, s.normed, &mut s.ffn, s.y),
         Ffn::Sparse(ffn, plan) => {

@@ -48,7 +48,7 @@ pub use format::{
     BlockQ5K, BlockQ6K, BlockQ8_0, Format, GROUP_LEN, SUPER_BLOCK_LEN,
 };
 pub use forward::Model;
-pub use kernel::{Gate, KernelSet, Neurons, Scalar};
+pub use kernel::{GluActivation, KernelSet, Neurons, Scalar};
 pub use kv_cache::{KvCache, KvConfig};
 pub use matrix::{Columns, Matrix, Rows};
 pub use scratch::Scratch;

@@ -3,7 +3,7 @@
 use crate::{
     config::Config,
     error::Error,
-    ffn::{PANEL, Run, choose::Room},
+    ffn::{PANEL, Run, choose::ChoiceScratch},
     format::{ActivationGroup, Format},
     forward::Model,
     kernel::KernelSet,
@@ -128,7 +128,7 @@ impl Sizes {
             c.intermediate_size,
             when(top, c.intermediate_size),
             when(sparse, c.intermediate_size),
-            rank.max().unwrap_or(0) + when(chooses, Room::elements(PANEL) + PANEL),
+            rank.max().unwrap_or(0) + when(chooses, ChoiceScratch::elements(PANEL) + PANEL),
         ])
     }
 }
@@ -191,8 +191,8 @@ impl<'a> Scratch<'a> {
         let [gate, up, scores] = core::array::from_fn(|_| take());
         let list = bytemuck::cast_slice_mut(take());
         let rest = take();
-        let chooses = rest.len() >= Room::elements(PANEL) + PANEL;
-        let room = if chooses { Room::elements(PANEL) + PANEL } else { 0 };
+        let chooses = rest.len() >= ChoiceScratch::elements(PANEL) + PANEL;
+        let room = if chooses { ChoiceScratch::elements(PANEL) + PANEL } else { 0 };
         let (z, room) = rest.split_at_mut(rest.len() - room);
         let (candidates, room) = room.split_at_mut(PANEL.min(room.len()));
         let candidates = bytemuck::cast_slice_mut(candidates);

@@ -2,8 +2,9 @@
 
 use super::{
     Head, PIECE, Stats, Sums,
-    plan::{Plan, Recall, Selector, reserve},
+    plan::{PagePlan, Recall, Selector, reserve},
 };
+use crate::tuning::{ATTENTION_SHARES, HEAD_SHARES, MIN_SHARE_PAGES};
 use crate::{
     kv_cache::{KvCache, PAGE_LEN, most_pages},
     team::{Member, Outcome, Outputs},
@@ -11,13 +12,6 @@ use crate::{
 use candle_sparse_core::{Config, KernelSet};
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
-
-/// Shares of all heads together, as far as a head has at least two and at most so many: enough for threads to help each
-/// other, few to add up.
-const TASKS: usize = 32;
-const MOST_SHARES: usize = 16;
-/// Pages of the smallest share.
-const MIN_SHARE: usize = 4;
 
 /// A thread's working memory of [`lone_token`], kept between steps.
 #[derive(Debug, Default)]
@@ -55,7 +49,7 @@ pub(crate) struct Token<'a> {
     /// Chose the pages, and recalls others.
     pub select: Selector<'a>,
     /// The pages that were chosen.
-    pub plan: &'a Plan,
+    pub plan: &'a PagePlan,
     /// Which layer.
     pub layer: usize,
     /// Where it stands.
@@ -80,7 +74,7 @@ struct Cut {
 
 impl Cut {
     fn new(config: &Config, pages: usize) -> Self {
-        let share = pages.div_ceil(most_shares(config)).max(MIN_SHARE);
+        let share = pages.div_ceil(most_shares(config)).max(MIN_SHARE_PAGES);
         let part = config.group_size() * (config.head_dim.next_multiple_of(PAGE_LEN) + 2);
         // The token itself is in the first share, which there is even without a past.
         Self { share, shares: pages.div_ceil(share).max(1), part }
@@ -100,11 +94,13 @@ fn recalled_pages(select: &Selector<'_>, cache: &KvCache) -> usize {
 
 fn shares_room(config: &Config) -> usize {
     let pages = most_pages(config);
-    config.num_key_value_heads * pages.div_ceil(MIN_SHARE).min(most_shares(config)) * Cut::new(config, 1).part
+    config.num_key_value_heads
+        * pages.div_ceil(MIN_SHARE_PAGES).min(most_shares(config))
+        * Cut::new(config, 1).part
 }
 
 fn most_shares(config: &Config) -> usize {
-    (TASKS / config.num_key_value_heads).clamp(2, MOST_SHARES)
+    (ATTENTION_SHARES / config.num_key_value_heads).clamp(2, HEAD_SHARES)
 }
 
 /// `out = softmax(q · Kᵀ) · V` over the chosen pages of the positions before a token and the token itself, in the sliding

@@ -4,6 +4,7 @@
 
 use super::Head;
 use crate::settings::with_methods;
+use crate::tuning::SCORED_COLUMNS;
 use crate::{
     Error,
     gate::FastGrnnGate,
@@ -230,11 +231,10 @@ impl Recall {
             let (bounds, next) = (group_of(first), Some(first + PAGE_LEN).filter(|n| *n < pages.end));
             self.scores.clear();
             self.scores.resize(columns * PAGE_LEN, 0.0);
-            let all = self.parts.chunks(2 * head_dim * super::COLUMNS);
-            for (parts, scores) in all.zip(self.scores.chunks_mut(PAGE_LEN * super::COLUMNS)) {
-                let a: ArrayVec<&[f32], { super::COLUMNS }> = parts.chunks_exact(2 * head_dim).collect();
-                let mut y: ArrayVec<&mut [f32], { super::COLUMNS }> =
-                    scores.chunks_exact_mut(PAGE_LEN).collect();
+            let all = self.parts.chunks(2 * head_dim * SCORED_COLUMNS);
+            for (parts, scores) in all.zip(self.scores.chunks_mut(PAGE_LEN * SCORED_COLUMNS)) {
+                let a: ArrayVec<&[f32], SCORED_COLUMNS> = parts.chunks_exact(2 * head_dim).collect();
+                let mut y: ArrayVec<&mut [f32], SCORED_COLUMNS> = scores.chunks_exact_mut(PAGE_LEN).collect();
                 kernels.matmul_t_before(bounds, &a, &mut y, next.map(group_of));
             }
             for (token, scores) in self.scores.chunks_exact(group * PAGE_LEN).enumerate() {
@@ -266,7 +266,7 @@ impl Recall {
 
 /// The pages of every layer and head for a lone token, kept while they stay the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Plan {
+pub(crate) struct PagePlan {
     /// What it was made for: generation of the cache, position's page, pages stored, settings.
     made_for: Option<(u64, usize, usize, AttentionConfig)>,
     pages: Vec<u32>,
@@ -274,7 +274,7 @@ pub(crate) struct Plan {
     ends: Vec<usize>,
 }
 
-impl Plan {
+impl PagePlan {
     /// Chooses the pages for a token at `position`, unless that was done.
     pub(crate) fn update(
         &mut self,

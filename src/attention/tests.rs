@@ -90,7 +90,7 @@ impl Case {
         cache.update_bounds(0, (start + n) / PAGE_LEN);
         let q = Queries { rows: &rows, width: self.qkv[0].len(), seq_len: n, index_pos: start };
         let mut out = vec![0.0; n * c.q_dim()];
-        let on = On { kernels, threads: Threads::default() };
+        let on = Compute { kernels, threads: Threads::default() };
         attention(on, c, cache, 0, &self.selector(), q, &mut out);
         cache.advance(n);
         out.chunks(c.q_dim()).map(<[f32]>::to_vec).collect()
@@ -114,7 +114,7 @@ impl Case {
         let (position, c, kernels, select) =
             (cache.len(), &self.config, Kernels::get().unwrap(), self.selector());
         cache.update_bounds(0, position / PAGE_LEN);
-        let mut plan = Plan::default();
+        let mut plan = PagePlan::default();
         plan.update(&select, cache, [1, c.num_key_value_heads], position);
         let (queries, kv) = self.qkv[position].split_at(c.q_dim());
         let mut kv = kv.to_vec();

@@ -3,7 +3,7 @@
 use crate::settings::with_methods;
 use crate::sparse::candidate_factor;
 use candle_core::{Result, Tensor, bail};
-use candle_sparse_core::{Activation, Gate, kernel::activation};
+use candle_sparse_core::{Activation, GluActivation, kernel::activation};
 use rayon::prelude::*;
 
 /// How the FFN of a block is fitted.
@@ -57,7 +57,7 @@ pub(crate) struct FfnWeights {
     /// `[hidden_size, intermediate_size]`
     pub down: Tensor,
     /// Its activation.
-    pub act: Gate,
+    pub act: GluActivation,
 }
 
 impl FfnWeights {
@@ -97,6 +97,6 @@ pub(super) fn product(x: &Tensor, m: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// `act(g − shift) · u`, element by element.
-pub(super) fn gated(act: Gate, gate: &[f32], up: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
+pub(super) fn gated(act: GluActivation, gate: &[f32], up: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
     gate.par_iter().enumerate().map(|(i, &g)| activation::apply(act.act, g - act.shift, up(i))).collect()
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use candle_core::{Result, Tensor};
 use candle_sparse_core::{
-    Gate,
+    GluActivation,
     kernel::{activation, select},
 };
 use rayon::prelude::*;
@@ -80,7 +80,7 @@ fn mean_square(inner: usize, x: &[f32], y: impl Fn(usize) -> f32) -> Vec<f32> {
 }
 
 /// E[act(g)²] of a gate around `gate_hat`: the mean at one deviation below and above.
-fn expected_square(act: Gate, gate_hat: f32, variance: f32) -> f32 {
+fn expected_square(act: GluActivation, gate_hat: f32, variance: f32) -> f32 {
     let deviation = variance.sqrt();
     let at = |g: f32| activation::apply(act.act, g - act.shift, 1.0);
     select::expected_square(at(gate_hat - deviation), at(gate_hat + deviation))

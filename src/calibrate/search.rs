@@ -7,7 +7,7 @@ use crate::{
     simulate::{Choice, Simulation},
 };
 use candle_core::{Result, Tensor};
-use candle_sparse_core::Gate;
+use candle_sparse_core::GluActivation;
 
 /// The share at which blocks are compared.
 const PROBE_SHARE: f32 = 0.4;
@@ -18,7 +18,7 @@ const HALVINGS: usize = 7;
 pub(super) struct Search<'a> {
     pub(super) run: Run,
     pub(super) fits: &'a [LayerFit],
-    pub(super) act: Gate,
+    pub(super) act: GluActivation,
     windows: Vec<&'a Vec<u32>>,
     dense: Vec<Tensor>,
 }
@@ -27,7 +27,7 @@ impl<'a> Search<'a> {
     pub(super) fn new(
         mut run: Run,
         fits: &'a [LayerFit],
-        act: Gate,
+        act: GluActivation,
         windows: Vec<&'a Vec<u32>>,
     ) -> Result<Self> {
         let dense = windows.iter().map(|w| run.logits(w, None)).collect::<Result<_>>()?;

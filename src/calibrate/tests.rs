@@ -29,7 +29,7 @@ fn weights(act: Activation) -> FfnWeights {
         gate: matrix(INNER, HIDDEN, 1),
         up: matrix(INNER, HIDDEN, 2),
         down: matrix(HIDDEN, INNER, 3),
-        act: Gate { act, shift: 0.0 },
+        act: GluActivation { act, shift: 0.0 },
     }
 }
 

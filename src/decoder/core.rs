@@ -1,7 +1,7 @@
 //! The same model for a forward pass without candle: weights and settings as [`candle_sparse_core`] takes them.
 
 use super::{Decoder, Ffn, Layer, Projection};
-use crate::{FastGrnnGate, KvConfig, Weight, gate::CellWeight, sparse::Plan};
+use crate::{FastGrnnGate, KvConfig, Weight, gate::CellWeight, sparse::BlockSelection};
 use candle_core::{Error, Result, bail};
 use candle_sparse_core::{
     Matrix, Rows,
@@ -52,7 +52,8 @@ impl Decoder {
                 down_proj: part(&f.down_proj, 0..f.down_proj.weight.rows())?,
             }),
             Ffn::Sparse(f) => {
-                let plan = self.sparse.as_ref().and_then(|s| s.plans.layers.get(i)).and_then(Plan::rule);
+                let plan =
+                    self.sparse.as_ref().and_then(|s| s.plans.layers.get(i)).and_then(BlockSelection::rule);
                 weights::Ffn::Sparse(f.view(), plan)
             }
         };

@@ -9,11 +9,11 @@ use super::{
     state::LayerRun,
 };
 use crate::{
-    attention::{self, LoneScratch, Plan, Selector, Token, lone_token},
+    attention::{self, LoneScratch, PagePlan, Selector, Token, lone_token},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     sparse::TokenFfn,
-    team::{Member, Outcome, Outputs, Over, Team},
+    team::{Cancelled, Member, Outcome, Outputs, Team},
     weight::ROW_STEP,
 };
 use candle_core::{Error, Result, bail};
@@ -55,7 +55,7 @@ struct Local {
 struct Past<'a> {
     cache: &'a KvCache,
     select: Selector<'a>,
-    plan: &'a Plan,
+    plan: &'a PagePlan,
     position: usize,
 }
 
@@ -94,7 +94,7 @@ impl Decoder {
             for (i, layer) in self.layers.iter().enumerate() {
                 // The caller's end is everyone's.
                 if member.is_caller() && deadline.is_some_and(|d| d.has_passed()) {
-                    return Err(Over);
+                    return Err(Cancelled);
                 }
                 self.attend_token(member, (i, layer), past, local)?;
                 match (&layer.ffn, plans) {
@@ -122,10 +122,10 @@ impl Decoder {
                  dtype too narrow?"
             );
         }
-        if let (Err(Over), Some(deadline)) = (outcome, deadline) {
+        if let (Err(Cancelled), Some(deadline)) = (outcome, deadline) {
             deadline.check()?;
         }
-        outcome.map_err(|Over| Error::msg("decode: the step was given up"))?;
+        outcome.map_err(|Cancelled| Error::msg("decode: the step was given up"))?;
         cache.begin(1, position, 1)?;
         let kv_dim = self.config.kv_dim();
         for (layer, kv) in local.kv.chunks_exact(2 * kv_dim).enumerate() {

@@ -9,7 +9,7 @@ use crate::{
     AttentionConfig, FfnMode,
     kv_cache::Origin,
     profile::Fingerprint,
-    sparse::{Plans, Points},
+    sparse::{ModelSelection, Points},
     weight::{Conversions, format_of},
 };
 use blocks::SparseBlocks;
@@ -114,7 +114,8 @@ impl Decoder {
         let forced = options.sparse.force && options.sparse.mode != FfnMode::Dense;
         let any = forced || choice.sparse.contains(&true);
         if let Some(points) = profile.as_deref().filter(|_| any).map(Points::from) {
-            let plans = Plans::new(options.sparse, &points, decoder.layers.iter().map(|l| l.ffn.sparse()))?;
+            let plans =
+                ModelSelection::new(options.sparse, &points, decoder.layers.iter().map(|l| l.ffn.sparse()))?;
             decoder.sparse = Some(Sparse { points, plans: Arc::new(plans) });
         }
         // Who asked for all neurons knows it.

@@ -8,7 +8,7 @@
 use super::{Decoder, Input, Layer, Logits, Scratch, Sparse, Step};
 use crate::{
     KvCache, KvConfig, KvDType,
-    sparse::{BREAK_EVEN, FfnMode, Plans, Points, candidate_factor},
+    sparse::{BREAK_EVEN, FfnMode, ModelSelection, Points, candidate_factor},
 };
 use candle_core::Result;
 use std::{
@@ -16,8 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// FFN bytes that are measured: more than most caches hold, so that bytes come from memory as they do in a large model.
-pub(super) const MEASURED_BYTES: usize = 64 << 20;
 /// Decoded tokens of each kind, at least and at most; in between so many as take [`LIMIT`].
 const ROUNDS: [usize; 2] = [5, 24];
 const LIMIT: Duration = Duration::from_millis(300);
@@ -83,7 +81,7 @@ impl Decoder {
         let layers: Arc<[Layer]> = sparse.into();
         let with = |part: f32| {
             let blocks = shares.iter().zip(&*layers).map(|(s, l)| (s * part, l.ffn.sparse()));
-            let plans = Arc::new(Plans::drawn(mode, candidates, blocks));
+            let plans = Arc::new(ModelSelection::drawn(mode, candidates, blocks));
             let sparse = Some(Sparse { points: points.clone(), plans });
             Self { config, layers: Arc::clone(&layers), sparse, ..self.clone() }
         };

@@ -1,29 +1,21 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
 use super::{Decoder, Ffn, Input as Tokens, Layer, LayerTap, Logits, Projection, Step, add_bias, resize};
+use crate::tuning::{DOWN_TASK_BYTES, DOWN_TASKS, FEW_ROWS, PREFILL_POSITIONS};
 use crate::{
     attention::{Queries, attention},
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     threads::{Policy, ranges},
-    weight::{Input, On, ROW_STEP, split_columns},
+    weight::{Activations, Compute, ROW_STEP, split_columns},
 };
 use candle_core::Result;
 use candle_sparse_core::{ActivationGroup, KernelSet, Matrix, kernel::rope};
 
-/// Positions of a prompt that go through the layers together; bounds the working memory of long prompts.
-const CHUNK: usize = 512;
 /// Positions of a batch's sequences that go through the layers together.
 pub(super) fn chunk(batch: usize) -> usize {
-    (CHUNK / batch.max(1)).max(1)
+    (PREFILL_POSITIONS / batch.max(1)).max(1)
 }
-
-/// Fewer rows of activations than this share the neurons instead of the rows.
-const FEW_ROWS: usize = 8;
-/// Tasks of a transposed product at most.
-const MOST_TASKS: usize = 16;
-/// Weights of a task that is worth handing over.
-const PIECE_BYTES: usize = 256 * 1024;
 
 /// Working memory, grown to the largest step.
 #[derive(Default)]
@@ -222,7 +214,7 @@ impl Decoder {
     }
 
     /// `up = act(gate_proj · x − gate_shift) · (up_proj · x)` in one region: each task keeps its neurons to itself.
-    fn gate_up(&self, w: GateUp<'_>, x: Input<'_>, gate: &mut [f32], up: &mut [f32]) {
+    fn gate_up(&self, w: GateUp<'_>, x: Activations<'_>, gate: &mut [f32], up: &mut [f32]) {
         let (c, on) = (&self.config, self.on());
         let n = gate.len() / c.intermediate_size;
         let bytes = n * (w.gate.bytes() + w.up.bytes());
@@ -255,7 +247,7 @@ impl Decoder {
             let tasks = a.chunks(run * inner).zip(y.chunks_mut(run * hidden));
             return self.threads.for_each(tasks, |(a, y)| self.sum_rows(w, inner, a, y));
         }
-        let pieces = (w.bytes() / PIECE_BYTES).clamp(1, MOST_TASKS);
+        let pieces = (w.bytes() / DOWN_TASK_BYTES).clamp(1, DOWN_TASKS);
         let piece = inner.div_ceil(pieces);
         // Rounded up, so that fewer may do.
         let pieces = inner.div_ceil(piece);
@@ -352,7 +344,7 @@ impl<'a> GateUp<'a> {
 }
 
 impl Projection {
-    fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
         self.weight.matmul(on, x, groups, y);
         for y in y.chunks_exact_mut(self.weight.rows()) {
             add_bias(y, self.bias.as_deref());

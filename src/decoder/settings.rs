@@ -2,7 +2,7 @@
 
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
 use crate::{
-    AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::Plans,
+    AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::ModelSelection,
 };
 use candle_core::{Result, bail};
 use candle_sparse_core::Format;
@@ -33,7 +33,7 @@ impl Decoder {
                 None => bail!("sparse: the model was loaded without a profile: give LoadOptions one"),
             }
         };
-        let plans = Plans::new(config, points, self.layers.iter().map(|l| l.ffn.sparse()))?;
+        let plans = ModelSelection::new(config, points, self.layers.iter().map(|l| l.ffn.sparse()))?;
         let sparse = Some(Sparse { points: points.clone(), plans: Arc::new(plans) });
         Ok(Self { sparse, ..self.clone() })
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     Guard,
-    sparse::{FfnMode, GuardSample, Plan, Plans, TokenSelection},
+    sparse::{BlockSelection, FfnMode, GuardSample, ModelSelection, TokenSelection},
 };
 use candle_sparse_core::ffn::dense_left;
 
@@ -106,7 +106,7 @@ impl LayerRun {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
-    /// [`Plans::id`] of what is counted.
+    /// [`ModelSelection::id`] of what is counted.
     id: u64,
     neurons: usize,
     layers: Vec<LayerState>,
@@ -145,7 +145,7 @@ impl LayerState {
         dense_left: 0,
     };
 
-    fn note(&mut self, run: &LayerRun, neurons: usize, plan: &Plan, guard: Option<Guard>) {
+    fn note(&mut self, run: &LayerRun, neurons: usize, plan: &BlockSelection, guard: Option<Guard>) {
         self.tokens += 1;
         self.dense += u64::from(run.dense);
         self.active += run.active as u64;
@@ -177,7 +177,7 @@ impl LayerState {
 
 impl State {
     /// Forgets what was counted under other plans. Allocates when the model has more blocks than before.
-    pub(super) fn begin(&mut self, plans: &Plans, neurons: usize) {
+    pub(super) fn begin(&mut self, plans: &ModelSelection, neurons: usize) {
         if self.id != plans.id {
             (self.id, self.neurons) = (plans.id, neurons);
             self.layers.clear();
@@ -185,7 +185,12 @@ impl State {
         }
     }
 
-    pub(super) fn selection<'a>(&self, plans: &'a Plans, i: usize, position: usize) -> TokenSelection<'a> {
+    pub(super) fn selection<'a>(
+        &self,
+        plans: &'a ModelSelection,
+        i: usize,
+        position: usize,
+    ) -> TokenSelection<'a> {
         let (plan, layer) = (&plans.layers[i], &self.layers[i]);
         let dense = plan.mode == FfnMode::Dense || layer.dense_left > 0;
         let sample = plans.config.guard.is_some_and(|g| {
@@ -196,7 +201,7 @@ impl State {
         TokenSelection { plan, dense, factor, top, sample: sample && !dense }
     }
 
-    pub(super) fn note(&mut self, plans: &Plans, runs: &[LayerRun]) {
+    pub(super) fn note(&mut self, plans: &ModelSelection, runs: &[LayerRun]) {
         for ((layer, run), plan) in self.layers.iter_mut().zip(runs).zip(&plans.layers) {
             layer.note(run, self.neurons, plan, plans.config.guard);
         }

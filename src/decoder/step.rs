@@ -1,7 +1,7 @@
 //! What a forward call is given: tokens or embeddings, their place, working memory.
 
 use super::{SparseStats, decode, prefill, state};
-use crate::attention::Plan;
+use crate::attention::PagePlan;
 use std::time::Duration;
 
 /// Working memory of steps, and what their sparse FFNs counted; grows to the largest step and keeps that size.
@@ -19,7 +19,7 @@ pub struct Scratch {
     pub(super) prefill: prefill::Scratch,
     pub(super) decode: decode::Scratch,
     pub(super) state: state::State,
-    pub(super) plan: Plan,
+    pub(super) plan: PagePlan,
     pub(super) time_limit: Option<Duration>,
 }
 

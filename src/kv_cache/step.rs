@@ -8,6 +8,22 @@ impl KvCache {
     /// Makes room for `positions` positions of `batch` sequences, so that reaching them token by token allocates nothing, as far
     /// as a budget goes.
     ///
+    /// ```
+    /// use candle_sparse::{Error, KvCache, KvConfig};
+    ///
+    /// # use candle_sparse_models::llama::LlamaConfig;
+    /// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+    /// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+    /// # let config = config.into_config(false).to_core()?;
+    /// // A model of 4 layers, 2 key/value heads of 32 channels and a context of 1024 positions.
+    /// let mut cache = KvCache::new(&config, KvConfig::tiered().with_max_bytes(Some(1 << 20)));
+    /// cache.reserve(1, 100)?;
+    /// assert!(cache.is_empty() && cache.bytes() > 0);
+    /// let error = cache.reserve(8, 1024).unwrap_err();
+    /// assert!(matches!(Error::of(&error), Some(Error::Full { .. })), "{error}");
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// More positions than the model's context, more bytes than the budget or than there is memory for, or another batch size
     /// than the cached one.

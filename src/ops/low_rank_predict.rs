@@ -4,9 +4,9 @@ use super::{
     rows::{on, rows},
     sparse_ffn::vector,
 };
-use crate::{Weight, profile::Profile, weight::On};
+use crate::{Weight, profile::Profile, weight::Compute};
 use candle_core::{Device, Result, Tensor, bail};
-use candle_sparse_core::{ActivationGroup, Format, Gate, KernelSet, kernel::select};
+use candle_sparse_core::{ActivationGroup, Format, GluActivation, KernelSet, kernel::select};
 use candle_sparse_kernels::Kernels;
 use std::sync::Arc;
 
@@ -20,12 +20,12 @@ const OP: &str = "low-rank-predict";
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use candle_sparse::{Activation, Format, Gate, ops::LowRankPredictor};
+/// use candle_sparse::{Activation, Format, GluActivation, ops::LowRankPredictor};
 ///
 /// // Rank 1: all three gates are multiples of the sum of the inputs.
 /// let p = Tensor::new(&[[1.0_f32, 1.0]], &Device::Cpu)?;
 /// let q_gate = Tensor::new(&[[2.0_f32], [-1.0], [0.5]], &Device::Cpu)?;
-/// let act = Gate { act: Activation::Relu, shift: 0.0 };
+/// let act = GluActivation { act: Activation::Relu, shift: 0.0 };
 /// let predictor = LowRankPredictor::new(Format::F32, act, &p, &q_gate, None)?;
 /// let x = Tensor::new(&[[3.0_f32, 1.0]], &Device::Cpu)?;
 /// assert_eq!(predictor.scores(&x)?.to_vec2::<f32>()?, [[8.0, 0.0, 2.0]]);
@@ -36,7 +36,7 @@ pub struct LowRankPredictor {
     p: Weight,
     q_gate: Weight,
     q_up: Option<Weight>,
-    act: Gate,
+    act: GluActivation,
     bias: Option<Arc<[f32]>>,
     /// `√v_g`
     gate_deviation: Arc<[f32]>,
@@ -49,12 +49,12 @@ pub struct LowRankPredictor {
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use candle_sparse::{Activation, Format, Gate, ops::{LowRankPredictor, Wanted, low_rank_predict}};
+/// use candle_sparse::{Activation, Format, GluActivation, ops::{LowRankPredictor, Wanted, low_rank_predict}};
 ///
 /// // Rank 1: all three gates are multiples of the sum of the inputs.
 /// let p = Tensor::new(&[[1.0_f32, 1.0]], &Device::Cpu)?;
 /// let q_gate = Tensor::new(&[[2.0_f32], [-1.0], [0.5]], &Device::Cpu)?;
-/// let act = Gate { act: Activation::Relu, shift: 0.0 };
+/// let act = GluActivation { act: Activation::Relu, shift: 0.0 };
 /// let predictor = LowRankPredictor::new(Format::F32, act, &p, &q_gate, None)?;
 /// let x = Tensor::new(&[[3.0_f32, 1.0]], &Device::Cpu)?; // scores 8, 0 and 2
 /// for (wanted, neurons) in [
@@ -85,7 +85,7 @@ impl LowRankPredictor {
     /// Shapes that do not fit together, a dtype other than F32, F16, BF16, or a device other than the CPU.
     pub fn new(
         format: Format,
-        act: Gate,
+        act: GluActivation,
         p: &Tensor,
         q_gate: &Tensor,
         q_up: Option<&Tensor>,
@@ -112,7 +112,7 @@ impl LowRankPredictor {
     ///
     /// # Errors
     /// There is no such block, it has rank 0, or its vectors do not fit together.
-    pub fn from_profile(format: Format, act: Gate, profile: &Profile, layer: usize) -> Result<Self> {
+    pub fn from_profile(format: Format, act: GluActivation, profile: &Profile, layer: usize) -> Result<Self> {
         let Some(l) = profile.layers.get(layer).filter(|l| l.rank > 0 && !l.p.is_empty()) else {
             bail!("{OP}: the profile has no prediction for layer {layer}: calibrate with a rank");
         };
@@ -200,7 +200,7 @@ impl LowRankPredictor {
         Ok(values.chunks_exact(hidden).flat_map(|x| self.row_squares(on, x)).collect())
     }
 
-    fn row_squares(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
+    fn row_squares(&self, on: Compute<'_>, x: &[f32]) -> Vec<f32> {
         let z = product(on, &self.p, x);
         let mut gate = product(on, &self.q_gate, &z);
         if let Some(bias) = &self.bias {
@@ -230,7 +230,7 @@ impl LowRankPredictor {
 }
 
 /// `w · x`
-fn product(on: On<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
+fn product(on: Compute<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
     let groups = if w.format().is_quantized() { ActivationGroup::count(w.cols()) } else { 0 };
     let mut y = vec![0.0; w.rows()];
     w.matmul(on, x, &mut vec![ActivationGroup::ZERO; groups], &mut y);
@@ -247,12 +247,12 @@ fn product(on: On<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use candle_sparse::{Activation, Format, Gate, ops::{LowRankPredictor, Wanted, low_rank_predict}};
+/// use candle_sparse::{Activation, Format, GluActivation, ops::{LowRankPredictor, Wanted, low_rank_predict}};
 ///
 /// // Rank 1: all three gates are multiples of the sum of the inputs.
 /// let p = Tensor::new(&[[1.0_f32, 1.0]], &Device::Cpu)?;
 /// let q_gate = Tensor::new(&[[2.0_f32], [-1.0], [0.5]], &Device::Cpu)?;
-/// let act = Gate { act: Activation::Relu, shift: 0.0 };
+/// let act = GluActivation { act: Activation::Relu, shift: 0.0 };
 /// let predictor = LowRankPredictor::new(Format::F32, act, &p, &q_gate, None)?;
 /// // Of several rows: what any of them needs.
 /// let x = Tensor::new(&[[3.0_f32, 1.0], [-1.0, -1.0]], &Device::Cpu)?;

@@ -9,7 +9,7 @@ use crate::{
     AttentionConfig, FastGrnnGate, Threads,
     attention::{Queries, Selector, attention},
     kv_cache::{KvCache, PAGE_LEN},
-    weight::On,
+    weight::Compute,
 };
 use candle_core::{Device, Error, Result, Tensor, bail};
 use candle_sparse_core::{Activation, Config, Rope, RopeScaling};
@@ -204,7 +204,7 @@ impl PagedAttention {
         }
         let mut y = vec![0.0; by_head.len()];
         let queries = Queries { rows: &rows, width: c.q_dim(), seq_len: n, index_pos: len - n };
-        let on = On { kernels: kernels()?, threads: self.threads };
+        let on = Compute { kernels: kernels()?, threads: self.threads };
         attention(on, c, &self.cache, 0, &select, queries, &mut y);
         for (i, y) in y.chunks_exact(d).enumerate() {
             by_head[at(i / heads, i % heads)..][..d].copy_from_slice(y);

@@ -2,14 +2,14 @@
 
 use crate::{
     Threads,
-    weight::{On, with_cpu_storage},
+    weight::{Compute, with_cpu_storage},
 };
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_sparse_kernels::Kernels;
 
 /// What ops run on.
-pub(super) fn on() -> Result<On<'static>> {
-    Ok(On { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() })
+pub(super) fn on() -> Result<Compute<'static>> {
+    Ok(Compute { kernels: Kernels::get().map_err(Error::wrap)?, threads: Threads::default() })
 }
 
 /// The elements of a tensor in F32, F16 or BF16 on the CPU, as f32.

@@ -48,6 +48,23 @@ impl SparseAttention {
 
     /// With a gate and what it reads, the layer's inputs `[batch, len, hidden_size]` of all keys' positions.
     ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_sparse::ops::{SparseAttention, sparse_attention};
+    /// use candle_sparse::{AttentionConfig, AttentionMode, FastGrnnGate};
+    ///
+    /// // Two key/value heads that score a token by the first element of the layer's input.
+    /// let gate = FastGrnnGate::new(2, vec![1.0, 0.0, 1.0, 0.0], vec![0.0; 2], vec![1.0; 2])?;
+    /// let inputs = Tensor::randn(0_f32, 1.0, (1, 640, 2), &Device::Cpu)?;
+    /// // 4 sinks, a window of 64 positions, and of what lies between no more than 128.
+    /// let select = AttentionConfig::new(AttentionMode::Gated).with_window(64).with_budget(128).with_recall(0);
+    /// let how = SparseAttention::new(0.2, select).with_gate(gate, &inputs)?;
+    /// let q = Tensor::zeros((1, 4, 1, 32), DType::F32, &Device::Cpu)?;
+    /// let k = Tensor::zeros((1, 2, 640, 32), DType::F32, &Device::Cpu)?;
+    /// assert_eq!(sparse_attention(&q, &k, &k, &how)?.dims(), q.dims());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A gate that [`FastGrnnGate::check`] refuses, or another last dimension than its `hidden_size`.
     pub fn with_gate(self, gate: FastGrnnGate, inputs: &Tensor) -> Result<Self> {

@@ -6,24 +6,20 @@
 //! ```
 
 use super::rows::{like, on, rows};
-use crate::{Weight, threads::ranges, weight::On};
+use crate::tuning::{OP_PART_BYTES, OP_PARTS};
+use crate::{Weight, threads::ranges, weight::Compute};
 use candle_core::{DType, Result, Tensor, bail};
-use candle_sparse_core::{ActivationGroup, Columns, Format, Gate, KernelSet, Neurons};
+use candle_sparse_core::{ActivationGroup, Columns, Format, GluActivation, KernelSet, Neurons};
 use candle_sparse_kernels::Kernels;
 use std::{ops::Range, sync::Arc};
-
-/// A part reads so much at least: its sum of `hidden_size` elements then costs little beside it.
-const PART_BYTES: usize = 64 * 1024;
-/// More parts serve no machine that decode is bound by memory on.
-const MOST_PARTS: usize = 32;
 
 /// The weights of one FFN held neuron by neuron, so that some can be left out; cheap to clone.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use candle_sparse::{Activation, Format, Gate, ops::NeuronWeights};
+/// use candle_sparse::{Activation, Format, GluActivation, ops::NeuronWeights};
 ///
-/// let relu = Gate { act: Activation::Relu, shift: 0.0 };
+/// let relu = GluActivation { act: Activation::Relu, shift: 0.0 };
 /// let gate = Tensor::new(&[[1.0_f32, 0.0], [0.0, 1.0], [-1.0, 0.0]], &Device::Cpu)?; // [3, 2]
 /// let down = Tensor::new(&[[1.0_f32, 0.0, 1.0], [0.0, 1.0, 1.0]], &Device::Cpu)?; // [2, 3]
 /// let weights = NeuronWeights::gated(Format::F32, relu, &gate, &gate, &down)?;
@@ -35,7 +31,7 @@ const MOST_PARTS: usize = 32;
 #[derive(Clone, Debug)]
 pub struct NeuronWeights {
     form: Form,
-    act: Gate,
+    act: GluActivation,
 }
 
 #[derive(Clone, Debug)]
@@ -55,7 +51,13 @@ impl NeuronWeights {
     ///
     /// # Errors
     /// Shapes that do not fit together, a dtype other than F32, F16, BF16, or a device other than the CPU.
-    pub fn gated(format: Format, act: Gate, gate: &Tensor, up: &Tensor, down: &Tensor) -> Result<Self> {
+    pub fn gated(
+        format: Format,
+        act: GluActivation,
+        gate: &Tensor,
+        up: &Tensor,
+        down: &Tensor,
+    ) -> Result<Self> {
         if gate.dims() != up.dims() {
             bail!("sparse-ffn: gate is {:?}, up {:?}: they must be equal", gate.dims(), up.dims());
         }
@@ -69,7 +71,7 @@ impl NeuronWeights {
     ///
     /// # Errors
     /// Shapes or formats that do not fit together.
-    pub fn from_gate_up_down(act: Gate, gate: Weight, up_down: Weight) -> Result<Self> {
+    pub fn from_gate_up_down(act: GluActivation, gate: Weight, up_down: Weight) -> Result<Self> {
         let (g, ud) = ([gate.rows(), gate.cols()], [up_down.rows(), up_down.cols()]);
         if ud != [2 * g[0], g[1]] || gate.format().is_quantized() != up_down.format().is_quantized() {
             bail!(
@@ -90,7 +92,7 @@ impl NeuronWeights {
     /// As [`Self::gated`].
     pub fn two_matrix(
         format: Format,
-        act: Gate,
+        act: GluActivation,
         (w1, b1): (&Tensor, Option<&Tensor>),
         (w2, b2): (&Tensor, Option<&Tensor>),
     ) -> Result<Self> {
@@ -151,7 +153,7 @@ impl NeuronWeights {
     }
 
     /// The FFN of the neurons of a checked list.
-    fn forward(&self, on: On<'_>, active: &[u32], x: &[f32]) -> Vec<f32> {
+    fn forward(&self, on: Compute<'_>, active: &[u32], x: &[f32]) -> Vec<f32> {
         let (hidden, format) = (self.hidden_size(), self.pairs().format());
         let groups = if format.is_quantized() { ActivationGroup::count(hidden) } else { 0 };
         let mut groups = vec![ActivationGroup::ZERO; groups];
@@ -170,13 +172,13 @@ impl NeuronWeights {
 /// `y += Σ` over the `n` entries of a list, `bytes` read for each, where `add` adds those of a range. The cut depends on
 /// the list, so threads do not change a bit.
 fn add_in_parts(
-    on: On<'_>,
+    on: Compute<'_>,
     n: usize,
     bytes: usize,
     y: &mut [f32],
     add: impl Fn(Range<usize>, &mut [f32]) + Sync,
 ) {
-    let parts = (n * bytes / PART_BYTES).clamp(1, MOST_PARTS);
+    let parts = (n * bytes / OP_PART_BYTES).clamp(1, OP_PARTS);
     let mut sums = vec![0.0; parts * y.len()];
     let tasks = ranges(n, parts, 1).zip(sums.chunks_exact_mut(y.len()));
     on.threads.for_each(tasks, |(r, sum)| add(r, sum));
@@ -230,9 +232,9 @@ fn check_active(active: &[u32], n: usize) -> Result<()> {
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use candle_sparse::{Activation, Format, Gate, ops::{NeuronWeights, sparse_ffn}};
+/// use candle_sparse::{Activation, Format, GluActivation, ops::{NeuronWeights, sparse_ffn}};
 ///
-/// let relu = Gate { act: Activation::Relu, shift: 0.0 };
+/// let relu = GluActivation { act: Activation::Relu, shift: 0.0 };
 /// let gate = Tensor::new(&[[1.0_f32, 0.0], [0.0, 1.0], [-1.0, 0.0]], &Device::Cpu)?; // [3, 2]
 /// let down = Tensor::new(&[[1.0_f32, 0.0, 1.0], [0.0, 1.0, 1.0]], &Device::Cpu)?; // [2, 3]
 /// let weights = NeuronWeights::gated(Format::F32, relu, &gate, &gate, &down)?;

@@ -3,13 +3,13 @@
 use super::rows::{like, on, rows};
 use crate::{
     Profile, SparseConfig,
-    sparse::{FfnMode, Plans, Points, SparseFfn, TokenFfn, TokenScratch, TokenSelection},
+    sparse::{FfnMode, ModelSelection, Points, SparseFfn, TokenFfn, TokenScratch, TokenSelection},
     team::{Member, Outcome, Outputs},
     threads::ranges,
-    weight::{On, ROW_STEP, split_columns},
+    weight::{Compute, ROW_STEP, split_columns},
 };
 use candle_core::{Module, Result, Tensor, bail};
-use candle_sparse_core::{ActivationGroup, Columns, Format, Gate, KernelSet, Matrix};
+use candle_sparse_core::{ActivationGroup, Columns, Format, GluActivation, KernelSet, Matrix};
 use std::{
     iter::once,
     sync::{Arc, Mutex, PoisonError},
@@ -25,7 +25,7 @@ const OP: &str = "sparse-mlp";
 ///
 /// ```
 /// use candle_core::{DType, Device, Module, Tensor};
-/// use candle_sparse::{Activation, FfnMode, Format, Gate, Profile, Selection, SparseConfig, loading, ops::SparseMlp};
+/// use candle_sparse::{Activation, FfnMode, Format, GluActivation, Profile, Selection, SparseConfig, loading, ops::SparseMlp};
 ///
 /// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu");
 /// let vb = loading::var_builder(&[format!("{folder}/model.safetensors")], Some(DType::F32), &Device::Cpu)?;
@@ -34,7 +34,7 @@ const OP: &str = "sparse-mlp";
 /// let (gate, up, down) = (gate?, up?, mlp.get((256, 512), "down_proj.weight")?);
 /// let profile = Profile::load(format!("{folder}/sparse.safetensors"))?;
 ///
-/// let act = Gate { act: Activation::Silu, shift: 0.0 };
+/// let act = GluActivation { act: Activation::Silu, shift: 0.0 };
 /// let config = SparseConfig::default().with_mode(FfnMode::Cascade).with_selection(Selection::Share(0.3));
 /// let mlp = SparseMlp::new(Format::Q8_0, act, [&gate, &up, &down], (&profile, 1), config)?;
 /// let x = Tensor::randn(0_f32, 1.0, (1, 256), &Device::Cpu)?;
@@ -46,8 +46,8 @@ const OP: &str = "sparse-mlp";
 pub struct SparseMlp {
     ffn: SparseFfn,
     points: Points,
-    plans: Arc<Plans>,
-    act: Gate,
+    plans: Arc<ModelSelection>,
+    act: GluActivation,
 }
 
 impl SparseMlp {
@@ -61,7 +61,7 @@ impl SparseMlp {
     /// serve, or a guard: only whole models have one.
     pub fn new(
         format: Format,
-        act: Gate,
+        act: GluActivation,
         [gate, up, down]: [&Tensor; 3],
         (profile, layer): (&Profile, usize),
         config: SparseConfig,
@@ -113,7 +113,7 @@ impl SparseMlp {
     }
 
     /// One row.
-    fn token(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
+    fn token(&self, on: Compute<'_>, x: &[f32]) -> Vec<f32> {
         let mut s = self.on_team(on, x, |token, member, s| token.run(member, s).map(|_| ()));
         std::mem::take(&mut s.y)
     }
@@ -121,7 +121,7 @@ impl SparseMlp {
     /// Runs `program` on all threads; what the calling one holds afterwards.
     fn on_team(
         &self,
-        on: On<'_>,
+        on: Compute<'_>,
         x: &[f32],
         program: impl Fn(&TokenFfn<'_>, &mut Member<'_>, &mut TokenScratch) -> Outcome + Sync,
     ) -> TokenScratch {
@@ -150,7 +150,7 @@ impl SparseMlp {
     }
 
     /// All neurons for many rows: the activations by neurons, the output by rows.
-    fn rows(&self, on: On<'_>, x: &[f32]) -> Vec<f32> {
+    fn rows(&self, on: Compute<'_>, x: &[f32]) -> Vec<f32> {
         let SparseFfn { gate: gate_w, up_down, .. } = &self.ffn;
         let (inner, hidden) = (gate_w.rows(), gate_w.cols());
         let n = x.len() / hidden;
@@ -192,15 +192,15 @@ impl Module for SparseMlp {
     }
 }
 
-fn plans(config: SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plans> {
+fn plans(config: SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<ModelSelection> {
     if config.guard.is_some() {
         bail!("sparse-mlp: one MLP has no guard, set it to None: whole models have one");
     }
-    Plans::new(config, points, once(Some(ffn)))
+    ModelSelection::new(config, points, once(Some(ffn)))
 }
 
 /// `y = a · w` for rows of `a` and `y`.
-fn sum_rows(on: On<'_>, w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
+fn sum_rows(on: Compute<'_>, w: Matrix<'_>, a: &[f32], y: &mut [f32]) {
     let a: Vec<_> = a.chunks_exact(w.rows()).collect();
     let mut y: Vec<_> = y.chunks_exact_mut(w.cols()).collect();
     on.kernels.matmul_t(w, &a, &mut y);

@@ -1,47 +1,47 @@
 //! Judging the neurons of a range: the rule is [`candle_sparse_core::ffn::choose`]'s.
 
-use super::{FfnMode, Plan, SparseFfn};
-use candle_sparse_core::{Columns, Gate, ffn::choose};
+use super::{BlockSelection, FfnMode, SparseFfn};
+use candle_sparse_core::{Columns, GluActivation, ffn::choose};
 use candle_sparse_kernels::Kernels;
 
 /// Working memory of a range, as long as the longest.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Room {
+pub(crate) struct ChoiceScratch {
     data: Vec<f32>,
     candidates: Vec<u32>,
 }
 
-impl Room {
+impl ChoiceScratch {
     /// Makes room for ranges of `n` neurons that begin with a panel.
     pub(crate) fn resize(&mut self, n: usize) {
-        self.data.resize(choose::Room::elements(n), 0.0);
+        self.data.resize(choose::ChoiceScratch::elements(n), 0.0);
         self.candidates.resize(n, 0);
     }
 }
 
 /// One token's choice in one block.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Choice<'a> {
+pub(crate) struct NeuronChoice<'a> {
     /// Weights.
     pub ffn: &'a SparseFfn,
     /// Thresholds.
-    pub plan: &'a Plan,
+    pub plan: &'a BlockSelection,
     /// Squared thresholds are multiplied with it.
     pub factor: f32,
     /// Kernels.
     pub kernels: &'a Kernels,
     /// Activation.
-    pub act: Gate,
+    pub act: GluActivation,
     /// The FFN's input in the form of its weights.
     pub x: Columns<'a>,
     /// `P · x`; unused where nothing is predicted.
     pub z: &'a [f32],
 }
 
-impl Choice<'_> {
+impl NeuronChoice<'_> {
     /// Values per neuron that [`Self::range`] writes.
     #[must_use]
-    pub(crate) fn width(plan: &Plan) -> usize {
+    pub(crate) fn width(plan: &BlockSelection) -> usize {
         if plan.top.is_some() { 2 } else { 1 }
     }
 
@@ -62,12 +62,13 @@ impl Choice<'_> {
     ///
     /// # Panics
     /// `first` is no multiple of [`PANEL`](super::PANEL), `room` is too small, or the range ends past the last neuron.
-    pub(crate) fn range(&self, first: usize, room: &mut Room, out: &mut [f32]) {
+    pub(crate) fn range(&self, first: usize, room: &mut ChoiceScratch, out: &mut [f32]) {
         let (gates, scores) = out.split_at_mut(out.len() / Self::width(self.plan));
         let Some(plan) = self.plan.rule() else { return };
         let Self { factor, kernels, act, x, z, .. } = *self;
         let choice = choose::Choice { ffn: self.ffn.view(), plan, factor, kernels, act, x, z };
-        let mut room = choose::Room::new(room.candidates.len(), &mut room.data, &mut room.candidates);
+        let mut room =
+            choose::ChoiceScratch::new(room.candidates.len(), &mut room.data, &mut room.candidates);
         choice.range(first, &mut room, gates, scores);
     }
 }

@@ -134,7 +134,7 @@ impl Place {
 
 /// How one block chooses its neurons.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct BlockSelection {
     /// [`FfnMode::Dense`] also where so many neurons are expected that leaving out the others costs more than it saves.
     pub mode: FfnMode,
     /// The largest so many, instead of those that pass a threshold.
@@ -149,7 +149,7 @@ pub(crate) struct Plan {
     pub bias: Vec<f32>,
 }
 
-impl Plan {
+impl BlockSelection {
     /// The same as the rule that chooses sees it; `None` where all neurons are computed.
     pub(crate) fn rule(&self) -> Option<FfnPlan<'_>> {
         let rule = match self.mode.rule()? {
@@ -196,7 +196,7 @@ impl Plan {
     }
 }
 
-impl Plan {
+impl BlockSelection {
     /// Of `shares` of the neurons, the active ones and the candidates: thresholds that let the same drawn neurons through
     /// whatever the input.
     fn drawn(mode: FfnMode, [share, candidates]: [f32; 2], ffn: &SparseFfn) -> Self {
@@ -224,16 +224,16 @@ fn divided(threshold: f32, importance: f32) -> f32 {
 
 /// One setting for all blocks of a model.
 #[derive(Debug)]
-pub(crate) struct Plans {
+pub(crate) struct ModelSelection {
     /// The setting.
     pub config: SparseConfig,
     /// One per block.
-    pub layers: Vec<Plan>,
+    pub layers: Vec<BlockSelection>,
     /// No other plans have it: what was counted under one setting is not mixed with another's.
     pub id: u64,
 }
 
-impl Plans {
+impl ModelSelection {
     /// The thresholds of `config` for all blocks, `None` for those that are dense. Cost: a few operations per neuron.
     ///
     /// # Errors
@@ -246,12 +246,13 @@ impl Plans {
     ) -> Result<Self> {
         config.check()?;
         let config = config.resolve(&points.held_out)?;
-        let plan = |ffn: Option<_>| ffn.map_or_else(|| Ok(Plan::dense()), |f| plan(&config, points, f));
+        let plan =
+            |ffn: Option<_>| ffn.map_or_else(|| Ok(BlockSelection::dense()), |f| plan(&config, points, f));
         let layers = ffns.map(plan).collect::<Result<_>>()?;
         Ok(Self::with_layers(config, layers))
     }
 
-    /// Plans that compute drawn neurons, `shares[l]` of block l, and with [`FfnMode::Cascade`] `candidates` times as many
+    /// ModelSelection that compute drawn neurons, `shares[l]` of block l, and with [`FfnMode::Cascade`] `candidates` times as many
     /// gates, whatever the input: to time blocks, not to use them.
     #[must_use]
     pub(crate) fn drawn<'a>(
@@ -260,20 +261,22 @@ impl Plans {
         blocks: impl Iterator<Item = (f32, Option<&'a SparseFfn>)>,
     ) -> Self {
         let plan = |(share, ffn): (f32, Option<_>)| {
-            ffn.map_or_else(Plan::dense, |ffn| Plan::drawn(mode, [share, candidates * share], ffn))
+            ffn.map_or_else(BlockSelection::dense, |ffn| {
+                BlockSelection::drawn(mode, [share, candidates * share], ffn)
+            })
         };
         let config = SparseConfig { mode, force: true, ..SparseConfig::default() };
         Self::with_layers(config, blocks.map(plan).collect())
     }
 
-    fn with_layers(config: SparseConfig, layers: Vec<Plan>) -> Self {
+    fn with_layers(config: SparseConfig, layers: Vec<BlockSelection>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self { config, layers, id: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
-fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan> {
-    let Some(rule) = config.mode.rule() else { return Ok(Plan::dense()) };
+fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<BlockSelection> {
+    let Some(rule) = config.mode.rule() else { return Ok(BlockSelection::dense()) };
     if rule != Rule::Gate && ffn.predictor.is_none() {
         bail!(
             "sparse: mode {:?} needs a prediction, the profile has none: calibrate with a rank or use Gate",
@@ -282,7 +285,7 @@ fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<Plan>
     }
     let layer_rule = &ffn.learned.rules[rule as usize];
     let place = points.place(config, rule, layer_rule, ffn.intermediate_size())?;
-    Ok(place.map_or_else(Plan::dense, |place| Plan::new(config, layer_rule, place, ffn)))
+    Ok(place.map_or_else(BlockSelection::dense, |place| BlockSelection::new(config, layer_rule, place, ffn)))
 }
 
 #[cfg(test)]

@@ -3,24 +3,20 @@
 //! `y = bias + Σ act(g_n − shift) · (up_n · x) · down_n` over the active neurons n. All threads of a team run this; the phases
 //! are the products and the choice.
 
-use super::{Choice, FfnMode, PANEL, Plan, Room, SparseFfn};
+use super::{BlockSelection, ChoiceScratch, FfnMode, NeuronChoice, PANEL, SparseFfn};
+use crate::tuning::{LIST_PIECE_BYTES, LIST_PIECES};
 use crate::{
-    team::{Member, Outcome, Outputs, Over},
+    team::{Cancelled, Member, Outcome, Outputs},
     weight::ROW_STEP,
 };
-use candle_sparse_core::{Columns, Format, Gate, KernelSet, Neurons, kernel::select};
+use candle_sparse_core::{Columns, Format, GluActivation, KernelSet, Neurons, kernel::select};
 use candle_sparse_kernels::Kernels;
-
-/// Bytes of up and down rows that make a piece of the list.
-const PIECE_BYTES: usize = 256 * 1024;
-/// Pieces at most: each hands over a whole hidden vector.
-const MOST_PIECES: usize = 16;
 
 /// How a block chooses for one token.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TokenSelection<'a> {
     /// Thresholds.
-    pub(crate) plan: &'a Plan,
+    pub(crate) plan: &'a BlockSelection,
     /// All neurons.
     pub(crate) dense: bool,
     /// Squared thresholds are multiplied with it.
@@ -77,7 +73,7 @@ pub(crate) struct TokenScratch {
     /// The output.
     pub(crate) y: Vec<f32>,
     dense_y: Vec<f32>,
-    choice: Room,
+    choice: ChoiceScratch,
 }
 
 impl TokenScratch {
@@ -89,7 +85,7 @@ impl TokenScratch {
         for v in [&mut self.gates, &mut self.scores, &mut self.inner] {
             v.resize(inner, 0.0);
         }
-        self.partials.resize(MOST_PIECES * hidden, 0.0);
+        self.partials.resize(LIST_PIECES * hidden, 0.0);
         self.y.resize(hidden, 0.0);
         self.dense_y.resize(hidden, 0.0);
         self.choice.resize(inner);
@@ -119,7 +115,7 @@ impl TokenScratch {
 pub(crate) struct TokenFfn<'a> {
     pub(crate) kernels: &'a Kernels,
     pub(crate) ffn: &'a SparseFfn,
-    pub(crate) act: Gate,
+    pub(crate) act: GluActivation,
     pub(crate) selection: TokenSelection<'a>,
     /// The input, `[hidden_size]`.
     pub(crate) x: &'a [f32],
@@ -129,7 +125,7 @@ pub(crate) struct TokenFfn<'a> {
 
 /// How many of `n` neurons make a piece: a matter of bytes, so that no number of threads changes a bit.
 fn neurons_per_piece(n: usize, row_bytes: usize) -> usize {
-    n.div_ceil((2 * n * row_bytes / PIECE_BYTES).clamp(1, MOST_PIECES)).max(1)
+    n.div_ceil((2 * n * row_bytes / LIST_PIECE_BYTES).clamp(1, LIST_PIECES)).max(1)
 }
 
 impl TokenFfn<'_> {
@@ -137,20 +133,20 @@ impl TokenFfn<'_> {
     pub(crate) fn declare(ffn: &SparseFfn, outputs: &mut Outputs) {
         outputs.add(ffn.predictor.as_ref().map_or(0, |p| p.p.rows()));
         outputs.add(2 * ffn.intermediate_size());
-        outputs.add(MOST_PIECES * ffn.gate.cols());
+        outputs.add(LIST_PIECES * ffn.gate.cols());
     }
 
     /// What the phases of a sample of the guard put out at most.
     pub(crate) fn declare_sample([inner, hidden]: [usize; 2], outputs: &mut Outputs) {
         outputs.add(inner);
-        outputs.add(MOST_PIECES * hidden);
+        outputs.add(LIST_PIECES * hidden);
     }
 
     /// Computes [`TokenScratch::y`].
     ///
     /// # Errors
     /// The computation is over.
-    pub(crate) fn run(&self, member: &mut Member<'_>, s: &mut TokenScratch) -> Result<TokenRun, Over> {
+    pub(crate) fn run(&self, member: &mut Member<'_>, s: &mut TokenScratch) -> Result<TokenRun, Cancelled> {
         let count = self.choose(member, s)?;
         self.sum_list(member, count.active, s)?;
         let sample = if self.selection.sample { Some(self.sample(member, count.active, s)?) } else { None };
@@ -178,7 +174,7 @@ impl TokenFfn<'_> {
         &self,
         member: &mut Member<'_>,
         s: &mut TokenScratch,
-    ) -> Result<select::Count, Over> {
+    ) -> Result<select::Count, Cancelled> {
         let TokenSelection { plan, dense, factor, top, .. } = self.selection;
         let (ffn, inner) = (self.ffn, self.ffn.intermediate_size());
         if dense {
@@ -195,8 +191,8 @@ impl TokenFfn<'_> {
             _ => &[],
         };
         let (kernels, act, x) = (self.kernels, self.act, self.column(ffn.gate.format()));
-        let choice = Choice { ffn, plan, factor, kernels, act, x, z };
-        let width = Choice::width(plan);
+        let choice = NeuronChoice { ffn, plan, factor, kernels, act, x, z };
+        let width = NeuronChoice::width(plan);
         let piece = member.piece(inner, choice.bytes(), PANEL);
         member.phase(&mut s.chosen[..width * inner], width * piece, |i, out| {
             choice.range(i * piece, &mut s.choice, out);
@@ -234,7 +230,12 @@ impl TokenFfn<'_> {
     }
 
     /// The same FFN with all neurons, and how far `y` of the first `n` of the list is from it.
-    fn sample(&self, member: &mut Member<'_>, n: usize, s: &mut TokenScratch) -> Result<GuardSample, Over> {
+    fn sample(
+        &self,
+        member: &mut Member<'_>,
+        n: usize,
+        s: &mut TokenScratch,
+    ) -> Result<GuardSample, Cancelled> {
         let (ffn, hidden, inner) = (self.ffn, s.y.len(), self.ffn.intermediate_size());
         let x = self.column(ffn.gate.format());
         let (gate_w, up_down) = (ffn.gate.matrix(), ffn.up_down.matrix());

@@ -18,7 +18,7 @@ pub(super) const MANY: usize = 8;
 
 /// The computation has ended, or was given up: a thread that gets this leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Over;
+pub(crate) struct Cancelled;
 
 /// Pieces of a phase at most.
 pub(super) fn most_pieces(threads: usize) -> usize {
@@ -115,8 +115,8 @@ impl Board {
 
     /// # Errors
     /// The computation is over.
-    pub(super) fn check_over(&self) -> Result<(), Over> {
-        if self.over.load(Ordering::Relaxed) { Err(Over) } else { Ok(()) }
+    pub(super) fn check_over(&self) -> Result<(), Cancelled> {
+        if self.over.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
     }
 
     /// The part of the phase at `place`, which moves behind it. `None` where the board is too small, which it is for all
@@ -129,7 +129,7 @@ impl Board {
         place: &mut Place,
         len: usize,
         piece: usize,
-    ) -> Result<Option<Slots<'_>>, Over> {
+    ) -> Result<Option<Slots<'_>>, Cancelled> {
         self.check_over()?;
         let start = *place;
         *place = start.behind(len, piece);

@@ -114,7 +114,7 @@ fn a_thread_that_comes_late_leaves() {
         // The calling thread has nothing to do any more but say so.
         sleep(STALL / 10);
         let outcome = checked(member, out, &LENS, |_| panic!("nothing was left to do"));
-        left.fetch_add(usize::from(outcome == Err(Over)), Ordering::Relaxed);
+        left.fetch_add(usize::from(outcome == Err(Cancelled)), Ordering::Relaxed);
         outcome
     });
     assert_eq!(outcome, Ok(()));
@@ -196,9 +196,9 @@ fn the_calling_thread_may_give_up() {
     let threads = several();
     let (own, mut team) = (own(threads), Team::default());
     let outcome = threads.team(&mut team, &of_lens(threads), &own, |member, out| {
-        if member.is_caller() { Err(Over) } else { checked(member, out, &LENS, |_| {}) }
+        if member.is_caller() { Err(Cancelled) } else { checked(member, out, &LENS, |_| {}) }
     });
-    assert_eq!(outcome, Err(Over));
+    assert_eq!(outcome, Err(Cancelled));
 }
 
 #[test]

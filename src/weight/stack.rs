@@ -91,7 +91,13 @@ impl Stack {
     ///
     /// # Panics
     /// Rows past the end, or shapes that do not fit.
-    pub(crate) fn multiply(&self, kernels: &Kernels, rows: Range<usize>, x: Input<'_>, y: &mut [&mut [f32]]) {
+    pub(crate) fn multiply(
+        &self,
+        kernels: &Kernels,
+        rows: Range<usize>,
+        x: Activations<'_>,
+        y: &mut [&mut [f32]],
+    ) {
         multiply(&self.weights, kernels, rows, x, y);
     }
 
@@ -102,7 +108,7 @@ impl Stack {
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub(crate) fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    pub(crate) fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
         matmul(&self.weights, on, x, groups, y);
     }
 }
@@ -112,12 +118,18 @@ impl Weight {
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub(crate) fn matmul(&self, on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    pub(crate) fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
         matmul(std::slice::from_ref(self), on, x, groups, y);
     }
 }
 
-fn multiply(weights: &[Weight], kernels: &Kernels, rows: Range<usize>, x: Input<'_>, y: &mut [&mut [f32]]) {
+fn multiply(
+    weights: &[Weight],
+    kernels: &Kernels,
+    rows: Range<usize>,
+    x: Activations<'_>,
+    y: &mut [&mut [f32]],
+) {
     let (mut start, mut done) = (0, 0);
     for w in weights {
         let r = rows.start.max(start)..rows.end.min(start + w.rows());
@@ -139,7 +151,7 @@ fn multiply(weights: &[Weight], kernels: &Kernels, rows: Range<usize>, x: Input<
     }
 }
 
-fn matmul(weights: &[Weight], on: On<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+fn matmul(weights: &[Weight], on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
     let cols = weights[0].cols();
     let rows: usize = weights.iter().map(Weight::rows).sum();
     let n = x.len() / cols.max(1);
@@ -184,12 +196,12 @@ pub(crate) fn split_columns(
 
 /// Activations in the forms that matrices of different formats are multiplied with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Input<'a> {
+pub(crate) struct Activations<'a> {
     plain: &'a [f32],
     quantized: &'a [ActivationGroup],
 }
 
-impl<'a> Input<'a> {
+impl<'a> Activations<'a> {
     /// In the form for `format`.
     #[must_use]
     pub(crate) fn columns(self, format: Format) -> Columns<'a> {
@@ -199,14 +211,14 @@ impl<'a> Input<'a> {
 
 /// What an operation runs on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct On<'a> {
+pub(crate) struct Compute<'a> {
     /// The kernels of the level in use.
     pub kernels: &'a Kernels,
     /// The threads it may use.
     pub threads: Threads,
 }
 
-impl On<'_> {
+impl Compute<'_> {
     /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
     ///
     /// # Panics
@@ -233,9 +245,9 @@ impl On<'_> {
         cols: usize,
         x: &'b [f32],
         groups: &'b mut [ActivationGroup],
-    ) -> Input<'b> {
+    ) -> Activations<'b> {
         if x.is_empty() || !formats.any(Format::is_quantized) {
-            return Input { plain: x, quantized: &[] };
+            return Activations { plain: x, quantized: &[] };
         }
         let per_row = ActivationGroup::count(cols);
         let groups = &mut groups[..x.len() / cols * per_row];
@@ -247,6 +259,6 @@ impl On<'_> {
                 self.kernels.quantize(x, groups);
             }
         });
-        Input { plain: x, quantized: groups }
+        Activations { plain: x, quantized: groups }
     }
 }

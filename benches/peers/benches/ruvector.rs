@@ -14,7 +14,7 @@ use candle_sparse::{
     Format, Threads,
     ops::{NeuronWeights, sparse_ffn},
 };
-use candle_sparse_core::{Activation, Gate};
+use candle_sparse_core::{Activation, GluActivation};
 use common::{median, uniform};
 use ruvector_sparse_inference::{
     config::{ActivationType, SparsityConfig},
@@ -40,7 +40,7 @@ impl Block {
             Tensor::from_vec::<_, f32>(values, (rows, cols), &Device::Cpu)
         };
         let (w1, w2) = (tensor(inner, hidden)?, tensor(hidden, inner)?);
-        let act = Gate { act, shift: 0.0 };
+        let act = GluActivation { act, shift: 0.0 };
         Ok(Self {
             theirs: SparseFfn::new(hidden, inner, hidden, their_act).map_err(candle_core::Error::msg)?,
             ours: NeuronWeights::two_matrix(Format::F32, act, (&w1, None), (&w2, None))?,

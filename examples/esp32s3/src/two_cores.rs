@@ -1,6 +1,8 @@
 //! The scalar kernels with the rows of every matrix divided between two cores. A row has the same bits whoever computes it.
 
-use candle_sparse_core::{Activation, ActivationGroup, Columns, Gate, KernelSet, Matrix, Neurons, Scalar};
+use candle_sparse_core::{
+    Activation, ActivationGroup, Columns, GluActivation, KernelSet, Matrix, Neurons, Scalar,
+};
 use core::{
     cell::Cell,
     hint::spin_loop,
@@ -91,7 +93,7 @@ impl KernelSet for TwoCores<'_> {
     fn sparse_ffn(
         &self,
         w: Neurons<'_>,
-        act: Gate,
+        act: GluActivation,
         active: &[u32],
         x: Columns<'_>,
         gate: &mut [f32],

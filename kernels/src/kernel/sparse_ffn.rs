@@ -23,7 +23,7 @@ use crate::{
     format::{Element, RowsKernel, RowsOf},
     isa::{Isa, Kernel},
 };
-use candle_sparse_core::{Columns, Gate};
+use candle_sparse_core::{Columns, GluActivation};
 
 /// [`candle_sparse_core::KernelSet::matvec_rows`].
 pub(crate) struct MatvecRows<'a> {
@@ -47,7 +47,7 @@ impl RowsKernel for MatvecRows<'_> {
 /// [`candle_sparse_core::KernelSet::sparse_ffn`].
 pub(crate) struct SparseFfn<'a> {
     pub(crate) rows_per_neuron: usize,
-    pub(crate) act: Gate,
+    pub(crate) act: GluActivation,
     pub(crate) active: &'a [u32],
     pub(crate) x: Columns<'a>,
     pub(crate) gate: &'a mut [f32],
@@ -94,7 +94,7 @@ impl RowsKernel for SparseFfn<'_> {
 
 /// The activations of a few neurons; a function of its own, for it is long.
 struct GatedFew {
-    act: Gate,
+    act: GluActivation,
     gate: [f32; TOGETHER],
     y: [f32; TOGETHER],
 }

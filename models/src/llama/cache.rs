@@ -108,6 +108,26 @@ impl Cache {
     /// Continues where a saved cache of the same model ended, see [`KvCache::load`]; a cache that [`Self::of`] has made knows its
     /// model already, others hear from the next call whether the file is that model's.
     ///
+    /// ```
+    /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let path = temporary.path().join("chat.safetensors");
+    /// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// let mut logits = vec![0.0; 2048];
+    /// loaded.model.decode(0, 0, &mut cache, &mut logits)?;
+    /// cache.save(&path)?;
+    /// // Later, perhaps in another process.
+    /// let mut later = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// later.load(&path)?;
+    /// loaded.model.decode(5, later.len(), &mut later, &mut logits)?;
+    /// assert_eq!(later.len(), 2);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Those of [`KvCache::load`]; this cache is unchanged then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {

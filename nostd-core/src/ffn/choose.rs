@@ -12,7 +12,7 @@
 use super::{FfnPlan, PANEL, Predictor, Rule, SparseFfn};
 use crate::{
     kernel::{
-        Gate, KernelSet,
+        GluActivation, KernelSet,
         select::{self, Predicted},
     },
     matrix::{Columns, Matrix},
@@ -21,7 +21,7 @@ use core::ops::Range;
 
 /// Working memory for judging ranges of neurons.
 #[derive(Debug)]
-pub struct Room<'a> {
+pub struct ChoiceScratch<'a> {
     /// Gates: predicted, or of candidates.
     gate: &'a mut [f32],
     /// Predicted up.
@@ -33,7 +33,7 @@ pub struct Room<'a> {
     candidates: &'a mut [u32],
 }
 
-impl<'a> Room<'a> {
+impl<'a> ChoiceScratch<'a> {
     /// Elements for ranges of `n` neurons that begin with a panel: twice whole panels, and twice `n`.
     #[must_use]
     pub const fn elements(n: usize) -> usize {
@@ -66,7 +66,7 @@ pub struct Choice<'a, K> {
     /// Kernels.
     pub kernels: &'a K,
     /// Activation.
-    pub act: Gate,
+    pub act: GluActivation,
     /// The FFN's input in the form of its weights.
     pub x: Columns<'a>,
     /// `P · x`; unused where nothing is predicted.
@@ -83,7 +83,7 @@ impl<K: KernelSet> Choice<'_, K> {
     /// # Panics
     /// `first` is no multiple of [`PANEL`], `room` is too small, the range ends past the last neuron, or the rule needs a
     /// prediction that the FFN has not.
-    pub fn range(&self, first: usize, room: &mut Room<'_>, gates: &mut [f32], scores: &mut [f32]) {
+    pub fn range(&self, first: usize, room: &mut ChoiceScratch<'_>, gates: &mut [f32], scores: &mut [f32]) {
         assert!(first.is_multiple_of(PANEL), "choice: a range begins within a panel");
         let r = first..first + gates.len();
         let predictor = || self.ffn.predictor.expect("a rule that predicts was checked to have a prediction");
@@ -97,7 +97,7 @@ impl<K: KernelSet> Choice<'_, K> {
         scores.iter_mut().zip(importance).for_each(|(s, n)| *s *= n);
     }
 
-    fn by_gate(&self, r: Range<usize>, room: &mut Room<'_>, gates: &mut [f32], scores: &mut [f32]) {
+    fn by_gate(&self, r: Range<usize>, room: &mut ChoiceScratch<'_>, gates: &mut [f32], scores: &mut [f32]) {
         self.gates(r.clone(), gates);
         let activated = self.activate(gates, room.activated);
         let square = &self.ffn.learned.up_square[r.clone()];
@@ -113,13 +113,13 @@ impl<K: KernelSet> Choice<'_, K> {
         &self,
         p: &Predictor<'_>,
         r: Range<usize>,
-        room: &mut Room<'_>,
+        room: &mut ChoiceScratch<'_>,
         gates: &mut [f32],
         scores: &mut [f32],
     ) {
         gates.fill(0.0);
         let cold = self.cold(&r);
-        let Room { gate, up, activated, square, .. } = room;
+        let ChoiceScratch { gate, up, activated, square, .. } = room;
         let predicted = self.predict(p, cold.clone(), [gate, activated], up, square);
         if scores.is_empty() {
             let thresholds = &self.plan.candidate[cold.clone()];
@@ -136,14 +136,14 @@ impl<K: KernelSet> Choice<'_, K> {
         &self,
         p: &Predictor<'_>,
         r: Range<usize>,
-        room: &mut Room<'_>,
+        room: &mut ChoiceScratch<'_>,
         gates: &mut [f32],
         scores: &mut [f32],
     ) {
         let cold = self.cold(&r);
         let (hot_gates, cold_gates) = gates.split_at_mut(cold.start - r.start);
         self.gates(r.start..cold.start, hot_gates);
-        let Room { gate, up, activated, square, candidates } = room;
+        let ChoiceScratch { gate, up, activated, square, candidates } = room;
         let predicted = self.predict(p, cold.clone(), [&mut *gate, &mut *activated], up, square);
         let (thresholds, base) = (&self.plan.candidate[cold.clone()], cold.start as u32);
         let n = select::candidates(predicted, thresholds, self.factor, base, candidates);

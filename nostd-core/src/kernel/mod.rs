@@ -17,7 +17,7 @@ use crate::{
     format::ActivationGroup,
     matrix::{Columns, Matrix},
 };
-pub use sparse_ffn::{Gate, Neurons};
+pub use sparse_ffn::{GluActivation, Neurons};
 
 /// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
 ///
@@ -64,7 +64,7 @@ pub trait KernelSet {
     fn sparse_ffn(
         &self,
         w: Neurons<'_>,
-        act: Gate,
+        act: GluActivation,
         active: &[u32],
         x: Columns<'_>,
         gate: &mut [f32],

@@ -43,7 +43,7 @@ impl<'a> Neurons<'a> {
 
 /// The activation of a gate and what is taken off the gate before it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Gate {
+pub struct GluActivation {
     /// The function.
     pub act: Activation,
     /// Shift.
@@ -118,7 +118,7 @@ const TOGETHER: usize = 32;
 /// Shapes do not fit ([`check_sparse_ffn`]).
 pub fn sparse_ffn(
     w: Neurons<'_>,
-    act: Gate,
+    act: GluActivation,
     active: &[u32],
     x: Columns<'_>,
     gate: &mut [f32],
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(y, [42.0, 37.0]);
 
         // Gates 3 and −3: ReLU closes the second; 3 · (2·3 + 4) · (10, 20).
-        let relu = Gate { act: Activation::Relu, shift: 0.0 };
+        let relu = GluActivation { act: Activation::Relu, shift: 0.0 };
         let (mut gate, mut y) = ([0.0; 2], [1.0, 1.0]);
         sparse_ffn(Neurons::GateUpDown(w), relu, &[0, 1], x, &mut gate, &mut y);
         assert_eq!((gate, y), ([3.0, -3.0], [301.0, 601.0]));
@@ -172,7 +172,7 @@ mod tests {
         let w = Matrix::new(6, 2, Rows::F32(&W)).unwrap();
         let mut y = [7.0, 8.0];
         axpy_rows(w, &[], &[], &mut y);
-        let act = Gate { act: Activation::Silu, shift: 0.0 };
+        let act = GluActivation { act: Activation::Silu, shift: 0.0 };
         sparse_ffn(Neurons::UpDown(w), act, &[], Columns::F32(&[1.0, 1.0]), &mut [], &mut y);
         assert_eq!(y, [7.0, 8.0]);
     }

@@ -4,7 +4,7 @@ use crate::{
     attention::{Queries, attention, tests::noise},
     kv_cache::KvDType,
     team::{Outputs, Team},
-    weight::On,
+    weight::Compute,
 };
 use candle_sparse_core::{Activation, Rope, RopeScaling};
 use std::sync::Mutex;
@@ -50,7 +50,7 @@ fn decode(
         cache.round(&mut row);
         row
     });
-    let mut plan = Plan::default();
+    let mut plan = PagePlan::default();
     plan.update(&select, cache, [2, 2], position);
     let token =
         Token { cache, select, plan: &plan, layer: 1, position, queries, keys: &keys, values: &values };
@@ -77,7 +77,7 @@ fn a_token_not_yet_in_the_cache_sees_what_one_in_it_sees() {
             let q = Queries { rows: &queries, width: CONFIG.q_dim(), seq_len: 1, index_pos: len - 1 };
             let mut want = vec![0.0; CONFIG.q_dim()];
             attention(
-                On { kernels: Kernels::get().unwrap(), threads: one },
+                Compute { kernels: Kernels::get().unwrap(), threads: one },
                 &CONFIG,
                 &full,
                 1,

@@ -4,9 +4,9 @@ use super::Local;
 use crate::{
     decoder::{Decoder, Layer, state::LayerRun},
     sparse::{SparseFfn, TokenFfn, TokenRun, TokenScratch, TokenSelection},
-    team::{Member, Outcome, Outputs, Over},
+    team::{Cancelled, Member, Outcome, Outputs},
 };
-use candle_sparse_core::{Columns, Format, Gate, KernelSet};
+use candle_sparse_core::{Columns, Format, GluActivation, KernelSet};
 
 /// A thread's own vectors for sparse FFNs.
 #[derive(Default)]
@@ -52,13 +52,13 @@ impl Decoder {
         if !normed.iter().all(|v| v.is_finite()) {
             // All threads have the same input, so all leave here.
             s.damaged = Some(i);
-            return Err(Over);
+            return Err(Cancelled);
         }
         let rounded = match ffn.rounds_input() {
             true => self.on().columns(Format::Q8_0, c.hidden_size, normed, groups),
             false => Columns::F32(normed),
         };
-        let act = Gate { act: c.hidden_act, shift: c.gate_shift };
+        let act = GluActivation { act: c.hidden_act, shift: c.gate_shift };
         let token = TokenFfn { kernels: self.kernels, ffn, act, selection, x: normed, rounded };
         let TokenRun { count, bytes, sample } = token.run(member, &mut s.scratch)?;
         self.kernels.axpy(1.0, &s.scratch.y, residual);

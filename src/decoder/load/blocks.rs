@@ -1,10 +1,8 @@
 //! Which blocks leave neurons out: where the profile keeps its target, bytes allow a gain, and this machine shows one.
 
 use super::tensors::Loader;
-use crate::decoder::{
-    Decoder, Extras, Ffn, Layer,
-    payoff::{MEASURED_BYTES, Trial},
-};
+use crate::decoder::{Decoder, Extras, Ffn, Layer, payoff::Trial};
+use crate::tuning::{LEAST_SAVED, TIMED_BYTES};
 use crate::{
     FfnMode, Profile, SparseConfig,
     profile::Fingerprint,
@@ -13,9 +11,6 @@ use crate::{
 };
 use candle_core::Result;
 use candle_nn::VarBuilder;
-
-/// Of a token's time: what a profile must save to be used, beyond the noise of the measurement.
-const LEAST_SAVED: f64 = 0.02;
 
 /// Where blocks come from.
 pub(super) struct Source<'a, 'b> {
@@ -137,7 +132,7 @@ fn both_ways(
         bytes += dense.bytes();
         held[1].push(Layer { ffn: Ffn::Sparse(ffn), ..dense.clone() });
         held[0].push(dense);
-        if bytes >= MEASURED_BYTES {
+        if bytes >= TIMED_BYTES {
             break;
         }
     }

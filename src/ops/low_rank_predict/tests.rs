@@ -6,7 +6,7 @@ use crate::{
 use candle_core::{DType, Device};
 use candle_sparse_core::Activation;
 
-const RELU: Gate = Gate { act: Activation::Relu, shift: 0.0 };
+const RELU: GluActivation = GluActivation { act: Activation::Relu, shift: 0.0 };
 
 struct Tensors {
     p: Tensor,
@@ -28,7 +28,7 @@ impl Tensors {
         }
     }
 
-    fn predictors(&self, format: Format, act: Gate) -> [LowRankPredictor; 2] {
+    fn predictors(&self, format: Format, act: GluActivation) -> [LowRankPredictor; 2] {
         let full = LowRankPredictor::new(format, act, &self.p, &self.q_gate, Some(&self.q_up)).unwrap();
         let full = full.with_variances(&(&self.each * 0.1).unwrap(), &self.each).unwrap();
         let classic = LowRankPredictor::new(format, act, &self.p, &self.q_gate, None).unwrap();
@@ -76,7 +76,7 @@ fn equals_its_slow_twin() {
         let (tensors, x) = (Tensors::new(hidden, rank, n), noise(&[1, hidden]));
         for format in [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0] {
             for act in [Activation::Silu, Activation::Relu, Activation::GeluPytorchTanh] {
-                for p in tensors.predictors(format, Gate { act, shift: 0.05 }) {
+                for p in tensors.predictors(format, GluActivation { act, shift: 0.05 }) {
                     let got = p.scores(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                     let want = scores_slow(&x, &p).unwrap().to_vec1::<f32>().unwrap();
                     let bound = if format.is_quantized() { 0.2 } else { 1e-4 };

@@ -17,8 +17,8 @@ const ACTS: [Activation; 7] = [
     Activation::DRelu,
 ];
 
-fn gate(act: Activation) -> Gate {
-    Gate { act, shift: 0.1 }
+fn gate(act: Activation) -> GluActivation {
+    GluActivation { act, shift: 0.1 }
 }
 
 /// Tensors of an FFN in the shapes of a checkpoint, outputs of a size near 1.
@@ -44,11 +44,11 @@ impl Tensors {
         }
     }
 
-    fn gated(&self, format: Format, act: Gate) -> NeuronWeights {
+    fn gated(&self, format: Format, act: GluActivation) -> NeuronWeights {
         NeuronWeights::gated(format, act, &self.gate, &self.up, &self.down).unwrap()
     }
 
-    fn two_matrix(&self, format: Format, act: Gate) -> NeuronWeights {
+    fn two_matrix(&self, format: Format, act: GluActivation) -> NeuronWeights {
         let (w1, w2) = ((&self.gate, Some(&self.b1)), (&self.down, Some(&self.b2)));
         NeuronWeights::two_matrix(format, act, w1, w2).unwrap()
     }
@@ -159,7 +159,7 @@ fn threads_do_not_change_a_bit() {
     let active: Vec<u32> = (0..1100).filter(|i| i % 4 != 2).collect();
     let x = noise(&[512]).to_vec1::<f32>().unwrap();
     let kernels = Kernels::get().unwrap();
-    let on = |threads| On { kernels, threads };
+    let on = |threads| Compute { kernels, threads };
     let alone = w.forward(on(Threads::new(1).unwrap()), &active, &x);
     let all = crate::threads::testing::several();
     let together = all.schedule(&mut crate::threads::Policy::new(), 1, || w.forward(on(all), &active, &x));

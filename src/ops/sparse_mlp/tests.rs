@@ -10,7 +10,7 @@ use crate::{
 use candle_core::{DType, Device};
 use candle_sparse_core::{Activation, kernel::select};
 
-const ACT: Gate = Gate { act: Activation::Silu, shift: 0.1 };
+const ACT: GluActivation = GluActivation { act: Activation::Silu, shift: 0.1 };
 const MODES: [FfnMode; 3] = [FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];
 const FORMATS: [Format; 4] = [Format::F32, Format::F16, Format::Q8_0, Format::Q4_0];
 const HIDDEN: usize = 64;

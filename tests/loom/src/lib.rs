@@ -13,7 +13,7 @@ use loom::sync::atomic;
 
 #[cfg(test)]
 mod tests {
-    use super::board::{Board, Outputs, Over, Place};
+    use super::board::{Board, Cancelled, Outputs, Place};
     use loom::{
         model::Builder,
         sync::Arc,
@@ -34,7 +34,7 @@ mod tests {
         thread: usize,
         computation: usize,
         patient: bool,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Cancelled> {
         let mut place = Place::default();
         for (phase, (len, piece)) in PHASES.into_iter().take(phases).enumerate() {
             let Some(slots) = board.enter(&mut place, len, piece)? else { panic!("more than was declared") };
