@@ -14,7 +14,7 @@
 
 mod board;
 
-use crate::threads::{Policy, Sample, Threads};
+use crate::threads::{Policy, Sample, Threads, add_alone_extra};
 use crate::tuning::{
     LONG_PIECE_BYTES, LONGEST_PIECE, MIN_PIECE_BYTES, PIECE_GRACE, SHORT_PIECES_PER_THREAD, SPINS,
 };
@@ -108,8 +108,26 @@ impl Threads {
         };
         let Pieces { others, waited } = report.pieces;
         let alone = (report.time + others).saturating_sub(waited);
-        team.policy.note(Sample { work: 1.0, time: start.elapsed(), alone });
+        let time = start.elapsed();
+        add_alone_extra(alone.as_secs_f64() - time.as_secs_f64());
+        team.policy.note(Sample { work: 1.0, time, alone });
         report.outcome
+    }
+
+    /// As [`Self::team`], for a computation of which nothing is kept: it is scheduled as a region by itself.
+    ///
+    /// # Errors
+    /// As [`Self::team`].
+    ///
+    /// # Panics
+    /// As [`Self::team`].
+    pub(crate) fn lone_team<P: Send>(
+        self,
+        outputs: &Outputs,
+        own: &[Mutex<P>],
+        program: impl Fn(&mut Member<'_>, &mut P) -> Outcome + Sync,
+    ) -> Outcome {
+        self.schedule_region(|| self.team(&mut Team::default(), outputs, own, program))
     }
 
     /// Runs a computation on all threads; what the calling one reports.

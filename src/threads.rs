@@ -122,7 +122,7 @@ impl Threads {
             }
         });
         let (own, done) = own.into_inner().unwrap_or_else(PoisonError::into_inner);
-        ALONE_EXTRA.set(ALONE_EXTRA.get() + self.alone_extra(own, start.elapsed(), done, tasks));
+        add_alone_extra(self.alone_extra(own, start.elapsed(), done, tasks));
     }
 
     /// How many seconds longer the calling thread would have taken alone for a region of `tasks`, of which it ran `done` in
@@ -148,15 +148,19 @@ impl Threads {
         result
     }
 
-    /// Runs `f`, a region by itself, as all such regions of the process have proved faster.
+    /// Runs `f`, a region or a team's computation by itself, as all such of the process have proved faster.
     ///
     /// They differ in size: the unit of work is the time that the calling thread alone would have taken by its pace.
-    fn schedule_region(self, f: impl FnOnce()) {
+    pub(crate) fn schedule_region<R>(self, f: impl FnOnce() -> R) -> R {
+        if self.alone() {
+            return f();
+        }
         let mut policy = *REGIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        let ((), time, alone) = measured(policy.alone(), f);
+        let (result, time, alone) = measured(policy.alone(), f);
         policy.note(Sample { work: alone.as_secs_f64(), time, alone });
         // Of two regions at once the later one is remembered.
         *REGIONS.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+        result
     }
 
     /// Whether there is no other thread to share work with.
@@ -193,6 +197,11 @@ thread_local! {
     static SCOPE: Cell<Scope> = const { Cell::new(Scope::Unscheduled) };
     /// How many seconds longer the regions so far would have taken on this thread alone.
     static ALONE_EXTRA: Cell<f64> = const { Cell::new(0.0) };
+}
+
+/// Tells what is being measured on this thread how many seconds longer a part of it would have taken alone.
+pub(crate) fn add_alone_extra(seconds: f64) {
+    ALONE_EXTRA.set(ALONE_EXTRA.get() + seconds);
 }
 
 /// Where a thread's regions run.
@@ -250,6 +259,13 @@ pub(crate) mod testing {
         let threads = Threads::default();
         assert!(threads.count() > 1, "this test needs threads: set CANDLE_NUM_THREADS=4");
         threads
+    }
+
+    /// How many seconds longer what `f` ran would have taken on this thread alone.
+    pub(crate) fn alone_extra_of(f: impl FnOnce()) -> f64 {
+        super::ALONE_EXTRA.set(0.0);
+        f();
+        super::ALONE_EXTRA.get()
     }
 
     /// Waits for what another thread does, which on a busy machine may take some time.

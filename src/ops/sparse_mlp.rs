@@ -4,7 +4,7 @@ use super::rows::{like, on, rows};
 use crate::{
     Profile, SparseConfig,
     sparse::{FfnMode, ModelSelection, Points, SparseFfn, TokenFfn, TokenScratch, TokenSelection},
-    team::{Member, Outcome, Outputs, Team},
+    team::{Member, Outcome, Outputs},
     threads::ranges,
     weight::{Compute, ROW_STEP, split_columns},
 };
@@ -144,7 +144,7 @@ impl SparseMlp {
         };
         let mut locals: Vec<_> = (0..on.threads.count()).map(|_| local()).collect();
         let run = |member: &mut Member<'_>, s: &mut TokenScratch| program(&token, member, s);
-        let outcome = on.threads.team(&mut Team::default(), &outputs, &locals, run);
+        let outcome = on.threads.lone_team(&outputs, &locals, run);
         debug_assert_eq!(outcome, Ok(()), "nobody gives up");
         locals.swap_remove(0).into_inner().unwrap_or_else(PoisonError::into_inner)
     }

@@ -200,3 +200,28 @@ fn the_calling_thread_may_give_up() {
     });
     assert_eq!(outcome, Err(Cancelled));
 }
+
+#[test]
+fn a_computation_by_itself_tells_what_it_would_have_taken_alone() {
+    let threads = several();
+    let own = own(threads);
+    // Sleeping threads do not slow each other down: alone it would have taken as long as all pieces.
+    let piece = Duration::from_millis(4);
+    let alone = crate::threads::testing::alone_extra_of(|| {
+        let outcome = threads.schedule(&mut Policy::new(), 1, || {
+            threads.team(&mut Team::default(), &of_lens(threads), &own, |member, out| {
+                checked(member, out, &[64], |_| sleep(piece))
+            })
+        });
+        assert_eq!(outcome, Ok(()));
+    });
+    assert_eq!(alone, 0.0, "what was scheduled is over");
+    let alone = crate::threads::testing::alone_extra_of(|| {
+        let outcome = threads.team(&mut Team::default(), &of_lens(threads), &own, |member, out| {
+            checked(member, out, &[64], |_| sleep(piece))
+        });
+        assert_eq!(outcome, Ok(()));
+    });
+    assert!(alone > 2.0 * piece.as_secs_f64(), "{alone} s more alone");
+    assert_eq!(threads.lone_team(&of_lens(threads), &own, |m, out| checked(m, out, &LENS, |_| {})), Ok(()));
+}
