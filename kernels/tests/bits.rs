@@ -63,14 +63,18 @@ fn levels_that_differ_in_byte_products_have_the_same_bits() {
 /// A change of rounding is a change of what users get: whoever means it writes the new hash here.
 #[test]
 fn bits_are_those_of_the_version_before() {
+    let mut changed = Vec::new();
     for kernels in Kernels::available().filter(|k| k.level() != Level::Scalar) {
         let got = Format::ALL.iter().fold(0_u64, |h, &format| h.rotate_left(5) ^ bits(&kernels, format));
         let want = match kernels.level() {
-            Level::Avx2 | Level::AvxVnni => 0,
-            Level::Avx512 => 0,
+            Level::Avx2 | Level::AvxVnni => 0xb969_a68e_7ec3_16e5,
+            Level::Avx512 => 0xde07_e943_491c_af4a,
             Level::Neon | Level::NeonDotprod => 0,
             level => panic!("{level} has no hash here yet"),
         };
-        assert_eq!(got, want, "{}: {got:#018x}", kernels.level());
+        if got != want {
+            changed.push(format!("{}: {got:#018x}", kernels.level()));
+        }
     }
+    assert!(changed.is_empty(), "{changed:?}");
 }
