@@ -91,12 +91,14 @@ impl Past<'_> {
         if seen.is_empty() || !(0..kv_heads).any(|head| chosen(s.chosen, head)) {
             return;
         }
+        let (shape, elements) = (self.cache.shape(), self.cache.page(self.layer, page));
         for head in (0..kv_heads).filter(|head| chosen(s.chosen, *head)) {
             let heads = head * group..(head + 1) * group;
             let scores = &mut s.scores[heads.start * PAGE_LEN..heads.end * PAGE_LEN];
             scores.fill(0.0);
             let queries = &s.q[heads.start * head_dim..heads.end * head_dim];
-            weighted_rows(kernels, self.cache.keys(self.layer, page, head), queries, scores);
+            let keys = shape.keys(elements, head * head_dim..(head + 1) * head_dim);
+            weighted_rows(kernels, keys, queries, scores);
             let sums = s.attended[heads.start * head_dim..heads.end * head_dim].chunks_exact_mut(head_dim);
             for ((scores, sums), stats) in
                 scores.chunks_exact_mut(PAGE_LEN).zip(sums).zip(&mut s.stats[heads])
@@ -104,7 +106,7 @@ impl Past<'_> {
                 soften(kernels, &mut scores[seen.clone()], stats, sums);
             }
         }
-        let values = self.cache.values(self.layer, page, seen.end);
+        let values = shape.values(elements, 0, seen.end);
         let row = &mut s.row[..values.cols()];
         for position in seen {
             values.dequantize_row(position, row);

@@ -17,7 +17,7 @@ use crate::{
 };
 use core::ops::Range;
 use half::f16;
-use layout::Layout;
+use layout::{Layout, Places};
 pub use page::PAGE_LEN;
 use page::{PageMut, PageShape};
 use tiers::{Ageing, Tier};
@@ -86,6 +86,7 @@ impl Layout {
 #[derive(Debug)]
 pub struct KvCache<'a> {
     layout: Layout,
+    places: Places,
     len: usize,
     /// The first page held, of those behind the very first.
     first: usize,
@@ -119,6 +120,7 @@ impl<'a> KvCache<'a> {
         };
         let [salience, states, before, bounds] = layout.notes();
         let cache = Self {
+            places: Places::from(&layout),
             len: 0,
             first: 1,
             cooled: take(2 * layout.layers).as_chunks_mut().0,
@@ -203,22 +205,15 @@ impl<'a> KvCache<'a> {
     /// The elements of a page that is held.
     pub(crate) fn page(&self, layer: usize, page: usize) -> Rows<'_> {
         let tier = self.tier(layer, page);
-        let (start, bytes) = self.layout.place(tier, page);
-        let start = layer * self.layout.layer_bytes() + start;
+        let (start, bytes) = self.places.of(tier, page);
+        let start = layer * self.places.layer_bytes + start;
         Rows::from_bytes(self.layout.format(tier), &self.pages[start..start + bytes])
             .expect("pages begin at even bytes, those of f32 at whole words")
     }
 
-    /// The keys of a head of a page, `[head_dim, PAGE_LEN]`.
-    pub(crate) fn keys(&self, layer: usize, page: usize, head: usize) -> Matrix<'_> {
-        let Layout { page: shape, heads, .. } = self.layout;
-        let head_dim = shape.channels / heads;
-        shape.keys(self.page(layer, page), head * head_dim..(head + 1) * head_dim)
-    }
-
-    /// The values of all heads of the first `n` positions of a page, `[n, kv_dim]`, quantised ones filled up to whole blocks.
-    pub(crate) fn values(&self, layer: usize, page: usize, n: usize) -> Matrix<'_> {
-        self.layout.page.values(self.page(layer, page), 0, n)
+    /// What lies in a page.
+    pub(crate) fn shape(&self) -> PageShape {
+        self.layout.page
     }
 
     /// The largest score that the gate gave to a token of a page before `position`; ∞ where it has not seen all.
@@ -356,9 +351,9 @@ impl KvCache<'_> {
     /// Fills the slot of a page in one tier with what its slot in another one holds.
     fn refill(&mut self, layer: usize, page: usize, from: Tier, to: Tier) {
         let shape = self.layout.page;
-        let (source, source_bytes) = self.layout.place(from, page);
-        let (target, target_bytes) = self.layout.place(to, page);
-        let bytes = self.layout.layer_bytes();
+        let (source, source_bytes) = self.places.of(from, page);
+        let (target, target_bytes) = self.places.of(to, page);
+        let bytes = self.places.layer_bytes;
         let memory = &mut self.pages[layer * bytes..(layer + 1) * bytes];
         let (low, high) = memory.split_at_mut(source.max(target));
         let (source, target) = if source < target {
@@ -372,8 +367,8 @@ impl KvCache<'_> {
     }
 
     fn hot_page(&mut self, layer: usize, page: usize) -> PageMut<'_> {
-        let (start, bytes) = self.layout.place(Tier::Hot, page);
-        let start = layer * self.layout.layer_bytes() + start;
+        let (start, bytes) = self.places.of(Tier::Hot, page);
+        let start = layer * self.places.layer_bytes + start;
         PageMut::from_bytes(self.layout.config.dtype, &mut self.pages[start..start + bytes])
             .expect("pages are aligned")
     }
@@ -383,8 +378,8 @@ impl KvCache<'_> {
         let (rows, held, slot) = (2 * shape.channels / heads, self.layout.held(), self.layout.slot(page));
         for (layer, head) in (0..layers).flat_map(|l| (0..heads).map(move |h| (l, h))) {
             let tier = self.tier(layer, page);
-            let (start, bytes) = self.layout.place(tier, page);
-            let start = layer * self.layout.layer_bytes() + start;
+            let (start, bytes) = self.places.of(tier, page);
+            let start = layer * self.places.layer_bytes + start;
             let page = Rows::from_bytes(self.layout.format(tier), &self.pages[start..start + bytes]);
             let keys = shape.keys(page.expect("pages are aligned"), head * rows / 2..(head + 1) * rows / 2);
             let start = (layer * heads + head) * rows * held;

@@ -205,7 +205,7 @@ impl<'a> Scratch<'a> {
         self.pages >= pages && self.sizes == Sizes::new(model, self.pages)
     }
 
-    /// `[hidden_size]`: what the head reads, the last norm's output of the last step that succeeded.
+    /// `[hidden_size]`: what the head reads, the last norm's output, after a step that succeeded.
     #[must_use]
     pub fn hidden(&self) -> &[f32] {
         self.normed

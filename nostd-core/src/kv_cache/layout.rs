@@ -70,22 +70,6 @@ impl Layout {
         begins
     }
 
-    /// Bytes of a layer's pages.
-    pub(crate) fn layer_bytes(&self) -> usize {
-        self.begins()[3]
-    }
-
-    /// Where a page of a tier lies in its layer's memory: its first byte, and its bytes.
-    pub(crate) fn place(&self, tier: Tier, page: usize) -> (usize, usize) {
-        let (i, slots) = (tier as usize, self.slots());
-        let slot = match tier {
-            Tier::Hot => ring(page, slots[i]),
-            _ => (page - 1) % slots[i].max(1),
-        };
-        let bytes = self.page_bytes()[i];
-        (self.begins()[i] + slot * bytes, bytes)
-    }
-
     /// The slot of a page among [`Self::held`].
     pub(crate) fn slot(&self, page: usize) -> usize {
         ring(page, self.held())
@@ -116,7 +100,7 @@ impl Layout {
 
     /// Words of 4 bytes of everything: how far each layer has cooled and how long it runs dense, notes, pages.
     pub(crate) fn words(&self) -> usize {
-        let pages = self.layers.saturating_mul(self.layer_bytes()).div_ceil(size_of::<u32>());
+        let pages = self.layers.saturating_mul(self.begins()[3]).div_ceil(size_of::<u32>());
         self.notes().into_iter().chain([3 * self.layers, pages]).fold(0, usize::saturating_add)
     }
 
@@ -137,6 +121,35 @@ impl Layout {
             if fits(middle) { low = middle } else { high = middle - 1 }
         }
         Some(Self { visible: Some(low), ..self })
+    }
+}
+
+/// Where pages lie, computed once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places {
+    /// Bytes of a layer's pages.
+    pub(crate) layer_bytes: usize,
+    slots: [usize; 3],
+    begins: [usize; 4],
+    page_bytes: [usize; 3],
+}
+
+impl From<&Layout> for Places {
+    fn from(layout: &Layout) -> Self {
+        let (slots, begins, page_bytes) = (layout.slots(), layout.begins(), layout.page_bytes());
+        Self { layer_bytes: begins[3], slots, begins, page_bytes }
+    }
+}
+
+impl Places {
+    /// Where a page of a tier lies in its layer's memory: its first byte, and its bytes.
+    pub(crate) fn of(&self, tier: Tier, page: usize) -> (usize, usize) {
+        let i = tier as usize;
+        let slot = match tier {
+            Tier::Hot => ring(page, self.slots[i]),
+            _ => (page - 1) % self.slots[i].max(1),
+        };
+        (self.begins[i] + slot * self.page_bytes[i], self.page_bytes[i])
     }
 }
 
