@@ -36,6 +36,8 @@ impl LoneScratch {
         self.stats.resize(group, Stats::EMPTY);
         let pages = cache.pages_with_room();
         self.recall.reserve(group, config.head_dim, pages);
+        // A thread that was late so far takes part for the first time in any step.
+        reserve(&mut self.recalled, config.num_key_value_heads * pages);
         reserve(&mut self.pages, config.num_key_value_heads * pages);
         reserve(&mut self.ends, config.num_key_value_heads);
     }

@@ -95,3 +95,13 @@ fn a_token_not_yet_in_the_cache_sees_what_one_in_it_sees() {
         }
     }
 }
+
+#[test]
+fn a_thread_that_takes_part_for_the_first_time_has_room_for_all_pages() {
+    let cache = cache(KvDType::F16, 1000);
+    let mut scratch = LoneScratch::default();
+    scratch.resize(&CONFIG, &cache);
+    let all = CONFIG.num_key_value_heads * cache.pages_with_room();
+    assert!(cache.pages_with_room() >= 1000 / PAGE_LEN);
+    assert!(scratch.recalled.capacity() >= all && scratch.pages.capacity() >= all);
+}
