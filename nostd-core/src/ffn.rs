@@ -222,8 +222,9 @@ pub(crate) fn sparse<K: KernelSet>(
     if plan.rule == Rule::LowRank {
         kernels.matvec_rows(ffn.gate, list, form, gates);
     }
-    y.copy_from_slice(plan.bias);
+    y.fill(0.0);
     kernels.sparse_ffn(Neurons::UpDown(ffn.up_down), act, list, form, gates, y);
+    kernels.axpy(1.0, plan.bias, y);
     Run { active: count.active as u32, candidates: count.candidates as u32 }
 }
 

@@ -168,19 +168,20 @@ fn built_in_models_agree_in_every_mode() {
                 assert!(error <= bound, "{} {what} {name}: relative error {error}", path.display());
             }
         };
-        let exact = KvConfig::exact(KvDType::F32);
+        // Hot pages in F32: in F16 so many elements lie on an edge that a neuron may lie on one of its own.
+        let (exact, rounded) = (KvConfig::exact(KvDType::F32), tiers().with_dtype(KvDType::F32));
         for mode in [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade] {
             for selection in [Selection::Fitted, Selection::TopK(150)] {
                 let decoder = decoder.with_sparse(forced(mode).with_selection(selection)).unwrap();
-                check(&decoder, 24, exact, 1e-4, &format!("{mode:?} {selection:?}"));
+                check(&decoder, 24, exact, 1e-5, &format!("{mode:?} {selection:?}"));
             }
         }
         for (mode, kv, bound) in [
-            (AttentionMode::Dense, tiers(), 2e-2),
-            (AttentionMode::Window, KvConfig::exact(KvDType::F16), 2e-3),
-            (AttentionMode::Gated, exact, 1e-4),
-            (AttentionMode::Gated, tiers(), 2e-2),
-            (AttentionMode::Recall, exact, 1e-4),
+            (AttentionMode::Dense, rounded, 1e-3),
+            (AttentionMode::Window, exact, 1e-5),
+            (AttentionMode::Gated, exact, 1e-5),
+            (AttentionMode::Gated, rounded, 1e-3),
+            (AttentionMode::Recall, exact, 1e-5),
         ] {
             let decoder = decoder.with_attention(FEW.with_mode(mode)).unwrap();
             check(&decoder, ids.len(), kv, bound, &format!("{mode:?} {kv:?}"));
