@@ -189,18 +189,38 @@ fn built_in_models_agree_in_every_mode() {
     }
 }
 
+/// That `seen` finds the tokens likeliest that `want` does, given the same text. Where activations are rounded to 8 bits, one on
+/// the edge of two levels moves the logits by a little; so a few tokens may differ whose two likeliest were as near as that.
+fn assert_same_text(seen: &Seen, want: &Seen, what: &str) {
+    let mut ties = 0;
+    for (i, (got, want)) in seen.0.iter().zip(&want.0).enumerate() {
+        let (a, b) = (likeliest(got) as usize, likeliest(want) as usize);
+        let size = (want.iter().map(|v| v * v).sum::<f32>() / want.len() as f32).sqrt();
+        let lead = (want[b] - want[a]).max(got[a] - got[b]) / size;
+        assert!(a == b || lead <= TIE, "{what}: token {i} is {a}, not {b}, by {lead} of the logits' size");
+        ties += usize::from(a != b);
+    }
+    assert!(ties <= want.0.len() / 50, "{what}: {ties} tokens differ");
+}
+
 fn text(seen: &Seen) -> Vec<u32> {
     seen.0.iter().map(|logits| likeliest(logits)).collect()
 }
+
+/// Of the logits' root mean square.
+const TIE: f32 = 0.01;
 
 #[test]
 fn greedy_text_is_the_same() {
     for path in built_in() {
         for (sparse, kv) in [(FfnMode::Dense, KvConfig::exact(KvDType::F16)), (FfnMode::Auto, tiers())] {
             let options = LoadOptions::default().with_format(Some(Format::Q8_0)).with_sparse(forced(sparse));
-            let all = runs(&folder(&path, options), kv, &greedy(0, 200));
+            let decoder = folder(&path, options);
+            let written = text(&decode(&decoder, kv, &mut greedy(0, 200)()));
+            let ids = [0].into_iter().chain(written).take(200).collect();
+            let all = runs(&decoder, kv, &given(ids));
             for (name, seen) in &all[1..] {
-                assert_eq!(text(seen), text(&all[0].1), "{} {sparse:?} {name}", path.display());
+                assert_same_text(seen, &all[0].1, &format!("{} {sparse:?} {name}", path.display()));
             }
         }
     }
