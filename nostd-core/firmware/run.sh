@@ -17,7 +17,7 @@ TARGET=${CARGO_TARGET_DIR:-$HERE/target}
 OUT=$TARGET/runs
 mkdir -p "$OUT"
 unset CARGO_TARGET_DIR
-LIMIT=${LIMIT:-300}         # seconds a program may run
+LIMIT=${LIMIT:-900}         # seconds a program may run
 SCREEN="-nographic -monitor none -icount shift=0"
 
 install() { # command package...

@@ -12,8 +12,8 @@ pub enum Sampler {
         /// Above 0; 1 is the model's own distribution.
         temperature: f32,
     },
-    /// By chance, from the smallest set of most likely tokens whose probabilities reach `top_p` together (Holtzman et al.
-    /// 2020, nucleus sampling).
+    /// By chance, from the smallest set of most likely tokens whose probabilities reach `top_p` together, with all that are as
+    /// likely as the last of them (Holtzman et al. 2020, nucleus sampling).
     TopP {
         /// Above 0; 1 is the model's own distribution.
         temperature: f32,
@@ -101,4 +101,72 @@ fn draw(weights: &[f32], least: u32, sum: f32, u: f32) -> usize {
         }
     }
     last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LN: [f32; 4] = [-0.693_147_2, -1.386_294_4, -2.079_441_5, -2.079_441_5];
+
+    /// How often each of four tokens is drawn, over all 24-bit numbers in steps.
+    fn shares(sampler: Sampler, logits: [f32; 4]) -> [f32; 4] {
+        let mut counts = [0.0; 4];
+        let n = 4096_u32;
+        for i in 0..n {
+            let mut logits = logits;
+            counts[sampler.sample(&mut logits, || i << 20).unwrap()] += 1.0;
+        }
+        counts.map(|c| c / n as f32)
+    }
+
+    fn near(got: [f32; 4], want: [f32; 4]) -> bool {
+        got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-3)
+    }
+
+    #[test]
+    fn chances_are_those_of_the_softmax() {
+        // 1/2, 1/4, 1/8, 1/8
+        let got = shares(Sampler::Temperature { temperature: 1.0 }, LN);
+        assert!(near(got, [0.5, 0.25, 0.125, 0.125]), "{got:?}");
+        let got = shares(Sampler::Temperature { temperature: 0.5 }, LN);
+        let sum = 0.25 + 0.0625 + 2.0 * 0.015_625;
+        assert!(near(got, [0.25 / sum, 0.0625 / sum, 0.015_625 / sum, 0.015_625 / sum]), "{got:?}");
+    }
+
+    #[test]
+    fn a_nucleus_is_the_fewest_tokens_that_reach_top_p() {
+        let top_p = |top_p| shares(Sampler::TopP { temperature: 1.0, top_p }, LN);
+        assert_eq!(top_p(0.3), [1.0, 0.0, 0.0, 0.0]);
+        assert!(near(top_p(0.6), [2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]), "{:?}", top_p(0.6));
+        // Equally likely tokens at the edge are all in it.
+        assert!(near(top_p(0.8), [0.5, 0.25, 0.125, 0.125]), "{:?}", top_p(0.8));
+        assert!(near(top_p(1.0), [0.5, 0.25, 0.125, 0.125]));
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_most_likely() {
+        let sample = |l: &[f32]| Sampler::Greedy.sample(&mut l.to_vec(), || unreachable!());
+        assert_eq!(sample(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]), Ok(1));
+        assert_eq!(sample(&[]), Err(Error::Zero("logits")));
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert_eq!(sample(&[0.0, bad]), Err(Error::OutOfRange("logits")));
+        }
+    }
+
+    #[test]
+    fn settings_out_of_range_are_errors() {
+        let bad = [
+            Sampler::Temperature { temperature: 0.0 },
+            Sampler::Temperature { temperature: f32::NAN },
+            Sampler::TopP { temperature: 1.0, top_p: 0.0 },
+            Sampler::TopP { temperature: 1.0, top_p: 1.1 },
+        ];
+        assert!(bad.into_iter().all(|s| s.sample(&mut [0.0, 1.0], || 0).is_err()));
+        let none = Sampler::Temperature { temperature: 1.0 };
+        assert!(none.sample(&mut [f32::NEG_INFINITY; 2], || 0).is_err());
+        // A token that is ruled out is never drawn.
+        let mut logits = [f32::NEG_INFINITY, 0.0];
+        assert_eq!(none.sample(&mut logits, || u32::MAX), Ok(1));
+    }
 }

@@ -6,6 +6,7 @@
 # Gives the Rust side:   i32  sys_write(i32 fd, const u8 *p, usize n);
 #                        void sys_exit(i32 code);          (never returns)
 #                        u32  cycles(void);
+#                        u32  cycle_ns(void);          (nanoseconds per cycle)
 #                        void abort(void);                 (what LLVM lowers traps to; exit code 99)
 # and calls:             i32  rust_main(void);             its result is QEMU's exit code
 # An exception (bad address, unaligned access, illegal instruction, coprocessor off) prints
@@ -192,6 +193,23 @@ cycles:
         entry   a1, 32
 .endif
         rsr     a2, ccount
+.if WINDOWED
+        retw
+.else
+        ret
+.endif
+
+        .global cycle_ns                # u32 cycle_ns(void): dc233c runs at 10 MHz, de233_fpu at 40
+        .p2align 2
+cycle_ns:
+.if WINDOWED
+        entry   a1, 32
+.endif
+.if FPU
+        movi    a2, 25
+.else
+        movi    a2, 100
+.endif
 .if WINDOWED
         retw
 .else
