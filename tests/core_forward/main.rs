@@ -207,8 +207,8 @@ fn text(seen: &Seen) -> Vec<u32> {
     seen.0.iter().map(|logits| likeliest(logits)).collect()
 }
 
-/// Of the logits' root mean square.
-const TIE: f32 = 0.01;
+/// Of the logits' root mean square; with tiers an element on the edge of two of the 16 levels was seen to move them by 0.012.
+const TIE: f32 = 0.02;
 
 #[test]
 fn greedy_text_is_the_same() {
