@@ -59,8 +59,8 @@ macro_rules! rows {
             pub(crate) fn for_each_block(
                 self,
                 (stride, row_blocks): (usize, usize),
-                rows: impl Iterator<Item = usize>,
-                f: impl FnMut(usize, usize, &[f32]),
+                rows: &mut dyn Iterator<Item = usize>,
+                f: &mut dyn FnMut(usize, usize, &[f32]),
             ) {
                 match self {
                     $(Self::$format(d) => each(d, (stride, row_blocks), rows, $read, f),)*
@@ -98,14 +98,15 @@ rows! {
     Q2K: BlockQ2K, BlockQ2K::dequantize;
 }
 
-/// Apart for each format, as [`read`] is.
+/// Apart for each format, as [`read`] is; `dyn`, because of every caller for every format it would be a tenth of a small
+/// device's code.
 #[inline(never)]
 fn each<B, const N: usize>(
     blocks: &[B],
     (stride, row_blocks): (usize, usize),
-    rows: impl Iterator<Item = usize>,
+    rows: &mut dyn Iterator<Item = usize>,
     dequantize: impl Fn(&B, &mut [f32; N]),
-    mut f: impl FnMut(usize, usize, &[f32]),
+    f: &mut dyn FnMut(usize, usize, &[f32]),
 ) {
     let mut values = [0.0; N];
     for (i, r) in rows.enumerate() {

@@ -98,7 +98,7 @@ impl Unpacked {
 }
 
 /// Adds the part of each row's product that some blocks make.
-fn add_products(w: Matrix<'_>, x: &Unpacked, rows: impl Iterator<Item = usize>, y: &mut [f32]) {
+fn add_products(w: Matrix<'_>, x: &Unpacked, mut rows: impl Iterator<Item = usize>, y: &mut [f32]) {
     match w.data() {
         Rows::Q8_0(blocks) => add_integer_products(blocks, w.stride(), x, rows, y, |w, d, x| {
             f16_to_f32(w.d.to_bits()) * d * dot_i8(&w.qs, x)
@@ -109,7 +109,7 @@ fn add_products(w: Matrix<'_>, x: &Unpacked, rows: impl Iterator<Item = usize>, 
         data => {
             let len = data.format().block_len() / BLOCK_LEN;
             let data = data.slice(x.first / len..data.blocks());
-            data.for_each_block((w.stride(), x.n / len), rows, |i, k, values| {
+            data.for_each_block((w.stride(), x.n / len), &mut rows, &mut |i, k, values| {
                 let blocks = x.blocks()[k / BLOCK_LEN..].iter().zip(values.as_chunks::<BLOCK_LEN>().0);
                 for ((d, qs), values) in blocks {
                     y[i] += d * values.iter().zip(qs).map(|(w, q)| w * f32::from(*q)).sum::<f32>();
@@ -154,7 +154,7 @@ pub fn matmul_t(w: Matrix<'_>, a: &[&[f32]], y: &mut [&mut [f32]]) {
 /// `y[c][k] += Σ_i a(i, c) · w[rows[i], k]`, added in their order; each element is read once for all columns.
 pub(super) fn add_rows(
     w: Matrix<'_>,
-    rows: impl Iterator<Item = usize>,
+    mut rows: impl Iterator<Item = usize>,
     a: impl Fn(usize, usize) -> f32,
     y: &mut [&mut [f32]],
 ) {
@@ -179,7 +179,7 @@ pub(super) fn add_rows(
                 }
             }
         }
-        data => data.for_each_block((stride, w.row_blocks()), rows, add),
+        data => data.for_each_block((stride, w.row_blocks()), &mut rows, &mut add),
     }
 }
 
