@@ -106,8 +106,10 @@ fn draw(weights: &[f32], least: u32, sum: f32, u: f32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::f32::consts::LN_2;
 
-    const LN: [f32; 4] = [-0.693_147_2, -1.386_294_4, -2.079_441_5, -2.079_441_5];
+    /// The logarithms of 1/2, 1/4, 1/8 and 1/8.
+    const LN: [f32; 4] = [-LN_2, -2.0 * LN_2, -3.0 * LN_2, -3.0 * LN_2];
 
     /// How often each of four tokens is drawn, over all 24-bit numbers in steps.
     fn shares(sampler: Sampler, logits: [f32; 4]) -> [f32; 4] {
