@@ -28,6 +28,15 @@ use std::{
 const INLINE_TASKS: usize = 128;
 
 /// How many threads a model may use, the calling one included.
+///
+/// ```
+/// use candle_sparse::Threads;
+///
+/// assert_eq!(Threads::new(1)?.count(), 1);
+/// // None, or more than candle's pool has.
+/// assert!(Threads::new(0).is_err() && Threads::new(100_000).is_err());
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threads(usize);
 

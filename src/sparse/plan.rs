@@ -252,7 +252,7 @@ impl ModelSelection {
         Ok(Self::with_layers(config, layers))
     }
 
-    /// ModelSelection that compute drawn neurons, `shares[l]` of block l, and with [`FfnMode::Cascade`] `candidates` times as many
+    /// Selections that compute drawn neurons, `shares[l]` of block l, and with [`FfnMode::Cascade`] `candidates` times as many
     /// gates, whatever the input: to time blocks, not to use them.
     #[must_use]
     pub(crate) fn drawn<'a>(

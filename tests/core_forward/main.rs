@@ -60,12 +60,11 @@ fn decode(decoder: &Decoder, kv: KvConfig, next: Next<'_>) -> Seen {
     (all, active)
 }
 
+/// A [`Next`] of its own for each run.
+type Tokens = Box<dyn FnMut(&[f32]) -> Option<u32>>;
+
 /// Of the decoder, then of the core over every kernel set, the definition first.
-fn runs(
-    decoder: &Decoder,
-    kv: KvConfig,
-    next: &dyn Fn() -> Box<dyn FnMut(&[f32]) -> Option<u32>>,
-) -> Vec<(&'static str, Seen)> {
+fn runs(decoder: &Decoder, kv: KvConfig, next: &dyn Fn() -> Tokens) -> Vec<(&'static str, Seen)> {
     let of_core = |k: Kernels| (k.level().name(), core(&k, decoder, kv, &mut next()));
     [("decoder", decode(decoder, kv, &mut next()))]
         .into_iter()
@@ -73,7 +72,7 @@ fn runs(
         .collect()
 }
 
-fn given(ids: Vec<u32>) -> impl Fn() -> Box<dyn FnMut(&[f32]) -> Option<u32>> {
+fn given(ids: Vec<u32>) -> impl Fn() -> Tokens {
     move || {
         let mut ids = ids.clone().into_iter();
         Box::new(move |_| ids.next())
@@ -81,7 +80,7 @@ fn given(ids: Vec<u32>) -> impl Fn() -> Box<dyn FnMut(&[f32]) -> Option<u32>> {
 }
 
 /// `first`, then the likeliest token, `n` in all.
-fn greedy(first: u32, n: usize) -> impl Fn() -> Box<dyn FnMut(&[f32]) -> Option<u32>> {
+fn greedy(first: u32, n: usize) -> impl Fn() -> Tokens {
     move || {
         let mut position = 0;
         Box::new(move |logits| {
@@ -108,7 +107,7 @@ fn error(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 
 #[test]
 fn random_models_agree_over_every_level() {
-    let ids: Vec<u32> = (0..40).map(|i| (i * 2_654_435_761_u64 >> 9) as u32 % 515).collect();
+    let ids: Vec<u32> = (0..40).map(|i| ((i * 2_654_435_761_u64) >> 9) as u32 % 515).collect();
     // The second format rounds activations between layers: what lies on an edge may go to either side, so that two
     // implementations differ by as much as rounding itself makes, not more: 13 roundings of 2.2 times a step's deviation.
     let rounding = 2.0 * 13_f32.sqrt() * 2.2 / 127.0 / 12_f32.sqrt() * 2_f32.sqrt();
@@ -153,7 +152,7 @@ fn tiers() -> KvConfig {
 /// float sums allows, and where pages are rounded an element on the edge of two levels.
 #[test]
 fn built_in_models_agree_in_every_mode() {
-    let ids: Vec<u32> = (0..180).map(|i| (i * 2_654_435_761_u64 >> 9) as u32 % 2048).collect();
+    let ids: Vec<u32> = (0..180).map(|i| ((i * 2_654_435_761_u64) >> 9) as u32 % 2048).collect();
     for path in built_in() {
         let options =
             LoadOptions::default().with_format(Some(Format::F32)).with_sparse(forced(FfnMode::Cascade));

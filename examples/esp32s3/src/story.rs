@@ -55,7 +55,8 @@ pub(crate) fn tell<K: KernelSet>(
     let model = image.model(layers.get_mut(..expected).ok_or(image::Error::Layers { expected, got })?)?;
     let (all, mut memory) = (memory.len(), Memory(memory));
     let mut cache = KvCache::new(&model, memory.take(KvCache::words(&model, positions))?)?;
-    let (data, groups) = (memory.take(Scratch::elements(&model, positions))?, memory.take(Scratch::groups(c))?);
+    let (data, groups) =
+        (memory.take(Scratch::elements(&model, positions))?, memory.take(Scratch::groups(c))?);
     let mut scratch = Scratch::new(&model, positions, data, groups)?;
     let logits: &mut [f32] = memory.take(c.vocab_size)?;
     let [ids, ranks]: [&mut [u32]; 2] = [memory.take(ROOM)?, memory.take(ROOM)?];
