@@ -42,6 +42,7 @@ pub(crate) fn program(name: &str) -> Command {
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env_remove("HF_HUB_OFFLINE")
         .env_remove("CANDLE_SPARSE_LEVEL")
+        .env_remove("CANDLE_NUM_THREADS")
         // Whether a profile pays is measured, and so not the same in each run.
         .env("CANDLE_SPARSE", "always")
         .stdin(Stdio::piped())

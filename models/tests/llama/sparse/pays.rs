@@ -3,7 +3,7 @@
 use super::{Model, decode, forced, mode, profile::exact};
 use crate::cases::worst;
 use candle_sparse::{
-    Error, FfnMode, Format, Selection, SparseConfig,
+    Error, FfnMode, Format, Selection, SparseConfig, Threads,
     profile::{HeldOut, Rule},
 };
 use candle_sparse_models::llama::LoadOptions;
@@ -15,11 +15,10 @@ fn a_profile_that_saves_no_time_is_not_used_and_says_so() {
     let m = Model::new(0, "silu");
     let mut profile = exact(&m, 0.3, 0.0);
     profile.layers.iter_mut().flat_map(|l| &mut l.rules).for_each(|rule| rule.share.fill(0.7));
+    // One thread: how long several wait for each other is a matter of the machine's load.
+    let options = LoadOptions::default().with_format(Some(Format::Q8_0)).with_threads(Threads::new(1).ok());
     let load = |profile: &candle_sparse::Profile, sparse| {
-        let profile = Some(Arc::new(profile.clone()));
-        m.load(
-            LoadOptions::default().with_format(Some(Format::Q8_0)).with_profile(profile).with_sparse(sparse),
-        )
+        m.load(options.clone().with_profile(Some(Arc::new(profile.clone()))).with_sparse(sparse))
     };
     let unused = load(&profile, SparseConfig::default());
     let (notices, dense) = (unused.decoder().notices(), m.dense(Format::Q8_0));
