@@ -74,7 +74,7 @@ impl Ffn {
 
 /// Eight tasks for each of rayon's threads, which are as many as candle's.
 fn parts(threads: Threads, active: &[u32]) -> impl ParallelIterator<Item = &[u32]> {
-    active.par_chunks(active.len().div_ceil(threads.count() * 8))
+    active.par_chunks(active.len().div_ceil(threads.count() * 8).max(1))
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
