@@ -53,7 +53,7 @@ pub use attention::{AttentionConfig, AttentionMode};
 pub use candle_sparse_core::{Activation, Config, Format, GluActivation};
 pub use deadline::DeadlineExceeded;
 pub use error::Error;
-pub use gate::FastGrnnGate;
+pub use gate::{CellWeight, FastGrnnGate};
 pub use kv_cache::{KvCache, KvConfig, KvDType};
 pub use profile::Profile;
 pub use sparse::{FfnMode, Guard, Selection, SparseConfig};
