@@ -3,18 +3,8 @@
 
 mod common;
 
-use common::{Outcome, example};
+use common::{example, ok, one_line, tale, testdata};
 use std::path::Path;
-
-fn testdata(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata").join(name).display().to_string()
-}
-
-fn ok(name: &str, args: &[&str]) -> Outcome {
-    let out = example(name, args);
-    assert_eq!(out.code, Some(0), "{out:?}");
-    out
-}
 
 #[test]
 fn llama_sparse_speaks_without_any_flag() {
@@ -105,31 +95,6 @@ fn perplexity_tells_a_setting_from_the_dense_model() {
 
 /// Texts by the built-in model, some 900 tokens each.
 fn tales(n: usize) -> String {
-    let tale = |seed: usize| {
-        let seed = seed.to_string();
-        let args = [
-            "-n",
-            "900",
-            "--temperature",
-            "1",
-            "--top-k",
-            "0",
-            "--top-p",
-            "1",
-            "--min-p",
-            "0",
-            "--repeat-penalty",
-            "1.1",
-            "--repeat-last-n",
-            "128",
-            "--seed",
-            &seed,
-            "--ffn",
-            "dense",
-            "--json",
-        ];
-        ok("llama-sparse", &args).json()["text"].as_str().unwrap().to_string()
-    };
     (0..n).map(tale).collect::<Vec<_>>().join("<|endoftext|>")
 }
 
@@ -291,15 +256,6 @@ fn wrong_input_is_one_line_and_exit_code_two() {
     one_line(&example("llama-sparse", &["--prompt-ids", &long]), "context of 1024");
     one_line(&example("perplexity", &["--text", "/no/such/file"]), "/no/such/file");
     assert_eq!(example("llama-sparse", &["--dtype", "q3"]).code, Some(2));
-}
-
-fn one_line(out: &Outcome, needle: &str) {
-    assert_eq!(out.code, Some(2), "{needle}: {out:?}");
-    let lines: Vec<_> = out.stderr.lines().collect();
-    assert!(
-        lines.len() == 1 && lines[0].starts_with("error: ") && lines[0].contains(needle),
-        "{needle}: {out:?}"
-    );
 }
 
 /// Weights of 65 MB and more, so that the process itself does not count.

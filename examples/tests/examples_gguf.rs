@@ -11,28 +11,8 @@ mod peak;
 #[path = "examples_gguf/text.rs"]
 mod text;
 
-use common::{Outcome, example};
+use common::{ok, one_line, testdata};
 use serde_json::Value;
-use std::path::Path;
-
-fn testdata(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata").join(name).display().to_string()
-}
-
-fn ok(name: &str, args: &[&str]) -> Outcome {
-    let out = example(name, args);
-    assert_eq!(out.code, Some(0), "{out:?}");
-    out
-}
-
-fn one_line(out: &Outcome, needle: &str) {
-    assert_eq!(out.code, Some(2), "{needle}: {out:?}");
-    let lines: Vec<_> = out.stderr.lines().collect();
-    assert!(
-        lines.len() == 1 && lines[0].starts_with("error: ") && lines[0].contains(needle),
-        "{needle}: {out:?}"
-    );
-}
 
 fn number(json: &Value, key: &str) -> f64 {
     json[key].as_f64().unwrap_or_else(|| panic!("{key}: {json}"))

@@ -10,28 +10,13 @@ mod sampling;
 #[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
 mod stops;
 
-use common::{Outcome, example, example_reading, outcome, program};
+use common::{example, example_reading, ok, one_line, outcome, program, testdata};
 use std::path::Path;
-
-fn ok(name: &str, args: &[&str]) -> Outcome {
-    let out = example(name, args);
-    assert_eq!(out.code, Some(0), "{args:?}: {out:?}");
-    out
-}
-
-fn one_line(out: &Outcome, needle: &str) {
-    assert_eq!(out.code, Some(2), "{needle}: {out:?}");
-    let lines: Vec<_> = out.stderr.lines().collect();
-    assert!(
-        lines.len() == 1 && lines[0].starts_with("error: ") && lines[0].contains(needle),
-        "{needle}: {out:?}"
-    );
-}
 
 /// A copy of a built-in model's files without its profile, and what its `generation_config.json` is to say.
 fn model(generation: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata/tales-silu");
+    let source = Path::new(&testdata("tales-silu")).to_path_buf();
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         std::fs::copy(source.join(file), folder.path().join(file)).unwrap();
     }
@@ -97,8 +82,7 @@ fn a_closed_standard_output_ends_a_program_quietly() {
         assert_eq!(out.code, Some(141), "{name}: {out:?}");
         assert!(!out.stderr.contains("panicked") && !out.stderr.contains("error"), "{name}: {out:?}");
     }
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/testdata/tales-relu");
-    let out = example("simple", &[folder, "The wolf"]);
+    let out = example("simple", &[&testdata("tales-relu"), "The wolf"]);
     assert!(out.code == Some(0) && out.stdout.split_whitespace().count() > 30, "{out:?}");
 }
 

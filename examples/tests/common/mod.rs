@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -64,4 +64,57 @@ pub(crate) fn outcome(command: &mut Command, input: &[u8]) -> Outcome {
     let out = child.wait_with_output().unwrap();
     let text = |b: Vec<u8>| String::from_utf8_lossy(&b).into_owned();
     Outcome { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+/// The folder of a built-in model, or a file in one.
+#[allow(dead_code, reason = "not every test binary uses all of it")]
+pub(crate) fn testdata(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/testdata").join(name).display().to_string()
+}
+
+/// Runs an example that must succeed.
+#[allow(dead_code, reason = "not every test binary uses all of it")]
+pub(crate) fn ok(name: &str, args: &[&str]) -> Outcome {
+    let out = example(name, args);
+    assert_eq!(out.code, Some(0), "{args:?}: {out:?}");
+    out
+}
+
+/// That a program ended with exit code 2 and one line that says `needle`.
+#[allow(dead_code, reason = "not every test binary uses all of it")]
+pub(crate) fn one_line(out: &Outcome, needle: &str) {
+    assert_eq!(out.code, Some(2), "{needle}: {out:?}");
+    let lines: Vec<_> = out.stderr.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("error: ") && lines[0].contains(needle),
+        "{needle}: {out:?}"
+    );
+}
+
+/// A text by the built-in model, some 900 tokens.
+#[allow(dead_code, reason = "not every test binary uses all of it")]
+pub(crate) fn tale(seed: usize) -> String {
+    let seed = seed.to_string();
+    let args = [
+        "-n",
+        "900",
+        "--temperature",
+        "1",
+        "--top-k",
+        "0",
+        "--top-p",
+        "1",
+        "--min-p",
+        "0",
+        "--repeat-penalty",
+        "1.1",
+        "--repeat-last-n",
+        "128",
+        "--seed",
+        &seed,
+        "--ffn",
+        "dense",
+        "--json",
+    ];
+    ok("llama-sparse", &args).json()["text"].as_str().unwrap().to_string()
 }

@@ -1,6 +1,10 @@
 //! Reading files: the text and the perplexity of the model that they were made from.
 
-use crate::{Folder, common::example, number, ok, one_line};
+use crate::{
+    Folder,
+    common::{example, tale},
+    number, ok, one_line,
+};
 
 const GREEDY: [&str; 10] =
     ["--ffn", "dense", "--kv", "f32", "--temperature", "0", "-n", "60", "--threads", "2"];
@@ -84,30 +88,6 @@ fn perplexity_is_that_of_the_safetensors_model() {
 fn a_profile_is_fitted_to_a_file() {
     let dir = Folder::new();
     let (text, out) = (dir.path("tales.txt"), dir.path("sparse.safetensors"));
-    let tale = |seed: usize| {
-        let args = [
-            "-n",
-            "900",
-            "--temperature",
-            "1",
-            "--top-k",
-            "0",
-            "--top-p",
-            "1",
-            "--min-p",
-            "0",
-            "--repeat-penalty",
-            "1.1",
-            "--repeat-last-n",
-            "128",
-            "--seed",
-            &seed.to_string(),
-            "--ffn",
-            "dense",
-            "--json",
-        ];
-        ok("llama-sparse", &args).json()["text"].as_str().unwrap().to_string()
-    };
     std::fs::write(&text, (0..8).map(tale).collect::<Vec<_>>().join("<|endoftext|>")).unwrap();
     let (path, _) = dir.convert("bare.gguf", "tales-silu", &["--no-profile"]);
     let calibrate = |model: &str| {
