@@ -24,11 +24,11 @@ use crate::{
     weight::{Compute, split_columns},
 };
 use arrayvec::ArrayVec;
+pub use candle_sparse_core::attention::{AttentionConfig, AttentionMode};
 use candle_sparse_core::{Config, KernelSet, Matrix};
 use candle_sparse_kernels::Kernels;
 pub(crate) use lone::{LoneScratch, Token, declare, lone_token};
 use plan::Recall;
-pub use plan::{AttentionConfig, AttentionMode};
 pub(crate) use plan::{PagePlan, Selector};
 use std::ops::Range;
 

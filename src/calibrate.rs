@@ -27,7 +27,6 @@ mod scores;
 mod search;
 mod thresholds;
 
-use crate::settings::with_methods;
 use crate::{
     decoder::Decoder,
     profile::{Profile, Rule},
@@ -38,6 +37,7 @@ pub use block::Settings;
 use budgets::budgets;
 use candle_core::{DType, Result, bail};
 use candle_nn::VarBuilder;
+use candle_sparse_core::with_methods;
 use candle_sparse_core::{Config, GluActivation};
 pub use gate::{GateFit, GateSettings};
 pub use held_out::RuleReport;

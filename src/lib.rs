@@ -10,7 +10,6 @@ pub use candle_sparse_kernels;
 
 mod deadline;
 mod error;
-mod settings;
 
 mod team;
 mod threads;

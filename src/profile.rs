@@ -21,26 +21,8 @@ mod store;
 mod tensors;
 
 use crate::gate::FastGrnnGate;
+pub use candle_sparse_core::ffn::Rule;
 pub use fingerprint::{Fingerprint, difference, fingerprint};
-
-/// How a profile tells which neurons a token needs; the dense mode needs no rule.
-///
-/// ```
-/// use candle_sparse::{FfnMode, profile::Rule};
-///
-/// assert_eq!(FfnMode::from(Rule::LowRank).rule(), Some(Rule::LowRank));
-/// assert_eq!(Rule::ALL.map(|rule| rule as usize), [0, 1, 2]);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Rule {
-    /// Exact gates decide about up and down.
-    Gate,
-    /// The prediction alone decides.
-    LowRank,
-    /// The prediction chooses candidates, their exact gates decide.
-    Cascade,
-}
 
 /// Whether the rules of a profile keep at their fitted points what calibration was asked for, on text that nothing was
 /// learned from.

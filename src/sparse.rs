@@ -9,9 +9,9 @@ mod plan;
 mod token;
 
 use crate::profile::{HeldOut, Rule};
-use crate::settings::with_methods;
 use candle_core::{Result, bail};
 use candle_sparse_core::Activation;
+use candle_sparse_core::with_methods;
 pub(crate) use choose::{ChoiceScratch, NeuronChoice};
 pub(crate) use ffn::{PANEL, SparseFfn};
 pub use plan::BREAK_EVEN;

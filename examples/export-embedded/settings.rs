@@ -75,7 +75,11 @@ impl SettingsArgs {
             Kv::F16 => KvConfig::exact(Format::F16),
             Kv::Tiered => KvConfig::tiered(self.hot, self.warm),
         };
-        let attention = AttentionConfig { mode, sinks, window, budget, recall };
+        let attention = AttentionConfig::new(mode)
+            .with_sinks(sinks)
+            .with_window(window)
+            .with_budget(budget)
+            .with_recall(recall);
         Settings { attention, kv, positions: self.context.min(max_position_embeddings) }
     }
 }

@@ -26,7 +26,13 @@ pub fn dense_left(before: u32, dense: bool, active: usize, neurons: usize) -> u3
     if !dense && active as f32 > CROSSOVER * neurons as f32 { DENSE_TOKENS } else { before.saturating_sub(1) }
 }
 
-/// How neurons are chosen.
+/// How a block tells which neurons a token needs; the dense mode needs no rule.
+///
+/// ```
+/// use candle_sparse_core::ffn::Rule;
+///
+/// assert_eq!(Rule::ALL.map(|rule| rule as usize), [0, 1, 2]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// Exact gates decide about up and down.
@@ -35,6 +41,21 @@ pub enum Rule {
     LowRank,
     /// The prediction chooses candidates, their exact gates decide.
     Cascade,
+}
+
+impl Rule {
+    /// In the order in which a profile holds them.
+    pub const ALL: [Self; 3] = [Self::Gate, Self::LowRank, Self::Cascade];
+
+    /// As in the names of tensors.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::LowRank => "low_rank",
+            Self::Cascade => "cascade",
+        }
+    }
 }
 
 /// `ĝ = Q_g·P·x`, `û = Q_u·P·x`.

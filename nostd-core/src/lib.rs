@@ -13,6 +13,8 @@ compile_error!("candle-sparse runs on little-endian machines only: weights are r
 #[cfg(test)]
 extern crate std;
 
+mod settings;
+
 pub mod error;
 
 pub mod config;

@@ -3,7 +3,6 @@
 //! The rule is [`candle_sparse_core::attention::plan`]'s; here its lists are made for a whole batch, and kept while they stay the same.
 
 use super::Head;
-use crate::settings::with_methods;
 use crate::tuning::SCORED_COLUMNS;
 use crate::{
     Error,
@@ -13,103 +12,11 @@ use crate::{
 use arrayvec::ArrayVec;
 use candle_core::Result;
 use candle_sparse_core::{
-    attention::plan::{self, Wanted},
+    attention::{AttentionConfig, AttentionMode, plan::Wanted},
     kv_cache::bounds,
 };
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
-
-/// Which positions of its past a token reads.
-///
-/// ```
-/// use candle_sparse::{AttentionConfig, AttentionMode};
-///
-/// assert_eq!(AttentionConfig::default().mode, AttentionMode::Dense);
-/// // The first 4 and the last 512 positions, whatever the length of the past.
-/// let window = AttentionConfig::new(AttentionMode::Window).with_window(512);
-/// assert_eq!((window.sinks, window.window, window.recalled_pages()), (4, 512, 0));
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum AttentionMode {
-    /// All positions.
-    #[default]
-    Dense,
-    /// The first and the last positions (`StreamingLLM`: Xiao et al. 2024).
-    Window,
-    /// Those of [`Self::Window`], and the pages between them that the gate scored highest.
-    Gated,
-    /// Those of [`Self::Window`], and the pages between them that may score highest for the query (Quest: Tang et al. 2024);
-    /// needs no gate.
-    Recall,
-}
-
-/// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
-/// then there is no limit.
-///
-/// ```
-/// use candle_sparse::{AttentionConfig, AttentionMode};
-///
-/// let config = AttentionConfig::new(AttentionMode::Recall).with_budget(500);
-/// assert_eq!((config.sinks, config.window), (4, 256));
-/// // 500 positions are 16 pages of 32.
-/// assert_eq!(config.recalled_pages(), 16);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AttentionConfig {
-    /// Which positions are read.
-    pub mode: AttentionMode,
-    /// So many first positions are always read.
-    pub sinks: usize,
-    /// So many positions before the token are always read, at least 32.
-    pub window: usize,
-    /// At most so many positions between sinks and window are read.
-    pub budget: usize,
-    /// With [`AttentionMode::Gated`] so many more positions, chosen by the query and not by the gate.
-    pub recall: usize,
-}
-
-with_methods!(AttentionConfig {
-    with_mode: mode: AttentionMode,
-    with_sinks: sinks: usize,
-    with_window: window: usize,
-    with_budget: budget: usize,
-    with_recall: recall: usize,
-});
-
-impl Default for AttentionConfig {
-    /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
-    fn default() -> Self {
-        Self::new(AttentionMode::Dense)
-    }
-}
-
-impl AttentionConfig {
-    /// The default sizes with a mode.
-    #[must_use]
-    pub const fn new(mode: AttentionMode) -> Self {
-        Self { mode, sinks: 4, window: 256, budget: 1536, recall: 256 }
-    }
-
-    /// Pages of 32 positions that each token chooses by its query.
-    #[must_use]
-    pub fn recalled_pages(&self) -> usize {
-        self.rule().recalled_pages()
-    }
-
-    /// The same settings as those of the rule that chooses.
-    pub(crate) fn rule(&self) -> plan::AttentionConfig {
-        let mode = match self.mode {
-            AttentionMode::Dense => plan::AttentionMode::Dense,
-            AttentionMode::Window => plan::AttentionMode::Window,
-            AttentionMode::Gated => plan::AttentionMode::Gated,
-            AttentionMode::Recall => plan::AttentionMode::Recall,
-        };
-        let Self { sinks, window, budget, recall, .. } = *self;
-        plan::AttentionConfig { mode, sinks, window, budget, recall }
-    }
-}
 
 /// Chooses pages: the settings, and the gates of all layers where there are any.
 #[derive(Clone, Copy, Debug)]
@@ -121,10 +28,8 @@ pub(crate) struct Selector<'a> {
 impl<'a> Selector<'a> {
     /// Everything.
     #[cfg(test)]
-    pub(crate) const DENSE: Selector<'static> = Selector {
-        config: AttentionConfig { mode: AttentionMode::Dense, sinks: 0, window: 0, budget: 0, recall: 0 },
-        gates: &[],
-    };
+    pub(crate) const DENSE: Selector<'static> =
+        Selector { config: AttentionConfig::new(AttentionMode::Dense), gates: &[] };
 
     /// With the gates of all layers, `layers` of them, or none.
     ///
@@ -167,13 +72,13 @@ impl<'a> Selector<'a> {
         let salience = |page: usize| cache.salience(sequence, layer, page, head);
         let gate = self.gate(layer).map(|g| Wanted { threshold: g.threshold[head], salience: &salience });
         out.resize(start + held.len(), 0);
-        let n = self.config.rule().choose(held, page, gate, &mut out[start..]);
+        let n = self.config.choose(held, page, gate, &mut out[start..]);
         out.truncate(start + n);
     }
 
     /// The pages among which a token of page `page` recalls; empty where it recalls nothing.
     pub(super) fn recalls(&self, cache: &KvCache, page: usize) -> Range<usize> {
-        self.config.rule().recalls(cache.first_page(page), page)
+        self.config.recalls(cache.first_page(page), page)
     }
 }
 
@@ -258,7 +163,7 @@ impl Recall {
     ) -> &[u32] {
         let bound = |page: u32| self.bounds[token * self.stride + page as usize - self.start];
         self.order.resize(pages.len(), 0);
-        let n = select.config.rule().recall(pages, chosen, bound, &mut self.order);
+        let n = select.config.recall(pages, chosen, bound, &mut self.order);
         self.order.truncate(n);
         &self.order
     }
@@ -291,7 +196,7 @@ impl PagePlan {
         let lists = if select.config.mode == AttentionMode::Dense { 1 } else { layers * heads };
         // A list is made among all pages before it is cut.
         let all = cache.pages_with_room();
-        reserve(&mut self.pages, lists * all.min(select.config.rule().most_pages()) + all);
+        reserve(&mut self.pages, lists * all.min(select.config.most_pages()) + all);
         reserve(&mut self.ends, layers * heads);
         self.made_for = wanted;
         self.pages.clear();

@@ -191,7 +191,11 @@ const ROUNDING: f32 = 3e-5;
 fn a_token_recalls_no_page_that_its_window_has_passed() {
     // Of page 8, the last token is the one that sees nothing of page 3, which the others may recall. It recalls one page, in a
     // share of its own behind the four that are read anyway.
-    let select = AttentionConfig { mode: AttentionMode::Recall, sinks: 0, window: 96, budget: 32, recall: 0 };
+    let select = AttentionConfig::new(AttentionMode::Recall)
+        .with_sinks(0)
+        .with_window(96)
+        .with_budget(32)
+        .with_recall(0);
     let mut case = Case::new(1, 2, 16, 9 * PAGE_LEN, select, Some(5 * PAGE_LEN));
     let (q_dim, d) = (case.config.q_dim(), case.config.head_dim);
     // Queries and the keys of page 3 are such that its bound is the highest.
@@ -223,7 +227,7 @@ prop_compose! {
         recall in 0_usize..70,
         sliding_window in prop_oneof![Just(None), (1_usize..300).prop_map(Some)],
     ) -> Case {
-        let select = AttentionConfig { mode, sinks, window, budget, recall };
+        let select = AttentionConfig::new(mode).with_sinks(sinks).with_window(window).with_budget(budget).with_recall(recall);
         Case::new(kv_heads, group, head_dim, len, select, sliding_window)
     }
 }
@@ -269,7 +273,7 @@ proptest! {
         let all = dense.in_parts(&[case.len]);
         prop_assert!(distance(&all, &dense.reference()) <= ROUNDING);
         for (window, budget) in [(case.len, 0), (32, 400)] {
-            let select = AttentionConfig { window, budget, ..case.select };
+            let select = case.select.with_window(window).with_budget(budget);
             if case.select.mode != AttentionMode::Window || window == case.len {
                 let wide = Case { select, ..case.clone() };
                 prop_assert!(distance(&wide.in_parts(&[77]), &all) <= ROUNDING);
@@ -291,7 +295,7 @@ proptest! {
         case.prefill(&mut cache, case.len);
         let (page, end) = (case.len / PAGE_LEN, case.len.div_ceil(PAGE_LEN));
         let pages = |budget: usize| {
-            let select = AttentionConfig { budget, ..case.select };
+            let select = case.select.with_budget(budget);
             let (selector, mut pages) = (Selector::new(select, &case.gates, 1).unwrap(), Vec::new());
             selector.choose(&cache, [0; 3], page, end, &mut pages);
             pages

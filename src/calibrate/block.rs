@@ -1,8 +1,8 @@
 //! The FFN of one block: its weights, what it computes exactly, and how it is to be fitted.
 
-use crate::settings::with_methods;
 use crate::sparse::candidate_factor;
 use candle_core::{Result, Tensor, bail};
+use candle_sparse_core::with_methods;
 use candle_sparse_core::{Activation, GluActivation, kernel::activation};
 use rayon::prelude::*;
 

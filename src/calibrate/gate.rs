@@ -14,8 +14,8 @@ pub(super) use labels::ValueNorms;
 
 use super::regression::{Linear, Regression, r2};
 use crate::gate::FastGrnnGate;
-use crate::settings::with_methods;
 use candle_core::{Device, Result, Tensor, bail};
+use candle_sparse_core::with_methods;
 use rayon::prelude::*;
 use reservoir::Reservoir;
 

@@ -1,7 +1,6 @@
 //! What a model is loaded from, and how it is to be held.
 
 use super::Stored;
-use crate::settings::with_methods;
 use crate::{
     AttentionConfig, Profile, SparseConfig, Threads,
     profile::{Fingerprint, fingerprint},
@@ -9,6 +8,7 @@ use crate::{
 use candle_core::Result;
 use candle_nn::VarBuilder;
 use candle_sparse_core::Format;
+use candle_sparse_core::with_methods;
 use std::sync::Arc;
 
 /// How to hold and run a model: format, threads, profile, and what is left out.

@@ -39,7 +39,7 @@ impl Decoder {
             lm_head: self.lm_head.matrix(),
         };
         let kv = kv_cache::KvConfig { dtype: kv.dtype.format(), ageing: kv.ageing() };
-        Model::with_settings(self.config, weights, self.attention.rule(), kv).map_err(Error::wrap)
+        Model::with_settings(self.config, weights, self.attention, kv).map_err(Error::wrap)
     }
 
     fn core_layer<'a>(&'a self, i: usize, layer: &'a Layer) -> Result<LayerWeights<'a>> {

@@ -2,9 +2,9 @@
 
 use super::{KvCache, KvDType, PAGE_LEN, page::Tier};
 use crate::Error;
-use crate::settings::with_methods;
 use candle_core::Result;
 use candle_sparse_core::kv_cache::tiers::Ageing;
+use candle_sparse_core::with_methods;
 
 /// How a cache keeps keys and values: hot, warm and cold by age, in pages of 32 positions.
 ///

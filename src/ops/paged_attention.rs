@@ -240,7 +240,8 @@ mod tests {
     #[test]
     fn a_step_after_the_other_is_the_whole_at_once() {
         let [q, k, v] = qkv(300);
-        let mode = |mode| AttentionConfig { mode, sinks: 32, window: 64, budget: 64, recall: 32 };
+        let mode =
+            |mode| AttentionConfig::new(mode).with_sinks(32).with_window(64).with_budget(64).with_recall(32);
         for select in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall].map(mode) {
             for kv in [KvConfig::exact(crate::KvDType::F32), KvConfig::exact(crate::KvDType::F16)] {
                 let how = SparseAttention::new(0.2, select).with_kv(kv);

@@ -165,8 +165,11 @@ mod tests {
     fn equals_plain_tensor_ops() {
         let (q, k) = (noise(&[2, 6, 70, 16]), noise(&[2, 3, 200, 16]));
         let v = (noise(&[2, 3, 16, 200]).transpose(2, 3)).unwrap();
-        let select =
-            AttentionConfig { mode: AttentionMode::Window, sinks: 32, window: 64, budget: 0, recall: 0 };
+        let select = AttentionConfig::new(AttentionMode::Window)
+            .with_sinks(32)
+            .with_window(64)
+            .with_budget(0)
+            .with_recall(0);
         for (select, window) in [(AttentionConfig::default(), usize::MAX), (select, 64)] {
             let got = sparse_attention(&q, &k, &v, &SparseAttention::new(0.25, select)).unwrap();
             let seen = |query: usize, key: usize| {

@@ -42,20 +42,6 @@ const ABOUT: &str = "candle_sparse_profile";
 const SHARES: &str = "model.sparse.shares";
 const HELD_OUT: &str = "model.sparse.held_out";
 
-impl Rule {
-    /// In the order in which a profile holds them.
-    pub const ALL: [Self; 3] = [Self::Gate, Self::LowRank, Self::Cascade];
-
-    /// As in the names of tensors.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Gate => "gate",
-            Self::LowRank => "low_rank",
-            Self::Cascade => "cascade",
-        }
-    }
-}
-
 impl Profile {
     /// Reads a profile file.
     ///

@@ -3,7 +3,7 @@
 use super::{FfnMode, Selection, SparseConfig, SparseFfn};
 use crate::profile::{HeldOut, LayerRule, Profile, Rule};
 use candle_core::{Result, bail};
-use candle_sparse_core::ffn::{self, CROSSOVER, FfnPlan};
+use candle_sparse_core::ffn::{CROSSOVER, FfnPlan};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Active share, from 0 to 1, at which a sparse FFN takes as long as a dense one with row-major weights, where bytes alone
@@ -152,11 +152,7 @@ pub(crate) struct BlockSelection {
 impl BlockSelection {
     /// The same as the rule that chooses sees it; `None` where all neurons are computed.
     pub(crate) fn rule(&self) -> Option<FfnPlan<'_>> {
-        let rule = match self.mode.rule()? {
-            Rule::Gate => ffn::Rule::Gate,
-            Rule::LowRank => ffn::Rule::LowRank,
-            Rule::Cascade => ffn::Rule::Cascade,
-        };
+        let rule = self.mode.rule()?;
         let Self { top, hot, candidate, keep, bias, .. } = self;
         Some(FfnPlan { rule, top: *top, hot: *hot, candidate, keep, bias })
     }

@@ -16,53 +16,83 @@
 //!    first page that any token of a page sees; positions are masked.
 
 use crate::kv_cache::PAGE_LEN;
+use crate::with_methods;
 use core::ops::Range;
 
-/// What a token reads of its past.
+/// Which positions of its past a token reads.
+///
+/// ```
+/// use candle_sparse_core::attention::{AttentionConfig, AttentionMode};
+///
+/// assert_eq!(AttentionConfig::default().mode, AttentionMode::Dense);
+/// // The first 4 and the last 512 positions, whatever the length of the past.
+/// let window = AttentionConfig::new(AttentionMode::Window).with_window(512);
+/// assert_eq!((window.sinks, window.window, window.recalled_pages()), (4, 512, 0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionMode {
-    /// Everything.
+    /// All positions.
     #[default]
     Dense,
-    /// The first and the last tokens (`StreamingLLM`: Xiao et al. 2024).
+    /// The first and the last positions (`StreamingLLM`: Xiao et al. 2024).
     Window,
-    /// And the pages that the gate found salient.
+    /// Those of [`Self::Window`], and the pages between them that the gate scored highest.
     Gated,
-    /// And the pages that may score highest (Quest: Tang et al. 2024); needs no gate.
+    /// Those of [`Self::Window`], and the pages between them that may score highest for the query (Quest: Tang et al. 2024);
+    /// needs no gate.
     Recall,
 }
 
 /// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
 /// then there is no limit.
+///
+/// ```
+/// use candle_sparse_core::attention::{AttentionConfig, AttentionMode};
+///
+/// let config = AttentionConfig::new(AttentionMode::Recall).with_budget(500);
+/// assert_eq!((config.sinks, config.window), (4, 256));
+/// // 500 positions are 16 pages of 32.
+/// assert_eq!(config.recalled_pages(), 16);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionConfig {
-    /// What is read.
+    /// Which positions are read.
     pub mode: AttentionMode,
     /// So many first positions are always read.
     pub sinks: usize,
     /// So many positions before the token are always read, at least 32.
     pub window: usize,
-    /// At most so many positions between them.
+    /// At most so many positions between sinks and window are read.
     pub budget: usize,
-    /// With [`AttentionMode::Gated`] so many more that the gate did not choose.
+    /// With [`AttentionMode::Gated`] so many more positions, chosen by the query and not by the gate.
     pub recall: usize,
 }
+
+with_methods!(AttentionConfig {
+    with_mode: mode: AttentionMode,
+    with_sinks: sinks: usize,
+    with_window: window: usize,
+    with_budget: budget: usize,
+    with_recall: recall: usize,
+});
 
 impl Default for AttentionConfig {
     /// Dense; with another mode 4 sinks, a window of 256, a budget of 1536 and 256 recalled positions, some 2048 in all.
     fn default() -> Self {
-        Self { mode: AttentionMode::Dense, sinks: 4, window: 256, budget: 1536, recall: 256 }
+        Self::new(AttentionMode::Dense)
     }
 }
 
 impl AttentionConfig {
     /// The default sizes with a mode.
     #[must_use]
-    pub fn new(mode: AttentionMode) -> Self {
-        Self { mode, ..Self::default() }
+    pub const fn new(mode: AttentionMode) -> Self {
+        Self { mode, sinks: 4, window: 256, budget: 1536, recall: 256 }
     }
 
-    /// Pages that a token recalls.
+    /// Pages of 32 positions that each token chooses by its query.
     #[must_use]
     pub fn recalled_pages(&self) -> usize {
         match self.mode {

@@ -90,13 +90,11 @@ fn every_attention_in_every_tier_and_ring() {
             for (ring, window, cell) in [(false, None, false), (true, None, true), (false, Some(70), true)] {
                 let c =
                     Config { sliding_window: window, hidden_act: Activation::Silu, ..config(&mut r, 330) };
-                let attention = AttentionConfig {
-                    mode,
-                    sinks: r.of(&[0, 4]),
-                    window: r.of(&[32, 50]),
-                    budget: r.of(&[32, 64]),
-                    recall: r.of(&[0, 32]),
-                };
+                let attention = AttentionConfig::new(mode)
+                    .with_sinks(r.of(&[0, 4]))
+                    .with_window(r.of(&[32, 50]))
+                    .with_budget(r.of(&[32, 64]))
+                    .with_recall(r.of(&[0, 32]));
                 let m = Built::new(&mut r, c, Wanted { cell, ..DENSE }, attention, kv);
                 let words = m.with_model(|model| KvCache::words(model, if ring { 170 } else { 330 }));
                 // An element on the edge of two F16 numbers, or of two levels of four bits, may go to either side; a wrong page

@@ -23,7 +23,7 @@ fn built(wanted: Wanted, attention: AttentionConfig, kv: KvConfig, limit: usize)
 }
 
 const GATED: AttentionConfig =
-    AttentionConfig { mode: AttentionMode::Gated, sinks: 4, window: 32, budget: 32, recall: 32 };
+    AttentionConfig::new(AttentionMode::Gated).with_sinks(4).with_window(32).with_budget(32).with_recall(32);
 
 fn never() -> bool {
     false
@@ -228,7 +228,7 @@ fn a_small_model_fits_a_microcontroller() {
     for (attention, kv, most) in [
         (AttentionConfig::default(), KvConfig::exact(Format::F16), 360_000),
         (AttentionConfig::default(), KvConfig::tiered(32, 64), 190_000),
-        (AttentionConfig { recall: 0, ..GATED }, KvConfig::tiered(32, 64), 190_000),
+        (GATED.with_recall(0), KvConfig::tiered(32, 64), 190_000),
         (GATED, KvConfig::tiered(32, 64), 200_000),
     ] {
         Built::new(&mut Random(8), c, wanted, attention, kv).with_model(|model| {

@@ -133,7 +133,11 @@ pub(crate) fn image_bytes(c: &Config, tokenizer: &[u8]) -> Vec<u8> {
 }
 
 const SETTINGS: Settings = Settings {
-    attention: AttentionConfig { mode: AttentionMode::Gated, sinks: 4, window: 32, budget: 32, recall: 32 },
+    attention: AttentionConfig::new(AttentionMode::Gated)
+        .with_sinks(4)
+        .with_window(32)
+        .with_budget(32)
+        .with_recall(32),
     kv: KvConfig::tiered(32, 64),
     positions: 64,
 };

@@ -1,6 +1,8 @@
 //! Settings that can gain fields without breaking a program: `#[non_exhaustive]`, changed by `with_…` methods.
 
 /// A `with_…` method for each field of a type of settings.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! with_methods {
     ($type:ty { $($with:ident: $field:ident: $of:ty),* $(,)? }) => {
         impl $type {
@@ -15,5 +17,3 @@ macro_rules! with_methods {
         }
     };
 }
-
-pub(crate) use with_methods;
