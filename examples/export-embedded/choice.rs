@@ -7,7 +7,7 @@ use candle_sparse::{
     profile::{LayerProfile, Rule},
     weight::Weight,
 };
-use candle_sparse_core::{ffn::PANEL, image::Role, kernel::fast_grnn::Cell};
+use candle_sparse_core::{image::Role, kernel::fast_grnn::Cell};
 
 /// The tables of a rule at one of its points.
 pub(crate) fn tensors(
@@ -21,11 +21,7 @@ pub(crate) fn tensors(
     let vector = |role, values: Vec<f32>| Held::Vector(role, layer, values);
     let of_rule = &l.rules[rule as usize];
     let (hidden, hot) = (of_rule.bias.len() / of_rule.share.len().max(1), of_rule.hot[point]);
-    let squared: Vec<f32> = l.importance.iter().map(|n| n * n).collect();
-    let thresholds = |all: &[f32]| -> Vec<f32> {
-        let each = |(i, n): (usize, &f32)| if i < hot as usize { -1.0 } else { divided(all[point], *n) };
-        squared.iter().enumerate().map(each).collect()
-    };
+    let thresholds = |all: &[f32]| l.thresholds(all[point], hot as usize);
     let plan: Vec<u8> = [rule as u32, 0, hot].iter().flat_map(|word| word.to_le_bytes()).collect();
     let mut all = vec![
         Held::Bytes(Role::Plan, layer, plan),
@@ -45,48 +41,12 @@ pub(crate) fn tensors(
     Ok(all)
 }
 
-/// A neuron of no importance passes nothing but a threshold of 0.
-fn divided(threshold: f32, importance_squared: f32) -> f32 {
-    let squared = threshold * threshold;
-    if importance_squared > 0.0 {
-        squared / importance_squared
-    } else if squared > 0.0 {
-        f32::INFINITY
-    } else {
-        0.0
-    }
-}
-
 fn prediction(layer: u32, l: &LayerProfile, hidden: usize, format: Format) -> Result<Vec<Held>> {
-    if l.rank == 0 {
+    let Some(matrices) = l.prediction(format, hidden)? else {
         bail!("the profile has no prediction: calibrate with a rank, or choose --ffn gate");
-    }
-    // A prediction is rough by nature: eight bits add nothing to its error.
-    let fitting = |cols: usize| match format {
-        Format::F32 => Format::F32,
-        _ if cols.is_multiple_of(Format::Q8_0.block_len()) => Format::Q8_0,
-        _ => Format::F16,
     };
-    let matrix = |role, cols, values: &[f32]| -> Result<Held> {
-        Ok(Held::Matrix(role, layer, Weight::from_f32(fitting(cols), cols, values)?))
-    };
-    Ok(vec![
-        matrix(Role::PredictorP, hidden, &l.p)?,
-        matrix(Role::PredictorGate, PANEL, &panels(l.rank, &l.q_gate))?,
-        matrix(Role::PredictorUp, PANEL, &panels(l.rank, &l.q_up))?,
-    ])
-}
-
-/// `[intermediate_size, rank]` transposed in panels of neurons, the last one filled up with zeros.
-fn panels(rank: usize, q: &[f32]) -> Vec<f32> {
-    let panel = |rows: &[f32]| {
-        let mut panel = vec![0.0; rank * PANEL];
-        for (n, row) in rows.chunks_exact(rank).enumerate() {
-            row.iter().enumerate().for_each(|(k, v)| panel[k * PANEL + n] = *v);
-        }
-        panel
-    };
-    q.chunks(rank * PANEL).flat_map(panel).collect()
+    let roles = [Role::PredictorP, Role::PredictorGate, Role::PredictorUp];
+    Ok(roles.into_iter().zip(matrices).map(|(role, w)| Held::Matrix(role, layer, w)).collect())
 }
 
 /// An attention gate in F16; its vectors in F32.

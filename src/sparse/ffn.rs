@@ -103,7 +103,8 @@ impl SparseFfn {
             importance: profile.importance.iter().map(|n| n * n).collect(),
             rules: profile.rules.clone(),
         };
-        let predictor = Predictor::new(format, hidden, profile)?;
+        let predictor = profile.prediction(format, hidden)?;
+        let predictor = predictor.map(|[p, q_gate, q_up]| Predictor { p, q_gate, q_up });
         Ok(Self { gate, up_down, predictor, learned: Arc::new(learned) })
     }
 
@@ -172,18 +173,6 @@ fn transposed(part: Part) -> Result<Part> {
 }
 
 impl Predictor {
-    fn new(model: Format, hidden_size: usize, l: &LayerProfile) -> Result<Option<Self>> {
-        if l.rank == 0 {
-            return Ok(None);
-        }
-        let (p, q) = (format(model, hidden_size), format(model, PANEL));
-        Ok(Some(Self {
-            p: Weight::from_f32(p, hidden_size, &l.p)?,
-            q_gate: Weight::from_f32(q, PANEL, &panels(l.rank, &l.q_gate))?,
-            q_up: Weight::from_f32(q, PANEL, &panels(l.rank, &l.q_up))?,
-        }))
-    }
-
     /// Bytes of a row of both Q.
     #[must_use]
     pub(crate) fn bytes_per_neuron(&self) -> usize {
@@ -193,6 +182,37 @@ impl Predictor {
 
     fn bytes(&self) -> usize {
         self.p.bytes() + self.q_gate.bytes() + self.q_up.bytes()
+    }
+}
+
+impl LayerProfile {
+    /// P `[rank, hidden_size]`, and both Q transposed in [panels](candle_sparse_core::ffn::PANEL) of neurons
+    /// `[panels · rank, 128]`, the last one filled up with zeros, for weights held in `weights`: floats beside F32, else
+    /// `Q8_0` where rows are whole blocks, else F16. `None` without a prediction.
+    ///
+    /// # Errors
+    /// P is no whole number of rows of `hidden_size`.
+    ///
+    /// ```
+    /// # use candle_sparse::Format;
+    /// # use candle_sparse_models::files::ModelFiles;
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+    /// # let files = ModelFiles::from_folder(folder)?;
+    /// # let profile = files.sparse_profile.ok_or_else(|| candle_core::Error::msg("no profile"))?.load()?;
+    /// let layer = &profile.layers[0];
+    /// let hidden_size = layer.p.len() / layer.rank;
+    /// let prediction = layer.prediction(Format::Q4_0, hidden_size)?;
+    /// assert!(prediction.is_some_and(|[p, q_gate, _]| p.rows() == layer.rank && q_gate.cols() == 128));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn prediction(&self, weights: Format, hidden_size: usize) -> Result<Option<[Weight; 3]>> {
+        if self.rank == 0 {
+            return Ok(None);
+        }
+        let (p, q) = (format(weights, hidden_size), format(weights, PANEL));
+        let panels = |values: &[f32]| Weight::from_f32(q, PANEL, &panels(self.rank, values));
+        let p = Weight::from_f32(p, hidden_size, &self.p)?;
+        Ok(Some([p, panels(&self.q_gate)?, panels(&self.q_up)?]))
     }
 }
 

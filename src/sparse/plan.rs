@@ -1,7 +1,7 @@
 //! The thresholds of one setting.
 
 use super::{FfnMode, Selection, SparseConfig, SparseFfn};
-use crate::profile::{HeldOut, LayerRule, Profile, Rule};
+use crate::profile::{HeldOut, LayerProfile, LayerRule, Profile, Rule};
 use candle_core::{Result, bail};
 use candle_sparse_core::ffn::{CROSSOVER, FfnPlan};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -175,12 +175,8 @@ impl BlockSelection {
         let factor = if let Selection::Scale(f) = config.selection { f } else { 1.0 };
         // Of a top-k the hot ones are judged as all others: their number is the caller's.
         let hot = if top.is_some() { 0 } else { place.mix(|i| rule.hot[i] as f32) as usize };
-        let thresholds = |v: &[f32]| {
-            let threshold = place.mix_threshold(v) * factor;
-            let each =
-                |(i, n): (usize, &f32)| if i < hot { -1.0 } else { divided(threshold * threshold, *n) };
-            ffn.importance_squared().iter().enumerate().map(each).collect()
-        };
+        let thresholds =
+            |v: &[f32]| thresholds(ffn.importance_squared(), place.mix_threshold(v) * factor, hot);
         Self {
             mode: config.mode,
             top,
@@ -204,6 +200,34 @@ impl BlockSelection {
         let candidate = thresholds(if mode == FfnMode::LowRank { share } else { candidates });
         let (keep, bias) = (thresholds(share), vec![0.0; ffn.gate.cols()]);
         Self { mode, top: None, hot: 0, candidate, keep, bias }
+    }
+}
+
+/// `threshold²` over each neuron's importance squared; −1, which all pass, for the `hot` first.
+fn thresholds(importance_squared: &[f32], threshold: f32, hot: usize) -> Vec<f32> {
+    let each = |(i, n): (usize, &f32)| if i < hot { -1.0 } else { divided(threshold * threshold, *n) };
+    importance_squared.iter().enumerate().map(each).collect()
+}
+
+impl LayerProfile {
+    /// What the squared score of each neuron, without its importance n, is compared with: `threshold² / n²`, and −1, which all
+    /// pass, for the `hot` first neurons.
+    ///
+    /// ```
+    /// # use candle_sparse_models::files::ModelFiles;
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+    /// # let files = ModelFiles::from_folder(folder)?;
+    /// # let profile = files.sparse_profile.ok_or_else(|| candle_core::Error::msg("no profile"))?.load()?;
+    /// let layer = &profile.layers[0];
+    /// let thresholds = layer.thresholds(0.5, 2);
+    /// assert_eq!(thresholds[..2], [-1.0; 2]);
+    /// assert!((thresholds[2] - (0.5 / layer.importance[2]).powi(2)).abs() < 1e-4 * thresholds[2]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn thresholds(&self, threshold: f32, hot: usize) -> Vec<f32> {
+        let squared: Vec<f32> = self.importance.iter().map(|n| n * n).collect();
+        thresholds(&squared, threshold, hot)
     }
 }
 
