@@ -9,6 +9,7 @@ use super::{
 };
 use anyhow::{Error, Result, bail};
 use candle_core::{Device, Tensor};
+use candle_sparse::DeadlineExceeded;
 use candle_sparse_models::{causal_lm::CausalLm, tokenizer::TextStream};
 use std::time::Instant;
 use tokenizers::Tokenizer;
@@ -23,6 +24,8 @@ pub(crate) enum End {
     /// `--sample-len` tokens were written.
     Length,
     Context,
+    /// The seconds of `--time-limit` were over.
+    Time,
     Interrupted,
     Failed,
 }
@@ -34,6 +37,7 @@ impl End {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::Context => "context",
+            Self::Time => "time",
             Self::Interrupted => "interrupted",
             Self::Failed => "failed",
         }
@@ -45,6 +49,7 @@ impl End {
             Self::Token | Self::Stop => String::new(),
             Self::Length => ", cut off by --sample-len".to_string(),
             Self::Context => format!(", cut off: the context of {context} tokens is full"),
+            Self::Time => ", cut off by --time-limit".to_string(),
             Self::Interrupted => ", cut off by Ctrl-C".to_string(),
             Self::Failed => ", cut off by an error".to_string(),
         }
@@ -58,15 +63,18 @@ pub(crate) struct Past<M> {
     pub(crate) ids: Vec<u32>,
     /// How many of them the model has seen: the last one that is written waits until it is needed.
     fed: usize,
+    /// Tokens that the model holds from another run, until the first text says what of them it shares.
+    before: Vec<u32>,
 }
 
 impl<M: CausalLm> Past<M> {
     pub(crate) fn new(model: M) -> Self {
-        Self { model, ids: Vec::new(), fed: 0 }
+        Self { model, ids: Vec::new(), fed: 0, before: Vec::new() }
     }
 
     /// Takes back what came after the first `len` tokens.
     pub(crate) fn cut(&mut self, len: usize) -> Result<()> {
+        self.before.clear();
         self.ids.truncate(len);
         self.fed = self.fed.min(len);
         // What a sliding window has dropped does not come back: then all is read again.
@@ -77,8 +85,34 @@ impl<M: CausalLm> Past<M> {
         Ok(())
     }
 
-    /// Feeds what the model has not seen yet; the logits of the last position.
-    fn feed(&mut self) -> Result<Tensor> {
+    /// The model holds these tokens already, from another run.
+    pub(crate) fn resume(&mut self, ids: Vec<u32>) {
+        self.before = ids;
+    }
+
+    /// Continues with other tokens from where they differ; how many are held already. The last one is always read: its logits
+    /// are wanted.
+    pub(crate) fn replace(&mut self, ids: Vec<u32>) -> Result<usize> {
+        if !self.before.is_empty() {
+            (self.fed, self.ids) = (self.before.len(), std::mem::take(&mut self.before));
+        }
+        let same = self.ids.iter().zip(&ids).take_while(|(a, b)| a == b).count();
+        self.cut(same.min(ids.len().saturating_sub(1)))?;
+        self.ids = ids;
+        Ok(self.fed)
+    }
+
+    /// The tokens that the model holds.
+    pub(crate) fn held(&self) -> &[u32] {
+        if self.before.is_empty() { &self.ids[..self.fed] } else { &self.before }
+    }
+
+    /// Feeds what the model has not seen yet, if it can until then; the logits of the last position.
+    fn feed(&mut self, until: Option<Instant>) -> Result<Tensor> {
+        let left = until.map(|end| end.saturating_duration_since(Instant::now()));
+        if !self.model.set_time_limit(left) {
+            bail!("--time-limit: this model keeps none");
+        }
         let x = Tensor::new(&self.ids[self.fed..], &Device::Cpu)?.unsqueeze(0)?;
         let logits = self.model.forward(&x, self.fed)?.squeeze(0)?;
         self.fed = self.ids.len();
@@ -141,8 +175,9 @@ impl Writer<'_> {
     /// Continues `past` by at most `limit` tokens; with `echo` its text is shown first.
     pub(crate) fn write<M: CausalLm>(&mut self, past: &mut Past<M>, limit: usize, echo: bool) -> Written {
         let (mut written, from) = (Written::new(), past.ids.len());
+        let until = self.args.until();
         self.interrupt.listen();
-        let result = self.steps(past, limit, echo, &mut written);
+        let result = self.steps(past, limit, until, echo, &mut written);
         self.interrupt.let_end();
         written.tokens = past.ids.len() - from;
         match result {
@@ -156,6 +191,7 @@ impl Writer<'_> {
         &mut self,
         past: &mut Past<M>,
         limit: usize,
+        until: Option<Instant>,
         echo: bool,
         written: &mut Written,
     ) -> Result<End> {
@@ -166,7 +202,7 @@ impl Writer<'_> {
         }
         self.show(&written.text)?;
         let (echoed, start) = (written.text.len(), Instant::now());
-        let mut logits = past.feed()?;
+        let mut logits = past.feed(until).map_err(unread)?;
         written.prefill_s = start.elapsed().as_secs_f64();
         written.first_logits = logits.to_vec1()?;
         let start = Instant::now();
@@ -175,11 +211,14 @@ impl Writer<'_> {
         let mut lengths = Vec::new();
         let end = loop {
             written.decode_s = start.elapsed().as_secs_f64();
-            if let Some(end) = self.end_before(past.ids.len(), limit - lengths.len()) {
+            if let Some(end) = self.end_before(past.ids.len(), limit - lengths.len(), until) {
                 break end;
             }
             if past.fed < past.ids.len() {
-                logits = past.feed()?;
+                logits = match past.feed(until) {
+                    Err(error) if is_late(&error) => break End::Time,
+                    fed => fed?,
+                };
             }
             let next = self.sampler.sample(&logits, &past.ids[from..])?;
             if (self.is_end)(next) {
@@ -203,8 +242,9 @@ impl Writer<'_> {
     }
 
     /// What ends a text of so many tokens before another one is chosen, `room` being what may still be written.
-    fn end_before(&self, tokens: usize, room: usize) -> Option<End> {
+    fn end_before(&self, tokens: usize, room: usize, until: Option<Instant>) -> Option<End> {
         let ends = [
+            (until.is_some_and(|end| Instant::now() >= end), End::Time),
             (self.interrupt.came(), End::Interrupted),
             (room == 0, End::Length),
             (tokens >= self.context, End::Context),
@@ -247,6 +287,21 @@ impl Writer<'_> {
             bail!("{tokens} tokens are past the model's context of {} positions", self.context);
         }
         Ok(())
+    }
+}
+
+/// Whether a step ended because its time was over.
+fn is_late(error: &Error) -> bool {
+    error.downcast_ref::<candle_core::Error>().and_then(DeadlineExceeded::of).is_some()
+}
+
+/// What became of a prompt that could not be read.
+fn unread(error: Error) -> Error {
+    match is_late(&error) {
+        true => Error::msg(
+            "--time-limit: the time was over before the prompt was read: give more, or a shorter prompt",
+        ),
+        false => error,
     }
 }
 

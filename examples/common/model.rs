@@ -10,11 +10,11 @@ use super::{
 };
 use anyhow::{Context, Result, bail};
 use candle_core::{
-    DType, Device,
+    DType,
     quantized::gguf_file::{Content, TensorInfo},
 };
 use candle_sparse::{
-    AttentionConfig, Format, Threads,
+    AttentionConfig, Format, Guard, Threads,
     input::Expected,
     profile::Profile,
     sparse::{FfnMode, Selection, SparseConfig},
@@ -103,7 +103,14 @@ pub(crate) struct ModelArgs {
     /// Share of the neurons that are left out, instead of what calibration found
     #[arg(long, help_heading = "Sparse")]
     pub(crate) sparsity: Option<f32>,
+    /// Compute all neurons of one block at every 64th position, and more neurons of it from then on where its output is off
+    /// by more than this share (such as 0.3) in the mean
+    #[arg(long, value_name = "ERROR", help_heading = "Sparse")]
+    pub(crate) guard: Option<f32>,
 }
+
+/// Positions from one comparison of `--guard` to the next.
+const GUARD_EVERY: usize = 64;
 
 /// Names of [`FfnMode`].
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,10 +170,16 @@ impl ModelArgs {
         if self.sparsity.is_some() && self.ffn == Some(Ffn::Dense) {
             bail!("--sparsity leaves nothing out with --ffn dense: give one of the two");
         }
+        if let Some(limit) = self.guard.filter(|l| !(*l > 0.0 && l.is_finite())) {
+            bail!("--guard {limit} must be above 0");
+        }
+        if self.guard.is_some() && self.ffn == Some(Ffn::Dense) {
+            bail!("--guard watches over neurons that are left out: with --ffn dense none are");
+        }
         Ok(SparseConfig::default()
             .with_mode(self.ffn.map_or_else(FfnMode::default, FfnMode::from))
             .with_selection(selection)
-            .with_guard(None)
+            .with_guard(self.guard.map(|limit| Guard::new(GUARD_EVERY, limit)))
             .with_force(self.force_sparse))
     }
 
@@ -193,7 +206,7 @@ impl ModelArgs {
     pub(crate) fn check_sparse(&self, has_profile: bool) -> Result<()> {
         let ffn = self.ffn.filter(|ffn| *ffn != Ffn::Dense).map(|_| "--ffn");
         let sparsity = self.sparsity.map(|_| "--sparsity");
-        let flag = ffn.or(sparsity);
+        let flag = ffn.or(sparsity).or(self.guard.map(|_| "--guard"));
         if std::env::var_os("CANDLE_SPARSE").is_some_and(|value| value == "off") {
             if let Some(flag) = flag.or(self.profile.as_ref().map(|_| "--profile")) {
                 output::note(format_args!("{flag} without effect: CANDLE_SPARSE=off runs without a profile"));
@@ -274,7 +287,7 @@ impl ModelArgs {
     /// An empty cache for the model.
     pub(crate) fn cache(&self, loaded: &Pretrained) -> Result<Cache> {
         let kv = self.memory.kv(loaded.default_kv_dtype())?;
-        Ok(Cache::with_config(true, kv, &loaded.config, &Device::Cpu)?)
+        Ok(Cache::of(&loaded.model, kv))
     }
 }
 

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use candle_sparse_models::generation::GenerationConfig;
 use clap::Args;
 use draw::{Among, Drawer, penalise};
+use std::time::{Duration, Instant};
 
 const SEED: u64 = 299_792_458;
 
@@ -41,6 +42,9 @@ pub(crate) struct SamplingArgs {
     /// Tokens to write at most [default: 200; in a conversation as many as the context holds]
     #[arg(long, short = 'n')]
     pub(crate) sample_len: Option<usize>,
+    /// End after so many seconds, those of reading the prompt included; a step under way is given up
+    #[arg(long, value_name = "SECONDS")]
+    time_limit: Option<f64>,
     /// End where this text is written, which is not shown; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = super::cli::text())]
     pub(crate) stop: Vec<String>,
@@ -68,10 +72,20 @@ impl SamplingArgs {
         if let Some(p) = self.repeat_penalty.filter(|p| !(*p > 0.0 && p.is_finite())) {
             bail!("--repeat-penalty {p} must be above 0");
         }
+        if let Some(t) =
+            self.time_limit.filter(|t| Duration::try_from_secs_f64(*t).map_or(true, |t| t.is_zero()))
+        {
+            bail!("--time-limit {t} must be a number of seconds above 0");
+        }
         if self.stop.iter().any(String::is_empty) {
             bail!("--stop needs a text that is not empty");
         }
         Ok(())
+    }
+
+    /// When a text that begins now must have ended.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        Instant::now().checked_add(Duration::from_secs_f64(self.time_limit?))
     }
 
     /// The choice, by the flags, or else by what the model's files say.

@@ -84,7 +84,8 @@ pub(crate) fn chat(
     }
     let result = session.talk(&mut source);
     let reported = session.report();
-    result.and(reported)?;
+    let saved = cli.cache.save(session.past);
+    result.and(reported).and(saved)?;
     if session.failed > 0 && !source.is_terminal() {
         return Err(Ended(output::FAILED).into());
     }
@@ -180,13 +181,15 @@ impl Session<'_> {
                  (/clear begins anew)"
             );
         }
-        if !turn.continues {
-            self.past.cut(0)?;
+        let mut ids = if turn.continues { self.past.ids.clone() } else { Vec::new() };
+        ids.extend(&new);
+        let (all, there) = (ids.len(), self.past.replace(ids)?);
+        if self.turns.is_empty() {
+            self.cli.cache.note_held(there, all);
         }
-        self.past.ids.extend(&new);
         let limit = self.cli.sampling.sample_len.unwrap_or(usize::MAX);
         let written = self.writer.write(self.past, limit, false);
-        self.answered(user, new.len(), written)
+        self.answered(user, all - there.max(held), written)
     }
 
     /// Takes note of an answer.

@@ -1,6 +1,7 @@
 //! Generates text with a Llama on the CPU; without flags with a tiny model built into the program.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
+mod cache_file;
 mod chat;
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
@@ -26,7 +27,10 @@ mod talk;
 use anyhow::{Result, bail};
 use candle_sparse::input::Expected;
 use candle_sparse_models::{
-    causal_lm::LlamaSession, decoder::Decoder, files::ModelFiles, pretrained::Pretrained,
+    causal_lm::LlamaSession,
+    decoder::{Decoder, SparseStats},
+    files::ModelFiles,
+    pretrained::Pretrained,
 };
 use clap::Parser;
 use cli::{OutputArgs, output, process_bytes};
@@ -57,6 +61,8 @@ struct Cli {
     prompt_ids: Option<Vec<u32>>,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    cache: cache_file::CacheArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -93,6 +99,7 @@ impl Cli {
         if let Some((name, _)) = given.iter().find(|(_, given)| *given && self.chat.chat) {
             bail!("{name} does not go with --chat, where each line of standard input is a turn");
         }
+        self.cache.check()?;
         self.chat.check()
     }
 
@@ -127,6 +134,7 @@ fn run(cli: &Cli) -> Result<()> {
     }
     let cache = cli.model.cache(&loaded)?;
     let mut past = Past::new(LlamaSession { model: loaded.model.clone(), cache });
+    cli.cache.load(&mut past)?;
     let is_end = |token| loaded.is_eos(token);
     let mut writer = Writer {
         args: &cli.sampling,
@@ -154,12 +162,15 @@ fn continue_prompt(
     writer: &mut Writer<'_>,
     load_s: f64,
 ) -> Result<()> {
-    past.ids = cli.prompt_ids(loaded)?;
-    writer.check_room(past.ids.len())?;
-    let prompt_tokens = past.ids.len();
+    let ids = cli.prompt_ids(loaded)?;
+    writer.check_room(ids.len())?;
+    let prompt_tokens = ids.len();
+    let held = past.replace(ids)?;
+    cli.cache.note_held(held, prompt_tokens);
     let mut written = writer.write(past, cli.sampling.sample_len.unwrap_or(200), true);
     writer.end_line(&mut written)?;
-    report(cli, loaded, past, &written, prompt_tokens, load_s)?;
+    report(cli, loaded, past, &written, [prompt_tokens, held], load_s)?;
+    cli.cache.save(past)?;
     written.result()
 }
 
@@ -168,10 +179,10 @@ fn report(
     loaded: &Pretrained,
     past: &Past<LlamaSession>,
     out: &Written,
-    prompt_tokens: usize,
+    [prompt_tokens, held]: [usize; 2],
     load_s: f64,
 ) -> Result<()> {
-    let (decode, prefill) = (out.tokens_per_s(), prompt_tokens as f64 / out.prefill_s);
+    let (decode, prefill) = (out.tokens_per_s(), (prompt_tokens - held) as f64 / out.prefill_s);
     let (decoder, cache) = (loaded.model.decoder(), &past.model.cache);
     cli.model.memory.note_unused(cache.kv().config(), past.ids.len());
     if cli.output.json {
@@ -181,6 +192,7 @@ fn report(
             "token_ids": past.ids,
             "prompt_logits": out.first_logits[..logits],
             "prompt_tokens": prompt_tokens,
+            "cached_tokens": held,
             "generated_tokens": out.tokens,
             "end": out.end.name(),
             "load_s": load_s,
@@ -188,6 +200,7 @@ fn report(
             "decode_tokens_per_s": decode,
             "ffn": ffn(decoder),
             "active_fraction": cache.sparse_stats().active_share(),
+            "guard": guard(cli, &cache.sparse_stats()),
             "weight_bytes": decoder.weight_bytes(),
             "weight_bytes_per_token": decoder.weight_bytes_per_token(),
             "kv_bytes": cache.kv_bytes(),
@@ -214,6 +227,17 @@ fn report(
         cache.sparse_stats().active_share(),
     ));
     Ok(())
+}
+
+/// What the guard found: comparisons, their mean error, and by what the thresholds of the worst block are multiplied.
+fn guard(cli: &Cli, stats: &SparseStats) -> Option<serde_json::Value> {
+    cli.model.guard?;
+    let looks: u64 = stats.layers.iter().map(|l| l.looks).sum();
+    let errors: f64 = stats.layers.iter().map(|l| l.error * l.looks as f64).sum();
+    let scale = stats.layers.iter().map(|l| l.scale).fold(1.0, f32::min);
+    Some(
+        serde_json::json!({ "comparisons": looks, "error": errors / looks.max(1) as f64, "least_scale": scale }),
+    )
 }
 
 /// How the FFN of decoded tokens runs.

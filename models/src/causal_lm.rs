@@ -8,6 +8,7 @@ use crate::{
 use candle_core::{DType, Result, Tensor};
 #[cfg(feature = "transformers")]
 pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
+use std::time::Duration;
 
 #[cfg(feature = "transformers")]
 mod candle_models;
@@ -50,6 +51,11 @@ pub trait CausalLm {
     /// The model cannot go back there: candle's models go back to 0 only, those with a sliding window to 0 and as far as
     /// the window has left what is needed.
     fn truncate(&mut self, len: usize) -> Result<()>;
+
+    /// Sets how long a call may take, see [`Cache::set_time_limit`]; `false`: this model keeps no limit.
+    fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
+        limit.is_none()
+    }
 
     /// Forgets everything.
     ///
@@ -98,6 +104,11 @@ impl CausalLm for LlamaSession {
     fn truncate(&mut self, len: usize) -> Result<()> {
         cut(&mut self.cache, len)
     }
+
+    fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
+        self.cache.set_time_limit(limit);
+        true
+    }
 }
 
 impl CausalLm for ModelWeights {
@@ -111,6 +122,11 @@ impl CausalLm for ModelWeights {
 
     fn truncate(&mut self, len: usize) -> Result<()> {
         cut(self.cache_mut(), len)
+    }
+
+    fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
+        self.cache_mut().set_time_limit(limit);
+        true
     }
 }
 
@@ -126,6 +142,11 @@ impl CausalLm for mistral::Model {
     fn truncate(&mut self, len: usize) -> Result<()> {
         cut(self.cache_mut(), len)
     }
+
+    fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
+        self.cache_mut().set_time_limit(limit);
+        true
+    }
 }
 
 #[cfg(feature = "transformers")]
@@ -140,6 +161,11 @@ impl CausalLm for crate::quantized_mistral::Model {
 
     fn truncate(&mut self, len: usize) -> Result<()> {
         cut(self.cache_mut(), len)
+    }
+
+    fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
+        self.cache_mut().set_time_limit(limit);
+        true
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A `safetensors` file: per sequence and layer a tensor of bytes `sequences.S.layers.L`, page after page in the form they
 //! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata; the [`Origin`], `origin.inv_freq` and
-//! `origin.fingerprint`, where it is known. What the gate said is not kept: after loading, pages that are already there count
-//! as wanted.
+//! `origin.fingerprint`, where it is known; the tokens, `token_ids`, where they were given. What the gate said is not kept: after
+//! loading, pages that are already there count as wanted.
 
 use super::{KvCache, KvConfig, KvDType, Notes, Origin, PAGE_LEN, Page, Tier, page::PageShape};
 use crate::{
@@ -26,6 +26,7 @@ const ABOUT: &str = "candle_sparse_kv_cache";
 const FORMAT: u64 = 2;
 const INV_FREQ: &str = "origin.inv_freq";
 const FINGERPRINT: &str = "origin.fingerprint";
+const TOKEN_IDS: &str = "token_ids";
 
 impl KvCache {
     /// Writes the cache to a file, page by page; one that was there is replaced when the new one is whole.
@@ -33,15 +34,33 @@ impl KvCache {
     /// # Errors
     /// The cache was [cut back](Self::truncate) to where nothing can follow; those of [`save`](crate::save::save()).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.check_window(self.len)?;
-        save(path, |file| self.write_to(&mut BufWriter::new(file)))
+        self.save_tokens(path, &[])
     }
 
-    fn write_to(&self, out: &mut impl Write) -> Result<()> {
+    /// As [`Self::save`], with the tokens whose keys and values these are: sequence after sequence, one id per position.
+    ///
+    /// # Errors
+    /// Those of [`Self::save`]; another number of ids.
+    pub fn save_tokens(&self, path: impl AsRef<Path>, token_ids: &[u32]) -> Result<()> {
+        self.check_window(self.len)?;
+        self.check_tokens(token_ids.len())?;
+        save(path, |file| self.write_to(token_ids, &mut BufWriter::new(file)))
+    }
+
+    /// Whether so many tokens are those of all positions, or none are known.
+    fn check_tokens(&self, ids: usize) -> Result<()> {
+        let positions = self.sequences.len() * self.len;
+        if ids != 0 && ids != positions {
+            bail!("kv cache: {ids} token ids for {positions} positions");
+        }
+        Ok(())
+    }
+
+    fn write_to(&self, token_ids: &[u32], out: &mut impl Write) -> Result<()> {
         let pages = self.len.div_ceil(PAGE_LEN) - self.first;
         let (mut tensors, mut end) = (Vec::new(), 0);
         let mut add = |name: String, dtype: Dtype, elements: usize| {
-            let bytes = if dtype == Dtype::F32 { 4 * elements } else { elements };
+            let bytes = if dtype == Dtype::U8 { elements } else { 4 * elements };
             let data_offsets = (end, end + bytes);
             end += bytes;
             tensors.push((name, TensorInfo { dtype, shape: vec![elements], data_offsets }));
@@ -50,6 +69,9 @@ impl KvCache {
         let numbers = origin.map(|o| [(INV_FREQ, &o.inv_freq), (FINGERPRINT, &o.fingerprint)]);
         for (name, numbers) in numbers.iter().flatten() {
             add((*name).into(), Dtype::F32, numbers.len());
+        }
+        if !token_ids.is_empty() {
+            add(TOKEN_IDS.into(), Dtype::U32, token_ids.len());
         }
         for (s, layers) in self.sequences.iter().enumerate() {
             for (l, all) in layers.iter().enumerate() {
@@ -65,6 +87,9 @@ impl KvCache {
         out.write_all(&header)?;
         for number in numbers.iter().flatten().flat_map(|(_, numbers)| numbers.iter()) {
             out.write_all(&number.to_le_bytes())?;
+        }
+        for id in token_ids {
+            out.write_all(&id.to_le_bytes())?;
         }
         for all in self.sequences.iter().flatten() {
             all[..pages].iter().try_for_each(|p| out.write_all(p.as_bytes()))?;
@@ -107,9 +132,17 @@ impl KvCache {
     /// model, shape or sliding window. [`Error::Full`](Reason::Full): it holds more than the context or the budget. The cache is
     /// unchanged then.
     pub fn load(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.load_tokens(path).map(|_| ())
+    }
+
+    /// As [`Self::load`]; returns the tokens that [`Self::save_tokens`] was given, none for a file of [`Self::save`].
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_tokens(&mut self, path: impl AsRef<Path>) -> Result<Vec<u32>> {
         let path = path.as_ref();
         let generation = self.generation + 1;
-        let read = self.read(path).map_err(|e| match Reason::of(&e) {
+        let (read, token_ids) = self.read(path).map_err(|e| match Reason::of(&e) {
             Some(_) => e,
             None => {
                 let problem = e.to_string().lines().next().unwrap_or_default().to_string();
@@ -117,7 +150,7 @@ impl KvCache {
             }
         })?;
         *self = Self { generation, ..read };
-        Ok(())
+        Ok(token_ids)
     }
 
     fn about(&self) -> Value {
@@ -130,7 +163,7 @@ impl KvCache {
         })
     }
 
-    fn read(&self, path: &Path) -> Result<Self> {
+    fn read(&self, path: &Path) -> Result<(Self, Vec<u32>)> {
         let metadata = loading::metadata(path)?;
         let Some(about) = metadata.get(ABOUT) else { bail!("is no saved kv cache") };
         let about: Value = serde_json::from_str(about).map_err(Error::wrap)?;
@@ -168,7 +201,15 @@ impl KvCache {
         let file = SafetensorsFiles::open(&[path])?;
         cache.origin = self.read_origin(&file, about["interleaved"].as_bool())?;
         cache.fill(&file, number("sequences")?, len)?;
-        Ok(cache)
+        let token_ids = match file.dtype(TOKEN_IDS) {
+            None => Vec::new(),
+            Some(DType::U32) => {
+                file.bytes(TOKEN_IDS)?.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+            }
+            Some(other) => bail!("{TOKEN_IDS} is in {other:?}, not in U32"),
+        };
+        cache.check_tokens(token_ids.len())?;
+        Ok((cache, token_ids))
     }
 
     /// Whether a file of another shape or window is asked for.

@@ -105,6 +105,39 @@ impl Cache {
         self.kv.save(path)
     }
 
+    /// As [`Self::save`], with the tokens that were read, see [`KvCache::save_tokens`].
+    ///
+    /// # Errors
+    /// See [`KvCache::save_tokens`].
+    pub fn save_tokens(&self, path: impl AsRef<Path>, token_ids: &[u32]) -> Result<()> {
+        self.kv.save_tokens(path, token_ids)
+    }
+
+    /// As [`Self::load`]; returns the tokens that [`Self::save_tokens`] was given, so that a prompt can be compared with them.
+    ///
+    /// ```
+    /// use candle_sparse_models::{KvConfig, KvDType, llama::Cache};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+    /// # let temporary = tempfile::tempdir()?;
+    /// # let path = temporary.path().join("prefix.safetensors");
+    /// let mut cache = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// let mut logits = vec![0.0; 2048];
+    /// loaded.model.decode(7, 0, &mut cache, &mut logits)?;
+    /// cache.save_tokens(&path, &[7])?;
+    /// let mut later = Cache::of(&loaded.model, KvConfig::exact(KvDType::F16));
+    /// assert_eq!(later.load_tokens(&path)?, [7]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn load_tokens(&mut self, path: impl AsRef<Path>) -> Result<Vec<u32>> {
+        self.kv.load_tokens(path)
+    }
+
     /// Continues where a saved cache of the same model ended, see [`KvCache::load`]; a cache that [`Self::of`] has made knows its
     /// model already, others hear from the next call whether the file is that model's.
     ///
