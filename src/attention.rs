@@ -155,18 +155,26 @@ fn tokens(
     select.choose(head.cache, [head.sequence, head.layer, head.head], page, page + 1, &mut pages);
     let seen = |column: usize, page: u32| head.seen(first + column / group, page);
     let sums = Sums { scores: &mut scores, values: &mut values, stats: &mut stats };
-    head.attend(kernels, &queries, seen, &pages, sums);
-    let recalled = recalled(kernels, head, select, &queries, group, first, &pages);
+    head.attend(kernels, &queries, seen, (&pages, 0.0), sums);
+    let candidates = select.recalls(head.cache, page);
+    let mut recall = Recall::default();
+    if !candidates.is_empty() {
+        recall.score(kernels, head, &queries, group, candidates.clone());
+    }
     // Each token for itself: how another one's pages are cut into pieces must not change a bit.
-    for (t, pages) in recalled.iter().enumerate() {
+    for t in (0..out.len()).filter(|_| !candidates.is_empty()) {
+        let at = [first + t, head.layer, head.head];
+        let own = recall.choose(select, t, at, head.visible(first + t, &candidates), &pages);
         let columns = t * group..(t + 1) * group;
-        let sums = Sums {
-            scores: &mut scores,
-            values: &mut values[columns.start * width..columns.end * width],
-            stats: &mut stats[columns.clone()],
-        };
         let queries = &queries[columns.start * head_dim..columns.end * head_dim];
-        head.attend(kernels, queries, |_, page| head.seen(first + t, page), pages, sums);
+        for pages in [(own.recalled, 0.0), (own.drawn, own.weight)] {
+            let sums = Sums {
+                scores: &mut scores,
+                values: &mut values[columns.start * width..columns.end * width],
+                stats: &mut stats[columns.clone()],
+            };
+            head.attend(kernels, queries, |_, page| head.seen(first + t, page), pages, sums);
+        }
     }
     for (t, out) in out.iter_mut().enumerate() {
         for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
@@ -174,26 +182,6 @@ fn tokens(
             out.iter_mut().zip(&values[c * width..]).for_each(|(o, v)| *o = v / stats[c].denominator);
         }
     }
-}
-
-/// What each token of a tile that begins at `first` recalls; empty where none does.
-fn recalled(
-    kernels: &Kernels,
-    head: Head<'_>,
-    select: &Selector<'_>,
-    queries: &[f32],
-    group: usize,
-    first: usize,
-    chosen: &[u32],
-) -> Vec<Vec<u32>> {
-    let pages = select.recalls(head.cache, first / PAGE_LEN);
-    if pages.is_empty() {
-        return Vec::new();
-    }
-    let mut recall = Recall::default();
-    recall.score(kernels, head, queries, group, pages.clone());
-    let tokens = queries.len() / head.head_dim / group;
-    (0..tokens).map(|t| recall.best(select, t, head.visible(first + t, &pages), chosen).to_vec()).collect()
 }
 
 impl<'a> Head<'a> {
@@ -208,7 +196,8 @@ impl<'a> Head<'a> {
         pages.start.max(self.cache.first_visible(position) / PAGE_LEN)..pages.end
     }
 
-    /// Adds the positions of `pages` to the running softmax of every column of `queries` `[columns, head_dim]`.
+    /// Adds the positions of `pages`, their scores larger by `weight`, to the running softmax of every column of `queries`
+    /// `[columns, head_dim]`.
     ///
     /// Column `c` sees the positions `seen(c, page)` of a page, which begin and end no earlier than those of the columns
     /// before it; every column sees one of the first or the second page, or has seen one, since a softmax over nothing is
@@ -218,11 +207,10 @@ impl<'a> Head<'a> {
         kernels: &Kernels,
         queries: &[f32],
         seen: impl Fn(usize, u32) -> Range<usize>,
-        pages: &[u32],
+        (all, weight): (&[u32], f32),
         sums: Sums<'_>,
     ) {
         let width = self.cache.width();
-        let all = pages;
         for (piece, pages) in all.chunks(SCORED_PAGES).enumerate() {
             for (c, queries) in queries.chunks(SCORED_COLUMNS * self.head_dim).enumerate() {
                 let (first, n) = (c * SCORED_COLUMNS, queries.len() / self.head_dim);
@@ -236,6 +224,9 @@ impl<'a> Head<'a> {
                     scores.chunks_exact_mut(PIECE).zip(values.chunks_exact_mut(width)).zip(stats)
                 {
                     let scores = &mut scores[..pages.len() * PAGE_LEN];
+                    if weight != 0.0 {
+                        scores.iter_mut().for_each(|score| *score += weight);
+                    }
                     let (max, sum) = kernels.exp_sum(scores, stats.max);
                     let rescale = if stats.max == max { 1.0 } else { (stats.max - max).exp() };
                     *stats = Stats { max, denominator: stats.denominator * rescale + sum };

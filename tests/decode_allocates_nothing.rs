@@ -145,7 +145,7 @@ fn windowed(window: usize) -> Pretrained {
 
 /// Without any reserve: what the window has passed is used again.
 fn sliding_windows_allocate_nothing() {
-    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall] {
+    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall, AttentionMode::Sampled] {
         let loaded = windowed(100);
         let select = AttentionConfig::default()
             .with_mode(mode)
@@ -172,7 +172,13 @@ fn long_memory_allocates_nothing() {
     let gate =
         |_| FastGrnnGate::new(hidden, vec![0.1; heads * hidden], vec![0.0; heads], vec![0.0; heads]).unwrap();
     let model = loaded.model.with_gates((0..loaded.config.num_hidden_layers).map(gate).collect()).unwrap();
-    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
+    for mode in [
+        AttentionMode::Dense,
+        AttentionMode::Window,
+        AttentionMode::Gated,
+        AttentionMode::Recall,
+        AttentionMode::Sampled,
+    ] {
         let select = AttentionConfig::default()
             .with_mode(mode)
             .with_window(64)

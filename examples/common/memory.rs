@@ -23,16 +23,16 @@ pub(crate) struct MemoryArgs {
     /// What a token reads of its past
     #[arg(long, default_value = "dense")]
     pub(crate) attention: Attention,
-    /// With --attention window, gated or recall: first positions that are always read [default: 4]
+    /// With --attention other than dense: first positions that are always read [default: 4]
     #[arg(long)]
     sinks: Option<usize>,
-    /// With --attention window, gated or recall: last positions that are always read [default: 256]
+    /// With --attention other than dense: last positions that are always read [default: 256]
     #[arg(long)]
     window: Option<usize>,
-    /// With --attention gated or recall: positions between them that are read at most [default: 1536]
+    /// With --attention gated or recall: positions between them that are read at most; with sampled: that are drawn [default: 1536]
     #[arg(long)]
     budget: Option<usize>,
-    /// With --attention gated: so many more that the query asks for [default: 256]
+    /// With --attention gated or sampled: so many more that the query asks for [default: 256]
     #[arg(long)]
     recall: Option<usize>,
 }
@@ -62,6 +62,8 @@ pub(crate) enum Attention {
     Gated,
     /// And what the query may want most
     Recall,
+    /// And what the query may want most, and a random sample that stands for all the rest
+    Sampled,
 }
 
 impl From<Attention> for AttentionMode {
@@ -71,6 +73,7 @@ impl From<Attention> for AttentionMode {
             Attention::Window => Self::Window,
             Attention::Gated => Self::Gated,
             Attention::Recall => Self::Recall,
+            Attention::Sampled => Self::Sampled,
         }
     }
 }
@@ -96,12 +99,12 @@ impl MemoryArgs {
 
     /// What a token reads.
     pub(crate) fn attention(&self) -> Result<AttentionConfig> {
-        use Attention::{Gated, Recall, Window};
+        use Attention::{Gated, Recall, Sampled, Window};
         let flags = [
-            ("--sinks", self.sinks, &[Window, Gated, Recall][..]),
-            ("--window", self.window, &[Window, Gated, Recall]),
-            ("--budget", self.budget, &[Gated, Recall]),
-            ("--recall", self.recall, &[Gated]),
+            ("--sinks", self.sinks, &[Window, Gated, Recall, Sampled][..]),
+            ("--window", self.window, &[Window, Gated, Recall, Sampled]),
+            ("--budget", self.budget, &[Gated, Recall, Sampled]),
+            ("--recall", self.recall, &[Gated, Sampled]),
         ];
         for (name, _, modes) in flags.iter().filter(|(_, given, _)| given.is_some()) {
             if !modes.contains(&self.attention) {
@@ -171,6 +174,7 @@ impl Attention {
             Self::Window => "window",
             Self::Gated => "gated",
             Self::Recall => "recall",
+            Self::Sampled => "sampled",
         }
     }
 }

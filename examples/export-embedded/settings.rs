@@ -14,6 +14,7 @@ pub(crate) enum Attention {
     Window,
     Gated,
     Recall,
+    Sampled,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,7 @@ impl SettingsArgs {
             Attention::Window => AttentionMode::Window,
             Attention::Gated => AttentionMode::Gated,
             Attention::Recall => AttentionMode::Recall,
+            Attention::Sampled => AttentionMode::Sampled,
         };
         let Self { sinks, window, budget, recall, .. } = *self;
         let kv = match self.kv {

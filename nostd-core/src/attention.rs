@@ -62,11 +62,10 @@ impl Past<'_> {
             y.copy_from_slice(&values[own..own + head_dim]);
         }
         let pages = self.cache.visible_pages(self.position);
-        if self.attention.mode != AttentionMode::Dense {
-            self.choose(kernels, s);
-        }
+        let dense = self.attention.mode == AttentionMode::Dense;
+        let weight = if dense { 0.0 } else { self.choose(kernels, s) };
         let sinks = if self.position > 0 { 0..1 } else { 0..0 };
-        sinks.chain(pages).for_each(|page| self.read(kernels, page, s));
+        sinks.chain(pages).for_each(|page| self.read(kernels, page, weight, s));
         for (y, [_, denominator]) in s.attended.chunks_exact_mut(head_dim).zip(&*s.stats) {
             let scale = 1.0 / denominator;
             y.iter_mut().for_each(|y| *y *= scale);
@@ -80,14 +79,15 @@ impl Past<'_> {
     }
 
     /// Adds a page to the running softmax of every head that reads it.
-    fn read<K: KernelSet>(self, kernels: &K, page: usize, s: &mut AttentionScratch<'_>) {
+    /// The scores of one that stands for others are `weight` larger.
+    fn read<K: KernelSet>(self, kernels: &K, page: usize, weight: f32, s: &mut AttentionScratch<'_>) {
         let Config { head_dim, num_key_value_heads: kv_heads, .. } = *self.config;
         let (group, seen) = (self.config.group_size(), self.seen(page));
-        let bits = s.chosen.len() / kv_heads;
+        let bits = s.chosen.len() / (2 * kv_heads);
         let dense = self.attention.mode == AttentionMode::Dense;
         let slot = self.cache.slot(page);
-        let chosen =
-            |chosen: &[u32], head: usize| dense || chosen[head * bits + slot / 32] >> (slot % 32) & 1 == 1;
+        let bit = |bits_of: &[u32], list: usize| bits_of[list * bits + slot / 32] >> (slot % 32) & 1 == 1;
+        let chosen = |bits_of: &[u32], head: usize| dense || bit(bits_of, head);
         if seen.is_empty() || !(0..kv_heads).any(|head| chosen(s.chosen, head)) {
             return;
         }
@@ -99,6 +99,9 @@ impl Past<'_> {
             let queries = &s.q[heads.start * head_dim..heads.end * head_dim];
             let keys = shape.keys(elements, head * head_dim..(head + 1) * head_dim);
             weighted_rows(kernels, keys, queries, scores);
+            if !dense && bit(s.chosen, kv_heads + head) {
+                scores.iter_mut().for_each(|score| *score += weight);
+            }
             let sums = s.attended[heads.start * head_dim..heads.end * head_dim].chunks_exact_mut(head_dim);
             for ((scores, sums), stats) in
                 scores.chunks_exact_mut(PAGE_LEN).zip(sums).zip(&mut s.stats[heads])
@@ -130,31 +133,40 @@ impl Past<'_> {
         first.min(end)..end
     }
 
-    /// Sets the bits of the pages that each head reads.
-    fn choose<K: KernelSet>(self, kernels: &K, s: &mut AttentionScratch<'_>) {
+    /// Sets the bits of the pages that each head reads; returns the weight of those that stand for others, which is that of all
+    /// heads.
+    fn choose<K: KernelSet>(self, kernels: &K, s: &mut AttentionScratch<'_>) -> f32 {
         let (held, page, heads) = (self.held(), self.position / PAGE_LEN, self.config.num_key_value_heads);
-        let bits = s.chosen.len() / heads;
+        let bits = s.chosen.len() / (2 * heads);
         s.chosen.fill(0);
         let recalls = self.attention.recalls(held.start, page);
+        let first = self.config.first_visible(self.position) / PAGE_LEN;
+        let seen = recalls.start.max(first).min(recalls.end)..recalls.end;
+        let mut weight = 0.0;
         for head in 0..heads {
             let salience = |page: usize| self.cache.salience(self.layer, page, head, self.position);
             let gate = self.thresholds.map(|t| Wanted { threshold: t[head], salience: &salience });
             let n = self.attention.choose(held.clone(), page, gate, s.pages);
-            let mut m = 0;
-            if !recalls.is_empty() {
-                let first = self.config.first_visible(self.position) / PAGE_LEN;
-                let pages = recalls.start.max(first).min(recalls.end)..recalls.end;
-                m = self.recall(kernels, head, pages, n, s);
-            }
-            let set = &mut s.chosen[head * bits..(head + 1) * bits];
+            let m = if seen.is_empty() { 0 } else { self.recall(kernels, head, seen.clone(), n, s) };
             // Sinks are those that were dropped from the ring's front.
             let sinks = held.start > 1 && self.attention.sinks > 0;
-            set[0] |= u32::from(sinks);
-            for page in s.pages[..n].iter().chain(&s.recalled[..m]) {
-                let slot = self.cache.slot(*page as usize);
-                set[slot / 32] |= 1 << (slot % 32);
+            s.chosen[head * bits] |= u32::from(sinks);
+            let mut set = |list: usize, page: u32| {
+                let slot = self.cache.slot(page as usize);
+                s.chosen[list * bits + slot / 32] |= 1 << (slot % 32);
+            };
+            s.pages[..n].iter().chain(&s.recalled[..m]).for_each(|page| set(head, *page));
+            if self.attention.mode == AttentionMode::Sampled && !seen.is_empty() {
+                let seed = plan::sample_seed(self.position, self.layer, head);
+                let sample = self.attention.sample(seen.clone(), &s.recalled[..m], seed, s.pages);
+                weight = sample.weight;
+                for page in &s.pages[..sample.pages] {
+                    set(head, *page);
+                    set(heads + head, *page);
+                }
             }
         }
+        weight
     }
 
     /// Lists the pages that a head's queries recall, beside the first `n` of `s.pages`.

@@ -88,7 +88,7 @@ impl<'a> Model<'a> {
     }
 
     pub(crate) fn recalls(&self) -> bool {
-        self.attention.recalled_pages() > 0
+        self.attention.chooses_by_token()
     }
 
     fn layout(&self) -> Layout {

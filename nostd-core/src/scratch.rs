@@ -58,7 +58,7 @@ pub(crate) struct AttentionScratch<'a> {
     pub(crate) stats: &'a mut [[f32; 2]],
     /// A position's values of all heads, in whole blocks.
     pub(crate) row: &'a mut [f32],
-    /// `[kv_heads, pages / 32]`: the pages that each head reads, a bit each.
+    /// `[2, kv_heads, pages / 32]`: the pages that each head reads, a bit each, and which of them stand for others.
     pub(crate) chosen: &'a mut [u32],
     /// `[pages]`
     pub(crate) pages: &'a mut [u32],
@@ -119,7 +119,7 @@ impl Sizes {
             heads * PAGE_LEN,
             2 * heads,
             c.kv_dim().next_multiple_of(PAGE_LEN),
-            c.num_key_value_heads * pages.div_ceil(32),
+            2 * c.num_key_value_heads * pages.div_ceil(32),
             pages,
             when(recalls, pages),
             when(recalls, 2 * c.group_size() * c.head_dim),

@@ -9,7 +9,7 @@ use crate::{
     kv_cache::{KvCache, PAGE_LEN, most_pages},
     team::{Member, Outcome, Outputs},
 };
-use candle_sparse_core::{Config, KernelSet};
+use candle_sparse_core::{Config, KernelSet, attention::plan::Sample};
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
@@ -20,11 +20,13 @@ pub(crate) struct LoneScratch {
     parts: Vec<f32>,
     stats: Vec<Stats>,
     recall: Recall,
-    /// The pages that each head recalls, as numbers; those not needed are negative.
+    /// The pages that each head recalls and draws, as numbers; those not needed are negative.
     recalled: Vec<f32>,
     /// The pages of each head, where they are not the plan's.
     pages: Vec<u32>,
     ends: Vec<usize>,
+    /// How many pages at the end of each list stand for others, and what is added to their scores.
+    drawn: (usize, f32),
 }
 
 impl LoneScratch {
@@ -85,13 +87,14 @@ impl Cut {
 
 /// What the phases of [`lone_token`] put out at most.
 pub(crate) fn declare(config: &Config, select: &Selector<'_>, cache: &KvCache, outputs: &mut Outputs) {
-    outputs.add(config.num_key_value_heads * recalled_pages(select, cache));
+    outputs.add(config.num_key_value_heads * own_pages(select, cache).iter().sum::<usize>());
     outputs.add(shares_room(config));
 }
 
-/// Pages that a head recalls at most: whatever is asked for, no more than there are.
-fn recalled_pages(select: &Selector<'_>, cache: &KvCache) -> usize {
-    select.config().recalled_pages().min(cache.pages_with_room())
+/// Pages that a head recalls at most, and draws: whatever is asked for, no more than there are.
+fn own_pages(select: &Selector<'_>, cache: &KvCache) -> [usize; 2] {
+    let config = select.config();
+    [config.recalled_pages(), config.sampled_pages()].map(|pages| pages.min(cache.pages_with_room()))
 }
 
 fn shares_room(config: &Config) -> usize {
@@ -132,7 +135,8 @@ pub(crate) fn lone_token(
     if recalls {
         token.recall(member, kernels, config, candidates, scratch)?;
     }
-    let LoneScratch { scores, parts, stats, pages, ends, .. } = scratch;
+    let LoneScratch { scores, parts, stats, pages, ends, drawn, .. } = scratch;
+    let (drawn, weight) = if recalls { *drawn } else { (0, 0.0) };
     let pages_of = |head: usize| match head.checked_sub(1) {
         _ if !recalls => token.plan.of(token.layer * kv_heads + head),
         None => &pages[..ends[0]],
@@ -155,15 +159,23 @@ pub(crate) fn lone_token(
             if share == 0 {
                 token.begin(kernels, h, queries, values, stats);
             }
-            let pages = pages_of(h).chunks(cut.share).nth(share).unwrap_or_default();
-            let sums = Sums { scores: &mut *scores, values, stats: &mut *stats };
+            let pages = pages_of(h);
+            let exact = pages.len() - drawn;
+            let end = ((share + 1) * cut.share).min(pages.len());
+            let start = (share * cut.share).min(end);
             let head = token.head(h, head_dim);
             // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
             let seen = |_, page: u32| {
                 let seen = head.seen(token.position, page);
                 seen.start..seen.end.min(head.stored - page as usize * PAGE_LEN)
             };
-            head.attend(kernels, queries, seen, pages, sums);
+            for pages in [
+                (&pages[start.min(exact)..end.min(exact)], 0.0),
+                (&pages[start.max(exact)..end.max(exact)], weight),
+            ] {
+                let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
+                head.attend(kernels, queries, seen, pages, sums);
+            }
             for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
                 *end = [stats.max, stats.denominator];
             }
@@ -179,7 +191,7 @@ impl<'a> Token<'a> {
         Head { cache, sequence: 0, layer, head, head_dim, stored: position }
     }
 
-    /// Lists the pages of each head with those that its queries recall.
+    /// Lists the pages of each head with those that its queries recall, and behind them those that it draws.
     fn recall(
         self,
         member: &mut Member<'_>,
@@ -189,8 +201,9 @@ impl<'a> Token<'a> {
         scratch: &mut LoneScratch,
     ) -> Outcome {
         let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
-        let count = recalled_pages(&self.select, self.cache);
-        let LoneScratch { recall, recalled, pages, ends, .. } = scratch;
+        let [most, draws] = own_pages(&self.select, self.cache);
+        let count = most + draws;
+        let LoneScratch { recall, recalled, pages, ends, drawn, .. } = scratch;
         recalled.resize(kv_heads * count, 0.0);
         let chosen = |head: usize| self.plan.of(self.layer * kv_heads + head);
         let piece = member.piece(kv_heads, kv_heads * candidates.len() * 2 * head_dim * 4, 1);
@@ -201,11 +214,19 @@ impl<'a> Token<'a> {
                 let cached = self.head(head, head_dim);
                 recall.score(kernels, cached, queries, group, candidates.clone());
                 let visible = cached.visible(self.position, &candidates);
-                let best = recall.best(&self.select, 0, visible, chosen(head));
+                let at = [self.position, self.layer, head];
+                let own = recall.choose(&self.select, 0, at, visible, chosen(head));
                 out.fill(-1.0);
-                out.iter_mut().zip(best).for_each(|(o, &page)| *o = page as f32);
+                let (best, sample) = out.split_at_mut(most);
+                best.iter_mut().zip(own.recalled).for_each(|(o, &page)| *o = page as f32);
+                sample.iter_mut().zip(own.drawn).for_each(|(o, &page)| *o = page as f32);
             }
         })?;
+        // As many for every head: it depends on the number of pages alone.
+        let n = self.head(0, head_dim).visible(self.position, &candidates).len();
+        let config = self.select.config();
+        let Sample { pages: m, weight } = config.sample_of(n - config.recalled_pages().min(n));
+        *drawn = (m, weight);
         pages.clear();
         ends.clear();
         for (head, recalled) in recalled.chunks_exact(count).enumerate() {

@@ -12,7 +12,10 @@ use crate::{
 use arrayvec::ArrayVec;
 use candle_core::Result;
 use candle_sparse_core::{
-    attention::{AttentionConfig, AttentionMode, plan::Wanted},
+    attention::{
+        AttentionConfig, AttentionMode,
+        plan::{Sample, Wanted, sample_seed},
+    },
     kv_cache::bounds,
 };
 use candle_sparse_kernels::Kernels;
@@ -100,6 +103,18 @@ pub(super) struct Recall {
     start: usize,
     stride: usize,
     order: Vec<u32>,
+    drawn: Vec<u32>,
+}
+
+/// The pages that a token chose by itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ByToken<'a> {
+    /// Those that its query recalls, in order.
+    pub(super) recalled: &'a [u32],
+    /// Those that stand for all others, in order.
+    pub(super) drawn: &'a [u32],
+    /// Added to the scores of these.
+    pub(super) weight: f32,
 }
 
 impl Recall {
@@ -110,6 +125,7 @@ impl Recall {
         // They begin and end with whole groups.
         reserve(&mut self.bounds, pages.next_multiple_of(PAGE_LEN) + PAGE_LEN);
         reserve(&mut self.order, pages);
+        reserve(&mut self.drawn, pages);
     }
 
     /// Bounds of some pages for `queries` `[tokens · group, head_dim]`.
@@ -152,20 +168,27 @@ impl Recall {
         }
     }
 
-    /// The pages that the `token`th token recalls, in order: of `pages`, some of those that were scored, those that
-    /// `chosen`, increasing, has not.
-    pub(super) fn best(
+    /// The pages that the `token`th token, at `position` in a layer and for a head, chooses of `pages`, some of those that were
+    /// scored, without those that `chosen`, increasing, has.
+    pub(super) fn choose(
         &mut self,
         select: &Selector<'_>,
         token: usize,
+        [position, layer, head]: [usize; 3],
         pages: Range<usize>,
         chosen: &[u32],
-    ) -> &[u32] {
+    ) -> ByToken<'_> {
         let bound = |page: u32| self.bounds[token * self.stride + page as usize - self.start];
         self.order.resize(pages.len(), 0);
-        let n = select.config.recall(pages, chosen, bound, &mut self.order);
+        let n = select.config.recall(pages.clone(), chosen, bound, &mut self.order);
         self.order.truncate(n);
-        &self.order
+        let mut sample = Sample { pages: 0, weight: 0.0 };
+        self.drawn.resize(pages.len(), 0);
+        if select.config.sampled_pages() > 0 {
+            let seed = sample_seed(position, layer, head);
+            sample = select.config.sample(pages, &self.order, seed, &mut self.drawn);
+        }
+        ByToken { recalled: &self.order, drawn: &self.drawn[..sample.pages], weight: sample.weight }
     }
 }
 

@@ -211,7 +211,8 @@ fn a_token_recalls_no_page_that_its_window_has_passed() {
 }
 
 fn mode() -> impl Strategy<Value = AttentionMode> {
-    prop_oneof![Just(AttentionMode::Window), Just(AttentionMode::Gated), Just(AttentionMode::Recall)]
+    use AttentionMode::{Gated, Recall, Sampled, Window};
+    prop_oneof![Just(Window), Just(Gated), Just(Recall), Just(Sampled)]
 }
 
 prop_compose! {

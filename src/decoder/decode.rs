@@ -75,7 +75,7 @@ impl Decoder {
     ) -> Result<()> {
         let AllScratch { decode: s, state, plan, .. } = s;
         let select = self.selector();
-        if select.config().recalled_pages() > 0 {
+        if select.config().chooses_by_token() {
             (0..self.layers.len()).for_each(|layer| cache.update_bounds(layer, position / PAGE_LEN));
         }
         plan.update(&select, cache, [self.layers.len(), self.config.num_key_value_heads], position);

@@ -169,7 +169,7 @@ impl Decoder {
                 cache.observe(sequence, i, gate, self.kernels, step.index_pos, x);
             }
         }
-        if select.config().recalled_pages() > 0 {
+        if select.config().chooses_by_token() {
             cache.update_bounds(i, end / PAGE_LEN);
         }
         let q = Queries { rows: &s.qkv, width, seq_len: step.seq_len, index_pos: step.index_pos };

@@ -168,7 +168,7 @@ impl PagedAttention {
                 self.cache.observe(b, 0, gate, kernels, start, &x[b * of_sequence..(b + 1) * of_sequence]);
             }
         }
-        if self.select.recalled_pages() > 0 {
+        if self.select.chooses_by_token() {
             self.cache.update_bounds(0, (start + n) / PAGE_LEN);
         }
         self.cache.advance(n);
@@ -242,7 +242,10 @@ mod tests {
         let [q, k, v] = qkv(300);
         let mode =
             |mode| AttentionConfig::new(mode).with_sinks(32).with_window(64).with_budget(64).with_recall(32);
-        for select in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall].map(mode) {
+        for select in
+            [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall, AttentionMode::Sampled]
+                .map(mode)
+        {
             for kv in [KvConfig::exact(crate::KvDType::F32), KvConfig::exact(crate::KvDType::F16)] {
                 let how = SparseAttention::new(0.2, select).with_kv(kv);
                 let whole = sparse_attention(&q, &k, &v, &how).unwrap();
@@ -322,7 +325,8 @@ mod tests {
             times[10]
         };
         println!("plain tensor ops: {:.2} ms", time(&mut || plain()));
-        let modes = [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall];
+        let modes =
+            [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall, AttentionMode::Sampled];
         for (mode, kv) in modes
             .into_iter()
             .flat_map(|m| [KvConfig::exact(crate::KvDType::F16), KvConfig::tiered()].map(|k| (m, k)))

@@ -181,6 +181,7 @@ fn built_in_models_agree_in_every_mode() {
             (AttentionMode::Gated, exact, 1e-5),
             (AttentionMode::Gated, rounded, 1e-3),
             (AttentionMode::Recall, exact, 1e-5),
+            (AttentionMode::Sampled, exact, 1e-5),
         ] {
             let decoder = decoder.with_attention(FEW.with_mode(mode)).unwrap();
             check(&decoder, ids.len(), kv, bound, &format!("{mode:?} {kv:?}"));

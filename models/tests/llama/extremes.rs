@@ -35,7 +35,9 @@ fn a_context_of_any_length_is_read() {
         let mut config = config.clone();
         config.max_position_embeddings = n;
         let model = load(&config);
-        for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall] {
+        for mode in
+            [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall, AttentionMode::Sampled]
+        {
             let model = model.with_attention(AttentionConfig::new(mode)).unwrap();
             let got = read(&model, &mut Cache::of(&model, KvConfig::exact(KvDType::F32))).unwrap();
             assert_eq!(worst(&got, &want), 0.0, "{n} {mode:?}");
@@ -51,7 +53,9 @@ fn a_budget_of_any_size_is_no_limit() {
     let model = load(&config);
     let want = read(&model, &mut Cache::of(&model, KvConfig::exact(KvDType::F32))).unwrap();
     for n in LARGE {
-        for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall] {
+        for mode in
+            [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Recall, AttentionMode::Sampled]
+        {
             let few = AttentionConfig::default()
                 .with_mode(mode)
                 .with_sinks(4)

@@ -129,6 +129,32 @@ fn recall_finds_what_a_window_has_lost() {
     }
 }
 
+/// A quarter of the positions, most of them drawn at random, tell which of two tokens there were more of; what a query or a gate
+/// chooses does not.
+#[test]
+fn a_sample_counts_what_nothing_else_does() {
+    let share = |seed| count(1024, Share { most: 0.2, other: 0.12, misleading: 192 }, seed);
+    let tasks: Vec<_> = (0..12).map(share).collect();
+    let counted = |mode, recall, budget| {
+        let select = with(mode, recall).with_window(32).with_budget(budget);
+        let llama = load().unwrap().with_attention(select).unwrap();
+        right(&llama, KvConfig::exact(KvDType::F16), &tasks).0
+    };
+    let dense = right(&load().unwrap(), KvConfig::exact(KvDType::F16), &tasks).0;
+    let (sampled, recalled, window) = (
+        counted(AttentionMode::Sampled, 32, 160),
+        counted(AttentionMode::Recall, 0, 192),
+        counted(AttentionMode::Window, 0, 0),
+    );
+    say_line(&format!(
+        "dense {dense}, sampled {sampled}, recall {recalled}, window {window} of {}",
+        tasks.len()
+    ));
+    assert_eq!(dense, tasks.len());
+    assert!(10 * sampled >= 9 * dense, "{sampled} of {dense}");
+    assert!(recalled.max(window) < sampled, "{recalled} {window}");
+}
+
 #[test]
 fn a_fitted_gate_finds_what_one_that_knows_finds() {
     let llama = load().unwrap();
@@ -233,6 +259,7 @@ fn table() {
             try_all("gate", &with(AttentionMode::Gated, 0, Some(&ridge)));
             try_all("gate + recall", &with(AttentionMode::Gated, default.recall, Some(&ridge)));
             try_all("recall", &with(AttentionMode::Recall, 0, None));
+            try_all("sampled", &with(AttentionMode::Sampled, default.recall, None));
             try_all("oracle", &with(AttentionMode::Gated, 0, Some(&oracle())));
             say_line(&line);
         }

@@ -75,7 +75,7 @@ fn sparse_ffns_work_past_the_window() {
 fn every_attention_works_in_the_window() {
     let (x, dense) = (text(), dense(200));
     let want = decode(&mut dense.clone(), &x, 400);
-    for mode in [AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
+    for mode in [AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall, AttentionMode::Sampled] {
         let narrow = AttentionConfig::default()
             .with_mode(mode)
             .with_sinks(4)
@@ -109,7 +109,13 @@ fn one_layer_says_nothing_of_what_its_window_has_passed() {
     let other: Vec<u32> = (0..128_u32).map(|i| (i * 37 + 11) % 2048).collect();
     let other = Tensor::from_vec(other, (1, 128), &Device::Cpu).unwrap();
     let other = Tensor::cat(&[&other, &x.narrow(1, 128, 272).unwrap()], 1).unwrap();
-    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
+    for mode in [
+        AttentionMode::Dense,
+        AttentionMode::Window,
+        AttentionMode::Gated,
+        AttentionMode::Recall,
+        AttentionMode::Sampled,
+    ] {
         let select = AttentionConfig::default()
             .with_mode(mode)
             .with_sinks(4)

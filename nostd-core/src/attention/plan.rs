@@ -5,6 +5,7 @@
 //! window  sinks · window
 //! gated   sinks · the most salient pages, as many as the budget holds · window · recalled pages
 //! recall  sinks · window · recalled pages, as many as the budget holds
+//! sampled sinks · window · recalled pages · some of all others, drawn at random, each counted for those that it stands for
 //! ```
 //!
 //! 1. Pages are chosen for each key/value head, for all its query heads, and once for 32 positions: the window reaches
@@ -12,7 +13,9 @@
 //!    began and never what a later token says.
 //! 2. Where all pages between sinks and window fit the budget, attention is dense.
 //! 3. Recall is for each token: the pages whose [bound](crate::kv_cache::bounds) is highest for it.
-//! 4. Behind a model's own sliding window there is nothing: no sinks, nothing to choose or recall. Lists begin with the
+//! 4. A sample of `m` of `n` pages counts `n / m` times: then the softmax's sums, numerator and denominator, are on average
+//!    those over all pages. What is spread over the whole past, such as a count, is not lost (vAttention: Desai et al. 2025).
+//! 5. Behind a model's own sliding window there is nothing: no sinks, nothing to choose or recall. Lists begin with the
 //!    first page that any token of a page sees; positions are masked.
 
 use crate::kv_cache::PAGE_LEN;
@@ -42,6 +45,9 @@ pub enum AttentionMode {
     /// Those of [`Self::Window`], and the pages between them that may score highest for the query (Quest: Tang et al. 2024);
     /// needs no gate.
     Recall,
+    /// Those of [`Self::Window`], pages that may score highest for the query, and a uniform sample of all others, each weighted
+    /// by the number of pages that it stands for; needs no gate.
+    Sampled,
 }
 
 /// Settings of sparse attention; sizes in positions, rounded up to whole pages of 32. Any size may be larger than the context:
@@ -64,9 +70,9 @@ pub struct AttentionConfig {
     pub sinks: usize,
     /// So many positions before the token are always read, at least 32.
     pub window: usize,
-    /// At most so many positions between sinks and window are read.
+    /// At most so many positions between sinks and window are read; with [`AttentionMode::Sampled`] so many are drawn.
     pub budget: usize,
-    /// With [`AttentionMode::Gated`] so many more positions, chosen by the query and not by the gate.
+    /// With [`AttentionMode::Gated`] and [`AttentionMode::Sampled`] so many more positions, chosen by the query.
     pub recall: usize,
 }
 
@@ -97,9 +103,21 @@ impl AttentionConfig {
     pub fn recalled_pages(&self) -> usize {
         match self.mode {
             AttentionMode::Dense | AttentionMode::Window => 0,
-            AttentionMode::Gated => self.recall.div_ceil(PAGE_LEN),
+            AttentionMode::Gated | AttentionMode::Sampled => self.recall.div_ceil(PAGE_LEN),
             AttentionMode::Recall => self.budget.div_ceil(PAGE_LEN),
         }
+    }
+
+    /// Pages of 32 positions that each token draws at random.
+    #[must_use]
+    pub fn sampled_pages(&self) -> usize {
+        if self.mode == AttentionMode::Sampled { self.budget.div_ceil(PAGE_LEN) } else { 0 }
+    }
+
+    /// Whether tokens choose pages by their own query, or draw some.
+    #[must_use]
+    pub fn chooses_by_token(&self) -> bool {
+        self.recalled_pages() + self.sampled_pages() > 0
     }
 
     /// Pages that a token reads at most, recalled ones not among them.
@@ -125,7 +143,7 @@ impl AttentionConfig {
     pub fn recalls(&self, first: usize, page: usize) -> Range<usize> {
         let between = self.between(first, page);
         let all_read = between.len() <= self.budget.div_ceil(PAGE_LEN);
-        if self.recalled_pages() == 0 || all_read { 0..0 } else { between }
+        if !self.chooses_by_token() || all_read { 0..0 } else { between }
     }
 
     /// Writes the pages of `held` that a token of page `page` reads to the front of `out`, in order, recalled ones not among
@@ -180,6 +198,61 @@ impl AttentionConfig {
         }
         keep_best(&mut out[..n], self.recalled_pages(), bound)
     }
+
+    /// Writes the pages that a token draws to the front of `out`, in order: of `pages` some of those that are not `recalled`,
+    /// increasing, each with the same probability. What `seed` is, [`sample_seed`] says.
+    ///
+    /// # Panics
+    /// `out` is shorter than the sample.
+    pub fn sample(&self, pages: Range<usize>, recalled: &[u32], seed: u64, out: &mut [u32]) -> Sample {
+        let n = pages.len() - recalled.len();
+        let Sample { pages: m, weight } = self.sample_of(n);
+        if m == 0 {
+            return Sample { pages: 0, weight };
+        }
+        // Evenly spread from a random start: of all starts, each page is met by the same number.
+        let start = (seed % n as u64) as usize;
+        let (mut rest, mut passed, mut drawn) = (recalled, 0, 0);
+        for page in pages.start as u32..pages.end as u32 {
+            if rest.first() == Some(&page) {
+                rest = &rest[1..];
+                continue;
+            }
+            if drawn < m && (drawn * n + start) / m == passed {
+                out[drawn] = page;
+                drawn += 1;
+            }
+            passed += 1;
+        }
+        Sample { pages: drawn, weight }
+    }
+
+    /// The size and weight of a sample of `n` pages.
+    #[must_use]
+    pub fn sample_of(&self, n: usize) -> Sample {
+        let pages = self.sampled_pages().min(n);
+        Sample { pages, weight: if pages == 0 { 0.0 } else { libm::logf(n as f32 / pages as f32) } }
+    }
+}
+
+/// What [`AttentionConfig::sample`] drew.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// How many pages.
+    pub pages: usize,
+    /// Added to the scores of their positions: the logarithm of the pages that each stands for.
+    pub weight: f32,
+}
+
+/// The seed of one token's sample in one layer, for one key/value head: the same wherever it is computed (`SplitMix64`: Steele
+/// et al. 2014).
+#[must_use]
+pub fn sample_seed(position: usize, layer: usize, head: usize) -> u64 {
+    let mut z =
+        ((position as u64) << 32 | (layer as u64) << 16 | head as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// What a gate says to the pages of a head.
@@ -244,6 +317,23 @@ mod tests {
         assert_eq!(chosen(none, 0..8, 8, &salience), [0, 6, 7]);
         assert_eq!(chosen(SMALL, 0..5, 4, &salience), [0, 1, 2, 3, 4], "all between fit the budget");
         assert_eq!(chosen(SMALL, 2..9, 8, &salience), [3, 5, 6, 7, 8], "what is gone is not chosen");
+    }
+
+    #[test]
+    fn a_sample_meets_each_page_equally_often() {
+        let config = AttentionConfig { mode: AttentionMode::Sampled, budget: 96, recall: 32, ..SMALL };
+        let (recalled, mut out, mut met) = ([5, 9], [0; 3], [0; 20]);
+        for seed in 0..10 {
+            let sample = config.sample(3..15, &recalled, seed, &mut out);
+            assert_eq!(sample.pages, 3);
+            assert!((sample.weight - (10.0_f32 / 3.0).ln()).abs() < 1e-6 && out.is_sorted());
+            out.iter().for_each(|page| met[*page as usize] += 1);
+        }
+        let others = |page: &usize| (3..15).contains(page) && ![5, 9].contains(page);
+        assert!((0..20).all(|page| met[page] == if others(&page) { 3 } else { 0 }), "{met:?}");
+        let all = config.sample(3..6, &[5], 7, &mut out);
+        assert_eq!((all, &out[..2]), (Sample { pages: 2, weight: 0.0 }, &[3, 4][..]));
+        assert_eq!(config.sample(3..4, &[3], 7, &mut out), Sample { pages: 0, weight: 0.0 });
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Settings, Error> {
         1 => AttentionMode::Window,
         2 => AttentionMode::Gated,
         3 => AttentionMode::Recall,
+        4 => AttentionMode::Sampled,
         _ => return Err(bad("attention mode")),
     };
     let dtype = super::format_of(w[5]).ok_or(bad("kv cache dtype"))?;

@@ -74,7 +74,8 @@ fn every_ffn() {
 #[test]
 fn every_attention_in_every_tier_and_ring() {
     let mut r = Random(2);
-    for mode in [AttentionMode::Dense, AttentionMode::Window, AttentionMode::Gated, AttentionMode::Recall] {
+    use AttentionMode::{Dense, Gated, Recall, Sampled, Window};
+    for mode in [Dense, Window, Gated, Recall, Sampled] {
         // Hot pages in F32, so that the other side's rounding is the same but for an element in a million.
         let aged = |hot, warm| KvConfig { dtype: Format::F32, ..KvConfig::tiered(hot, warm) };
         for (round, kv) in [

@@ -3,7 +3,7 @@
 use crate::built::{Built, FfnOf, Layer, Linear, Sparse};
 use candle_sparse_core::{
     Format, KvConfig, Matrix,
-    attention::AttentionMode,
+    attention::{AttentionMode, plan::sample_seed},
     ffn::{CROSSOVER, DENSE_TOKENS, PANEL, Rule},
     kernel::activation,
 };
@@ -106,10 +106,13 @@ impl<'a> Naive<'a> {
             q.chunks_exact(c.head_dim).zip(out.chunks_exact_mut(c.head_dim)).enumerate()
         {
             let kv_head = head / c.group_size();
-            let positions = self.positions(i, kv_head, &q);
+            let (positions, drawn, weight) = self.positions(i, kv_head, &q);
             let past = &self.past[i];
             let part = |x: &[f32]| x[kv_head * c.head_dim..(kv_head + 1) * c.head_dim].to_vec();
-            let dots = positions.iter().map(|&p| dot(query, &part(&past.k[p])) / (c.head_dim as f64).sqrt());
+            let counted = |p: usize| if drawn.contains(&(p / PAGE)) { weight } else { 0.0 };
+            let dots = positions
+                .iter()
+                .map(|&p| dot(query, &part(&past.k[p])) / (c.head_dim as f64).sqrt() + counted(p));
             let dots: Vec<f64> = dots.collect();
             let max = dots.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = dots.iter().map(|d| (d - max).exp()).collect();
@@ -123,14 +126,23 @@ impl<'a> Naive<'a> {
         linear(&layer.attention[3], &out)
     }
 
-    /// The positions that the next token sees, its own last.
-    fn positions(&self, i: usize, head: usize, q: &[f32]) -> Vec<usize> {
-        let (p, pages) = (self.len, self.pages(i, head, q));
+    /// The positions that the next token sees, its own last; the pages that stand for others, and the logarithm of how many.
+    fn positions(&self, i: usize, head: usize, q: &[f32]) -> (Vec<usize>, Vec<usize>, f64) {
+        let (p, mut drawn, mut weight) = (self.len, Vec::new(), 0.0);
+        let pages = self.pages(i, head, q, &mut drawn, &mut weight);
         let seen = |j: usize| self.m.config.sliding_window.is_none_or(|w| j + w > p);
-        (0..p).filter(|&j| pages.contains(&(j / PAGE)) && seen(j)).chain([p]).collect()
+        let all = (0..p).filter(|&j| (pages.contains(&(j / PAGE)) || drawn.contains(&(j / PAGE))) && seen(j));
+        (all.chain([p]).collect(), drawn, weight)
     }
 
-    fn pages(&self, i: usize, head: usize, q: &[f32]) -> Vec<usize> {
+    fn pages(
+        &self,
+        i: usize,
+        head: usize,
+        q: &[f32],
+        drawn: &mut Vec<usize>,
+        weight: &mut f64,
+    ) -> Vec<usize> {
         let (a, c, past) = (&self.m.attention, &self.m.config, &self.past[i]);
         let page = self.len / PAGE;
         let ring = (page + 1).saturating_sub(self.visible).max(1);
@@ -165,6 +177,7 @@ impl<'a> Naive<'a> {
                 a.recall.div_ceil(PAGE)
             }
             AttentionMode::Recall => budget,
+            AttentionMode::Sampled => a.recall.div_ceil(PAGE),
             _ => 0,
         };
         let visible = c.sliding_window.map_or(0, |w| (self.len + 1).saturating_sub(w) / PAGE);
@@ -172,6 +185,16 @@ impl<'a> Naive<'a> {
         rest.retain(|p| !chosen.contains(p) && *p >= visible);
         let bound = |p: usize| self.bound(i, head, q, p);
         rest.sort_by(|a, b| bound(*b).total_cmp(&bound(*a)).then(b.cmp(a)));
+        if a.mode == AttentionMode::Sampled {
+            let mut others = rest.split_off(recalled.min(rest.len()));
+            others.sort_unstable();
+            let (n, m) = (others.len(), budget.min(others.len()));
+            if m > 0 {
+                let start = sample_seed(self.len, i, head) as usize % n;
+                *drawn = (0..m).map(|j| others[(j * n + start) / m]).collect();
+                *weight = (n as f64 / m as f64).ln();
+            }
+        }
         chosen.extend(rest.into_iter().take(recalled));
         chosen
     }
