@@ -180,7 +180,7 @@ fn parts(rounds: usize, out: &mut impl Write) -> Result<()> {
     let (mut row, c) = (noise(8192, 3), LLAMA_7B.config());
     let (mut cos, mut sin) = (vec![0.0; 64], vec![0.0; 64]);
     let rotate = || {
-        rope::angles(|i| c.rope.inv_freq(i, c.head_dim), 1000, &mut cos, &mut sin);
+        rope::angles(|i| c.rope.inv_freq(i, c.head_dim), 1.0, 1000, &mut cos, &mut sin);
         row.chunks_exact_mut(128).for_each(|head| rope::rope(head, &cos, &sin, false));
         Ok(())
     };

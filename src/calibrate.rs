@@ -28,6 +28,7 @@ mod search;
 mod thresholds;
 
 use crate::{
+    FfnMode,
     decoder::Decoder,
     profile::{Profile, Rule},
     quality::Loss,
@@ -245,10 +246,14 @@ impl Calibrator {
         if model.has_ffn_bias() {
             bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
         }
-        if model.sparse_config().is_some() {
-            bail!(
+        match model.sparse_config().map(|c| c.mode) {
+            None => {}
+            Some(FfnMode::ExactZero) => {
+                bail!("calibrate: the model leaves exact zeros out: load it with FfnMode::Dense")
+            }
+            Some(_) => bail!(
                 "calibrate: the checkpoint holds a profile already: leave it out, or set CANDLE_SPARSE=off"
-            );
+            ),
         }
         let mut run = Run::new(model);
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
@@ -313,7 +318,8 @@ impl Calibrator {
 impl Calibrator {
     /// So many tokens that comparing takes minutes and not hours.
     fn compared(&self, c: &Config) -> usize {
-        let parameters = 3 * c.num_hidden_layers * c.intermediate_size * c.hidden_size;
+        let matrices = if c.gated_mlp { 3 } else { 2 };
+        let parameters = matrices * c.num_hidden_layers * c.intermediate_size * c.hidden_size;
         let affordable = (4096.0 * FAST_PARAMETERS / parameters as f64) as usize;
         self.compare_tokens.min(affordable.max(LEAST_COMPARED))
     }
@@ -366,12 +372,9 @@ fn ffn_weights(vb: &VarBuilder<'_>, c: &Config, act: GluActivation, layer: usize
     let get =
         |name: &str, dims: (usize, usize)| vb.get(dims, &format!("{name}.weight"))?.to_dtype(DType::F32);
     let (inner, hidden) = (c.intermediate_size, c.hidden_size);
-    Ok(FfnWeights {
-        gate: get("gate_proj", (inner, hidden))?,
-        up: get("up_proj", (inner, hidden))?,
-        down: get("down_proj", (hidden, inner))?,
-        act,
-    })
+    let up = get("up_proj", (inner, hidden))?;
+    let (gate, up) = if c.gated_mlp { (get("gate_proj", (inner, hidden))?, Some(up)) } else { (up, None) };
+    Ok(FfnWeights { gate, up, down: get("down_proj", (hidden, inner))?, act })
 }
 
 /// Whole windows of at least `tokens` tokens, spread over all.

@@ -11,6 +11,7 @@ mod checkpoint;
 mod core;
 mod decode;
 mod forward;
+mod gate_up;
 mod inventory;
 mod load;
 mod payoff;
@@ -63,13 +64,14 @@ struct Layer {
 #[derive(Clone, Debug)]
 enum Ffn {
     Dense(DenseFfn),
-    /// With a profile.
+    /// Neuron by neuron: with a profile, or where the activation shuts neurons.
     Sparse(SparseFfn),
 }
 
 #[derive(Clone, Debug)]
 struct DenseFfn {
-    gate_proj: Projection<Weight>,
+    /// `None` for an FFN without a gate.
+    gate_proj: Option<Projection<Weight>>,
     up_proj: Projection<Weight>,
     down_proj: Projection,
 }
@@ -93,14 +95,15 @@ impl Ffn {
     fn dense_bytes(&self) -> usize {
         match self {
             Self::Dense(f) => {
-                f.gate_proj.weight.bytes() + f.up_proj.weight.bytes() + f.down_proj.weight.bytes()
+                let gate = f.gate_proj.as_ref().map_or(0, |p| p.weight.bytes());
+                gate + f.up_proj.weight.bytes() + f.down_proj.weight.bytes()
             }
             Self::Sparse(f) => f.dense_bytes(),
         }
     }
 }
 
-/// How the FFNs of a model with a profile run.
+/// How FFNs that leave neurons out run.
 #[derive(Clone, Debug)]
 struct Sparse {
     points: Points,

@@ -31,7 +31,7 @@ use rayon::prelude::*;
 pub enum Choice {
     /// All neurons.
     All,
-    /// By a profile's rule, at a point of its shares.
+    /// By a profile's rule, at a point of its shares; exact zeros have none.
     Rule(Rule, usize),
     /// A share of each block's neurons with the largest true `|act(g)·u|·‖w_down‖`, per token.
     Oracle(f32),
@@ -149,7 +149,7 @@ impl<'a> Simulation<'a> {
             Choice::All => vec![true; rows.a.len()],
             Choice::Rule(rule, point) => {
                 let (gate_hat, up_hat) = match rule {
-                    Rule::Gate => (Vec::new(), Vec::new()),
+                    Rule::Gate | Rule::ExactZero => (Vec::new(), Vec::new()),
                     Rule::LowRank | Rule::Cascade => {
                         let [p, q_gate, q_up] = &self.predictors[layer];
                         let z =
@@ -191,11 +191,11 @@ impl<'a> Simulation<'a> {
         gate: f32,
         (gate_hat, up_hat): (Option<f32>, Option<f32>),
     ) -> bool {
-        let r = &l.rules[rule as usize];
+        let alpha = |g: f32| activation::apply(self.act.act, g - self.act.shift, 1.0);
+        let Some(r) = l.rules.get(rule as usize) else { return alpha(gate) != 0.0 };
         if n < r.hot[point] as usize {
             return true;
         }
-        let alpha = |g: f32| activation::apply(self.act.act, g - self.act.shift, 1.0);
         let scale = l.importance[n].powi(2);
         if rule == Rule::Gate {
             return alpha(gate).powi(2) * l.up_square[n] * scale >= r.keep[point].powi(2);
@@ -288,7 +288,9 @@ impl LayerTap for Simulation<'_> {
         sums[0] += (a.len() / inner) as f64;
         self.seed += 1;
         if let Choice::Rule(rule, point) = self.choices[layer] {
-            let bias = &l.rules[rule as usize].bias[point * hidden..(point + 1) * hidden];
+            // Exact zeros have no rule in a profile, and miss nothing.
+            let Some(rule) = l.rules.get(rule as usize) else { return };
+            let bias = &rule.bias[point * hidden..(point + 1) * hidden];
             y.chunks_exact_mut(hidden).for_each(|y| y.copy_from_slice(bias));
         }
     }

@@ -40,8 +40,8 @@ pub(crate) fn candidate_factor(act: Activation) -> f32 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FfnMode {
-    /// What the profile found best: the rule that keeps what calibration was asked for and reads the fewest bytes, or all
-    /// neurons where none keeps it.
+    /// What the profile found best: the rule that keeps what calibration was asked for and reads the fewest bytes. Where none
+    /// keeps it, or there is no profile, [`Self::ExactZero`] if the activation is one for it, else all neurons.
     #[default]
     Auto,
     /// All neurons.
@@ -52,6 +52,9 @@ pub enum FfnMode {
     LowRank,
     /// The gates of the neurons that the prediction names; up and down rows of those whose gate is large enough.
     Cascade,
+    /// The gates of all neurons (ups, where there is no gate); the other rows of those whose activation is not exactly 0. What
+    /// is left out would have added 0, so nothing is lost, and no profile is needed. For relu, relu2, fatrelu and drelu.
+    ExactZero,
 }
 
 impl From<Rule> for FfnMode {
@@ -60,12 +63,13 @@ impl From<Rule> for FfnMode {
             Rule::Gate => Self::Gate,
             Rule::LowRank => Self::LowRank,
             Rule::Cascade => Self::Cascade,
+            Rule::ExactZero => Self::ExactZero,
         }
     }
 }
 
 impl FfnMode {
-    /// The rule of a profile that this mode follows; `None` for [`Self::Dense`], and for [`Self::Auto`] before a profile
+    /// The rule that this mode follows; `None` for [`Self::Dense`], and for [`Self::Auto`] before a profile
     /// [resolves](SparseConfig::resolve) it.
     #[must_use]
     pub fn rule(self) -> Option<Rule> {
@@ -74,6 +78,7 @@ impl FfnMode {
             Self::Gate => Some(Rule::Gate),
             Self::LowRank => Some(Rule::LowRank),
             Self::Cascade => Some(Rule::Cascade),
+            Self::ExactZero => Some(Rule::ExactZero),
         }
     }
 }
@@ -181,7 +186,8 @@ impl SparseConfig {
             (FfnMode::Auto, None) => FfnMode::Cascade,
             (mode, _) => mode,
         };
-        if let Some(rule) = mode.rule().filter(|&r| promised && !self.force && !held_out.kept[r as usize]) {
+        let missed = |r: Rule| held_out.kept.get(r as usize) == Some(&false);
+        if let Some(rule) = mode.rule().filter(|&r| promised && !self.force && missed(r)) {
             let others = Rule::ALL.into_iter().filter(|&r| held_out.kept[r as usize]);
             let others: Vec<String> = others.map(|r| format!("{:?}", FfnMode::from(r))).collect();
             let instead =

@@ -34,6 +34,7 @@ impl Shape {
             rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
             max_position_embeddings: 1 << 16,
             hidden_act: Activation::Silu,
+            gated_mlp: true,
             gate_shift: 0.0,
             norm_shift: None,
             sliding_window: None,

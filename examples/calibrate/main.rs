@@ -18,9 +18,10 @@ mod text;
 
 use anyhow::{Result, bail};
 use candle_sparse_models::{
+    FfnMode,
     calibrate::{Calibrator, Progress, Target, own_text},
     decoder::LoadOptions,
-    pretrained::{Pretrained, var_builder},
+    pretrained::{self, Pretrained, var_builder},
     quality::Loss,
 };
 use clap::Parser;
@@ -87,7 +88,11 @@ fn run(cli: &Cli) -> Result<()> {
     let mut files = cli.model.files()?;
     // What was learned before is not to be learned again.
     files.sparse_profile = None;
-    let options = LoadOptions::default().with_threads(cli.model.threads()?);
+    let mut options = LoadOptions::default().with_threads(cli.model.threads()?);
+    if pretrained::config(&files)?.hidden_act.has_exact_zeros() {
+        // Nor is anything left out that needs no profile.
+        options.sparse.mode = FfnMode::Dense;
+    }
     let loaded = Pretrained::load(&files, options)?;
     loaded.notices.iter().for_each(output::note);
     let [fit, tune, held_out] = cli.windows(&loaded)?;

@@ -94,7 +94,7 @@ pub(crate) struct ModelArgs {
     /// Sparse profile, instead of the model's own sparse.safetensors; CANDLE_SPARSE=off runs without any
     #[arg(long, help_heading = "Sparse")]
     pub(crate) profile: Option<PathBuf>,
-    /// Which neurons are computed; what the profile found best where not given
+    /// Which neurons are computed; what the profile found best where not given, and without one what the activation does not shut
     #[arg(long, help_heading = "Sparse")]
     pub(crate) ffn: Option<Ffn>,
     /// Leave neurons out even where that is no faster here, or by a rule that misses its profile's target
@@ -123,6 +123,8 @@ pub(crate) enum Ffn {
     LowRank,
     /// Gates of what the prediction says; up and down where the gate says so
     Cascade,
+    /// All gates; up and down of those that the activation does not shut: loses nothing, needs no profile
+    ExactZero,
 }
 
 impl From<Ffn> for FfnMode {
@@ -132,6 +134,7 @@ impl From<Ffn> for FfnMode {
             Ffn::Gate => Self::Gate,
             Ffn::LowRank => Self::LowRank,
             Ffn::Cascade => Self::Cascade,
+            Ffn::ExactZero => Self::ExactZero,
         }
     }
 }
@@ -167,8 +170,14 @@ impl ModelArgs {
             Some(s) if (0.0..1.0).contains(&s) => Selection::Share(1.0 - s),
             Some(s) => bail!("--sparsity {s} must be 0 or more and below 1"),
         };
-        if self.sparsity.is_some() && self.ffn == Some(Ffn::Dense) {
-            bail!("--sparsity leaves nothing out with --ffn dense: give one of the two");
+        match self.ffn.filter(|_| self.sparsity.is_some()) {
+            Some(Ffn::Dense) => {
+                bail!("--sparsity leaves nothing out with --ffn dense: give one of the two")
+            }
+            Some(Ffn::ExactZero) => bail!(
+                "--sparsity says how many neurons are left out, --ffn exact-zero leaves that to the model: give one of the two"
+            ),
+            _ => {}
         }
         if let Some(limit) = self.guard.filter(|l| !(*l > 0.0 && l.is_finite())) {
             bail!("--guard {limit} must be above 0");
@@ -204,7 +213,8 @@ impl ModelArgs {
 
     /// Flags about a profile that is not there, or not used.
     pub(crate) fn check_sparse(&self, has_profile: bool) -> Result<()> {
-        let ffn = self.ffn.filter(|ffn| *ffn != Ffn::Dense).map(|_| "--ffn");
+        let by_profile = |ffn: &Ffn| !matches!(ffn, Ffn::Dense | Ffn::ExactZero);
+        let ffn = self.ffn.filter(by_profile).map(|_| "--ffn");
         let sparsity = self.sparsity.map(|_| "--sparsity");
         let flag = ffn.or(sparsity).or(self.guard.map(|_| "--guard"));
         if std::env::var_os("CANDLE_SPARSE").is_some_and(|value| value == "off") {

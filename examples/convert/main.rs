@@ -13,6 +13,7 @@ use candle_sparse_models::{
     convert::{GgufModel, Layout},
     files::{ModelFiles, Weights},
     gguf::GgufFile,
+    pretrained,
 };
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
@@ -36,8 +37,8 @@ struct Cli {
     /// Put no profile into the file
     #[arg(long, conflicts_with_all = ["profile", "neuron_major"])]
     no_profile: bool,
-    /// Hold up and down rows of a neuron side by side, in the profile's order: sparse decode uses the file in place, llama.cpp
-    /// and candle cannot open it
+    /// Hold up and down rows of a neuron side by side, in the profile's order, or the model's own where its activation gives exact
+    /// zeros: sparse decode uses the file in place, llama.cpp and candle cannot open it
     #[arg(long)]
     neuron_major: bool,
     /// The file to write
@@ -56,14 +57,17 @@ fn run(cli: &Cli) -> Result<()> {
     candle_sparse::save::check(&cli.out)?;
     let files = embedded::resolve(&cli.model, cli.revision.as_deref())?;
     let profile = profile(cli, &files)?;
-    if cli.neuron_major && profile.is_none() {
+    let by_zeros = || Ok::<_, candle_core::Error>(pretrained::config(&files)?.hidden_act.has_exact_zeros());
+    if cli.neuron_major && profile.is_none() && !by_zeros()? {
         bail!(
-            "--neuron-major needs the order of a profile: make one with `calibrate` and give it with --profile"
+            "--neuron-major needs the order of a profile, or an activation that gives exact zeros: make one with `calibrate` and \
+             give it with --profile"
         );
     }
     let layout = Layout::default()
         .with_format(cli.dtype)
-        .with_neuron_major(profile.as_ref().filter(|_| cli.neuron_major));
+        .with_neuron_major(profile.as_ref().filter(|_| cli.neuron_major))
+        .with_own_order(cli.neuron_major && profile.is_none());
     let mut model = GgufModel::from_files(&files, layout)?;
     if let Some(profile) = &profile {
         model = model.with_profile(profile)?;
@@ -78,7 +82,11 @@ fn run(cli: &Cli) -> Result<()> {
         });
         cli::output::line(json)?;
     }
-    let opens = if model.is_ordinary() { "opens in llama.cpp and candle too" } else { "opens here alone" };
+    let opens = match (model.is_llama(), model.is_ordinary()) {
+        (true, _) => "opens in llama.cpp and candle too",
+        (false, true) => "opens in llama.cpp too",
+        (false, false) => "opens here alone",
+    };
     let inside = if profile.is_some() { "with its profile, " } else { "" };
     cli::output::status(format_args!("{}: {:.1} MB, {inside}{opens}", cli.out.display(), bytes as f64 / 1e6));
     Ok(())

@@ -1,6 +1,11 @@
 //! The engines that are measured, behind one trait.
 
-use super::{Cli, gguf::gguf, source::Source, sparse::Drawn};
+use super::{
+    Cli,
+    gguf::gguf,
+    source::Source,
+    sparse::{Drawn, Ffn},
+};
 use anyhow::{Context, Result, bail};
 use candle_core::{
     DType, Device, Tensor,
@@ -84,7 +89,9 @@ impl Ours {
             config.max_position_embeddings = config.max_position_embeddings.max(positions);
             let vb = source.var_builder()?;
             if let Some(drawn) = drawn {
-                options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
+                if drawn.ffn != Ffn::ExactZero {
+                    options.profile = Some(Arc::new(drawn.profile(&vb, &config)?));
+                }
                 // This program measures whether it pays.
                 (options.sparse.mode, options.sparse.force) = (drawn.ffn.into(), true);
             }
@@ -99,7 +106,8 @@ impl Ours {
         let cache = llama::Cache::new(true, cache_dtype, &config, &Device::Cpu)?;
         let logits = vec![0.0; config.vocab_size];
         let mut ours = Self { name: "dense", model, cache, config, cache_dtype, logits };
-        if let Some(drawn) = drawn {
+        // Exact zeros are the weights' own.
+        if let Some(drawn) = drawn.filter(|d| d.ffn != Ffn::ExactZero) {
             ours.tune(drawn)?;
         }
         Ok(ours)

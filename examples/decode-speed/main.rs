@@ -69,7 +69,7 @@ pub(crate) struct Cli {
     /// With --active: what chooses the neurons
     #[arg(long, default_value = "cascade", requires = "active", help_heading = "Sparse")]
     ffn: sparse::Ffn,
-    /// With --active: how activity is spread over the neurons
+    /// With --active: how activity is spread over the neurons; of exact zeros uniform
     #[arg(long, default_value = "skewed", requires = "active", help_heading = "Sparse")]
     activity: sparse::Activity,
     /// With --active: rank of the prediction
@@ -166,7 +166,14 @@ impl Cli {
         if !(share > 0.0 && share <= 1.0) {
             bail!("--active {share} must be above 0 and at most 1");
         }
-        Ok(Some(sparse::Drawn { ffn: self.ffn, activity: self.activity, share, rank: self.rank }))
+        if self.ffn == sparse::Ffn::ExactZero && !self.shape.has_exact_zeros() {
+            bail!("--ffn exact-zero: the activation of {} gives none, take afm-4.5b or minicpm-s-1b", self.shape.name());
+        }
+        if self.ffn == sparse::Ffn::ExactZero && self.activity == sparse::Activity::Skewed {
+            bail!("--ffn exact-zero opens all gates equally often: give --activity uniform");
+        }
+        let Self { ffn, activity, rank, .. } = *self;
+        Ok(Some(sparse::Drawn { ffn, activity, share, rank, hidden_size: self.shape.hidden_size() }))
     }
 }
 

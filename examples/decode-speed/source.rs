@@ -29,7 +29,7 @@ enum Origin {
 impl Source {
     pub(crate) fn new(cli: &Cli) -> Result<Self> {
         let from = match &cli.model {
-            None => Origin::Shape(cli.shape.config()),
+            None => Origin::Shape(cli.shape.config(cli.drawn()?.map_or(0.0, |d| d.gate_shift()))),
             Some(name) => Origin::Files(Box::new(model::resolve(name, None)?)),
         };
         Ok(Self { from, format: cli.format() })
@@ -106,6 +106,9 @@ fn load_dtype(format: Format) -> DType {
     }
 }
 
+/// Weights are uniform in −`WIDTH`/2 .. `WIDTH`/2.
+pub(crate) const WIDTH: f32 = 0.05;
+
 /// Weights that are quick to make; small, so that no sum overflows in f16.
 struct Random;
 
@@ -124,7 +127,7 @@ impl SimpleBackend for Random {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.05
+            ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * WIDTH
         };
         if shape.rank() == 1 {
             return Tensor::ones(shape, dtype, device);

@@ -7,7 +7,11 @@
 //! - skewed: p falls as a power of the neuron's rank such that 43 % of the neurons hold 80 % of all activity, as PowerInfer
 //!   reports of a gated 70B model (<https://arxiv.org/abs/2312.12456>); the most active stand first.
 //! - uniform: p is the same for all, the worst case.
+//!
+//! Exact zeros need no profile. Random weights open half of all gates, so a `gate_shift` is taken off what is activated, such that a
+//! normal number of its deviation passes with the probability that was asked for: the same for all neurons, the worst case.
 
+use super::source::WIDTH;
 use anyhow::Result;
 use candle_nn::VarBuilder;
 use candle_sparse::{
@@ -98,6 +102,8 @@ pub(crate) struct Drawn {
     pub(crate) activity: Activity,
     pub(crate) share: f32,
     pub(crate) rank: usize,
+    /// Of the shape.
+    pub(crate) hidden_size: usize,
 }
 
 /// What chooses the neurons.
@@ -109,6 +115,8 @@ pub(crate) enum Ffn {
     LowRank,
     /// The prediction names candidates, their gates choose
     Cascade,
+    /// What the activation does not shut: for shapes whose activation gives exact zeros
+    ExactZero,
 }
 
 impl From<Ffn> for FfnMode {
@@ -117,14 +125,25 @@ impl From<Ffn> for FfnMode {
             Ffn::Gate => Self::Gate,
             Ffn::LowRank => Self::LowRank,
             Ffn::Cascade => Self::Cascade,
+            Ffn::ExactZero => Self::ExactZero,
         }
     }
 }
 
 impl Drawn {
+    /// What is taken off the gates so that the share of exact zeros is the one that was asked for; 0 for a profile.
+    pub(crate) fn gate_shift(self) -> f32 {
+        if self.ffn != Ffn::ExactZero {
+            return 0.0;
+        }
+        // A norm makes its output's mean square 1, so a row of uniform weights gives a normal number of this deviation.
+        let deviation = WIDTH * (self.hidden_size as f32 / 12.0).sqrt();
+        deviation * Quantiles::new(Noise::next).at(self.share)
+    }
+
     /// A profile with one point.
     pub(crate) fn profile(self, vb: &VarBuilder<'_>, c: &Config) -> Result<Profile> {
-        let Self { ffn, activity, share, rank } = self;
+        let Self { ffn, activity, share, rank, hidden_size: _ } = self;
         let (inner, hidden) = (c.intermediate_size, c.hidden_size);
         let p = probabilities(activity, inner, share);
         let alpha = |g: f32| activation::apply(Activation::Silu, g, 1.0).abs();

@@ -9,6 +9,15 @@ use candle_sparse::{
 };
 use candle_sparse_core::{image::Role, kernel::fast_grnn::Cell};
 
+/// The rule that needs no tables.
+pub(crate) fn exact_zeros(layer: u32) -> Held {
+    Held::Bytes(Role::Plan, layer, plan(Rule::ExactZero, 0))
+}
+
+fn plan(rule: Rule, hot: u32) -> Vec<u8> {
+    [rule as u32, 0, hot].iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 /// The tables of a rule at one of its points.
 pub(crate) fn tensors(
     layer: u32,
@@ -17,14 +26,15 @@ pub(crate) fn tensors(
     point: usize,
     format: Format,
 ) -> Result<Vec<Held>> {
-    let Some(rule) = mode.rule() else { bail!("{mode:?} chooses no neurons") };
+    let Some(rule) = mode.rule().filter(|&r| r != Rule::ExactZero) else {
+        bail!("{mode:?} has no thresholds in a profile")
+    };
     let vector = |role, values: Vec<f32>| Held::Vector(role, layer, values);
     let of_rule = &l.rules[rule as usize];
     let (hidden, hot) = (of_rule.bias.len() / of_rule.share.len().max(1), of_rule.hot[point]);
     let thresholds = |all: &[f32]| l.thresholds(all[point], hot as usize);
-    let plan: Vec<u8> = [rule as u32, 0, hot].iter().flat_map(|word| word.to_le_bytes()).collect();
     let mut all = vec![
-        Held::Bytes(Role::Plan, layer, plan),
+        Held::Bytes(Role::Plan, layer, plan(rule, hot)),
         vector(Role::Skipped, of_rule.bias[point * hidden..(point + 1) * hidden].to_vec()),
     ];
     if rule != Rule::LowRank {

@@ -68,18 +68,19 @@ fn block(l: &LayerWeights<'_>, active: f64, add: &mut impl FnMut(f64, usize, f64
     }
     match &l.ffn {
         Ffn::Dense(ffn) => {
-            [ffn.gate_proj, ffn.up_proj, ffn.down_proj].into_iter().for_each(|p| share(1.0, p.weight));
+            let all = [ffn.gate_proj, Some(ffn.up_proj), Some(ffn.down_proj)];
+            all.into_iter().flatten().for_each(|p| share(1.0, p.weight));
         }
         Ffn::Sparse(ffn, plan) => {
             let rule = plan.map(|p| p.rule);
             let gates = match rule {
-                None | Some(Rule::Gate) => 1.0,
+                None | Some(Rule::Gate | Rule::ExactZero) => 1.0,
                 Some(Rule::LowRank) => active,
                 Some(Rule::Cascade) => (CANDIDATES * active).min(1.0),
             };
             share(gates, ffn.gate);
             share(if rule.is_some() { active } else { 1.0 }, ffn.up_down);
-            if let Some(p) = ffn.predictor.filter(|_| rule != Some(Rule::Gate)) {
+            if let Some(p) = ffn.predictor.filter(|_| rule.is_some_and(Rule::predicts)) {
                 [p.p, p.q_gate, p.q_up].into_iter().for_each(|m| share(1.0, m));
             }
         }

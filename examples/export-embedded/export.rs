@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ffn {
-    /// What the profile found best; all neurons without a profile
+    /// What the profile found best; without one what the activation does not shut to 0, or all neurons
     Auto,
     /// All neurons
     Dense,
@@ -33,6 +33,8 @@ pub(crate) enum Ffn {
     LowRank,
     /// Gates of what the prediction says, then up and down where the gate says so
     Cascade,
+    /// All gates, then up and down of those that the activation does not shut: loses nothing, needs no profile
+    ExactZero,
 }
 
 /// What goes into an image.
@@ -134,12 +136,21 @@ fn ffns<'a>(c: &Config, profile: Option<&'a Profile>, ffn: Ffn) -> Result<Vec<Bl
         Ffn::Gate => FfnMode::Gate,
         Ffn::LowRank => FfnMode::LowRank,
         Ffn::Cascade => FfnMode::Cascade,
+        Ffn::ExactZero => FfnMode::ExactZero,
     };
+    let all = |of_block: fn() -> BlockFfn<'a>| Ok((0..c.num_hidden_layers).map(|_| of_block()).collect());
+    let shuts = c.hidden_act.has_exact_zeros();
+    if ffn == Ffn::ExactZero && !shuts {
+        bail!("--ffn exact-zero needs an activation that gives exact zeros (relu, relu2, fatrelu, drelu)");
+    }
+    if ffn == Ffn::ExactZero || ffn == Ffn::Auto && profile.is_none() && shuts {
+        return all(|| BlockFfn::ExactZero);
+    }
     let Some(profile) = profile else {
         if !matches!(ffn, Ffn::Auto | Ffn::Dense) {
             bail!("--ffn {mode:?} needs a profile: make one with `calibrate` and give it with --profile");
         }
-        return Ok((0..c.num_hidden_layers).map(|_| BlockFfn::Dense).collect());
+        return all(|| BlockFfn::Dense);
     };
     let config = SparseConfig::default().with_mode(mode).resolve(&profile.held_out)?;
     (0..c.num_hidden_layers)
@@ -149,6 +160,7 @@ fn ffns<'a>(c: &Config, profile: Option<&'a Profile>, ffn: Ffn) -> Result<Vec<Bl
                 Some(rule) => {
                     BlockFfn::Chosen(config.mode, &profile.layers[i], profile.fitted[rule as usize])
                 }
+                None if ffn == Ffn::Auto && shuts => BlockFfn::ExactZero,
                 None => BlockFfn::Dense,
             })
         })

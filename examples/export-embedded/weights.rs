@@ -31,6 +31,8 @@ impl Held {
 pub(crate) enum BlockFfn<'a> {
     /// All neurons.
     Dense,
+    /// Those that the activation does not shut to an exact 0.
+    ExactZero,
     /// Those that a rule of a profile chooses, at its fitted point.
     Chosen(FfnMode, &'a LayerProfile, usize),
 }
@@ -83,19 +85,26 @@ impl Source<'_> {
 
     fn ffn(&self, layer: u32, ffn: &BlockFfn<'_>) -> Result<Vec<Held>> {
         let at = |name: &str| format!("model.layers.{layer}.mlp.{name}.weight");
-        let inner = self.config.intermediate_size;
+        let (inner, gated) = (self.config.intermediate_size, self.config.gated_mlp);
+        let own = || (0..inner as u32).collect::<Vec<_>>();
         for name in ["gate_proj", "up_proj", "down_proj"] {
             let bias = format!("model.layers.{layer}.mlp.{name}.bias");
             ensure!(!self.vb.contains_tensor(&bias), "the model has {bias}, which an image has no place for");
         }
         match ffn {
-            BlockFfn::Dense if inner.is_multiple_of(self.format.block_len()) => Ok(vec![
-                self.matrix(Role::GateProj, layer, &at("gate_proj"))?,
-                self.matrix(Role::UpProj, layer, &at("up_proj"))?,
-                self.matrix(Role::DownProj, layer, &at("down_proj"))?,
-            ]),
+            BlockFfn::Dense if inner.is_multiple_of(self.format.block_len()) => {
+                let all =
+                    [(Role::GateProj, "gate_proj"), (Role::UpProj, "up_proj"), (Role::DownProj, "down_proj")];
+                let there = all.into_iter().filter(|(role, _)| gated || *role != Role::GateProj);
+                there.map(|(role, name)| self.matrix(role, layer, &at(name))).collect()
+            }
             // Neuron by neuron every row is quantised along hidden_size, whatever the number of neurons.
-            BlockFfn::Dense => self.neurons(layer, &(0..inner as u32).collect::<Vec<_>>()),
+            BlockFfn::Dense => self.neurons(layer, &own()),
+            BlockFfn::ExactZero => {
+                let mut all = self.neurons(layer, &own())?;
+                all.push(choice::exact_zeros(layer));
+                Ok(all)
+            }
             BlockFfn::Chosen(mode, profile, point) => {
                 let mut all = self.neurons(layer, &profile.order)?;
                 all.extend(choice::tensors(layer, *mode, profile, *point, self.format)?);
@@ -104,17 +113,26 @@ impl Source<'_> {
         }
     }
 
-    /// Gates, and up row and down column of each neuron side by side, neurons in an order.
+    /// Gates, and up row and down column of each neuron side by side, neurons in an order; without gates ups, and down columns.
     fn neurons(&self, layer: u32, order: &[u32]) -> Result<Vec<Held>> {
         let hidden = self.config.hidden_size;
         let format = self.fitting(hidden);
         let read = |name: &str| {
             self.vb.get_unchecked_dtype(&format!("model.layers.{layer}.mlp.{name}.weight"), DType::F32)
         };
-        let gate = Weight::interleaved(format, hidden, 1, order, |_| read("gate_proj"))?;
+        let down = || read("down_proj")?.t()?.contiguous();
+        let first = if self.config.gated_mlp { "gate_proj" } else { "up_proj" };
+        let gate = Weight::interleaved(format, hidden, 1, order, |_| read(first))?;
+        if !self.config.gated_mlp {
+            let rows = Weight::interleaved(format, hidden, 1, order, |_| down())?;
+            return Ok(vec![
+                Held::Matrix(Role::UpProj, layer, gate),
+                Held::Matrix(Role::DownRows, layer, rows),
+            ]);
+        }
         let up_down = Weight::interleaved(format, hidden, 2, order, |part| match part {
             0 => read("up_proj"),
-            _ => read("down_proj")?.t()?.contiguous(),
+            _ => down(),
         })?;
         Ok(vec![Held::Matrix(Role::GateProj, layer, gate), Held::Matrix(Role::UpDown, layer, up_down)])
     }

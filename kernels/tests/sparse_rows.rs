@@ -121,17 +121,19 @@ fn sparse_ffn_is_its_three_steps() {
         let groups = if format.is_quantized() { quantized(&x, cols) } else { Vec::new() };
         let x = column(format, &x, &groups);
         let (level, three) = (kernels.level(), stored.matrix(3 * COUNT, cols));
-        let two = stored.matrix(2 * COUNT, cols);
+        let (two, one) = (stored.matrix(2 * COUNT, cols), stored.matrix(COUNT, cols));
         for active in sets(COUNT) {
-            for w in [Neurons::GateUpDown(three), Neurons::UpDown(two)] {
+            for w in [Neurons::GateUpDown(three), Neurons::UpDown(two), Neurons::Down(one)] {
                 let per = w.rows_per_neuron() as u32;
                 let rows = |at: u32| active.iter().map(|n| n * per + at).collect::<Vec<_>>();
                 let mut gate = numbers(active.len(), 8);
-                let (mut got_gate, mut a) = (gate.clone(), vec![0.0; active.len()]);
+                let (mut got_gate, mut a) = (gate.clone(), vec![1.0; active.len()]);
                 if per == 3 {
                     kernels.matvec_rows(w.matrix(), &rows(0), x, &mut gate);
                 }
-                kernels.matvec_rows(w.matrix(), &rows(per - 2), x, &mut a);
+                if per >= 2 {
+                    kernels.matvec_rows(w.matrix(), &rows(per - 2), x, &mut a);
+                }
                 kernels.gated(act.act, act.shift, &gate, &mut a);
                 let (mut got, mut want) = (numbers(cols, 9), numbers(cols, 9));
                 kernels.axpy_rows(w.matrix(), &rows(per - 1), &a, &mut want);

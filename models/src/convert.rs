@@ -16,7 +16,7 @@ use crate::{
     decoder::Checkpoint,
     files::ModelFiles,
     gguf::{
-        self, ARCHITECTURES, GgufFile, PROFILE,
+        self, GgufFile, LLAMA, OWN, PROFILE,
         tokenizer::{from_metadata, own::KEY as OWN_KEY},
     },
     llama::Config,
@@ -96,6 +96,8 @@ pub struct Layout<'a> {
     pub format: Option<Format>,
     /// Neuron-major in the order of this profile, which is part of the file then.
     pub neuron_major: Option<&'a Profile>,
+    /// Neuron-major in the order of the checkpoint, without a profile: for activations that give exact zeros.
+    pub own_order: bool,
 }
 
 impl<'a> Layout<'a> {
@@ -109,6 +111,16 @@ impl<'a> Layout<'a> {
     #[must_use]
     pub fn with_neuron_major(self, neuron_major: Option<&'a Profile>) -> Self {
         Self { neuron_major, ..self }
+    }
+
+    /// The same with another [`own_order`](Self::own_order).
+    #[must_use]
+    pub fn with_own_order(self, own_order: bool) -> Self {
+        Self { own_order, ..self }
+    }
+
+    fn is_neuron_major(&self) -> bool {
+        self.own_order || self.neuron_major.is_some()
     }
 }
 
@@ -137,7 +149,8 @@ impl GgufModel {
     pub fn from_gguf(file: &GgufFile, layout: Layout<'_>) -> Result<Self> {
         let config = gguf::config(file.content())?;
         let from = file.model()?.checkpoint;
-        if from.vb.contains_tensor("model.layers.0.mlp.up_down_proj.weight") {
+        let there = |name: &str| from.vb.contains_tensor(&format!("model.layers.0.mlp.{name}.weight"));
+        if there("up_down_proj") || there("down_rows") {
             bail!("the file is neuron-major already: convert the one that it was made from");
         }
         let source = Source {
@@ -255,11 +268,21 @@ impl GgufModel {
         }
     }
 
-    /// Whether llama.cpp and candle can open the file too.
+    /// Whether llama.cpp opens the file; candle too where it [is a llama](Self::is_llama).
     #[must_use]
     pub fn is_ordinary(&self) -> bool {
-        let ordinary = |v: &Value| matches!(v, Value::String(s) if s == ARCHITECTURES[0]);
-        self.metadata.iter().any(|(k, v)| k == "general.architecture" && ordinary(v))
+        self.architecture() != Some(OWN)
+    }
+
+    /// Whether `general.architecture` is `llama`.
+    #[must_use]
+    pub fn is_llama(&self) -> bool {
+        self.architecture() == Some(LLAMA)
+    }
+
+    fn architecture(&self) -> Option<&str> {
+        let value = self.metadata.iter().find(|(key, _)| key == "general.architecture");
+        value.and_then(|(_, v)| v.to_string().ok()).map(String::as_str)
     }
 
     /// The matrices with their names in the file.

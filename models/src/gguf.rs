@@ -31,7 +31,7 @@ use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
 pub use shape::config;
 pub(crate) use shape::notices as config_notices;
-pub(crate) use shape::{ARCHITECTURES, LAYER_NAMES};
+pub(crate) use shape::{ARCEE, LAYER_NAMES, LLAMA, OWN};
 use std::{collections::HashMap, path::Path, sync::Arc};
 pub(crate) use types::format;
 pub use types::ggml_type;

@@ -11,7 +11,9 @@ pub use cache::Cache;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_sparse::{AttentionConfig, FastGrnnGate, SparseConfig};
-pub use config::{Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks};
+pub use config::{
+    Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks, YarnRope,
+};
 pub(crate) use config::{activation, activation_name, refuse_quantized};
 use std::sync::Arc;
 

@@ -1,8 +1,11 @@
 //! The shape of a model, in Hugging Face words.
 
-use crate::error::Error;
+mod rope;
 
-/// The gated activation of the FFN, `y = act(gate − gate_shift) · up`.
+use crate::error::Error;
+pub use rope::{Rope, RopeScaling};
+
+/// The activation of the FFN, `y = act(gate − gate_shift) · up`; of one without a gate `y = act(up − gate_shift)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x / (1 + e^−x)`
@@ -15,100 +18,22 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`
     Relu2,
-    /// `x` where `x ≥ threshold`, else 0
+    /// `x` where `x > threshold`, else 0 (FATReLU of ProSparse, <https://arxiv.org/abs/2402.13516>)
     FatRelu {
-        /// Smallest value that passes.
+        /// Largest value that does not pass.
         threshold: f32,
     },
     /// `max(gate, 0) · max(up, 0)` (dReLU of TurboSparse, <https://arxiv.org/abs/2406.05955>)
     DRelu,
 }
 
-/// How rotary frequencies are stretched for contexts longer than the trained one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Positions divided by `factor`.
-    Linear {
-        /// Divisor of the position.
-        factor: f32,
-    },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a smooth change between.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f32,
-        /// Wavelengths above `original / low_freq_factor` are stretched.
-        low_freq_factor: f32,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f32,
-        /// Context length of the original training.
-        original_max_position_embeddings: usize,
-    },
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies, `rope_theta`.
-    pub theta: f32,
-    /// Stretching.
-    pub scaling: RopeScaling,
-    /// Pairs are neighbours (GGUF) instead of the two halves of a head (Hugging Face).
-    pub interleaved: bool,
-}
-
-impl Rope {
-    /// Angle per position of pair `i`, `theta^(−2i/head_dim)`, stretched as [`RopeScaling`] says.
-    ///
-    /// Source: `_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`.
+impl Activation {
+    /// Whether it shuts neurons: one whose activation is exactly 0 adds nothing, and to leave it out changes nothing.
     #[must_use]
-    pub fn inv_freq(&self, i: usize, head_dim: usize) -> f32 {
-        let freq = 1.0 / libm::powf(self.theta, (2 * i) as f32 / head_dim as f32);
-        match self.scaling {
-            RopeScaling::None => freq,
-            RopeScaling::Linear { factor } => freq / factor,
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                let original = original_max_position_embeddings as f32;
-                let wavelen = 2.0 * core::f32::consts::PI / freq;
-                if wavelen < original / high_freq_factor {
-                    freq
-                } else if wavelen > original / low_freq_factor {
-                    freq / factor
-                } else {
-                    let smooth =
-                        (original / wavelen - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    (1.0 - smooth) * freq / factor + smooth * freq
-                }
-            }
-        }
-    }
-
-    fn validate(&self) -> Result<(), Error> {
-        if !(self.theta.is_finite() && self.theta > 0.0) {
-            return Err(Error::OutOfRange("rope_theta"));
-        }
-        let positive = |v: f32| v.is_finite() && v > 0.0;
-        if let RopeScaling::Llama3 { original_max_position_embeddings: 0, .. } = self.scaling {
-            return Err(Error::Zero("rope_scaling original_max_position_embeddings"));
-        }
-        match self.scaling {
-            RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } if positive(factor) => Ok(()),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. }
-                if positive(factor)
-                    && positive(low_freq_factor)
-                    && positive(high_freq_factor)
-                    && high_freq_factor > low_freq_factor =>
-            {
-                Ok(())
-            }
-            _ => Err(Error::OutOfRange("rope_scaling")),
+    pub fn has_exact_zeros(self) -> bool {
+        match self {
+            Self::Silu | Self::Gelu | Self::GeluPytorchTanh => false,
+            Self::Relu | Self::Relu2 | Self::FatRelu { .. } | Self::DRelu => true,
         }
     }
 }
@@ -143,6 +68,8 @@ pub struct Config {
     pub max_position_embeddings: usize,
     /// FFN activation.
     pub hidden_act: Activation,
+    /// Whether the FFN has a gate, `down(act(gate(x)) · up(x))`; without one it is `down(act(up(x)))`.
+    pub gated_mlp: bool,
     /// Subtracted from the gate before the activation (shifted ReLU); 0 in stock models.
     pub gate_shift: f32,
     /// With `Some(s)` attention and FFN read `max(norm(x) − s, 0)` instead of `norm(x)`.
@@ -226,6 +153,9 @@ impl Config {
         {
             return Err(Error::OutOfRange("fatrelu threshold"));
         }
+        if self.hidden_act == Activation::DRelu && !self.gated_mlp {
+            return Err(Error::OutOfRange("hidden_act (drelu is of gate and up, the FFN has no gate)"));
+        }
         self.rope.validate()?;
         self.check_sizes()
     }
@@ -274,6 +204,7 @@ pub(crate) mod tests {
             rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
             max_position_embeddings: 64,
             hidden_act: Activation::Silu,
+            gated_mlp: true,
             gate_shift: 0.0,
             norm_shift: None,
             sliding_window: None,

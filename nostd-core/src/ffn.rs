@@ -3,6 +3,7 @@
 pub mod choose;
 
 use crate::{
+    config::Activation,
     error::Error,
     kernel::{GluActivation, KernelSet, Neurons, select},
     matrix::Matrix,
@@ -41,10 +42,18 @@ pub enum Rule {
     LowRank,
     /// The prediction chooses candidates, their exact gates decide.
     Cascade,
+    /// Exact gates are computed, and what they shut to an exact 0 is left out: nothing is lost, and nothing is learned for it.
+    ExactZero,
 }
 
 impl Rule {
-    /// In the order in which a profile holds them.
+    /// Whether a prediction names neurons before a gate is computed.
+    #[must_use]
+    pub fn predicts(self) -> bool {
+        matches!(self, Self::LowRank | Self::Cascade)
+    }
+
+    /// Those that a profile has thresholds of, in its order.
     pub const ALL: [Self; 3] = [Self::Gate, Self::LowRank, Self::Cascade];
 
     /// As in the names of tensors.
@@ -54,6 +63,7 @@ impl Rule {
             Self::Gate => "gate",
             Self::LowRank => "low_rank",
             Self::Cascade => "cascade",
+            Self::ExactZero => "exact_zero",
         }
     }
 }
@@ -89,9 +99,10 @@ pub struct Learned<'a> {
 /// along `hidden_size`.
 #[derive(Clone, Copy, Debug)]
 pub struct SparseFfn<'a> {
-    /// `[intermediate_size, hidden_size]`
+    /// `[intermediate_size, hidden_size]`; of an FFN without a gate the rows of `up_proj`, which decide as gates do.
     pub gate: Matrix<'a>,
-    /// `[2 · intermediate_size, hidden_size]`: up row, then column of `down_proj`, neuron by neuron.
+    /// `[2 · intermediate_size, hidden_size]`: up row, then column of `down_proj`, neuron by neuron; without a gate
+    /// `[intermediate_size, hidden_size]`, the columns of `down_proj` alone.
     pub up_down: Matrix<'a>,
     /// For [`Rule::LowRank`] and [`Rule::Cascade`].
     pub predictor: Option<Predictor<'a>>,
@@ -108,11 +119,11 @@ pub struct FfnPlan<'a> {
     pub top: Option<usize>,
     /// Neurons at the front that are always computed; 0 with a top-k.
     pub hot: usize,
-    /// `[intermediate_size]`: squared, divided by importance²; may be empty with [`Rule::Gate`].
+    /// `[intermediate_size]`: squared, divided by importance²; may be empty with [`Rule::Gate`] and [`Rule::ExactZero`].
     pub candidate: &'a [f32],
-    /// `[intermediate_size]`: squared, divided by importance²; may be empty with [`Rule::LowRank`] or a top-k.
+    /// `[intermediate_size]`: squared, divided by importance²; may be empty with [`Rule::LowRank`], [`Rule::ExactZero`] or a top-k.
     pub keep: &'a [f32],
-    /// `[hidden_size]`: what is skipped, in the mean.
+    /// `[hidden_size]`: what is skipped, in the mean; empty with [`Rule::ExactZero`], which skips nothing.
     pub bias: &'a [f32],
 }
 
@@ -123,30 +134,36 @@ impl SparseFfn<'_> {
         self.gate.rows()
     }
 
+    /// What is read of an active neuron, beside its gate.
+    #[must_use]
+    pub fn neurons(&self) -> Neurons<'_> {
+        if self.up_down.rows() == self.gate.rows() {
+            Neurons::Down(self.up_down)
+        } else {
+            Neurons::UpDown(self.up_down)
+        }
+    }
+
     /// Rank of the prediction, 0 without.
     #[must_use]
     pub fn rank(&self) -> usize {
         self.predictor.map_or(0, |p| p.p.rows())
     }
 
-    /// Checks every shape for `inner` neurons of `hidden` inputs under `plan`.
+    /// Checks every shape for `inner` neurons of `hidden` inputs.
     ///
     /// # Errors
     /// The first part whose shape does not fit.
-    pub fn validate(
-        &self,
-        layer: usize,
-        [inner, hidden]: [usize; 2],
-        plan: Option<&FfnPlan<'_>>,
-    ) -> Result<(), Error> {
+    pub fn validate(&self, layer: usize, [inner, hidden]: [usize; 2], gated: bool) -> Result<(), Error> {
         let matrix = |what, m: Matrix<'_>, expected: [usize; 2]| {
             let got = [m.rows(), m.cols()];
             (got == expected).then_some(()).ok_or(Error::Shape { what, layer: Some(layer), expected, got })
         };
         matrix("gate_proj", self.gate, [inner, hidden])?;
-        matrix("up and down rows", self.up_down, [2 * inner, hidden])?;
+        let (what, rows) = if gated { ("up and down rows", 2 * inner) } else { ("down rows", inner) };
+        matrix(what, self.up_down, [rows, hidden])?;
         if self.gate.format() != self.up_down.format() {
-            return Err(Error::OutOfRange("format of gate_proj (it must be that of up and down rows)"));
+            return Err(Error::OutOfRange("format of the gates (it must be that of up and down rows)"));
         }
         if let Some(p) = self.predictor {
             let panels = inner.div_ceil(PANEL) * p.p.rows();
@@ -157,11 +174,24 @@ impl SparseFfn<'_> {
                 return Err(Error::OutOfRange("format of profile Q_gate (it must be that of Q_up)"));
             }
         }
-        plan.map_or(Ok(()), |plan| self.validate_plan(plan, [inner, hidden]))
+        Ok(())
     }
 
-    fn validate_plan(&self, plan: &FfnPlan<'_>, [inner, hidden]: [usize; 2]) -> Result<(), Error> {
-        let predicts = plan.rule != Rule::Gate;
+    /// Checks that `plan` has what its rule needs, of an FFN whose shapes are right.
+    ///
+    /// # Errors
+    /// The first part that is missing or of another length, or [`Rule::ExactZero`] for an activation that gives none.
+    pub fn validate_plan(&self, plan: &FfnPlan<'_>, act: Activation) -> Result<(), Error> {
+        let (inner, hidden) = (self.gate.rows(), self.gate.cols());
+        if plan.rule == Rule::ExactZero {
+            return match plan {
+                FfnPlan { top: None, hot: 0, bias: [], .. } if act.has_exact_zeros() => Ok(()),
+                _ => Err(Error::OutOfRange(
+                    "rule (exact zeros need an activation that gives them, and nothing else)",
+                )),
+            };
+        }
+        let predicts = plan.rule.predicts();
         if predicts && self.predictor.is_none() {
             return Err(Error::Missing(
                 "the prediction of the profile (P and Q), which LowRank and Cascade need",
@@ -196,7 +226,7 @@ pub struct Run {
     pub candidates: u32,
 }
 
-/// `y = down(act(gate(x)) · up(x))`
+/// `y = down(act(gate(x)) · up(x))`, or `down(act(up(x)))`
 pub(crate) fn dense<K: KernelSet>(
     kernels: &K,
     act: GluActivation,
@@ -205,8 +235,13 @@ pub(crate) fn dense<K: KernelSet>(
     s: &mut FfnScratch<'_>,
     y: &mut [f32],
 ) {
-    ffn.gate_proj.product(kernels, x, s.groups, s.gate);
-    ffn.up_proj.product(kernels, x, s.groups, s.up);
+    if let Some(gate_proj) = &ffn.gate_proj {
+        gate_proj.product(kernels, x, s.groups, s.gate);
+        ffn.up_proj.product(kernels, x, s.groups, s.up);
+    } else {
+        ffn.up_proj.product(kernels, x, s.groups, s.gate);
+        s.up.fill(1.0);
+    }
     kernels.gated(act.act, act.shift, s.gate, s.up);
     ffn.down_proj.product(kernels, s.up, s.groups, y);
 }
@@ -221,7 +256,7 @@ pub(crate) fn sparse<K: KernelSet>(
     s: &mut FfnScratch<'_>,
     y: &mut [f32],
 ) -> Run {
-    let predictor = plan.filter(|plan| plan.rule != Rule::Gate).and(ffn.predictor.as_ref());
+    let predictor = plan.filter(|plan| plan.rule.predicts()).and(ffn.predictor.as_ref());
     let formats = [Some(ffn.gate.format()), predictor.map(|p| p.p.format())];
     let forms = Forms::new(kernels, formats.into_iter().flatten(), x, s.groups);
     let form = forms.of(ffn.gate.format());
@@ -229,7 +264,7 @@ pub(crate) fn sparse<K: KernelSet>(
         kernels.matmul(ffn.gate, form, &mut [&mut *s.gate]);
         s.list.iter_mut().zip(0..).for_each(|(n, i)| *n = i);
         y.fill(0.0);
-        kernels.sparse_ffn(Neurons::UpDown(ffn.up_down), act, s.list, form, s.gate, y);
+        kernels.sparse_ffn(ffn.neurons(), act, s.list, form, s.gate, y);
         let all = s.list.len() as u32;
         return Run { active: all, candidates: all };
     };
@@ -244,8 +279,10 @@ pub(crate) fn sparse<K: KernelSet>(
         kernels.matvec_rows(ffn.gate, list, form, gates);
     }
     y.fill(0.0);
-    kernels.sparse_ffn(Neurons::UpDown(ffn.up_down), act, list, form, gates, y);
-    kernels.axpy(1.0, plan.bias, y);
+    kernels.sparse_ffn(ffn.neurons(), act, list, form, gates, y);
+    if !plan.bias.is_empty() {
+        kernels.axpy(1.0, plan.bias, y);
+    }
     Run { active: count.active as u32, candidates: count.candidates as u32 }
 }
 

@@ -144,7 +144,7 @@ pub fn forward<K: KernelSet>(
     let (c, weights) = (&model.config, &model.weights);
     check(model, (token, position), cache, s, logits.as_deref())?;
     weights.embed_tokens.dequantize_row(token, s.x);
-    rope::angles(|i| c.rope.inv_freq(i, c.head_dim), position, s.cos, s.sin);
+    rope::angles(|i| c.rope.inv_freq(i, c.head_dim), c.rope.attention_factor(), position, s.cos, s.sin);
     for (i, layer) in weights.layers.iter().enumerate() {
         if has_passed() {
             return Err(Error::Deadline);

@@ -54,8 +54,8 @@ impl Projection<'_> {
 /// An FFN in the order of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct DenseFfn<'a> {
-    /// `[intermediate_size, hidden_size]`
-    pub gate_proj: Projection<'a>,
+    /// `[intermediate_size, hidden_size]`; `None` for an FFN without a gate.
+    pub gate_proj: Option<Projection<'a>>,
     /// `[intermediate_size, hidden_size]`
     pub up_proj: Projection<'a>,
     /// `[hidden_size, intermediate_size]`
@@ -176,13 +176,31 @@ impl LayerWeights<'_> {
         }
         match &self.ffn {
             Ffn::Dense(ffn) => {
-                check_projection("gate_proj", i, &ffn.gate_proj, [inner, hidden])?;
+                check_gate(i, c, ffn.gate_proj.is_some())?;
+                if let Some(gate_proj) = &ffn.gate_proj {
+                    check_projection("gate_proj", i, gate_proj, [inner, hidden])?;
+                }
                 check_projection("up_proj", i, &ffn.up_proj, [inner, hidden])?;
                 check_projection("down_proj", i, &ffn.down_proj, [hidden, inner])
             }
-            Ffn::Sparse(ffn, plan) => ffn.validate(i, [inner, hidden], plan.as_ref()),
+            Ffn::Sparse(ffn, plan) => {
+                ffn.validate(i, [inner, hidden], c.gated_mlp)?;
+                plan.as_ref().map_or(Ok(()), |plan| ffn.validate_plan(plan, c.hidden_act))
+            }
         }
     }
+}
+
+/// A gate that is missing, or that nobody would take.
+fn check_gate(layer: usize, c: &Config, there: bool) -> Result<(), Error> {
+    let [expected, got] =
+        [c.gated_mlp, there].map(|gated| [if gated { c.intermediate_size } else { 0 }, c.hidden_size]);
+    (expected == got).then_some(()).ok_or(Error::Shape {
+        what: "gate_proj",
+        layer: Some(layer),
+        expected,
+        got,
+    })
 }
 
 fn check_matrix(

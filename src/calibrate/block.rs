@@ -50,10 +50,10 @@ impl Settings {
 /// The FFN of one block, F32.
 #[derive(Clone, Debug)]
 pub(crate) struct FfnWeights {
-    /// `[intermediate_size, hidden_size]`
+    /// `[intermediate_size, hidden_size]`; of an FFN without a gate its `up_proj`, which decides as a gate does.
     pub gate: Tensor,
-    /// `[intermediate_size, hidden_size]`
-    pub up: Tensor,
+    /// `[intermediate_size, hidden_size]`; `None` without a gate: what is activated is multiplied with 1.
+    pub up: Option<Tensor>,
     /// `[hidden_size, intermediate_size]`
     pub down: Tensor,
     /// Its activation.
@@ -64,8 +64,9 @@ impl FfnWeights {
     /// `intermediate_size` and `hidden_size`.
     pub(super) fn dims(&self) -> Result<(usize, usize)> {
         let (inner, hidden) = self.gate.dims2()?;
-        if self.up.dims() != [inner, hidden] || self.down.dims() != [hidden, inner] {
-            let (gate, up, down) = (self.gate.dims(), self.up.dims(), self.down.dims());
+        let up = self.up.as_ref().map_or_else(|| self.gate.dims(), Tensor::dims);
+        if up != [inner, hidden] || self.down.dims() != [hidden, inner] {
+            let (gate, down) = (self.gate.dims(), self.down.dims());
             bail!(
                 "calibrate: gate {gate:?}, up {up:?} and down {down:?} are no FFN: give [n, h], [n, h] and [h, n]"
             );
@@ -87,7 +88,9 @@ pub(super) struct Exact {
 
 impl Exact {
     pub(super) fn new(w: &FfnWeights, x: &Tensor) -> Result<Self> {
-        Ok(Self { gate: product(x, &w.gate)?, up: product(x, &w.up)? })
+        let gate = product(x, &w.gate)?;
+        let up = w.up.as_ref().map_or_else(|| Ok(vec![1.0; gate.len()]), |up| product(x, up))?;
+        Ok(Self { gate, up })
     }
 }
 

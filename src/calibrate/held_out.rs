@@ -135,10 +135,12 @@ fn elements_read(r: &RuleReport, c: &Config, rank: usize) -> f64 {
     let (hidden, inner, rank) = (c.hidden_size as f64, c.intermediate_size as f64, rank as f64);
     let candidates = (f64::from(candidate_factor(c.hidden_act)) * r.active).min(1.0);
     let prediction = rank * (hidden + 2.0 * inner);
+    // Of an active neuron, beside its gate.
+    let rest = if c.gated_mlp { 2.0 } else { 1.0 } * r.active;
     match r.rule {
-        Rule::Gate => inner * hidden * (1.0 + 2.0 * r.active),
-        Rule::LowRank => inner * hidden * 3.0 * r.active + prediction,
-        Rule::Cascade => inner * hidden * (candidates + 2.0 * r.active) + prediction,
+        Rule::Gate | Rule::ExactZero => inner * hidden * (1.0 + rest),
+        Rule::LowRank => inner * hidden * (r.active + rest) + prediction,
+        Rule::Cascade => inner * hidden * (candidates + rest) + prediction,
     }
 }
 

@@ -31,9 +31,12 @@ pub(super) fn fit(
     let (gate_weight, up_weight) = sensitivities(w, exact, importance);
     let weighted =
         |m: &Tensor, by: Vec<f32>| m.broadcast_mul(&Tensor::from_vec(by, (m.dim(0)?, 1), m.device())?);
-    let (gate, up) = (weighted(&w.gate, gate_weight)?, weighted(&w.up, up_weight)?);
     let square = |m: &Tensor| m.t()?.contiguous()?.matmul(m);
-    let square = (square(&gate)? + square(&up)?)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    let mut sum = square(&weighted(&w.gate, gate_weight)?)?;
+    if let Some(up) = &w.up {
+        sum = (sum + square(&weighted(up, up_weight)?)?)?;
+    }
+    let square = sum.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     let square = MatRef::from_row_major_slice(&square, hidden, hidden);
     let mean = moments.mean();
     let mean = MatRef::from_row_major_slice(&mean, hidden, hidden);
@@ -55,7 +58,10 @@ pub(super) fn fit(
     // P = Vᵀ·L⁻¹ is (L⁻ᵀ·V)ᵀ.
     let p = Tensor::from_vec(row_major(p.transpose()), (rank, hidden), &Device::Cpu)?;
     let lv = Tensor::from_vec(row_major(lv.as_ref()), (hidden, rank), &Device::Cpu)?;
-    Ok(Predictor { p, q_gate: w.gate.matmul(&lv)?, q_up: w.up.matmul(&lv)? })
+    let q_gate = w.gate.matmul(&lv)?;
+    // Without a gate there is no up to predict: all of it is variance, whose mean square is 1.
+    let q_up = w.up.as_ref().map_or_else(|| q_gate.zeros_like(), |up| up.matmul(&lv))?;
+    Ok(Predictor { p, q_gate, q_up })
 }
 
 fn row_major(m: MatRef<'_, f64>) -> Vec<f32> {

@@ -27,7 +27,7 @@ fn weights(act: Activation) -> FfnWeights {
     };
     FfnWeights {
         gate: matrix(INNER, HIDDEN, 1),
-        up: matrix(INNER, HIDDEN, 2),
+        up: Some(matrix(INNER, HIDDEN, 2)),
         down: matrix(HIDDEN, INNER, 3),
         act: GluActivation { act, shift: 0.0 },
     }

@@ -47,7 +47,7 @@ impl Decoder {
         let qkv = &layer.qkv_proj;
         let ffn = match &layer.ffn {
             Ffn::Dense(f) => weights::Ffn::Dense(weights::DenseFfn {
-                gate_proj: single(&f.gate_proj),
+                gate_proj: f.gate_proj.as_ref().map(single),
                 up_proj: single(&f.up_proj),
                 down_proj: part(&f.down_proj, 0..f.down_proj.weight.rows())?,
             }),

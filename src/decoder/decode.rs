@@ -5,8 +5,8 @@
 mod sparse;
 
 use super::{
-    Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize,
-    state::LayerRun,
+    Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, gate_up::GateUp,
+    resize, state::LayerRun,
 };
 use crate::{
     attention::{self, LoneScratch, PagePlan, Selector, Token, lone_token},
@@ -108,7 +108,7 @@ impl Decoder {
                             *run = LayerRun::all(self.config.intermediate_size, layer.ffn.dense_bytes());
                         }
                     }
-                    (Ffn::Sparse(_), None) => unreachable!("a model with a profile has plans"),
+                    (Ffn::Sparse(_), None) => unreachable!("a model with sparse blocks has plans"),
                 }
             }
             let out = || logits.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -188,7 +188,8 @@ impl Decoder {
             Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut local.x),
             Input::Embeddings(e) => local.x.copy_from_slice(e),
         }
-        rope::angles(|i| self.inv_freq[i], position, &mut local.cos, &mut local.sin);
+        let factor = self.config.rope.attention_factor();
+        rope::angles(|i| self.inv_freq[i], factor, position, &mut local.cos, &mut local.sin);
     }
 
     /// `x += o(attention(norm(x)))`
@@ -220,7 +221,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// `x += down(act(gate(norm(x))) · up(norm(x)))`
+    /// `x += down(act(gate(norm(x))) · up(norm(x)))`, or `x += down(act(up(norm(x))))`
     fn ffn_token(
         &self,
         member: &mut Member<'_>,
@@ -230,21 +231,15 @@ impl Decoder {
     ) -> Outcome {
         let (c, on) = (&self.config, self.on());
         self.norm_row(&local.x, &layer.post_attention_layernorm, &mut local.normed);
-        let DenseFfn { gate_proj, up_proj, down_proj } = ffn;
-        let (gate_w, up_w) = (gate_proj.weight.matrix(), up_proj.weight.matrix());
-        let formats = [gate_proj.weight.format(), up_proj.weight.format()];
-        let x = on.input(formats.into_iter(), c.hidden_size, &local.normed, &mut local.groups);
-        let piece = member.piece(c.intermediate_size, gate_w.bytes() + up_w.bytes(), ROW_STEP);
+        let w = GateUp::of_dense(ffn);
+        let x = on.input(w.formats(), c.hidden_size, &local.normed, &mut local.groups);
+        let piece = member.piece(c.intermediate_size, w.bytes(), ROW_STEP);
         member.phase(&mut local.up, piece, |i, up| {
             let r = i * piece..i * piece + up.len();
             let gate = &mut local.gate[..up.len()];
-            on.kernels.matmul(gate_w.slice_rows(r.clone()), x.columns(formats[0]), &mut [gate]);
-            on.kernels.matmul(up_w.slice_rows(r.clone()), x.columns(formats[1]), &mut [up]);
-            add_bias(gate, gate_proj.bias.as_deref().map(|b| &b[r.clone()]));
-            add_bias(up, up_proj.bias.as_deref().map(|b| &b[r]));
-            on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
+            w.activations(on.kernels, c, x, r, &mut [gate], &mut [up]);
         })?;
-        self.project(member, down_proj, &local.up, &mut local.groups, &mut local.normed)?;
+        self.project(member, &ffn.down_proj, &local.up, &mut local.groups, &mut local.normed)?;
         self.kernels.axpy(1.0, &local.normed, &mut local.x);
         Ok(())
     }

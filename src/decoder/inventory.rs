@@ -12,6 +12,7 @@ use candle_sparse_core::Config;
 const NORMS: [&str; 2] = ["input_layernorm", "post_attention_layernorm"];
 const ATTENTION: [&str; 4] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 const MLP: [&str; 3] = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+const GATE: &str = "mlp.gate_proj.weight";
 /// Of a layer of other models.
 const FOREIGN: [&str; 8] = [
     "self_attn.q_norm.weight",
@@ -61,6 +62,9 @@ impl Inventory {
             once.chain(each).filter(|name| vb.contains_tensor(name)).collect()
         };
         refuse(&found(&FOREIGN, &FOREIGN_ONCE), layers)?;
+        if !config.gated_mlp {
+            refuse_gates(&found(&[GATE], &[]))?;
+        }
         let next = format!("model.layers.{layers}.{}.weight", NORMS[0]);
         refuse(&[next].into_iter().filter(|name| vb.contains_tensor(name)).collect::<Vec<_>>(), layers)?;
         let mut notices = Vec::new();
@@ -185,6 +189,16 @@ fn refuse(names: &[String], layers: usize) -> Result<()> {
     let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
     let problem = format!(
         "a llama of {layers} layers (num_hidden_layers) has no place for {shown}{more}: it would run as another model here"
+    );
+    Err(Error::WrongModel { what: "the checkpoint", problem }.into())
+}
+
+/// A gate that the configuration does not know would be left out without a word.
+fn refuse_gates(found: &[String]) -> Result<()> {
+    let Some(first) = found.first() else { return Ok(()) };
+    let problem = format!(
+        "it has {first}, but its FFN has no gate by the configuration (model_type or architecture arcee): take the \
+         configuration that belongs to these weights"
     );
     Err(Error::WrongModel { what: "the checkpoint", problem }.into())
 }

@@ -18,7 +18,7 @@ use candle_sparse_core::Config;
 use candle_sparse_kernels::Kernels;
 use profile::profile;
 use std::sync::Arc;
-use tensors::{Loader, vector};
+use tensors::{Hold, Loader, vector};
 
 impl Decoder {
     /// Loads a checkpoint with Hugging Face tensor names.
@@ -51,6 +51,7 @@ impl Decoder {
         }
         let found = Extras { mlp_bias: inventory.mlp_bias, ..extras };
         let profile = profile(vb, &mut options, &config, found, &mut notices)?;
+        let exact_zeros = config.hidden_act.has_exact_zeros() && !found.mlp_bias;
         let mut loader = Loader {
             root: vb.prefix(),
             fingerprint: Fingerprint::default(),
@@ -70,7 +71,7 @@ impl Decoder {
         let inv_freq = inv_freq(&config, rope_freqs.as_deref())?;
         let mut origin = Origin {
             interleaved: config.rope.interleaved,
-            inv_freq: Arc::clone(&inv_freq),
+            inv_freq: turned(&inv_freq, config.rope.attention_factor()),
             fingerprint: Arc::default(),
         };
         let mut decoder = Self {
@@ -90,17 +91,13 @@ impl Decoder {
             origin: Arc::new(origin.clone()),
         };
         let blocks = decoder.config.num_hidden_layers;
-        let choice = match &profile {
-            Some(profile) => {
-                let source = blocks::Source { loader: &loader, vb, extras };
-                SparseBlocks::choose(&source, &decoder, profile, &options.sparse)?
-            }
-            None => SparseBlocks { sparse: vec![false; blocks], why_not: None },
-        };
+        let source = blocks::Source { loader: &loader, vb, extras };
+        let choice =
+            SparseBlocks::choose(&source, &decoder, profile.as_deref(), exact_zeros, &options.sparse)?;
         let layers = (0..blocks).map(|i| {
-            let of_block = profile.as_ref().filter(|_| choice.sparse[i]).map(|p| &p.layers[i]);
-            let layer =
-                loader.layer(&decoder.config, extras, of_block, &vb.pp(format!("model.layers.{i}")))?;
+            let of_block = profile.as_ref().map(|p| &p.layers[i]);
+            let hold = if choice.sparse[i] { Hold::Neurons(of_block) } else { Hold::Dense };
+            let layer = loader.layer(&decoder.config, extras, hold, &vb.pp(format!("model.layers.{i}")))?;
             // With what is known so far: a profile of another model is refused before all of this one is read.
             profile.as_ref().map_or(Ok(()), |p| p.belongs_to(loader.fingerprint.numbers()))?;
             Ok(layer)
@@ -113,7 +110,8 @@ impl Decoder {
         }
         let forced = options.sparse.force && options.sparse.mode != FfnMode::Dense;
         let any = forced || choice.sparse.contains(&true);
-        if let Some(points) = profile.as_deref().filter(|_| any).map(Points::from) {
+        if any && (profile.is_some() || exact_zeros) {
+            let points = Points::of(profile.as_deref(), exact_zeros);
             let plans =
                 ModelSelection::new(options.sparse, &points, decoder.layers.iter().map(|l| l.ffn.sparse()))?;
             decoder.sparse = Some(Sparse { points, plans: Arc::new(plans) });
@@ -135,6 +133,14 @@ fn copied_notice(stored: &Stored) -> Option<String> {
     (n > 0).then(|| {
         format!("{n} tensors are copied: they do not lie where their type can be read (general.alignment)")
     })
+}
+
+/// What rotation does to keys, see [`Origin::inv_freq`].
+fn turned(inv_freq: &Arc<[f32]>, attention_factor: f32) -> Arc<[f32]> {
+    if attention_factor == 1.0 {
+        return Arc::clone(inv_freq);
+    }
+    inv_freq.iter().copied().chain([attention_factor]).collect()
 }
 
 /// Angle per position of each pair of a head.

@@ -3,11 +3,12 @@
 //! Bytes say when it could be. What it costs to judge the neurons, to gather rows and to hand over between threads depends
 //! on the machine and on the size of the blocks. So some blocks are held both ways for a moment and a few tokens are
 //! decoded through them, dense and with drawn neurons at two shares, in turn. Time grows linearly with the share, so the
-//! two say at which share it equals the dense one.
+//! two say at which share it equals the dense one. Exact zeros need no drawing: the blocks themselves say how many there are, as far
+//! as tokens without a text before them do.
 
 use super::{Decoder, Input, Layer, Logits, Scratch, Sparse, Step};
 use crate::{
-    KvCache, KvConfig, KvDType,
+    KvCache, KvConfig, KvDType, SparseConfig,
     sparse::{BREAK_EVEN, FfnMode, ModelSelection, Points, candidate_factor},
 };
 use candle_core::Result;
@@ -66,6 +67,22 @@ impl Payoff {
     }
 }
 
+/// What leaving out exact zeros does to a token of the measured blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Zeros {
+    /// Seconds per token with all neurons, and without those that are shut.
+    seconds: [f64; 2],
+    /// The share of neurons that are not.
+    pub(super) active: f64,
+}
+
+impl Zeros {
+    /// Of a dense token's time.
+    pub(super) fn saved(&self) -> f64 {
+        1.0 - self.seconds[1] / self.seconds[0]
+    }
+}
+
 impl Decoder {
     /// Times the blocks of a trial in a decoder that has everything but blocks.
     ///
@@ -86,13 +103,31 @@ impl Decoder {
             Self { config, layers: Arc::clone(&layers), sparse, ..self.clone() }
         };
         let [half, whole] = [with(0.5), with(1.0)];
-        let [dense, half, whole] = times([&dense, &half, &whole])?;
+        let [dense, half, whole] = times([&dense, &half, &whole])?.0;
         Ok(Payoff::new(dense, [(0.5 * mean, half), (mean, whole)]))
+    }
+
+    /// Times blocks that are held dense and neuron by neuron, in a decoder that has everything but blocks.
+    ///
+    /// # Errors
+    /// As [`Self::measure`].
+    pub(super) fn measure_zeros(&self, [dense, sparse]: [Vec<Layer>; 2]) -> Result<Zeros> {
+        let mut config = self.config;
+        config.num_hidden_layers = dense.len();
+        let points = Points::of(None, true);
+        let by_zeros = SparseConfig::default().with_mode(FfnMode::ExactZero);
+        let plans = ModelSelection::new(by_zeros, &points, sparse.iter().map(|l| l.ffn.sparse()))?;
+        let dense = Self { config, layers: dense.into(), ..self.clone() };
+        let plans = Some(Sparse { points, plans: Arc::new(plans) });
+        let sparse = Self { config, layers: sparse.into(), sparse: plans, ..self.clone() };
+        let (seconds, [_, active]) = times([&dense, &sparse])?;
+        Ok(Zeros { seconds, active })
     }
 }
 
-/// Seconds per token of some decoders, in turn: the lower quartile, which a neighbour on the same cores moves least.
-fn times<const N: usize>(decoders: [&Decoder; N]) -> Result<[f64; N]> {
+/// Seconds per token of some decoders, in turn: the lower quartile, which a neighbour on the same cores moves least; and the
+/// mean share of neurons that each computed.
+fn times<const N: usize>(decoders: [&Decoder; N]) -> Result<([f64; N], [f64; N])> {
     let mut all: [Vec<f64>; N] = [const { Vec::new() }; N];
     let mut caches = decoders.map(|d| KvCache::new(d.config(), KvConfig::exact(KvDType::F16)));
     let mut scratches = decoders.map(|_| Scratch::default());
@@ -103,10 +138,12 @@ fn times<const N: usize>(decoders: [&Decoder; N]) -> Result<[f64; N]> {
         if round >= ROUNDS[0] && start.elapsed() > LIMIT {
             break;
         }
+        // Tokens from all over the vocabulary.
+        let token = (round * 7919 % logits.len()) as u32;
         for (i, decoder) in decoders.iter().enumerate() {
             let begin = Instant::now();
             decoder.forward(
-                Input::Ids(&[0]),
+                Input::Ids(&[token]),
                 step,
                 &mut caches[i],
                 &mut scratches[i],
@@ -118,10 +155,11 @@ fn times<const N: usize>(decoders: [&Decoder; N]) -> Result<[f64; N]> {
             }
         }
     }
-    Ok(all.map(|mut t| {
+    let seconds = all.map(|mut t| {
         t.sort_by(f64::total_cmp);
         t[t.len() / 4]
-    }))
+    });
+    Ok((seconds, scratches.map(|s| s.sparse_stats().active_share())))
 }
 
 #[cfg(test)]

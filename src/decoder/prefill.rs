@@ -1,6 +1,9 @@
 //! Many tokens at once: one parallel region per operation, rows of activations side by side.
 
-use super::{Decoder, Ffn, Input as Tokens, Layer, LayerTap, Logits, Projection, Step, add_bias, resize};
+use super::{
+    Decoder, Ffn, Input as Tokens, Layer, LayerTap, Logits, Projection, Step, add_bias, gate_up::GateUp,
+    resize,
+};
 use crate::tuning::{DOWN_TASK_BYTES, DOWN_TASKS, FEW_ROWS, PREFILL_POSITIONS};
 use crate::{
     attention::{Queries, attention},
@@ -114,7 +117,7 @@ impl Decoder {
         resize(&mut s.cos, step.seq_len * half);
         resize(&mut s.sin, step.seq_len * half);
         for (t, (cos, sin)) in s.cos.chunks_exact_mut(half).zip(s.sin.chunks_exact_mut(half)).enumerate() {
-            rope::angles(|i| self.inv_freq[i], step.index_pos + t, cos, sin);
+            rope::angles(|i| self.inv_freq[i], c.rope.attention_factor(), step.index_pos + t, cos, sin);
         }
         resize(&mut s.normed, rows * c.hidden_size);
         resize(&mut s.qkv, rows * (c.q_dim() + 2 * c.kv_dim()));
@@ -190,13 +193,12 @@ impl Decoder {
         });
     }
 
-    /// `x += down(act(gate(norm(x))) · up(norm(x)))`
+    /// `x += down(act(gate(norm(x))) · up(norm(x)))`, or `x += down(act(up(norm(x))))`
     fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn LayerTap>) {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let gate_up = GateUp::of(&layer.ffn);
-        let formats = [gate_up.gate.format(), gate_up.up.format()];
-        let x = on.input(formats.into_iter(), c.hidden_size, &s.normed, &mut s.groups);
+        let x = on.input(gate_up.formats(), c.hidden_size, &s.normed, &mut s.groups);
         self.gate_up(gate_up, x, &mut s.gate, &mut s.up);
         if let Some(tap) = tap {
             s.added.clear();
@@ -207,33 +209,26 @@ impl Decoder {
         match &layer.ffn {
             Ffn::Dense(ffn) => ffn.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed),
             Ffn::Sparse(ffn) => {
-                self.down(ffn.up_down.matrix().every(1, 2), &s.up, &mut s.partials, &mut s.normed);
+                self.down(ffn.down(), &s.up, &mut s.partials, &mut s.normed);
             }
         }
         self.add(&s.normed, &mut s.x);
     }
 
-    /// `up = act(gate_proj · x − gate_shift) · (up_proj · x)` in one region: each task keeps its neurons to itself.
+    /// [`GateUp::activations`] in one region: each task keeps its neurons to itself.
     fn gate_up(&self, w: GateUp<'_>, x: Activations<'_>, gate: &mut [f32], up: &mut [f32]) {
         let (c, on) = (&self.config, self.on());
         let n = gate.len() / c.intermediate_size;
-        let bytes = n * (w.gate.bytes() + w.up.bytes());
+        let bytes = n * w.bytes();
         let tasks = on.threads.tasks(c.intermediate_size.div_ceil(ROW_STEP), bytes);
-        let work = |r: std::ops::Range<usize>, gate: &mut [&mut [f32]], up: &mut [&mut [f32]]| {
-            on.kernels.matmul(w.gate.slice_rows(r.clone()), x.columns(w.gate.format()), gate);
-            on.kernels.matmul(w.up.slice_rows(r.clone()), x.columns(w.up.format()), up);
-            for (gate, up) in gate.iter_mut().zip(up) {
-                add_bias(gate, w.gate_bias.map(|b| &b[r.clone()]));
-                add_bias(up, w.up_bias.map(|b| &b[r.clone()]));
-                on.kernels.gated(c.hidden_act, c.gate_shift, gate, up);
-            }
-        };
         let ranges: Vec<_> = ranges(c.intermediate_size, tasks, ROW_STEP).collect();
         let widths = || ranges.iter().map(ExactSizeIterator::len);
         let gate = split_columns(gate, c.intermediate_size, widths());
         let up = split_columns(up, c.intermediate_size, widths());
         let tasks = ranges.iter().zip(gate.into_iter().zip(up));
-        on.threads.for_each(tasks, |(r, (mut gate, mut up))| work(r.clone(), &mut gate, &mut up));
+        on.threads.for_each(tasks, |(r, (mut gate, mut up))| {
+            w.activations(on.kernels, c, x, r.clone(), &mut gate, &mut up);
+        });
     }
 
     /// `y = a · w` for `w` `[intermediate_size, hidden_size]`, cut by the shape alone: a sum over rows has other bits
@@ -312,34 +307,6 @@ impl Decoder {
         let run = rows.div_ceil(tasks);
         let tasks = y.chunks_mut(run * width).enumerate();
         self.threads.for_each(tasks, |(i, rows)| f(i * run, rows));
-    }
-}
-
-/// The matrices between an FFN's input and its activations.
-#[derive(Clone, Copy)]
-struct GateUp<'a> {
-    gate: Matrix<'a>,
-    up: Matrix<'a>,
-    gate_bias: Option<&'a [f32]>,
-    up_bias: Option<&'a [f32]>,
-}
-
-impl<'a> GateUp<'a> {
-    fn of(ffn: &'a Ffn) -> Self {
-        match ffn {
-            Ffn::Dense(f) => Self {
-                gate: f.gate_proj.weight.matrix(),
-                up: f.up_proj.weight.matrix(),
-                gate_bias: f.gate_proj.bias.as_deref(),
-                up_bias: f.up_proj.bias.as_deref(),
-            },
-            Ffn::Sparse(f) => Self {
-                gate: f.gate.matrix(),
-                up: f.up_down.matrix().every(0, 2),
-                gate_bias: None,
-                up_bias: None,
-            },
-        }
     }
 }
 

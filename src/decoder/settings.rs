@@ -94,7 +94,7 @@ impl Decoder {
         let quantised = |p: &Projection| p.weight.formats().any(Format::is_quantized);
         let layer = |l: &Layer| {
             let ffn = match &l.ffn {
-                Ffn::Dense(f) => f.gate_proj.weight.format().is_quantized() || quantised(&f.down_proj),
+                Ffn::Dense(f) => f.up_proj.weight.format().is_quantized() || quantised(&f.down_proj),
                 Ffn::Sparse(f) => f.gate.format().is_quantized(),
             };
             ffn || quantised(&l.qkv_proj) || quantised(&l.o_proj)
@@ -106,7 +106,8 @@ impl Decoder {
     #[must_use]
     pub fn has_ffn_bias(&self) -> bool {
         let biased = |f: &DenseFfn| {
-            f.gate_proj.bias.is_some() || f.up_proj.bias.is_some() || f.down_proj.bias.is_some()
+            let gate = f.gate_proj.as_ref().is_some_and(|p| p.bias.is_some());
+            gate || f.up_proj.bias.is_some() || f.down_proj.bias.is_some()
         };
         self.layers.iter().any(|l| matches!(&l.ffn, Ffn::Dense(f) if biased(f)))
     }
@@ -115,7 +116,8 @@ impl Decoder {
     #[must_use]
     pub fn parameters(&self) -> usize {
         let c = &self.config;
-        let layer = c.hidden_size * (2 * c.q_dim() + 2 * c.kv_dim() + 3 * c.intermediate_size);
+        let matrices = if c.gated_mlp { 3 } else { 2 };
+        let layer = c.hidden_size * (2 * c.q_dim() + 2 * c.kv_dim() + matrices * c.intermediate_size);
         let heads = if self.embed_tokens.shares_memory(&self.lm_head) { 1 } else { 2 };
         self.layers.len() * layer + heads * c.vocab_size * c.hidden_size
     }
@@ -135,7 +137,7 @@ impl Decoder {
         };
         let layer = |l: &Layer| -> Result<_> {
             let Ffn::Dense(f) = &l.ffn else { bail!("in F32: a block of this model leaves neurons out") };
-            let (gate_proj, up_proj) = (half(&f.gate_proj)?, half(&f.up_proj)?);
+            let (gate_proj, up_proj) = (f.gate_proj.as_ref().map(half).transpose()?, half(&f.up_proj)?);
             Ok(Layer {
                 input_layernorm: l.input_layernorm.clone(),
                 qkv_proj: projection(&l.qkv_proj)?,

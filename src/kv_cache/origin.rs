@@ -22,7 +22,7 @@ const SAME_FREQUENCY: f32 = 1e-4;
 pub struct Origin {
     /// RoPE turns neighbours (GGUF) instead of the two halves of a head (Hugging Face).
     pub interleaved: bool,
-    /// Angle per position of each pair of a head, scaling included.
+    /// Angle per position of each pair of a head, scaling included; behind them the factor of cosine and sine, where it is not 1.
     pub inv_freq: Arc<[f32]>,
     /// Of the weights, see [`profile::Fingerprint`].
     pub fingerprint: Arc<[f32]>,

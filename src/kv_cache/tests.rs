@@ -14,6 +14,7 @@ pub(super) fn config(heads: usize, head_dim: usize) -> Config {
         rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
         max_position_embeddings: 1 << 20,
         hidden_act: Activation::Silu,
+        gated_mlp: true,
         gate_shift: 0.0,
         norm_shift: None,
         sliding_window: None,

@@ -72,6 +72,7 @@ impl PagedAttention {
             rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
             max_position_embeddings: max_positions,
             hidden_act: Activation::Silu,
+            gated_mlp: true,
             gate_shift: 0.0,
             norm_shift: None,
             sliding_window: None,

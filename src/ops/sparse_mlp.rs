@@ -79,8 +79,8 @@ impl SparseMlp {
                 _ => down.clone(),
             })
         };
-        let ffn = SparseFfn::load(format, hidden, &profile.layers[layer], tensor)?;
-        let points = Points::from(profile);
+        let ffn = SparseFfn::load(format, [inner, hidden], true, Some(&profile.layers[layer]), tensor)?;
+        let points = Points::of(Some(profile), act.act.has_exact_zeros());
         let plans = Arc::new(plans(config, &points, &ffn)?);
         Ok(Self { ffn, points, plans, act })
     }

@@ -6,7 +6,7 @@
 //! rounding of the formats that are compared.
 //!
 //! ```text
-//! fingerprint = embedding, then per block the nine tensors of NAMES
+//! fingerprint = embedding, then per block the nine tensors of NAMES; NaN for a gate that an FFN has not
 //! tensor      = how much its format rounds, 64 elements
 //! ```
 //!
@@ -98,6 +98,10 @@ impl Fingerprint {
             let inner = rows / 2;
             self.sample(entry(UP), part, [inner, cols], false, |[n, c]| [2 * n, c])?;
             return self.sample(entry(DOWN), part, [cols, inner], false, |[r, n]| [2 * n + 1, r]);
+        }
+        if name == "mlp.down_rows" {
+            let [inner, hidden] = shape(part)?;
+            return self.sample(entry(DOWN), part, [hidden, inner], false, |[r, n]| [n, r]);
         }
         let Some(i) = NAMES.iter().position(|n| *n == name) else { return Ok(()) };
         // Hugging Face and GGUF order the rows of a head differently, but for the first and the last.
@@ -232,7 +236,7 @@ fn rounding(part: &Part) -> f32 {
 /// ```
 ///
 /// # Errors
-/// A norm or a matrix of an FFN is missing.
+/// A norm, or up or down of an FFN, is missing.
 pub fn fingerprint(
     vb: &VarBuilder<'_>,
     num_hidden_layers: usize,
@@ -250,6 +254,7 @@ pub fn fingerprint(
             let weight = format!("{name}.weight");
             let tensor = match i {
                 INPUT_NORM | POST_NORM => Some(vb.get(hidden, &weight)?),
+                GATE if !vb.contains_tensor(&weight) => None,
                 GATE | UP => Some(vb.get((inner, hidden), &weight)?),
                 DOWN => Some(vb.get((hidden, inner), &weight)?),
                 _ => any(&name),

@@ -50,7 +50,7 @@ impl NeuronChoice<'_> {
     pub(crate) fn bytes(&self) -> usize {
         let q = self.ffn.predictor.as_ref().map_or(0, |p| p.q_gate.bytes() + p.q_up.bytes());
         match self.plan.mode {
-            FfnMode::Auto | FfnMode::Dense | FfnMode::Gate => self.ffn.gate.bytes(),
+            FfnMode::Auto | FfnMode::Dense | FfnMode::Gate | FfnMode::ExactZero => self.ffn.gate.bytes(),
             FfnMode::LowRank => q,
             FfnMode::Cascade => q + self.ffn.gate.bytes() / 2,
         }

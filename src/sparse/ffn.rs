@@ -6,19 +6,20 @@ use crate::{
 };
 use candle_core::{Result, bail};
 pub(crate) use candle_sparse_core::ffn::PANEL;
-use candle_sparse_core::{Format, ffn};
+use candle_sparse_core::{Format, Matrix, Neurons, ffn};
 use std::sync::Arc;
 
-/// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile.
+/// One FFN: gates apart, up and down row of a neuron side by side; neurons in the order of the profile, if there is one.
 ///
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct SparseFfn {
-    /// `[intermediate_size, hidden_size]`
+    /// `[intermediate_size, hidden_size]`; without a gate the rows of `up_proj`, which decide as gates do.
     pub gate: Weight,
-    /// `[2 · intermediate_size, hidden_size]`: up row, then column of `down_proj`, neuron by neuron.
+    /// `[2 · intermediate_size, hidden_size]`: up row, then column of `down_proj`, neuron by neuron; without a gate
+    /// `[intermediate_size, hidden_size]`, the columns alone.
     pub up_down: Weight,
-    /// `None`: the profile has rank 0.
+    /// `None`: there is no profile, or it has rank 0.
     pub predictor: Option<Predictor>,
     pub(super) learned: Arc<Learned>,
 }
@@ -38,7 +39,7 @@ pub(crate) struct Predictor {
 }
 
 /// What is kept of a [`LayerProfile`] beside the matrices.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Learned {
     /// Standard deviation of a gate from its prediction.
     pub(super) gate_deviation: Vec<f32>,
@@ -56,38 +57,43 @@ impl SparseFfn {
         self.gate.format().is_quantized() || p.is_some_and(Format::is_quantized)
     }
 
-    /// The FFN of a checked `profile`; `tensor` gives `gate_proj`, `up_proj` `[intermediate_size, hidden_size]` and
-    /// `down_proj` `[hidden_size, intermediate_size]` by name, one at a time.
+    /// The FFN `[intermediate_size, hidden_size]` of a checked `profile`, or in its own order; `tensor` gives `gate_proj` of
+    /// one that is `gated`, `up_proj` `[intermediate_size, hidden_size]` and `down_proj` `[hidden_size, intermediate_size]` by
+    /// name, one at a time.
     ///
-    /// All three are quantised along `hidden_size`, so that a neuron's rows are whole blocks.
+    /// All are quantised along `hidden_size`, so that a neuron's rows are whole blocks.
     ///
     /// # Errors
     /// A tensor fails to load or has another shape or dtype.
     pub(crate) fn load<P: Into<Part>>(
         format: Format,
-        hidden_size: usize,
-        profile: &LayerProfile,
+        [inner, hidden_size]: [usize; 2],
+        gated: bool,
+        profile: Option<&LayerProfile>,
         mut tensor: impl FnMut(&str) -> Result<P>,
     ) -> Result<Self> {
-        let order = &profile.order;
+        let own = || (0..inner as u32).collect();
+        let order: &[u32] = &profile.map_or_else(own, |p| p.order.clone());
         let mut tensor = |name: &str| tensor(name).map(Into::into);
-        let up_down = Weight::interleaved(format, hidden_size, 2, order, |part| match part {
-            0 => tensor("up_proj"),
-            _ => transposed(tensor("down_proj")?),
+        let (first, parts) = if gated { ("gate_proj", 2) } else { ("up_proj", 1) };
+        let up_down = Weight::interleaved(format, hidden_size, parts, order, |part| {
+            if part + 1 < parts { tensor("up_proj") } else { transposed(tensor("down_proj")?) }
         })?;
-        let gate = Weight::interleaved(format, hidden_size, 1, order, |_| tensor("gate_proj"))?;
+        let gate = Weight::interleaved(format, hidden_size, 1, order, |_| tensor(first))?;
         Self::new(gate, up_down, profile)
     }
 
     /// The FFN of weights that stand in the order of a checked `profile` already: `gate` `[intermediate_size, hidden_size]` and
-    /// `up_down` `[2 · intermediate_size, hidden_size]`, as [`Self::gate`] and [`Self::up_down`] are.
+    /// `up_down`, as [`Self::gate`] and [`Self::up_down`] are.
     ///
     /// # Errors
     /// Their shapes are others, or their formats differ.
-    pub(crate) fn new(gate: Weight, up_down: Weight, profile: &LayerProfile) -> Result<Self> {
-        let (inner, hidden, format) = (profile.order.len(), gate.cols(), gate.format());
-        let shapes = [[gate.rows(), hidden], [up_down.rows(), up_down.cols()]];
-        if shapes != [[inner, hidden], [2 * inner, hidden]] || up_down.format() != format {
+    pub(crate) fn new(gate: Weight, up_down: Weight, profile: Option<&LayerProfile>) -> Result<Self> {
+        let (inner, hidden, format) = (gate.rows(), gate.cols(), gate.format());
+        let shapes = [[inner, hidden], [up_down.rows(), up_down.cols()]];
+        let neurons = profile.map_or(inner, |p| p.order.len());
+        let fits = shapes[1] == [2 * inner, hidden] || shapes[1] == shapes[0];
+        if !fits || neurons != inner || up_down.format() != format {
             bail!(
                 "sparse FFN: gate {:?} in {} and up with down {:?} in {} do not belong together",
                 shapes[0],
@@ -96,6 +102,11 @@ impl SparseFfn {
                 up_down.format().name()
             );
         }
+        let Some(profile) = profile else {
+            // Of the guard's recall all neurons are worth the same.
+            let learned = Learned { importance: vec![1.0; inner], ..Learned::default() };
+            return Ok(Self { gate, up_down, predictor: None, learned: Arc::new(learned) });
+        };
         let learned = Learned {
             gate_deviation: profile.gate_variance.iter().map(|v| v.sqrt()).collect(),
             up_variance: profile.up_variance.clone(),
@@ -126,6 +137,21 @@ impl SparseFfn {
                 importance_squared: &l.importance,
             },
         }
+    }
+
+    /// What is read of an active neuron, beside its gate.
+    #[must_use]
+    pub(crate) fn neurons(&self) -> Neurons<'_> {
+        let rows = self.up_down.matrix();
+        if rows.rows() == self.gate.rows() { Neurons::Down(rows) } else { Neurons::UpDown(rows) }
+    }
+
+    /// The columns of `down_proj`, `[intermediate_size, hidden_size]`.
+    #[must_use]
+    pub(crate) fn down(&self) -> Matrix<'_> {
+        let neurons = self.neurons();
+        let per = neurons.rows_per_neuron();
+        neurons.matrix().every(per - 1, per)
     }
 
     /// Neurons.

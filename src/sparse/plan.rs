@@ -37,7 +37,8 @@ pub(crate) fn pays(config: &SparseConfig, profile: &Profile, layer: usize) -> bo
 }
 
 impl Profile {
-    /// The share of block `layer` that is expected to be active with `config`, which names a mode; 1 for all neurons. Up to
+    /// The share of block `layer` that is expected to be active with `config`, which names a mode; 1 for all neurons, and for
+    /// [`FfnMode::ExactZero`], of which a profile does not speak. Up to
     /// [`BREAK_EVEN`] it reads fewer bytes than a dense block.
     ///
     /// # Errors
@@ -47,28 +48,67 @@ impl Profile {
     /// There is no such block.
     pub fn expected_share(&self, config: &SparseConfig, layer: usize) -> Result<f32> {
         let (points, l) = (Points::from(self), &self.layers[layer]);
-        let Some(rule) = config.mode.rule() else { return Ok(1.0) };
+        let Some(rule) = config.mode.rule().filter(|&r| r != Rule::ExactZero) else { return Ok(1.0) };
         let (of_layer, inner) = (&l.rules[rule as usize], l.order.len());
         let place = points.place(config, rule, of_layer, inner)?;
         Ok(place.map_or(1.0, |p| p.share(config, of_layer, inner)))
     }
 }
 
-/// The points at which a profile has thresholds.
+/// What settings there are to choose from: the points at which a profile has thresholds, and exact zeros.
 #[derive(Clone, Debug)]
 pub(crate) struct Points {
+    /// None without a profile.
     shares: Vec<f32>,
     fitted: [usize; 3],
     held_out: HeldOut,
+    /// The activation gives exact zeros.
+    exact_zeros: bool,
 }
 
 impl From<&Profile> for Points {
     fn from(p: &Profile) -> Self {
-        Self { shares: p.shares.clone(), fitted: p.fitted, held_out: p.held_out }
+        Self { shares: p.shares.clone(), fitted: p.fitted, held_out: p.held_out, exact_zeros: false }
     }
 }
 
 impl Points {
+    /// Of a profile, if there is one, and of a model whose activation gives exact zeros, or not.
+    pub(crate) fn of(profile: Option<&Profile>, exact_zeros: bool) -> Self {
+        let nothing = HeldOut { kept: [false; 3], best: None };
+        let none = Self { shares: Vec::new(), fitted: [0; 3], held_out: nothing, exact_zeros };
+        profile.map_or(none, |p| Self { exact_zeros, ..Self::from(p) })
+    }
+
+    /// The same settings with the mode that is meant, never [`FfnMode::Auto`].
+    ///
+    /// # Errors
+    /// A rule that does not keep its target, one that needs a profile where there is none, or exact zeros where there are
+    /// none or with a share of one's own.
+    pub(crate) fn resolve(&self, config: SparseConfig) -> Result<SparseConfig> {
+        let has_profile = !self.shares.is_empty();
+        let by_zeros = SparseConfig { mode: FfnMode::ExactZero, ..config };
+        match config.mode {
+            FfnMode::Dense => Ok(config),
+            FfnMode::Auto if has_profile => {
+                let resolved = config.resolve(&self.held_out)?;
+                Ok(if resolved.mode == FfnMode::Dense && self.exact_zeros { by_zeros } else { resolved })
+            }
+            FfnMode::Auto | FfnMode::ExactZero if !self.exact_zeros => bail!(
+                "sparse: exact-zero needs an activation that shuts neurons (relu, relu2, fatrelu, drelu): others need a profile"
+            ),
+            FfnMode::Auto | FfnMode::ExactZero if config.selection != Selection::Fitted => bail!(
+                "sparse: exact-zero leaves out what adds nothing, however many neurons that are: a share, a top-k or a scale \
+                 needs a profile and one of its rules"
+            ),
+            FfnMode::Auto | FfnMode::ExactZero => Ok(by_zeros),
+            _ if has_profile => config.resolve(&self.held_out),
+            mode => {
+                bail!("sparse: {mode:?} needs a profile: give LoadOptions one, or calibrate the model first")
+            }
+        }
+    }
+
     /// Where the setting lies among the points of a block's rule; `None` for all neurons.
     fn place(
         &self,
@@ -145,7 +185,7 @@ pub(crate) struct BlockSelection {
     pub(super) candidate: Vec<f32>,
     /// `[intermediate_size]`: squared, divided by importance².
     pub(super) keep: Vec<f32>,
-    /// `[hidden_size]`: what is skipped, in the mean; empty for [`FfnMode::Dense`].
+    /// `[hidden_size]`: what is skipped, in the mean; empty for [`FfnMode::Dense`] and [`FfnMode::ExactZero`].
     pub bias: Vec<f32>,
 }
 
@@ -158,8 +198,12 @@ impl BlockSelection {
     }
 
     fn dense() -> Self {
+        Self::without_thresholds(FfnMode::Dense)
+    }
+
+    fn without_thresholds(mode: FfnMode) -> Self {
         let (candidate, keep, bias) = (Vec::new(), Vec::new(), Vec::new());
-        Self { mode: FfnMode::Dense, top: None, hot: 0, candidate, keep, bias }
+        Self { mode, top: None, hot: 0, candidate, keep, bias }
     }
 
     fn new(config: &SparseConfig, rule: &LayerRule, place: Place, ffn: &SparseFfn) -> Self {
@@ -258,14 +302,14 @@ impl ModelSelection {
     ///
     /// # Errors
     /// Numbers that make no sense, a share outside the calibrated ones, a mode that needs a prediction which the profile
-    /// has not, or a rule that does not keep what calibration was asked for ([`SparseConfig::resolve`]).
+    /// has not, or one that [`Points::resolve`] refuses.
     pub(crate) fn new<'a>(
         config: SparseConfig,
         points: &Points,
         ffns: impl Iterator<Item = Option<&'a SparseFfn>>,
     ) -> Result<Self> {
         config.check()?;
-        let config = config.resolve(&points.held_out)?;
+        let config = points.resolve(config)?;
         let plan =
             |ffn: Option<_>| ffn.map_or_else(|| Ok(BlockSelection::dense()), |f| plan(&config, points, f));
         let layers = ffns.map(plan).collect::<Result<_>>()?;
@@ -297,6 +341,9 @@ impl ModelSelection {
 
 fn plan(config: &SparseConfig, points: &Points, ffn: &SparseFfn) -> Result<BlockSelection> {
     let Some(rule) = config.mode.rule() else { return Ok(BlockSelection::dense()) };
+    if rule == Rule::ExactZero {
+        return Ok(BlockSelection::without_thresholds(FfnMode::ExactZero));
+    }
     if rule != Rule::Gate && ffn.predictor.is_none() {
         bail!(
             "sparse: mode {:?} needs a prediction, the profile has none: calibrate with a rank or use Gate",

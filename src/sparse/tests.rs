@@ -17,6 +17,7 @@ const SHAPE: Config = Config {
     rope: Rope { theta: 10_000.0, scaling: RopeScaling::None, interleaved: false },
     max_position_embeddings: 16,
     hidden_act: Activation::Silu,
+    gated_mlp: true,
     gate_shift: 0.0,
     norm_shift: None,
     sliding_window: None,

@@ -1,6 +1,7 @@
 //! The FFN of one token for some neurons: choose them together, then share the list of them.
 //!
-//! `y = bias + Σ act(g_n − shift) · (up_n · x) · down_n` over the active neurons n. All threads of a team run this; the phases
+//! `y = bias + Σ act(g_n − shift) · (up_n · x) · down_n` over the active neurons n; without a gate `up_n · x` is what is
+//! activated, in its place. All threads of a team run this; the phases
 //! are the products and the choice.
 
 use super::{BlockSelection, ChoiceScratch, FfnMode, NeuronChoice, PANEL, SparseFfn};
@@ -9,7 +10,7 @@ use crate::{
     team::{Cancelled, Member, Outcome, Outputs},
     weight::ROW_STEP,
 };
-use candle_sparse_core::{Columns, Format, GluActivation, KernelSet, Neurons, kernel::select};
+use candle_sparse_core::{Columns, Format, GluActivation, KernelSet, Neurons, ffn::Rule, kernel::select};
 use candle_sparse_kernels::Kernels;
 
 /// How a block chooses for one token.
@@ -183,7 +184,7 @@ impl TokenFfn<'_> {
             return Ok(select::Count { active: inner, candidates: inner });
         }
         let z = match &ffn.predictor {
-            Some(p) if plan.mode != FfnMode::Gate => {
+            Some(p) if plan.mode.rule().is_some_and(Rule::predicts) => {
                 let z = &mut s.z[..p.p.rows()];
                 self.product(member, &p.p, z)?;
                 &*z
@@ -208,19 +209,24 @@ impl TokenFfn<'_> {
         let TokenSelection { plan, dense, .. } = self.selection;
         let (ffn, hidden, x) = (self.ffn, s.y.len(), self.column(self.ffn.gate.format()));
         let by_prediction = !dense && plan.mode == FfnMode::LowRank;
-        let w = Neurons::UpDown(ffn.up_down.matrix());
-        let each = neurons_per_piece(n, ffn.row_bytes());
-        let partials = &mut s.partials[..n.div_ceil(each) * hidden];
+        // Of exact zeros as many neurons to a piece as of all: sums that are cut alike have the bits of all neurons.
+        let by_number = !dense && plan.mode == FfnMode::ExactZero;
+        let cut = if by_number { ffn.intermediate_size() } else { n };
+        let each = neurons_per_piece(cut, ffn.row_bytes());
+        let partials = &mut s.partials[..cut.div_ceil(each) * hidden];
+        let all = &s.list[..n];
+        let place =
+            |end: usize| if by_number { all.partition_point(|&n| (n as usize) < end) } else { end.min(n) };
         member.phase(partials, hidden, |i, y| {
-            let r = i * each..((i + 1) * each).min(n);
-            let (list, gates) = (&s.list[r.clone()], &mut s.gates[r]);
+            let r = place(i * each)..place((i + 1) * each);
+            let (list, gates) = (&all[r.clone()], &mut s.gates[r]);
             if by_prediction {
                 self.kernels.matvec_rows(ffn.gate.matrix(), list, x, gates);
             }
             y.fill(0.0);
-            self.kernels.sparse_ffn(w, self.act, list, x, gates, y);
+            self.kernels.sparse_ffn(ffn.neurons(), self.act, list, x, gates, y);
         })?;
-        if dense {
+        if dense || plan.bias.is_empty() {
             s.y.fill(0.0);
         } else {
             s.y.copy_from_slice(&plan.bias);
@@ -238,13 +244,15 @@ impl TokenFfn<'_> {
     ) -> Result<GuardSample, Cancelled> {
         let (ffn, hidden, inner) = (self.ffn, s.y.len(), self.ffn.intermediate_size());
         let x = self.column(ffn.gate.format());
-        let (gate_w, up_down) = (ffn.gate.matrix(), ffn.up_down.matrix());
-        let (up_w, down_w) = (up_down.every(0, 2), up_down.every(1, 2));
+        let (gate_w, neurons, down_w) = (ffn.gate.matrix(), ffn.neurons(), ffn.down());
         let piece = member.piece(inner, 2 * gate_w.bytes(), ROW_STEP);
         member.phase(&mut s.inner, piece, |i, a| {
             let (r, gates) = (i * piece..i * piece + a.len(), &mut s.scores[..a.len()]);
             self.kernels.matmul(gate_w.slice_rows(r.clone()), x, &mut [gates]);
-            self.kernels.matmul(up_w.slice_rows(r), x, &mut [a]);
+            match neurons {
+                Neurons::Down(_) => a.fill(1.0),
+                rows => self.kernels.matmul(rows.matrix().every(0, 2).slice_rows(r), x, &mut [&mut *a]),
+            }
             self.kernels.gated(self.act.act, self.act.shift, gates, a);
         })?;
         let each = neurons_per_piece(inner, ffn.row_bytes());
@@ -271,11 +279,11 @@ impl TokenFfn<'_> {
         let predicted =
             ffn.predictor.as_ref().map_or(0, |p| p.p.bytes() + (inner - plan.hot) * p.bytes_per_neuron());
         let (gates, predicted) = match plan.mode {
-            FfnMode::Auto | FfnMode::Dense | FfnMode::Gate => (inner, 0),
+            FfnMode::Auto | FfnMode::Dense | FfnMode::Gate | FfnMode::ExactZero => (inner, 0),
             FfnMode::LowRank => (count.active, predicted),
             FfnMode::Cascade => (count.candidates, predicted),
         };
-        (gates + 2 * count.active) * ffn.row_bytes() + predicted + sample
+        (gates + ffn.neurons().rows_per_neuron() * count.active) * ffn.row_bytes() + predicted + sample
     }
 }
 

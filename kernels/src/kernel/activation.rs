@@ -1,4 +1,4 @@
-//! The gated activations of the FFN.
+//! The activations of the FFN.
 
 use super::{exp::exp, padded};
 use crate::isa::{Isa, Kernel};
@@ -28,7 +28,8 @@ pub(super) fn gated<I: Isa>(isa: I, act: Activation, shift: f32, gate: &[f32], y
         Activation::Silu => each::<I, Silu>(isa, shift, 0.0, gate, y),
         Activation::Relu => each::<I, Relu>(isa, shift, 0.0, gate, y),
         Activation::Relu2 => each::<I, Relu2>(isa, shift, 0.0, gate, y),
-        Activation::FatRelu { threshold } => each::<I, FatRelu>(isa, shift, threshold, gate, y),
+        // The first value that passes.
+        Activation::FatRelu { threshold } => each::<I, FatRelu>(isa, shift, threshold.next_up(), gate, y),
         Activation::DRelu => each::<I, DRelu>(isa, shift, 0.0, gate, y),
         // Rare in Llama-shaped models, and erf has no short vector form.
         Activation::Gelu | Activation::GeluPytorchTanh => {
@@ -80,8 +81,8 @@ impl Function for Relu2 {
 
 impl Function for FatRelu {
     #[inline(always)]
-    fn apply<I: Isa>(isa: I, threshold: f32, g: I::V, u: I::V) -> I::V {
-        isa.mul(isa.select_lt(g, isa.splat(threshold), isa.splat(0.0), g), u)
+    fn apply<I: Isa>(isa: I, least: f32, g: I::V, u: I::V) -> I::V {
+        isa.mul(isa.select_lt(g, isa.splat(least), isa.splat(0.0), g), u)
     }
 }
 

@@ -69,7 +69,9 @@ impl RowsKernel for SparseFfn<'_> {
         // A down row is added four neurons after its neuron's products: what is in between, the activation of few neurons, is
         // a long chain of dependent instructions.
         for first in (0..n + TOGETHER).step_by(TOGETHER).take_while(|_| n > 0) {
-            let (mut g, mut a) = ([0.0; TOGETHER], [0.0; TOGETHER]);
+            // Without an up row the activation stands alone.
+            let ones = if rows_per_neuron == 1 { 1.0 } else { 0.0 };
+            let (mut g, mut a) = ([0.0; TOGETHER], [ones; TOGETHER]);
             for i in first..n.min(first + TOGETHER) {
                 // One call for both rows: the code of a product is long.
                 for back in (1..rows_per_neuron).rev() {

@@ -1,7 +1,7 @@
 //! What a GGUF file says about its model.
 
-use crate::gguf::ARCHITECTURES;
-use crate::llama::{Config, Llama3RopeType};
+use crate::gguf::{ARCEE, LLAMA, OWN};
+use crate::llama::{Config, Llama3RopeType, YarnRope};
 use candle_core::{
     Result,
     quantized::{GgmlDType, gguf_file::Value},
@@ -24,8 +24,7 @@ pub(super) fn metadata(
     neuron_major: bool,
 ) -> Result<Vec<(String, Value)>> {
     let core = c.to_core()?;
-    let stock = c.hidden_act == Activation::Silu && c.gate_shift == 0.0 && c.norm_shift.is_none();
-    let architecture = ARCHITECTURES[usize::from(neuron_major || !stock)];
+    let architecture = if neuron_major { OWN } else { architecture(&core) };
     let text = |s: &str| Value::String(s.to_string());
     let count = |n: usize| Value::U32(n as u32);
     let mut all: Vec<_> = kept.into_iter().collect();
@@ -50,11 +49,11 @@ pub(super) fn metadata(
     if let Some(window) = core.sliding_window {
         put(&mut all, format!("{architecture}.attention.sliding_window"), count(window));
     }
-    if let RopeScaling::Linear { factor } = core.rope.scaling {
-        put(&mut all, format!("{architecture}.rope.scaling.type"), text("linear"));
-        put(&mut all, format!("{architecture}.rope.scaling.factor"), Value::F32(factor));
+    for (key, value) in rope_scaling(core.rope.scaling) {
+        put(&mut all, format!("{architecture}.rope.scaling.{key}"), value);
     }
-    if !stock {
+    if architecture == OWN {
+        put(&mut all, format!("{architecture}.gated_mlp"), Value::Bool(c.gated_mlp));
         let (name, param) = crate::llama::activation_name(c.hidden_act);
         put(&mut all, format!("{architecture}.hidden_act"), text(name));
         for (key, value) in
@@ -71,6 +70,58 @@ pub(super) fn metadata(
         put(&mut all, "tokenizer.ggml.model", text(super::NO_TOKENIZER));
     }
     Ok(all)
+}
+
+/// The architecture that runs such a model elsewhere too, or our own.
+fn architecture(c: &candle_sparse_core::Config) -> &'static str {
+    let uncut = matches!(c.rope.scaling, RopeScaling::Yarn { truncate: false, .. });
+    if c.gate_shift != 0.0 || c.norm_shift.is_some() || uncut {
+        return OWN;
+    }
+    match (c.hidden_act, c.gated_mlp) {
+        (Activation::Silu, true) => LLAMA,
+        (Activation::Relu2, false) => ARCEE,
+        _ => OWN,
+    }
+}
+
+/// What stands behind `rope.scaling.`; what is usual is left out, as llama.cpp's converter does.
+fn rope_scaling(scaling: RopeScaling) -> Vec<(&'static str, Value)> {
+    let text = |s: &str| Value::String(s.to_string());
+    match scaling {
+        RopeScaling::None | RopeScaling::Llama3 { .. } => Vec::new(),
+        RopeScaling::Linear { factor } => vec![("type", text("linear")), ("factor", Value::F32(factor))],
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings,
+            attention_factor,
+            truncate,
+        } => {
+            let original = Value::U32(original_max_position_embeddings as u32);
+            let mut all = vec![
+                ("type", text("yarn")),
+                ("factor", Value::F32(factor)),
+                ("original_context_length", original),
+            ];
+            let [fast, slow] = YarnRope::BETA;
+            let on_top = attention_factor / YarnRope::mscale(factor, 1.0);
+            for (key, value, usual) in [
+                ("attn_factor", on_top, 1.0),
+                ("yarn_beta_fast", beta_fast, fast),
+                ("yarn_beta_slow", beta_slow, slow),
+            ] {
+                if value != usual {
+                    all.push((key, Value::F32(value)));
+                }
+            }
+            if !truncate {
+                all.push(("yarn_truncate", Value::Bool(false)));
+            }
+            all
+        }
+    }
 }
 
 /// GGUF has no words for Llama 3's stretching of frequencies: it writes their factors.

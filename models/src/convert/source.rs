@@ -7,7 +7,7 @@ use super::{
 use crate::gguf::{LAYER_NAMES, format, ggml_type};
 use crate::{decoder::Checkpoint, llama::Config};
 use candle_core::{
-    Device, Result, Tensor,
+    Device, Result, Tensor, bail,
     quantized::{GgmlDType, QStorage, QTensor, gguf_file::Value},
 };
 use candle_sparse::{
@@ -40,7 +40,13 @@ impl Source<'_> {
             .numbers()
             .to_vec();
         let embedding = self.quantized("model.embed_tokens", table)?;
-        let metadata = metadata::metadata(kept, c, embedding.dtype(), self.layout.neuron_major.is_some())?;
+        let metadata = metadata::metadata(kept, c, embedding.dtype(), self.layout.is_neuron_major())?;
+        if self.layout.own_order && !c.hidden_act.has_exact_zeros() {
+            bail!(
+                "neuron-major without a profile serves activations that give exact zeros (relu, relu2, fatrelu, drelu): \
+                 make a profile with `calibrate`"
+            );
+        }
         let mut file = GgufModel {
             metadata,
             tensors: Vec::new(),
@@ -84,14 +90,15 @@ impl Source<'_> {
                     self.vector(&from, hidden, "weight", &to, out)?;
                     continue;
                 }
-                "ffn_up_down" => match self.layout.neuron_major {
-                    Some(profile) => {
-                        self.neurons(i, &profile.layers[i].order, out)?;
-                        continue;
+                "ffn_up_down" => {
+                    if self.layout.is_neuron_major() {
+                        self.neurons(i, out)?;
                     }
-                    None => continue,
-                },
-                "ffn_gate" | "ffn_up" | "ffn_down" if self.layout.neuron_major.is_some() => continue,
+                    continue;
+                }
+                "ffn_down_rows" => continue,
+                "ffn_gate" | "ffn_up" | "ffn_down" if self.layout.is_neuron_major() => continue,
+                "ffn_gate" if !c.gated_mlp => continue,
                 "attn_q" => (core.q_dim(), hidden, core.num_attention_heads),
                 "attn_k" => (core.kv_dim(), hidden, core.num_key_value_heads),
                 "attn_v" => (core.kv_dim(), hidden, 0),
@@ -121,26 +128,27 @@ impl Source<'_> {
     }
 
     /// The FFN of a layer, neuron-major.
-    fn neurons(&self, i: usize, order: &[u32], out: &mut Vec<(String, QTensor)>) -> Result<()> {
+    fn neurons(&self, i: usize, out: &mut Vec<(String, QTensor)>) -> Result<()> {
         let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
         let name = |part: &str| format!("model.layers.{i}.mlp.{part}_proj");
-        let gate = self.part(&name("gate"), [inner, hidden])?;
+        let own: Vec<u32> = (0..inner as u32).collect();
+        let order = self.layout.neuron_major.map_or(&own, |profile| &profile.layers[i].order);
+        // Without a gate up stands in its place, and down alone.
+        let (first, rest, parts) =
+            if self.config.gated_mlp { ("gate", "up_down", 2) } else { ("up", "down_rows", 1) };
+        let gate = self.part(&name(first), [inner, hidden])?;
         let (format, mut before) = (self.format(&gate, hidden), gate.bytes());
         let gate = Weight::interleaved(format, hidden, 1, order, |_| Ok(gate.clone()))?;
-        let up_down = Weight::interleaved(format, hidden, 2, order, |part| {
-            let part = match part {
-                0 => self.part(&name("up"), [inner, hidden])?,
-                _ => {
-                    before += self.part(&name("down"), [hidden, inner])?.bytes();
-                    return Ok(self.floats(&name("down"), [hidden, inner])?.t()?.into());
-                }
-            };
-            before += part.bytes();
-            Ok(part)
+        let up_down = Weight::interleaved(format, hidden, parts, order, |part| {
+            if part + 1 < parts {
+                return self.part(&name("up"), [inner, hidden]).inspect(|part| before += part.bytes());
+            }
+            before += self.part(&name("down"), [hidden, inner])?.bytes();
+            Ok(self.floats(&name("down"), [hidden, inner])?.t()?.into())
         })?;
-        self.note(3, hidden, before, format, gate.bytes() + up_down.bytes());
-        out.push((format!("blk.{i}.ffn_gate.weight"), to_tensor(&gate)?));
-        out.push((format!("blk.{i}.ffn_up_down.weight"), to_tensor(&up_down)?));
+        self.note(parts + 1, hidden, before, format, gate.bytes() + up_down.bytes());
+        out.push((format!("blk.{i}.ffn_{first}.weight"), to_tensor(&gate)?));
+        out.push((format!("blk.{i}.ffn_{rest}.weight"), to_tensor(&up_down)?));
         Ok(())
     }
 
@@ -153,6 +161,9 @@ impl Source<'_> {
             for (part, shape) in
                 [("gate", [inner, hidden]), ("up", [inner, hidden]), ("down", [hidden, inner])]
             {
+                if part == "gate" && !c.gated_mlp {
+                    continue;
+                }
                 let name = format!("model.layers.{i}.mlp.{part}_proj");
                 fingerprint.note(&name, &self.part(&name, shape)?, Some(&layer.order))?;
             }

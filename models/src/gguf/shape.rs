@@ -1,15 +1,20 @@
 //! What the metadata of a GGUF file says about the model.
 
 use super::tokenizer::{self, metadata::integer};
-use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks, activation};
+use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks, YarnRope, activation};
 use candle_core::{
     Error, Result, bail,
     quantized::gguf_file::{Content, Value},
 };
 use candle_sparse_core::Activation;
 
-/// `general.architecture` of the files that are read; the second is what `convert` writes where others must not guess.
-pub(crate) const ARCHITECTURES: [&str; 2] = ["llama", "candle_sparse_llama"];
+/// `general.architecture` of the files that are read.
+pub(crate) const ARCHITECTURES: [&str; 3] = [LLAMA, OWN, ARCEE];
+pub(crate) const LLAMA: &str = "llama";
+/// What `convert` writes where others must not guess.
+pub(crate) const OWN: &str = "candle_sparse_llama";
+/// A Llama whose FFN has no gate, with `relu2`.
+pub(crate) const ARCEE: &str = "arcee";
 
 /// The context of files that do not say, as in candle.
 const DEFAULT_CONTEXT: usize = 4096;
@@ -59,10 +64,46 @@ impl Metadata<'_> {
         }
     }
 
-    /// That of files which `convert` writes; all others are `silu`.
+    /// That of files which `convert` writes; all others have what their architecture has.
     fn hidden_act(&self) -> Result<Activation> {
-        let Some(name) = self.text("hidden_act")? else { return Ok(Activation::Silu) };
+        let of_architecture = if self.architecture == ARCEE { Activation::Relu2 } else { Activation::Silu };
+        let Some(name) = self.text("hidden_act")? else { return Ok(of_architecture) };
         activation(name, self.number("hidden_act_param")?.map(|x| x as f32)).map_err(Error::Msg)
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some((_, Value::Bool(flag))) => Ok(*flag),
+            Some((key, _)) => bail!("{key} is neither true nor false"),
+        }
+    }
+
+    /// As llama.cpp reads it: `attn_factor` is on top of what follows from the factor.
+    fn yarn(&self, factor: f32) -> Result<Llama3RopeConfig> {
+        let number =
+            |key: &str| Ok::<_, Error>(self.number(&format!("rope.scaling.{key}"))?.map(|x| x as f32));
+        if let Some(other) = number("yarn_ext_factor")?.filter(|x| *x != 1.0 && *x >= 0.0) {
+            bail!("rope.scaling.yarn_ext_factor {other} is not supported, only 1");
+        }
+        let all = number("yarn_log_multiplier")?.filter(|x| *x != 0.0);
+        let inferred = YarnRope::mscale(factor, 1.0) / all.map_or(1.0, |all| YarnRope::mscale(factor, all));
+        let on_top = number("attn_factor")?.or(number("yarn_attn_factor")?).unwrap_or(1.0);
+        let [fast, slow] = YarnRope::BETA;
+        let original = self.size("rope.scaling.original_context_length")?;
+        let original = original.or(self.size("context_length")?).unwrap_or(DEFAULT_CONTEXT);
+        let yarn = YarnRope {
+            beta_fast: number("yarn_beta_fast")?.unwrap_or(fast),
+            beta_slow: number("yarn_beta_slow")?.unwrap_or(slow),
+            attention_factor: inferred * on_top,
+            truncate: self.flag("rope.scaling.yarn_truncate", true)?,
+        };
+        Ok(Llama3RopeConfig {
+            factor,
+            original_max_position_embeddings: original,
+            rope_type: Llama3RopeType::Yarn(yarn),
+            ..Default::default()
+        })
     }
 
     fn rope_scaling(&self) -> Result<Option<Llama3RopeConfig>> {
@@ -74,10 +115,11 @@ impl Metadata<'_> {
                 rope_type: Llama3RopeType::Linear,
                 ..Default::default()
             })),
-            (Some("linear"), None) => {
-                bail!("rope scaling is linear, but {} is missing", "rope.scaling.factor")
+            (Some("yarn"), Some(factor)) => self.yarn(factor as f32).map(Some),
+            (Some(kind @ ("linear" | "yarn")), None) => {
+                bail!("rope scaling is {kind}, but {} is missing", "rope.scaling.factor")
             }
-            (Some(other), _) => bail!("rope scaling '{other}' is not supported: none and linear are"),
+            (Some(other), _) => bail!("rope scaling '{other}' is not supported: none, linear and yarn are"),
         }
     }
 }
@@ -86,8 +128,7 @@ fn architecture(content: &Content) -> Result<&str> {
     match content.metadata.get("general.architecture") {
         Some(Value::String(name)) if ARCHITECTURES.contains(&name.as_str()) => Ok(name),
         Some(Value::String(name)) => bail!(
-            "general.architecture '{name}' is not supported: {} is (Llama, Mistral, and what has their shape)",
-            ARCHITECTURES[0]
+            "general.architecture '{name}' is not supported: {LLAMA} is (Llama, Mistral, and what has their shape), and {ARCEE}"
         ),
         _ => bail!("metadata general.architecture is missing: is this a language model?"),
     }
@@ -157,8 +198,11 @@ pub fn config(content: &Content) -> Result<Config> {
         max_position_embeddings: m.size("context_length")?.unwrap_or(DEFAULT_CONTEXT),
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
         hidden_act: m.hidden_act()?,
+        gated_mlp: m.flag("gated_mlp", m.architecture != ARCEE)?,
         attention_bias: content.tensor_infos.contains_key("blk.0.attn_q.bias"),
-        mlp_bias: content.tensor_infos.contains_key("blk.0.ffn_gate.bias"),
+        mlp_bias: ["gate", "up"]
+            .iter()
+            .any(|m| content.tensor_infos.contains_key(&format!("blk.0.ffn_{m}.bias"))),
         gate_shift: m.number("gate_shift")?.unwrap_or(0.0) as f32,
         norm_shift: m.number("norm_shift")?.map(|x| x as f32),
         sliding_window: m.size("attention.sliding_window")?.filter(|w| *w > 0),
@@ -178,7 +222,7 @@ pub(crate) fn notices(content: &Content) -> Vec<String> {
 }
 
 /// Parts of a layer, in GGUF's words and ours.
-pub(crate) const LAYER_NAMES: [(&str, &str); 10] = [
+pub(crate) const LAYER_NAMES: [(&str, &str); 11] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -189,6 +233,7 @@ pub(crate) const LAYER_NAMES: [(&str, &str); 10] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
     ("ffn_up_down", "mlp.up_down_proj"),
+    ("ffn_down_rows", "mlp.down_rows"),
 ];
 
 /// The Hugging Face name of a tensor of a llama with so many layers; `None`: it is none.

@@ -1,11 +1,13 @@
 //! `config.json` of Llama-shaped models: a superset of candle's, refusing what cannot be run.
 
+mod family;
 mod rope;
 
 use candle_core::{Error, Result};
 use candle_sparse_core::{Activation, Rope, RopeScaling};
+use family::Family;
 use rope::RawRope;
-pub use rope::{Llama3RopeConfig, Llama3RopeType};
+pub use rope::{Llama3RopeConfig, Llama3RopeType, YarnRope};
 use serde::Deserialize;
 
 /// Context length of the preset configurations, as in candle.
@@ -38,8 +40,8 @@ pub enum LlamaEosToks {
 /// `config.json`, checked while it is parsed.
 ///
 /// Beyond candle's fields: `hidden_act`, `head_dim`, biases, both spellings of RoPE (`rope_theta` with `rope_scaling`, or
-/// `rope_parameters`), linear RoPE scaling, and the shifts of shifted-ReLU models. `sliding_window` counts where `model_type`
-/// is `mistral`: transformers' Llama has no such field and attends to everything.
+/// `rope_parameters`), linear and `YaRN` RoPE scaling, FFNs without a gate (`model_type` `arcee`), and the shifts of shifted-ReLU models. `sliding_window` counts where `model_type`
+/// is `mistral` or `bamboo`: transformers' Llama has no such field and attends to everything.
 ///
 /// ```
 /// use candle_sparse_models::llama::LlamaConfig;
@@ -70,6 +72,8 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: Option<bool>,
     pub hidden_act: Activation,
+    /// Whether there is a `gate_proj`: not with `model_type` `arcee`.
+    pub gated_mlp: bool,
     pub attention_bias: bool,
     pub mlp_bias: bool,
     pub gate_shift: f32,
@@ -104,6 +108,7 @@ impl LlamaConfig {
             max_position_embeddings: self.max_position_embeddings,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
             hidden_act: self.hidden_act,
+            gated_mlp: self.gated_mlp,
             attention_bias: self.attention_bias,
             mlp_bias: self.mlp_bias,
             gate_shift: self.gate_shift,
@@ -144,6 +149,8 @@ pub struct Config {
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
     pub hidden_act: Activation,
+    /// Whether the FFN has a gate, see [`candle_sparse_core::Config::gated_mlp`].
+    pub gated_mlp: bool,
     pub attention_bias: bool,
     pub mlp_bias: bool,
     pub gate_shift: f32,
@@ -179,6 +186,7 @@ impl Config {
             max_position_embeddings: DEFAULT_MAX_SEQ_LEN,
             tie_word_embeddings: false,
             hidden_act: Activation::Silu,
+            gated_mlp: true,
             attention_bias: false,
             mlp_bias: false,
             gate_shift: 0.0,
@@ -203,6 +211,14 @@ impl Config {
                     high_freq_factor: s.high_freq_factor,
                     original_max_position_embeddings: s.original_max_position_embeddings,
                 },
+                Llama3RopeType::Yarn(yarn) => RopeScaling::Yarn {
+                    factor: s.factor,
+                    beta_fast: yarn.beta_fast,
+                    beta_slow: yarn.beta_slow,
+                    original_max_position_embeddings: s.original_max_position_embeddings,
+                    attention_factor: yarn.attention_factor,
+                    truncate: yarn.truncate,
+                },
             },
         };
         let head_dim = match self.head_dim {
@@ -221,6 +237,7 @@ impl Config {
             rope: Rope { theta: self.rope_theta, scaling, interleaved: false },
             max_position_embeddings: self.max_position_embeddings,
             hidden_act: self.hidden_act,
+            gated_mlp: self.gated_mlp,
             gate_shift: self.gate_shift,
             norm_shift: self.norm_shift,
             sliding_window: self.sliding_window.filter(|w| *w < self.max_position_embeddings),
@@ -234,6 +251,7 @@ impl Config {
 #[derive(Deserialize)]
 struct Raw {
     model_type: Option<String>,
+    architectures: Option<Vec<String>>,
     hidden_size: usize,
     intermediate_size: usize,
     vocab_size: usize,
@@ -306,16 +324,13 @@ impl TryFrom<Raw> for LlamaConfig {
     type Error = String;
 
     fn try_from(raw: Raw) -> std::result::Result<Self, String> {
-        const SUPPORTED: [&str; 3] = ["llama", "llama_shifted_relu", "mistral"];
-        if let Some(other) = raw.model_type.as_deref().filter(|t| !SUPPORTED.contains(t)) {
-            return Err(format!("model_type '{other}' is not supported here, only {}", SUPPORTED.join(", ")));
-        }
+        let family = Family::of(raw.model_type.as_deref(), raw.architectures.as_deref())?;
         if let Some(part) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
             return Err(format!("partial_rotary_factor {part} is not supported, only 1"));
         }
         refuse_quantized(raw.quantization_config.as_ref())?;
         let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
-        let scaling = rope.map(RawRope::scaling).transpose()?;
+        let scaling = rope.map(|r| r.scaling(Some(raw.max_position_embeddings))).transpose()?;
         let theta = raw.rope_parameters.as_ref().and_then(|r| r.rope_theta).or(raw.rope_theta);
         Ok(Self {
             hidden_size: raw.hidden_size,
@@ -332,7 +347,8 @@ impl TryFrom<Raw> for LlamaConfig {
             rope_scaling: scaling.filter(|s| s.rope_type != Llama3RopeType::Default),
             max_position_embeddings: raw.max_position_embeddings,
             tie_word_embeddings: raw.tie_word_embeddings,
-            hidden_act: activation(raw.hidden_act.as_deref().unwrap_or("silu"), raw.hidden_act_param)?,
+            hidden_act: family.activation(raw.hidden_act.as_deref(), raw.hidden_act_param)?,
+            gated_mlp: family != Family::Arcee,
             attention_bias: raw.attention_bias.unwrap_or(false),
             mlp_bias: raw.mlp_bias.unwrap_or(false),
             gate_shift: raw.gate_shift.unwrap_or(0.0),
@@ -340,7 +356,7 @@ impl TryFrom<Raw> for LlamaConfig {
             // In transformers a Llama has none, whatever its file says. A window that no context reaches changes nothing.
             sliding_window: raw
                 .sliding_window
-                .filter(|w| raw.model_type.as_deref() == Some("mistral") && *w < raw.max_position_embeddings),
+                .filter(|w| family.has_window() && *w < raw.max_position_embeddings),
         })
     }
 }

@@ -93,6 +93,7 @@ impl Config {
             max_position_embeddings: self.max_position_embeddings,
             tie_word_embeddings: false,
             hidden_act: activation(self.hidden_act)?,
+            gated_mlp: true,
             attention_bias: false,
             mlp_bias: false,
             gate_shift: 0.0,

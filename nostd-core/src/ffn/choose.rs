@@ -4,6 +4,7 @@
 //! a candidate   if E[act(g)²] · (û² + v_u) ≥ candidate     LowRank, Cascade
 //! kept          if   act(g)²  · (û² + v_u) ≥ keep          Cascade, with the exact gate g
 //! kept          if   act(g)²  ·  E[u²]     ≥ keep          Gate
+//! kept          if   act(g)   ≠  0                         ExactZero
 //! ```
 //!
 //! with `z = P·x`, predicted `ĝ = Q_g·z` and `û = Q_u·z`, `v_g` and `v_u` the mean squares of what the prediction misses, and
@@ -91,6 +92,10 @@ impl<K: KernelSet> Choice<'_, K> {
             Rule::Gate => self.by_gate(r.clone(), room, gates, scores),
             Rule::LowRank => self.by_prediction(&predictor(), r.clone(), room, gates, scores),
             Rule::Cascade => self.by_both(&predictor(), r.clone(), room, gates, scores),
+            Rule::ExactZero => {
+                self.gates(r.clone(), gates);
+                select::not_zero(self.activate(gates, room.activated), gates);
+            }
         }
         // Without scores there may be no importance.
         let importance = self.ffn.learned.importance_squared.get(r).unwrap_or_default();

@@ -22,6 +22,7 @@ pub(super) const PLACEHOLDER: Config = Config {
     rope: Rope { theta: 0.0, scaling: RopeScaling::None, interleaved: false },
     max_position_embeddings: 0,
     hidden_act: Activation::Silu,
+    gated_mlp: true,
     gate_shift: 0.0,
     norm_shift: None,
     sliding_window: None,
@@ -51,6 +52,14 @@ pub(super) fn words(c: &Config) -> Result<[u32; WORDS], Error> {
             high_freq_factor,
             original_max_position_embeddings,
         } => (2, [factor, low_freq_factor, high_freq_factor], original_max_position_embeddings),
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings,
+            truncate,
+            ..
+        } => (if truncate { 3 } else { 4 }, [factor, beta_fast, beta_slow], original_max_position_embeddings),
     };
     // Longer contexts than 32 bits count are as good as no limit.
     let limit = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -77,8 +86,9 @@ pub(super) fn words(c: &Config) -> Result<[u32; WORDS], Error> {
         u32::from(c.norm_shift.is_some()),
         c.norm_shift.unwrap_or(0.0).to_bits(),
         c.sliding_window.map_or(0, limit),
-        0,
-        0,
+        u32::from(!c.gated_mlp),
+        // 0 in images from before it, and where it is none.
+        if scaling < 3 { 0 } else { c.rope.attention_factor().to_bits() },
     ])
 }
 
@@ -97,6 +107,14 @@ pub(super) fn read(bytes: &[u8]) -> Result<Config, Error> {
             low_freq_factor: number(13),
             high_freq_factor: number(14),
             original_max_position_embeddings: size(15),
+        },
+        yarn @ (3 | 4) => RopeScaling::Yarn {
+            factor: number(12),
+            beta_fast: number(13),
+            beta_slow: number(14),
+            original_max_position_embeddings: size(15),
+            attention_factor: number(23),
+            truncate: yarn == 3,
         },
         _ => return Err(bad("rope_scaling")),
     };
@@ -122,6 +140,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Config, Error> {
         rope: Rope { theta: number(9), scaling, interleaved: w[10] != 0 },
         max_position_embeddings: size(7),
         hidden_act,
+        gated_mlp: w[22] == 0,
         gate_shift: number(18),
         norm_shift: (w[19] != 0).then(|| number(20)),
         sliding_window: Some(size(21)).filter(|&w| w != 0),

@@ -64,7 +64,7 @@ roles! {
     OBias = 40, "o_proj.bias";
     /// `[hidden_size]`
     PostAttentionLayernorm = 48, "post_attention_layernorm";
-    /// `[intermediate_size, hidden_size]`; of a neuron-major FFN in its order.
+    /// `[intermediate_size, hidden_size]`; of a neuron-major FFN in its order. None where an FFN has no gate.
     GateProj = 49, "gate_proj";
     /// `[intermediate_size, hidden_size]`
     UpProj = 50, "up_proj";
@@ -72,6 +72,8 @@ roles! {
     DownProj = 51, "down_proj";
     /// `[2 · intermediate_size, hidden_size]`: up row and down column, neuron by neuron, in place of the two.
     UpDown = 52, "up_down";
+    /// `[intermediate_size, hidden_size]`: down columns of an FFN without a gate, neuron by neuron, in place of `down_proj`.
+    DownRows = 53, "down_rows";
     /// `[rank, hidden_size]`
     PredictorP = 64, "predictor.p";
     /// `[panels · rank, 128]`

@@ -21,7 +21,7 @@ pub fn empty_layer() -> LayerWeights<'static> {
         o_proj: none,
         post_attention_layernorm: &[],
         gate: None,
-        ffn: Ffn::Dense(DenseFfn { gate_proj: none, up_proj: none, down_proj: none }),
+        ffn: Ffn::Dense(DenseFfn { gate_proj: Some(none), up_proj: none, down_proj: none }),
     }
 }
 
@@ -86,10 +86,11 @@ impl<'a> Image<'a> {
     }
 
     fn ffn(&self, i: usize) -> Result<Ffn<'a>, Error> {
-        let gate = self.needed(Role::GateProj, i)?;
-        let Some(up_down) = self.matrix(Role::UpDown, i)? else {
+        let gated = self.config().gated_mlp;
+        let gate = self.needed(if gated { Role::GateProj } else { Role::UpProj }, i)?;
+        let Some(up_down) = self.matrix(if gated { Role::UpDown } else { Role::DownRows }, i)? else {
             return Ok(Ffn::Dense(DenseFfn {
-                gate_proj: gate.into(),
+                gate_proj: gated.then(|| gate.into()),
                 up_proj: self.needed(Role::UpProj, i)?.into(),
                 down_proj: self.needed(Role::DownProj, i)?.into(),
             }));
@@ -121,6 +122,7 @@ impl<'a> Image<'a> {
             0 => Rule::Gate,
             1 => Rule::LowRank,
             2 => Rule::Cascade,
+            3 => Rule::ExactZero,
             _ => return Err(bad),
         };
         Ok(Some(FfnPlan {
@@ -129,7 +131,10 @@ impl<'a> Image<'a> {
             hot: hot as usize,
             candidate: self.vector(Role::Candidate, i)?.unwrap_or_default(),
             keep: self.vector(Role::Keep, i)?.unwrap_or_default(),
-            bias: self.needed_vector(Role::Skipped, i)?,
+            bias: match rule {
+                Rule::ExactZero => &[],
+                _ => self.needed_vector(Role::Skipped, i)?,
+            },
         }))
     }
 

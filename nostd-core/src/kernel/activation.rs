@@ -1,9 +1,9 @@
-//! The gated activations of the FFN.
+//! The activations of the FFN.
 
 use super::special;
 use crate::config::Activation;
 
-/// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
+/// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*, or ones for an FFN without a gate.
 ///
 /// # Panics
 /// The lengths differ.
@@ -23,7 +23,7 @@ pub fn apply(act: Activation, g: f32, u: f32) -> f32 {
         Activation::GeluPytorchTanh => gelu_tanh(g) * u,
         Activation::Relu => relu(g) * u,
         Activation::Relu2 => relu(g) * relu(g) * u,
-        Activation::FatRelu { threshold } => (if g < threshold { 0.0 } else { g }) * u,
+        Activation::FatRelu { threshold } => (if g <= threshold { 0.0 } else { g }) * u,
         Activation::DRelu => relu(g) * relu(u),
     }
 }
@@ -104,7 +104,7 @@ mod tests {
             }
             Activation::Relu => relu(g) * u,
             Activation::Relu2 => relu(g) * relu(g) * u,
-            Activation::FatRelu { threshold } => (if g < f64::from(threshold) { 0.0 } else { g }) * u,
+            Activation::FatRelu { threshold } => (if g <= f64::from(threshold) { 0.0 } else { g }) * u,
             Activation::DRelu => relu(g) * relu(u),
         }
     }
@@ -135,5 +135,13 @@ mod tests {
             assert_eq!(apply(act, f32::INFINITY, 1.0), f32::INFINITY, "{act:?}");
             assert!(apply(act, f32::NAN, 1.0).is_nan(), "{act:?}");
         }
+    }
+
+    /// As `torch.nn.functional.threshold`, with which ProSparse trains.
+    #[test]
+    fn fatrelu_shuts_its_threshold_itself() {
+        let act = Activation::FatRelu { threshold: 0.5 };
+        let open = 0.5_f32.next_up();
+        assert_eq!([0.5, open, -1.0].map(|g| apply(act, g, 2.0)), [0.0, 2.0 * open, 0.0]);
     }
 }

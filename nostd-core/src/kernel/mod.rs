@@ -59,7 +59,7 @@ pub trait KernelSet {
     /// The FFN of the `active` neurons: `y += Σ_n act(g_n − shift) · (up_n · x) · down_n`.
     ///
     /// `gate[i]` is `g` of neuron `active[i]`: given for [`Neurons::UpDown`], written as `gate_n · x` for
-    /// [`Neurons::GateUpDown`]. `x` is one column of `hidden_size`, `y` has `hidden_size` elements. Neurons are added in
+    /// [`Neurons::GateUpDown`]; for [`Neurons::Down`] it is `up_n · x`, given, and the product is `act(g_n − shift)` alone. `x` is one column of `hidden_size`, `y` has `hidden_size` elements. Neurons are added in
     /// order. Cost: 2 or 3 rows of multiply-adds and bytes per neuron, read one after the other.
     fn sparse_ffn(
         &self,
@@ -98,7 +98,7 @@ pub trait KernelSet {
         softmax::exp_sum(x, max_before)
     }
 
-    /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*.
+    /// `y[i] = act(gate[i] − gate_shift) · y[i]`, where `y` enters holding *up*, or ones for an FFN without a gate.
     fn gated(&self, act: Activation, gate_shift: f32, gate: &[f32], y: &mut [f32]) {
         activation::gated(act, gate_shift, gate, y);
     }

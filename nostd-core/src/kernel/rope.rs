@@ -1,16 +1,23 @@
 //! Rotary position embedding of one head (Su et al. 2021).
 
-/// Cosine and sine of `position · inv_freq(i)` for every pair `i` of a head.
+/// Cosine and sine of `position · inv_freq(i)` for every pair `i` of a head, times `attention_factor`.
 ///
-/// `inv_freq` is that of the configuration ([`Rope::inv_freq`](crate::config::Rope::inv_freq)), or what a checkpoint makes of
-/// it. Cost: a sine and a cosine per pair.
+/// Both are those of the configuration ([`Rope::inv_freq`](crate::config::Rope::inv_freq),
+/// [`Rope::attention_factor`](crate::config::Rope::attention_factor)), or what a checkpoint makes of them. Cost: a sine and a cosine per pair.
 ///
 /// # Panics
 /// `cos` and `sin` differ in length.
-pub fn angles(inv_freq: impl Fn(usize) -> f32, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+pub fn angles(
+    inv_freq: impl Fn(usize) -> f32,
+    attention_factor: f32,
+    position: usize,
+    cos: &mut [f32],
+    sin: &mut [f32],
+) {
     assert_eq!(cos.len(), sin.len(), "angles: lengths differ");
     for (i, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
-        (*sin, *cos) = libm::sincosf(position as f32 * inv_freq(i));
+        let (s, c) = libm::sincosf(position as f32 * inv_freq(i));
+        (*sin, *cos) = (s * attention_factor, c * attention_factor);
     }
 }
 
@@ -57,7 +64,7 @@ mod tests {
             let (mut a, mut b) = ([0.3, -0.2, 0.9, 0.1], [0.5, 0.4, -0.7, 0.2]);
             for (v, pos) in [(&mut a, p), (&mut b, q)] {
                 let (mut cos, mut sin) = ([0.0; 2], [0.0; 2]);
-                angles(|i| r.inv_freq(i, 4), pos, &mut cos, &mut sin);
+                angles(|i| r.inv_freq(i, 4), 1.0, pos, &mut cos, &mut sin);
                 rope(v, &cos, &sin, false);
             }
             crate::kernel::vector::dot(&a, &b)

@@ -91,6 +91,19 @@ pub fn keep(activated: &[f32], square: &[f32], thresholds: &[f32], factor: f32, 
     }
 }
 
+/// Puts [`inactive`] in place of each gate whose `activated`, `act(g − shift)`, is 0; NaN stays and shows in the output.
+///
+/// # Panics
+/// Lengths differ.
+pub fn not_zero(activated: &[f32], gates: &mut [f32]) {
+    assert_eq!(activated.len(), gates.len(), "not_zero: lengths differ");
+    for (gate, a) in gates.iter_mut().zip(activated) {
+        if *a == 0.0 {
+            *gate = inactive();
+        }
+    }
+}
+
 /// Active neurons and candidates of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
@@ -193,6 +206,16 @@ mod tests {
         let count = active(&gates, &mut list, &mut kept);
         assert_eq!(count, Count { active: 2, candidates: 3 });
         assert_eq!((&list[..2], kept[0], kept[1].is_nan()), (&[1, 2][..], -6.0, true));
+    }
+
+    #[test]
+    fn zeros_alone_are_left_out() {
+        let mut gates = [1.0, -2.0, f32::NAN, 3.0, 4.0];
+        // The smallest number there is counts, for it is none; a square of it would be 0.
+        not_zero(&[1.0, -0.0, f32::NAN, 0.0, f32::from_bits(1)], &mut gates);
+        let (mut list, mut kept) = ([0; 5], [0.0; 5]);
+        assert_eq!(active(&gates, &mut list, &mut kept), Count { active: 3, candidates: 3 });
+        assert_eq!((&list[..3], kept[0], kept[2]), (&[0, 2, 4][..], 1.0, 4.0));
     }
 
     #[test]

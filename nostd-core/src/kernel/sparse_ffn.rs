@@ -14,6 +14,9 @@ pub enum Neurons<'a> {
     GateUpDown(Matrix<'a>),
     /// `[2 · intermediate_size, hidden_size]`: up and down row of each neuron; the gate is computed elsewhere.
     UpDown(Matrix<'a>),
+    /// `[intermediate_size, hidden_size]`: down row of each neuron of an FFN without a gate; up, which the activation takes, is
+    /// computed elsewhere in the place of gates.
+    Down(Matrix<'a>),
 }
 
 impl<'a> Neurons<'a> {
@@ -21,7 +24,7 @@ impl<'a> Neurons<'a> {
     #[must_use]
     pub fn matrix(&self) -> Matrix<'a> {
         match *self {
-            Self::GateUpDown(w) | Self::UpDown(w) => w,
+            Self::GateUpDown(w) | Self::UpDown(w) | Self::Down(w) => w,
         }
     }
 
@@ -31,6 +34,7 @@ impl<'a> Neurons<'a> {
         match self {
             Self::GateUpDown(_) => 3,
             Self::UpDown(_) => 2,
+            Self::Down(_) => 1,
         }
     }
 
@@ -133,7 +137,10 @@ pub fn sparse_ffn(
             matmul::products(m, x, rows(0), gate);
         }
         let ups = &mut ups[..active.len()];
-        matmul::products(m, x, rows(per_neuron - 2), ups);
+        match w {
+            Neurons::Down(_) => ups.fill(1.0),
+            _ => matmul::products(m, x, rows(per_neuron - 2), ups),
+        }
         activation::gated(act.act, act.shift, gate, ups);
         matmul::add_rows(m, rows(per_neuron - 1), |i, _| ups[i], &mut [y]);
     }
@@ -165,6 +172,11 @@ mod tests {
         let (mut gate, mut y) = ([2.0], [0.0; 2]);
         sparse_ffn(Neurons::UpDown(w), relu, &[1], x, &mut gate, &mut y);
         assert_eq!((gate, y), ([2.0], [-220.0, 0.0]));
+        // Rows 1 and 4 of six neurons without gates: 3² · (2, 1) + 0 · (5, 5).
+        let relu2 = GluActivation { act: Activation::Relu2, shift: 0.0 };
+        let (mut up, mut y) = ([3.0, -1.0], [1.0; 2]);
+        sparse_ffn(Neurons::Down(w), relu2, &[1, 4], x, &mut up, &mut y);
+        assert_eq!(y, [19.0, 10.0]);
     }
 
     #[test]

@@ -126,6 +126,16 @@ pub(crate) struct Wanted {
 
 pub(crate) const CELL: usize = 4;
 
+/// Pairs of every kind: kept, on the line, stretched.
+pub(crate) const YARN: RopeScaling = RopeScaling::Yarn {
+    factor: 4.0,
+    beta_fast: 8.0,
+    beta_slow: 1.0,
+    original_max_position_embeddings: 128,
+    attention_factor: 1.14,
+    truncate: false,
+};
+
 pub(crate) fn config(r: &mut Random, limit: usize) -> Config {
     let (kv_heads, group) = (r.of(&[1, 2, 4]), r.of(&[1, 2, 3]));
     Config {
@@ -145,6 +155,7 @@ pub(crate) fn config(r: &mut Random, limit: usize) -> Config {
             Activation::GeluPytorchTanh,
             Activation::FatRelu { threshold: 0.1 },
         ]),
+        gated_mlp: true,
         gate_shift: r.of(&[0.0, 0.1]),
         norm_shift: r.of(&[None, None, Some(0.05)]),
         sliding_window: None,
@@ -246,15 +257,19 @@ fn sparse(r: &mut Random, c: &Config, wanted: Wanted) -> Sparse {
         |r: &mut Random, size: f32| r.numbers(inner, size).iter().map(|v| v.abs()).collect::<Vec<_>>();
     Sparse {
         gate: Tensor::random(r, inner, h, format),
-        up_down: Tensor::random(r, 2 * inner, h, format),
+        up_down: Tensor::random(r, if c.gated_mlp { 2 * inner } else { inner }, h, format),
         p: Tensor::random(r, rank, h, format),
         q_gate: Tensor::new(panels, PANEL, Format::F32, &r.numbers(panels * PANEL, 0.4)),
         q_up: Tensor::new(panels, PANEL, Format::F32, &r.numbers(panels * PANEL, 0.4)),
         vectors: [0.3, 0.1, 1.0, 1.0, 0.3, 0.3].map(|size| positive(r, size)),
-        bias: r.numbers(h, 0.1),
+        bias: if wanted.rule == Some(Rule::ExactZero) { Vec::new() } else { r.numbers(h, 0.1) },
         rule: wanted.rule,
         top: wanted.top.then(|| 1 + r.below(inner)),
-        hot: if wanted.top { 0 } else { r.of(&[0, 5, 131]).min(inner) },
+        hot: if wanted.top || wanted.rule == Some(Rule::ExactZero) {
+            0
+        } else {
+            r.of(&[0, 5, 131]).min(inner)
+        },
     }
 }
 
@@ -264,7 +279,7 @@ impl Layer {
         let ffn = match &self.ffn {
             FfnOf::Dense(all) => {
                 let [gate_proj, up_proj, down_proj] = all.each_ref().map(Linear::view);
-                Ffn::Dense(DenseFfn { gate_proj, up_proj, down_proj })
+                Ffn::Dense(DenseFfn { gate_proj: c.gated_mlp.then_some(gate_proj), up_proj, down_proj })
             }
             FfnOf::Sparse(s) => s.view(),
         };

@@ -5,9 +5,9 @@ mod built;
 mod naive;
 mod steps;
 
-use built::{Built, Random, Wanted, config};
+use built::{Built, Random, Wanted, YARN, config};
 use candle_sparse_core::{
-    Activation, Config, Format, KvCache, KvConfig,
+    Activation, Config, Format, KvCache, KvConfig, Rope,
     attention::{AttentionConfig, AttentionMode},
     ffn::Rule,
 };
@@ -44,6 +44,13 @@ fn compare(m: &Built, words: Option<usize>, tokens: usize, bound: f64, name: &st
 /// Float sums in another order.
 const FLOAT: f64 = 2e-5;
 
+/// A configuration that the rule can serve.
+fn config_for(rule: Option<Rule>, r: &mut Random) -> Config {
+    let c = config(r, 300);
+    let shuts = rule != Some(Rule::ExactZero) || c.hidden_act.has_exact_zeros();
+    if shuts { c } else { Config { hidden_act: Activation::Relu2, ..c } }
+}
+
 fn rules() -> impl Iterator<Item = (Option<Rule>, bool)> {
     let all = [Rule::Gate, Rule::LowRank, Rule::Cascade].map(Some);
     [None].into_iter().chain(all).map(|rule| (rule, false)).chain(all.map(|rule| (rule, true)))
@@ -53,13 +60,17 @@ fn rules() -> impl Iterator<Item = (Option<Rule>, bool)> {
 fn every_ffn() {
     let mut r = Random(1);
     let mut left_out = [0_u64; 2];
-    for (rule, top) in rules() {
+    for (rule, top) in rules().chain([(Some(Rule::ExactZero), false)]) {
         for round in 0..6 {
-            let c = config(&mut r, 300);
+            let c = config_for(rule, &mut r);
+            let gated_mlp = round % 2 == 0;
+            let rope = if round < 3 { c.rope } else { Rope { scaling: YARN, ..c.rope } };
+            let c = Config { gated_mlp, rope, ..c };
+            let neuron_major = rule.is_some() || round < 4;
             let m = Built::new(
                 &mut r,
                 c,
-                Wanted { rule, top, neuron_major: true, ..DENSE },
+                Wanted { rule, top, neuron_major, ..DENSE },
                 AttentionConfig::default(),
                 KvConfig::exact(Format::F32),
             );

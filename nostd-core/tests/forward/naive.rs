@@ -82,6 +82,7 @@ impl<'a> Naive<'a> {
                 let angle = self.len as f32 * c.rope.inv_freq(i, c.head_dim);
                 let (a, b) = if c.rope.interleaved { (2 * i, 2 * i + 1) } else { (i, i + c.head_dim / 2) };
                 let (sin, cos) = f64::from(angle).sin_cos();
+                let [sin, cos] = [sin, cos].map(|v| v * f64::from(c.rope.attention_factor()));
                 let (p, q) = (f64::from(before[a]), f64::from(before[b]));
                 (head[a], head[b]) = ((p * cos - q * sin) as f32, (p * sin + q * cos) as f32);
             }
@@ -252,12 +253,15 @@ impl<'a> Naive<'a> {
         let sparse = match &layer.ffn {
             FfnOf::Dense(all) => {
                 let [gate, up, down] = &**all;
-                let (gate, up) = (linear(gate, x), linear(up, x));
+                let up = linear(up, x);
+                let (gate, up) = if c.gated_mlp { (linear(gate, x), up) } else { (up, vec![1.0; inner]) };
                 return linear(down, &gate.iter().zip(&up).map(|(g, u)| act(*g, *u)).collect::<Vec<_>>());
             }
             FfnOf::Sparse(sparse) => sparse,
         };
         let (gate, rows) = (product(sparse.gate.matrix(), x), sparse.up_down.matrix());
+        // Of each neuron its up row, if there is one, and its down column.
+        let per = if c.gated_mlp { 2 } else { 1 };
         let up = product(rows, x);
         let dense = sparse.rule.is_none() || past.dense_left > 0;
         let active: Vec<usize> = if dense { (0..inner).collect() } else { chosen(sparse, x, &gate, &act) };
@@ -267,11 +271,11 @@ impl<'a> Naive<'a> {
         } else if sparse.rule.is_some() {
             past.dense_left = past.dense_left.saturating_sub(1);
         }
-        let bias = sparse.bias.iter().map(|b| if dense { 0.0 } else { f64::from(*b) });
-        let mut y: Vec<f64> = bias.collect();
+        let bias = |k: usize| if dense { 0.0 } else { sparse.bias.get(k).map_or(0.0, |b| f64::from(*b)) };
+        let mut y: Vec<f64> = (0..c.hidden_size).map(bias).collect();
         for n in active {
-            let a = f64::from(act(gate[n], up[2 * n]));
-            y.iter_mut().zip(row(rows, 2 * n + 1)).for_each(|(y, w)| *y += a * f64::from(w));
+            let a = f64::from(act(gate[n], if c.gated_mlp { up[2 * n] } else { 1.0 }));
+            y.iter_mut().zip(row(rows, per * n + per - 1)).for_each(|(y, w)| *y += a * f64::from(w));
         }
         y.into_iter().map(|v| v as f32).collect()
     }
@@ -323,6 +327,7 @@ fn chosen(s: &Sparse, x: &[f32], gate: &[f32], act: &dyn Fn(f32, f32) -> f32) ->
             Rule::Gate => all.filter(|&n| exact(n) * up_square[n] >= keep[n]).collect(),
             Rule::LowRank => all.filter(|&n| named(n)).collect(),
             Rule::Cascade => all.filter(|&n| n < s.hot || named(n) && exact(n) * up(n) >= keep[n]).collect(),
+            Rule::ExactZero => all.filter(|&n| act(gate[n], 1.0) != 0.0).collect(),
         };
     };
     let score = |n: usize| {
@@ -337,6 +342,7 @@ fn chosen(s: &Sparse, x: &[f32], gate: &[f32], act: &dyn Fn(f32, f32) -> f32) ->
                         0.0
                     }
                 }
+                Rule::ExactZero => unreachable!("it has no top-k"),
             }
     };
     let mut best: Vec<usize> = all.filter(|&n| score(n) > 0.0).collect();

@@ -220,6 +220,7 @@ fn a_small_model_fits_a_microcontroller() {
         rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
         max_position_embeddings: 512,
         hidden_act: Activation::Silu,
+        gated_mlp: true,
         gate_shift: 0.0,
         norm_shift: None,
         sliding_window: None,

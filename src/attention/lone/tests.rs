@@ -21,6 +21,7 @@ const CONFIG: Config = Config {
     rope: Rope { theta: 1e4, scaling: RopeScaling::None, interleaved: false },
     max_position_embeddings: 4096,
     hidden_act: Activation::Silu,
+    gated_mlp: true,
     gate_shift: 0.0,
     norm_shift: None,
     sliding_window: None,

@@ -169,6 +169,7 @@ fn config() -> Config {
         max_position_embeddings: 64,
         rms_norm_eps: 1e-5,
         hidden_act: Activation::Silu,
+        gated_mlp: true,
         gate_shift: 0.0,
         norm_shift: None,
         sliding_window: None,

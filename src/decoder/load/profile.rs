@@ -21,6 +21,7 @@ pub(super) fn profile(
             if options.profile.is_some() {
                 notices.push("CANDLE_SPARSE=off: the profile is ignored".to_string());
             }
+            options.sparse.mode = FfnMode::Dense;
             return Ok(None);
         }
         Wanted::Always => options.sparse.force = true,
@@ -30,6 +31,10 @@ pub(super) fn profile(
         Some(profile) => Arc::clone(profile),
         None => match Profile::from_tensors(vb)? {
             Some(profile) => Arc::new(profile),
+            None if options.sparse.mode == FfnMode::ExactZero => {
+                check_zeros(c, extras)?;
+                return Ok(None);
+            }
             None if matches!(
                 options.sparse,
                 SparseConfig { mode: FfnMode::Auto, selection: Selection::Fitted, guard: None, .. }
@@ -46,7 +51,25 @@ pub(super) fn profile(
         bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
     }
     profile.check_model(c)?;
+    if options.sparse.mode == FfnMode::ExactZero {
+        check_zeros(c, extras)?;
+    }
     Ok(Some(profile))
+}
+
+/// Exact zeros, where they were asked for.
+fn check_zeros(c: &Config, extras: Extras) -> Result<()> {
+    if !c.hidden_act.has_exact_zeros() {
+        bail!(
+            "sparse: exact-zero needs an activation that shuts neurons (relu, relu2, fatrelu, drelu), the model has {:?}: \
+             calibrate it and use a rule of its profile",
+            c.hidden_act
+        );
+    }
+    if extras.mlp_bias {
+        bail!("sparse: exact-zero serves FFNs without biases, the model has mlp_bias: it runs dense only");
+    }
+    Ok(())
 }
 
 /// What `CANDLE_SPARSE` says.

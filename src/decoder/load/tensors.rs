@@ -11,6 +11,19 @@ use candle_core::{DType, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse_core::{Config, Format};
 
+/// What `convert --neuron-major` calls up and down rows side by side, and down rows alone.
+const UP_DOWN: &str = "up_down_proj";
+const DOWN_ROWS: &str = "down_rows";
+
+/// How the FFN of a block is to be held.
+#[derive(Clone, Copy)]
+pub(super) enum Hold<'a> {
+    /// As it is.
+    Dense,
+    /// Neuron by neuron, judged as a profile says, or by exact zeros alone.
+    Neurons(Option<&'a LayerProfile>),
+}
+
 /// Takes the tensors of a checkpoint and makes blocks of them.
 pub(super) struct Loader<'a> {
     /// Names of tensors that begin with it, and a point, are the model's.
@@ -115,7 +128,7 @@ impl Loader<'_> {
         &mut self,
         c: &Config,
         extras: Extras,
-        profile: Option<&LayerProfile>,
+        hold: Hold<'_>,
         vb: &VarBuilder<'_>,
     ) -> Result<Layer> {
         let attn = vb.pp("self_attn");
@@ -126,17 +139,25 @@ impl Loader<'_> {
             qkv_proj: self.projection(&attn, hidden, &qkv, extras.attention_bias)?,
             o_proj: self.projection(&attn, q, &[("o_proj", hidden)], extras.attention_bias)?,
             post_attention_layernorm: self.norm(&vb.pp("post_attention_layernorm"), hidden)?,
-            ffn: match profile {
-                Some(profile) => Ffn::Sparse(self.sparse_ffn(c, profile, &vb.pp("mlp"))?),
-                None => Ffn::Dense(self.dense_ffn(c, extras.mlp_bias, &vb.pp("mlp"))?),
+            ffn: match hold {
+                Hold::Neurons(profile) => Ffn::Sparse(self.sparse_ffn(c, profile, &vb.pp("mlp"))?),
+                Hold::Dense => Ffn::Dense(self.dense_ffn(c, extras.mlp_bias, &vb.pp("mlp"))?),
             },
         })
     }
 
     /// Whether a GGUF file holds an FFN as `convert --neuron-major` writes it.
     pub(super) fn is_neuron_major(&self, vb: &VarBuilder<'_>) -> bool {
-        let name = format!("{}.up_down_proj.weight", vb.prefix());
-        self.stored.is_some_and(|stored| stored.contains(&name))
+        let there = |stored: &Stored, name: &str| stored.contains(&format!("{}.{name}.weight", vb.prefix()));
+        self.stored.is_some_and(|stored| there(stored, UP_DOWN) || there(stored, DOWN_ROWS))
+    }
+
+    /// Whether the values of an FFN that is held neuron by neuron are others than those that are stored: blocks of the rows of
+    /// `down_proj` are no blocks of its columns, so they are rounded anew.
+    pub(super) fn rounds_anew(&self, vb: &VarBuilder<'_>) -> bool {
+        let down = |stored: &Stored| stored.format(&format!("{}.down_proj.weight", vb.prefix()));
+        let blocks = self.stored.and_then(|stored| down(stored).ok()).is_some_and(Format::is_quantized);
+        blocks && !self.is_neuron_major(vb)
     }
 
     fn dense_ffn(&mut self, c: &Config, bias: bool, vb: &VarBuilder<'_>) -> Result<DenseFfn> {
@@ -153,7 +174,7 @@ impl Loader<'_> {
             Ok(Projection { weight: self.matrix(&vb.pp(name), inner, hidden)?, bias })
         };
         Ok(DenseFfn {
-            gate_proj: half("gate_proj")?,
+            gate_proj: c.gated_mlp.then(|| half("gate_proj")).transpose()?,
             up_proj: half("up_proj")?,
             down_proj: self.projection(vb, inner, &[("down_proj", hidden)], bias)?,
         })
@@ -162,37 +183,40 @@ impl Loader<'_> {
     pub(super) fn sparse_ffn(
         &mut self,
         c: &Config,
-        profile: &LayerProfile,
+        profile: Option<&LayerProfile>,
         vb: &VarBuilder<'_>,
     ) -> Result<SparseFfn> {
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let first = if c.gated_mlp { "gate_proj" } else { "up_proj" };
         if self.is_neuron_major(vb) {
-            if !profile.order.iter().enumerate().all(|(i, n)| i == *n as usize) {
+            let in_order = |p: &LayerProfile| p.order.iter().enumerate().all(|(i, n)| i == *n as usize);
+            if !profile.is_none_or(in_order) {
                 bail!(
                     "{}: the neurons of this file stand in the order of its own profile: give no other",
                     vb.prefix()
                 );
             }
-            let gate = self.matrix(&vb.pp("gate_proj"), inner, hidden)?;
-            let up_down = self.matrix(&vb.pp("up_down_proj"), 2 * inner, hidden)?;
+            let gate = self.matrix(&vb.pp(first), inner, hidden)?;
+            let (name, rows) = if c.gated_mlp { (UP_DOWN, 2 * inner) } else { (DOWN_ROWS, inner) };
+            let up_down = self.matrix(&vb.pp(name), rows, hidden)?;
             return SparseFfn::new(gate, up_down, profile);
         }
-        let gate = self.part(&vb.pp("gate_proj"), [inner, hidden])?;
+        let gate = self.part(&vb.pp(first), [inner, hidden])?;
         // One format for all rows, whatever they are stored in.
         let format = gate.fitting(self.format_of(&gate), hidden);
         drop(gate);
         let mut before = 0;
-        let ffn = SparseFfn::load(format, hidden, profile, |name| {
+        let ffn = SparseFfn::load(format, [inner, hidden], c.gated_mlp, profile, |name| {
             let shape = if name == "down_proj" { [hidden, inner] } else { [inner, hidden] };
             self.part(&vb.pp(name), shape).inspect(|part| before += part.bytes())
         })?;
         if let Some(stored) = self.stored {
-            for name in ["gate_proj", "up_proj"] {
+            for name in [first, "up_proj"] {
                 stored.release(&format!("{}.{name}.weight", vb.prefix()));
             }
         }
         let after = ffn.gate.bytes() + ffn.up_down.bytes();
-        self.note_format(3, hidden, before, ffn.gate.format(), after);
+        self.note_format(if c.gated_mlp { 3 } else { 2 }, hidden, before, ffn.gate.format(), after);
         Ok(ffn)
     }
 

@@ -63,7 +63,9 @@ fn what_cannot_be_run_is_refused_by_name() {
     for (extra, needle) in [
         (r#", "hidden_act": "swiglu9""#, "hidden_act 'swiglu9'"),
         (r#", "hidden_act": "fatrelu""#, "hidden_act_param"),
-        (r#", "rope_scaling": {"rope_type": "yarn", "factor": 4.0}"#, "rope type 'yarn'"),
+        (r#", "rope_scaling": {"rope_type": "longrope", "factor": 4.0}"#, "rope type 'longrope'"),
+        (r#", "model_type": "bamboo", "hidden_act": "silu""#, "bamboo with hidden_act 'silu'"),
+        (r#", "architectures": ["MiniCPMForCausalLM"]"#, "'MiniCPMForCausalLM'"),
         (r#", "rope_scaling": {"rope_type": "llama3", "factor": 4.0}"#, "low_freq_factor"),
         (r#", "model_type": "mixtral""#, "'mixtral'"),
         (r#", "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
