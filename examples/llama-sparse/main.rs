@@ -188,6 +188,8 @@ fn report(
             "decode_tokens_per_s": decode,
             "ffn": ffn(decoder),
             "active_fraction": cache.sparse_stats().active_share(),
+            "head": format!("{:?}", decoder.head_mode()).to_lowercase(),
+            "head_rows_per_token": cache.head_rows_per_token(),
             "weight_bytes": decoder.weight_bytes(),
             "weight_bytes_per_token": decoder.weight_bytes_per_token(),
             "kv_bytes": cache.kv_bytes(),

@@ -18,8 +18,8 @@ use crate::{
     level::{Level, LevelError},
 };
 use candle_sparse_core::{
-    Activation, ActivationGroup, BlockQ8_0, Columns, GluActivation, Halves, KernelSet, Matrix, Neurons, Scalar,
-    Upper,
+    Activation, ActivationGroup, BlockQ8_0, Columns, GluActivation, Halves, KernelSet, Matrix, Neurons,
+    Scalar, Upper,
     kernel::{
         halves::{check_join_rows, check_matvec_upper},
         matmul::{check_matmul, check_matmul_t},

@@ -7,8 +7,7 @@ mod sparse;
 
 use super::{
     Decoder, DenseFfn, Ffn, HeadMode, Input, Layer, Projection, Scratch as AllScratch, add_bias, resize,
-    state::LayerRun,
-    table::Table,
+    state::LayerRun, table::Table,
 };
 use crate::{
     attention::{self, LoneScratch, PagePlan, Selector, Token, lone_token},

@@ -1,6 +1,6 @@
 //! What a forward call is given: tokens or embeddings, their place, working memory.
 
-use super::{SparseStats, decode, prefill, state};
+use super::{SparseStats, decode, decode::HeadCount, prefill, state};
 use crate::attention::PagePlan;
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ impl Scratch {
     /// Begins to count anew; what the guard has changed stays.
     pub fn reset_sparse_stats(&mut self) {
         self.state.reset();
+        self.decode.head = HeadCount::default();
     }
 }
 

@@ -121,7 +121,13 @@ impl Halved {
     }
 
     /// A first look at some rows.
-    pub(crate) fn look(&self, kernels: &Kernels, rows: Range<usize>, wide: &[ActivationGroup], y: &mut [f32]) {
+    pub(crate) fn look(
+        &self,
+        kernels: &Kernels,
+        rows: Range<usize>,
+        wide: &[ActivationGroup],
+        y: &mut [f32],
+    ) {
         let Upper { row_blocks: n, blocks } = self.halves().upper;
         let blocks = &blocks[rows.start * n..rows.end * n];
         kernels.matvec_upper(Upper { row_blocks: n, blocks }, wide, y);

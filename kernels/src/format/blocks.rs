@@ -14,8 +14,8 @@ use crate::{
     },
 };
 use candle_sparse_core::{
-    ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0,
-    BlockQ8_0Upper, Columns,
+    ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, BlockQ8_0Upper,
+    Columns,
 };
 
 operand!(BlockQ8_0: 4 blocks, groups 0);

@@ -98,7 +98,11 @@ mod tests {
         let mut y = [0.0; 2];
         matvec_upper(Upper { row_blocks: 1, blocks: &blocks }, &groups, &mut y);
         assert_eq!(y, [102.0 * 7.5, 102.0 * 3.0 * 23.5]);
-        let halves = Halves { upper: Upper { row_blocks: 1, blocks: &blocks }, row_blocks: 1, lower: &[[0x21; 16]; 2] };
+        let halves = Halves {
+            upper: Upper { row_blocks: 1, blocks: &blocks },
+            row_blocks: 1,
+            lower: &[[0x21; 16]; 2],
+        };
         let mut out = [BlockQ8_0 { d: f16::ZERO, qs: [0; 32] }; 1];
         join_rows(halves, &[1], &mut out);
         assert_eq!((out[0].qs[0], out[0].qs[31], out[0].d.to_f32()), (16 + 1, 16 + 2, 3.0));
