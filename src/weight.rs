@@ -11,7 +11,7 @@ use candle_sparse_core::{Format, Matrix};
 pub(crate) use convert::with_cpu_storage;
 use convert::{Gather, convert, gather_rows, room, write_rows};
 pub use fit::Conversions;
-pub(crate) use halves::{Halved, JOINED, PICKED};
+pub(crate) use halves::{Halved, JOINED};
 use rayon::prelude::*;
 pub(crate) use stack::{Activations, Compute, ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};

@@ -19,7 +19,7 @@ use crate::{
 };
 use candle_sparse_core::{
     Activation, ActivationGroup, BlockQ8_0, Columns, GluActivation, Halves, KernelSet, Matrix, Neurons,
-    Scalar, Upper,
+    Scalar, Upper, UpperColumn,
     kernel::{
         halves::{check_join_rows, check_matvec_upper},
         matmul::{check_matmul, check_matmul_t},
@@ -126,7 +126,7 @@ impl KernelSet for Kernels {
         token.run_rows(w.matrix(), SparseFfn { rows_per_neuron, act, active, x, gate, y });
     }
 
-    fn matvec_upper(&self, w: Upper<'_>, x: &[ActivationGroup], y: &mut [f32]) {
+    fn matvec_upper(&self, w: Upper<'_>, x: &[UpperColumn], y: &mut [f32]) {
         let Some(token) = self.token else { return Scalar.matvec_upper(w, x, y) };
         check_matvec_upper(&w, x, y);
         token.run(MatvecUpper { w, x, y });

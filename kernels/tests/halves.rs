@@ -98,7 +98,8 @@ fn extreme_halves_are_exact() {
 fn joined_rows_are_those_before_the_split() {
     for kernels in Kernels::available() {
         for blocks in [1, 2, 4, 5, 18] {
-            let bytes: Vec<i8> = numbers(COUNT * blocks * BLOCK_LEN, 3).iter().map(|v| (v * 128.0) as i8).collect();
+            let bytes: Vec<i8> =
+                numbers(COUNT * blocks * BLOCK_LEN, 3).iter().map(|v| (v * 128.0) as i8).collect();
             let whole: Vec<BlockQ8_0> = bytes
                 .as_chunks()
                 .0

@@ -50,7 +50,7 @@ pub use format::{
     BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8_0Upper, Format, GROUP_LEN, SUPER_BLOCK_LEN,
 };
 pub use forward::Model;
-pub use kernel::{GluActivation, Halves, KernelSet, Neurons, Scalar, Upper};
+pub use kernel::{GluActivation, Halves, KernelSet, Neurons, Scalar, Upper, UpperColumn};
 pub use kv_cache::{KvCache, KvConfig};
 pub use matrix::{Columns, Matrix, Rows};
 pub use scratch::Scratch;

@@ -3,7 +3,7 @@
 use super::{
     Element, RowsOf,
     elements::{Grid, constant, number},
-    products::{Above, Block, Centred, Signed, UpperHalf, Vector, or},
+    products::{Above, Block, Centred, Signed, Vector, or},
     units::{Factors, Summand, Units},
 };
 use crate::{
@@ -14,12 +14,10 @@ use crate::{
     },
 };
 use candle_sparse_core::{
-    ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, BlockQ8_0Upper,
-    Columns,
+    ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Columns,
 };
 
 operand!(BlockQ8_0: 4 blocks, groups 0);
-operand!(BlockQ8_0Upper: 4 blocks, groups 0);
 operand!(BlockQ5_1: 4 blocks, groups 0);
 operand!(BlockQ5_0: 4 blocks, groups 0);
 operand!(BlockQ4_1: 4 blocks, groups 0);
@@ -39,13 +37,6 @@ impl Block<4> for BlockQ8_0 {
     #[inline(always)]
     fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
         Signed { q: isa.load_halves(four!(w, |w| &w.qs), V), d: isa.splat_four(four!(w, |w| w.d), V) }
-    }
-}
-
-impl Block<4> for BlockQ8_0Upper {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        UpperHalf { q: nibbles(isa, four!(w, |w| &w.qs), V), d: isa.splat_four(four!(w, |w| w.d), V) }
     }
 }
 

@@ -161,22 +161,6 @@ impl<I: Isa, const SHIFT: u32> Vector<I> for Centred<I, SHIFT> {
     }
 }
 
-/// `d · (16 · (q − 8) + 7.5)`.
-pub(super) struct UpperHalf<I: Isa> {
-    pub(super) q: [I::B; 2],
-    pub(super) d: I::V,
-}
-
-impl<I: Isa> Vector<I> for UpperHalf<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.sums_to_f32(isa.dot_u6(isa.zero_sums(), self.q, quants(isa, x, i)));
-        let neg_sums = isa.sums_to_f32(isa.load_sums::<0>(&x.neg_sums, i));
-        // Both are integers below 2²⁴, so the sum is exact.
-        isa.mul(self.d, isa.mul_add(isa.splat(16.0), sums, isa.mul(isa.splat(120.5), neg_sums)))
-    }
-}
-
 /// `d · q − m`.
 pub(super) struct Above<I: Isa> {
     pub(super) q: [I::B; 2],

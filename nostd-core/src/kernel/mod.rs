@@ -18,7 +18,7 @@ use crate::{
     format::{ActivationGroup, BlockQ8_0},
     matrix::{Columns, Matrix},
 };
-pub use halves::{Halves, Upper};
+pub use halves::{Halves, Upper, UpperColumn};
 pub use sparse_ffn::{GluActivation, Neurons};
 
 /// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
@@ -77,8 +77,8 @@ pub trait KernelSet {
 
     /// `y[r] = Σ_k upper[r, k] · x[k]`: a first look at a matrix, by the upper halves of its elements.
     ///
-    /// `x` is one column of `32 · row_blocks` elements. Cost: `rows · cols` multiply-adds, 18 bytes per 32 of them.
-    fn matvec_upper(&self, w: Upper<'_>, x: &[ActivationGroup], y: &mut [f32]) {
+    /// `x` is one column of `128 · row_groups` elements. Cost: `rows · cols` multiply-adds, 18 bytes per 32 of them.
+    fn matvec_upper(&self, w: Upper<'_>, x: &[UpperColumn], y: &mut [f32]) {
         halves::matvec_upper(w, x, y);
     }
 

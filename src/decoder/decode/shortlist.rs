@@ -14,7 +14,7 @@ use crate::{
     team::{Member, Outcome},
     weight::{Halved, JOINED, ROW_STEP},
 };
-use candle_sparse_core::{ActivationGroup, BlockQ8_0, Columns, Format, KernelSet};
+use candle_sparse_core::{ActivationGroup, BlockQ8_0, Columns, Format, KernelSet, UpperColumn};
 use candle_sparse_kernels::Kernels;
 
 /// Tokens at least this likely after a first look get their exact logit.
@@ -25,6 +25,7 @@ pub(crate) const LIKELY: f32 = 1.0 / 65536.0;
 pub(super) struct ShortlistLocal {
     wide: Vec<f32>,
     groups: Vec<ActivationGroup>,
+    column: Vec<UpperColumn>,
     /// Logits, on threads that are not asked for them.
     logits: Vec<f32>,
     list: Vec<u32>,
@@ -39,6 +40,7 @@ impl ShortlistLocal {
         let vocab = head.rows();
         self.wide.resize(head.wide(), 0.0);
         self.groups.resize(ActivationGroup::count(head.wide()), ActivationGroup::ZERO);
+        self.column.resize(self.groups.len(), UpperColumn::ZERO);
         self.logits.resize(vocab, 0.0);
         self.list.reserve(vocab.saturating_sub(self.list.len()));
         self.exact.resize(vocab, 0.0);
@@ -61,10 +63,11 @@ impl Decoder {
         };
         head.widen(normed, &mut s.wide);
         kernels.quantize(&s.wide, &mut s.groups);
+        s.column.iter_mut().zip(&s.groups).for_each(|(column, group)| *column = group.into());
         let y = logits.unwrap_or(&mut s.logits);
         let piece = member.piece(head.rows(), head.first_look_bytes(), ROW_STEP);
         member.phase(y, piece, |i, y| {
-            head.look(kernels, i * piece..i * piece + y.len(), &s.groups, y);
+            head.look(kernels, i * piece..i * piece + y.len(), &s.column, y);
         })?;
         list_likely(kernels, y, &mut s.list);
         let best = exact(member, kernels, head, x, (&s.list, &mut s.exact, &mut s.joined))?;

@@ -1,11 +1,7 @@
 //! A head in halves: which columns its input is large in, and whether it is faster on this machine.
 
 use crate::decoder::{Decoder, HeadMode, Input, Logits, Scratch, Step, payoff::times, table::Table};
-use crate::{
-    KvCache, KvConfig, KvDType,
-    tuning::LEAST_SAVED,
-    weight::{Halved, PICKED},
-};
+use crate::{KvCache, KvConfig, KvDType, tuning::LEAST_SAVED, weight::Halved};
 use candle_core::Result;
 use candle_sparse_core::Format;
 use std::sync::Arc;
@@ -49,7 +45,7 @@ impl Decoder {
     }
 
     /// The columns in which the head's input is largest, in order.
-    fn largest_columns(&self) -> Result<[usize; PICKED]> {
+    fn largest_columns(&self) -> Result<Vec<usize>> {
         let c = &self.config;
         let n = DRAWN.min(c.max_position_embeddings);
         let ids: Vec<u32> = (0..n).map(|i| (i * c.vocab_size / n) as u32).collect();
@@ -73,8 +69,8 @@ impl Decoder {
         }
         let mut columns: Vec<usize> = (0..c.hidden_size).collect();
         columns.sort_by(|&a, &b| energy[b].total_cmp(&energy[a]));
-        columns.truncate(PICKED);
+        columns.truncate(Halved::picked(c.hidden_size));
         columns.sort_unstable();
-        Ok(columns.try_into().expect("rows of Q8_0 are at least a block long"))
+        Ok(columns)
     }
 }
