@@ -98,7 +98,12 @@ fn run(cli: &Cli) -> Result<()> {
     let [fit, tune, held_out] = cli.windows(&loaded)?;
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{msg:>22} {bar:40} {pos}/{len}, {elapsed} so far")?);
+    let mut stage = "";
     let show = |p: Progress| {
+        // Who reads a file or a pipe sees no bar.
+        if bar.is_hidden() && std::mem::replace(&mut stage, p.stage) != p.stage {
+            output::status(format_args!("{} ({:.0} s so far)", p.stage, start.elapsed().as_secs_f64()));
+        }
         bar.set_length(p.steps as u64);
         bar.set_position(p.done as u64);
         bar.set_message(p.stage);
