@@ -167,7 +167,10 @@ impl Cli {
             bail!("--active {share} must be above 0 and at most 1");
         }
         if self.ffn == sparse::Ffn::ExactZero && !self.shape.has_exact_zeros() {
-            bail!("--ffn exact-zero: the activation of {} gives none, take afm-4.5b or minicpm-s-1b", self.shape.name());
+            bail!(
+                "--ffn exact-zero: the activation of {} gives none, take afm-4.5b or minicpm-s-1b",
+                self.shape.name()
+            );
         }
         if self.ffn == sparse::Ffn::ExactZero && self.activity == sparse::Activity::Skewed {
             bail!("--ffn exact-zero opens all gates equally often: give --activity uniform");
@@ -181,6 +184,12 @@ fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let source = Source::new(cli)?;
     let positions = cli.positions();
     let load = |name| -> Result<Box<dyn Engine>> {
+        if name == EngineName::Candle && cli.model.is_none() && cli.shape.has_exact_zeros() {
+            bail!(
+                "candle's llama has a gate and silu, {} has not: measure it against dense",
+                cli.shape.name()
+            );
+        }
         Ok(match name {
             EngineName::CandleSparse => {
                 Box::new(Ours::load(&source, threads, cli.drawn()?, positions)?.reading(cli)?)
