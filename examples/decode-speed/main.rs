@@ -184,6 +184,12 @@ fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let source = Source::new(cli)?;
     let positions = cli.positions();
     let load = |name| -> Result<Box<dyn Engine>> {
+        if name == EngineName::Candle && cli.model.is_none() && cli.shape.has_exact_zeros() {
+            bail!(
+                "candle's llama has a gate and silu, {} has not: measure it against dense",
+                cli.shape.name()
+            );
+        }
         Ok(match name {
             EngineName::CandleSparse => {
                 Box::new(Ours::load(&source, threads, cli.drawn()?, positions)?.reading(cli)?)

@@ -69,8 +69,9 @@ impl Shape {
         let (hidden, inner, layers, heads, kv_heads, vocab, tied) = self.sizes();
         let (model_type, hidden_act) = self.family();
         serde_json::json!({
-            "model_type": model_type, "hidden_act": hidden_act, "gate_shift": gate_shift, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-            "head_dim": if matches!(self, Self::Afm45b) { 128 } else { hidden / heads }, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+            "model_type": model_type, "hidden_act": hidden_act, "gate_shift": gate_shift, "hidden_size": hidden,
+            "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "vocab_size": vocab,
             "tie_word_embeddings": tied, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768
         })
         .to_string()

@@ -18,6 +18,8 @@ use candle_sparse_models::{
 use std::{io::Write, time::Instant};
 
 const MODES: [FfnMode; 4] = [FfnMode::Dense, FfnMode::Gate, FfnMode::LowRank, FfnMode::Cascade];
+/// Those that need no profile.
+const WITHOUT_PROFILE: [FfnMode; 2] = [FfnMode::Dense, FfnMode::ExactZero];
 /// Texts; speeds are medians over them.
 const TEXTS: usize = 5;
 const TOKENS: usize = 256;
@@ -42,7 +44,8 @@ pub(crate) fn compare(loaded: &Pretrained, mut cache: Cache, json: bool) -> Resu
         let (quality, tokens_per_s) = (Quality::default(), Vec::new());
         Ok(Row { mode, model, quality, tokens_per_s, active: 0.0, bytes: 0.0 })
     };
-    let mut rows = MODES.into_iter().map(row).collect::<Result<Vec<_>>>()?;
+    let modes = if config.mode == FfnMode::ExactZero { &WITHOUT_PROFILE[..] } else { &MODES };
+    let mut rows = modes.iter().copied().map(row).collect::<Result<Vec<_>>>()?;
     let length = TOKENS.min(loaded.config.max_position_embeddings);
     for text in 0..TEXTS {
         let tokens = write(loaded, &rows[0].model, &mut cache, text as u64, length)?;
@@ -133,7 +136,7 @@ fn print(rows: &mut [Row], json: bool) -> Result<()> {
     let speed = |text: String| if in_cache { String::new() } else { format!(" {text:>9}") };
     writeln!(
         out,
-        "{:>8}{} {:>7} {:>9} {:>8} {:>8} {:>7} {:>7}",
+        "{:>9}{} {:>7} {:>9} {:>8} {:>8} {:>7} {:>7}",
         "ffn",
         speed("tokens/s".into()),
         "active",
@@ -147,7 +150,7 @@ fn print(rows: &mut [Row], json: bool) -> Result<()> {
         let (mode, tokens_per_s, q) = (format!("{:?}", r.mode), r.median_tokens_per_s(), &r.quality);
         writeln!(
             out,
-            "{mode:>8}{} {:>7.3} {:>9.2} {:>8.3} {:>+7.2}% {:>7.4} {:>7.4}",
+            "{mode:>9}{} {:>7.3} {:>9.2} {:>8.3} {:>+7.2}% {:>7.4} {:>7.4}",
             speed(format!("{tokens_per_s:.1}")),
             r.active,
             r.bytes / 1e6,

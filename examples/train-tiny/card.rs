@@ -71,7 +71,11 @@ impl Card {
     pub(crate) fn markdown(&self) -> String {
         let (score, outcome) = (&self.score, &self.outcome);
         let parts = [
-            format!("# A tiny Llama with {} feed-forward\n", self.config.hidden_act.name()),
+            format!(
+                "# A tiny Llama with {} feed-forward{}\n",
+                self.config.hidden_act.name(),
+                if self.config.gated_mlp { "" } else { " and no gate" }
+            ),
             self.model_part(),
             format!("## Data\n\n{}\n\nFiles: {}. {}\n", self.data_note, self.files, self.split()),
             self.recipe_part(),

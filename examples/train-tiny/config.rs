@@ -27,6 +27,8 @@ pub(crate) enum HiddenAct {
     Silu,
     /// `max(x, 0)`: the neurons it zeroes need not be computed.
     Relu,
+    /// `max(x, 0)²`: the same.
+    Relu2,
 }
 
 impl HiddenAct {
@@ -35,6 +37,7 @@ impl HiddenAct {
         match self {
             Self::Silu => "silu",
             Self::Relu => "relu",
+            Self::Relu2 => "relu2",
         }
     }
 
@@ -43,7 +46,8 @@ impl HiddenAct {
         match name {
             "silu" => Ok(Self::Silu),
             "relu" => Ok(Self::Relu),
-            other => wrong(format!("unknown activation `{other}`: use silu or relu")),
+            "relu2" => Ok(Self::Relu2),
+            other => wrong(format!("unknown activation `{other}`: use silu, relu or relu2")),
         }
     }
 }
@@ -64,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) rms_norm_eps: f64,
     pub(crate) rope_theta: f64,
     pub(crate) hidden_act: HiddenAct,
+    /// Whether there is a `gate_proj`; the file says it by its `model_type`.
+    pub(crate) gated_mlp: bool,
     pub(crate) bos_token_id: u32,
     pub(crate) eos_token_id: u32,
     pub(crate) tie_word_embeddings: bool,
@@ -149,6 +155,7 @@ pub(crate) fn tiny(hidden_act: HiddenAct) -> Config {
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
         hidden_act,
+        gated_mlp: true,
         bos_token_id: 0,
         eos_token_id: 1,
         tie_word_embeddings: true,

@@ -13,6 +13,7 @@ pub(crate) struct GatedProduct(pub(crate) HiddenAct);
 fn act_and_slope(act: HiddenAct, x: f32) -> (f32, f32) {
     match act {
         HiddenAct::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
+        HiddenAct::Relu2 => (x.max(0.0) * x.max(0.0), 2.0 * x.max(0.0)),
         HiddenAct::Silu => {
             let s = 1.0 / (1.0 + exp(-x));
             (x * s, s * (1.0 + x * (1.0 - s)))

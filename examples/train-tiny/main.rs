@@ -44,9 +44,12 @@ struct Args {
     /// Folder for the checkpoint
     #[arg(long)]
     out: PathBuf,
-    /// Feed-forward activation: silu or relu
+    /// Feed-forward activation: silu, relu or relu2
     #[arg(long, default_value = "silu")]
     hidden_act: String,
+    /// Feed-forward without a gate, down(act(up(x))), with this activation: relu or relu2 (an Arcee)
+    #[arg(long, value_name = "HIDDEN_ACT", conflicts_with = "hidden_act")]
+    ungated: Option<String>,
     /// Optimizer steps
     #[arg(long, default_value_t = 2400)]
     steps: usize,
@@ -128,7 +131,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     cli::threads(None).or_else(|err| wrong(output::one_line(&err)))?;
-    let act = HiddenAct::parse(&args.hidden_act)?;
+    let act = HiddenAct::parse(args.ungated.as_ref().unwrap_or(&args.hidden_act))?;
     let mut config = config(args, act);
     config.check()?;
     let recipe = recipe(args)?;
@@ -207,9 +210,12 @@ impl Args {
 }
 
 fn config(args: &Args, hidden_act: HiddenAct) -> Config {
+    let gated_mlp = args.ungated.is_none();
+    let (model_type, class) =
+        if gated_mlp { ("llama", "LlamaForCausalLM") } else { ("arcee", "ArceeForCausalLM") };
     Config {
-        architectures: vec!["LlamaForCausalLM".into()],
-        model_type: "llama".into(),
+        architectures: vec![class.into()],
+        model_type: model_type.into(),
         vocab_size: args.vocab_size,
         hidden_size: args.hidden_size,
         intermediate_size: args.intermediate_size,
@@ -221,6 +227,7 @@ fn config(args: &Args, hidden_act: HiddenAct) -> Config {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         hidden_act,
+        gated_mlp,
         bos_token_id: 0,
         eos_token_id: 1,
         tie_word_embeddings: true,

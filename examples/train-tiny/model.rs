@@ -15,7 +15,7 @@ use crate::rng::Rng;
 pub(crate) struct Pass<'a> {
     /// Drops hidden values with this probability, drawn from this generator.
     pub(crate) dropout: Option<(f64, &'a mut Rng)>,
-    /// Adds up, per layer, the share of feed-forward gates above zero.
+    /// Adds up, per layer, the share of feed-forward gates above zero, or of ups where there is no gate.
     pub(crate) active: Option<&'a mut Vec<f64>>,
 }
 
@@ -67,7 +67,9 @@ fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
         add("self_attn.v_proj", vec![kv, hidden]);
         add("self_attn.o_proj", vec![hidden, hidden]);
         add("post_attention_layernorm", vec![hidden]);
-        add("mlp.gate_proj", vec![inner, hidden]);
+        if config.gated_mlp {
+            add("mlp.gate_proj", vec![inner, hidden]);
+        }
         add("mlp.up_proj", vec![inner, hidden]);
         add("mlp.down_proj", vec![hidden, inner]);
     }
@@ -173,16 +175,21 @@ impl Llama {
     }
 
     fn feed_forward(&self, x: &Tensor, name: &str, layer: usize, pass: &mut Pass) -> Result<Tensor> {
-        let gate = self.linear(x, &format!("{name}.gate_proj"))?;
-        pass.count(layer, &gate)?;
         let up = self.linear(x, &format!("{name}.up_proj"))?;
+        let (gate, up) = if self.config.gated_mlp {
+            (self.linear(x, &format!("{name}.gate_proj"))?, up)
+        } else {
+            let ones = up.ones_like()?;
+            (up, ones)
+        };
+        pass.count(layer, &gate)?;
         let inner = gate.apply_op2(&up, GatedProduct(self.config.hidden_act))?;
         self.linear(&inner, &format!("{name}.down_proj"))
     }
 
     /// Whether the gate can be exactly zero.
     pub(crate) fn is_sparse(&self) -> bool {
-        self.config.hidden_act == HiddenAct::Relu
+        self.config.hidden_act != HiddenAct::Silu
     }
 }
 

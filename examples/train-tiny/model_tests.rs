@@ -43,11 +43,30 @@ fn loss_falls_in_two_steps() {
     assert!(losses[1] < losses[0] && losses[2] < losses[1], "{losses:?}");
 }
 
+fn ungated() -> Config {
+    Config { gated_mlp: false, ..tiny(HiddenAct::Relu2) }
+}
+
+#[test]
+fn without_a_gate_up_alone_is_activated() {
+    let model = Llama::new(&ungated(), &mut Rng::new(11)).unwrap();
+    assert!(model.is_sparse() && !model.vars.keys().any(|name| name.contains("gate_proj")));
+    let x = Tensor::from_vec(Rng::new(5).normals(16, 1.0), (1, 16), &Device::Cpu).unwrap();
+    let (mut active, name) = (vec![0.0; 2], "model.layers.0.mlp");
+    let mut pass = Pass { active: Some(&mut active), ..Pass::default() };
+    let got = model.feed_forward(&x, name, 0, &mut pass).unwrap();
+    let up = model.linear(&x, &format!("{name}.up_proj")).unwrap().relu().unwrap().sqr().unwrap();
+    let want = model.linear(&up, &format!("{name}.down_proj")).unwrap();
+    let gap = (got - want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(gap < 1e-6 && active[0] > 0.0 && active[0] < 1.0, "{gap} {active:?}");
+}
+
 /// The gradient of every tensor against finite differences.
 #[test]
 fn gradients_match_finite_differences() {
-    for act in [HiddenAct::Silu, HiddenAct::Relu] {
-        let model = model(act);
+    let gated = [HiddenAct::Silu, HiddenAct::Relu].map(tiny);
+    for config in [&gated[0], &gated[1], &ungated()] {
+        let model = Llama::new(config, &mut Rng::new(11)).unwrap();
         let batch = window(&[9, 4, 250, 17, 4, 99, 3], 0);
         let loss = || {
             let logits = model.forward(&batch.inputs, 1, &mut Pass::default()).unwrap();

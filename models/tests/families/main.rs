@@ -7,7 +7,7 @@ mod zeros;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_sparse_models::{
-    Format, KvConfig, KvDType,
+    FfnMode, Format, KvConfig, KvDType, SparseConfig,
     convert::{GgufModel, Layout},
     decoder::LoadOptions,
     gguf::GgufFile,
@@ -132,7 +132,10 @@ fn the_core_says_the_same() {
     use candle_sparse_core::{ActivationGroup, KvCache, Scalar, Scratch, forward::forward};
     for name in FAMILIES {
         let golden = Golden::open(name);
-        let llama = golden.load(LoadOptions::default());
+        let by_zeros = SparseConfig::default().with_mode(FfnMode::ExactZero).with_force(true);
+        let shuts = golden.config.hidden_act.has_exact_zeros();
+        let sparse = if shuts { by_zeros } else { SparseConfig::default() };
+        let llama = golden.load(LoadOptions::default().with_sparse(sparse));
         let layers = llama.decoder().core_layers().unwrap();
         let model = llama.decoder().core_model(&layers, KvConfig::exact(KvDType::F32)).unwrap();
         let positions = golden.tokens.len();
@@ -146,6 +149,9 @@ fn the_core_says_the_same() {
             let (mut logits, at) = (vec![0.0; model.config().vocab_size], (token as usize, position));
             forward(&Scalar, &model, at, &mut cache, &mut scratch, Some(&mut logits), &mut || false).unwrap();
             all.push(logits);
+            let active: u32 = (0..layers.len()).map(|l| scratch.run(l).active).sum();
+            let neurons = (layers.len() * golden.config.intermediate_size) as u32;
+            assert!(if shuts { active < neurons * 7 / 10 } else { active == neurons }, "{name}: {active}");
         }
         golden.same(&all, "core");
     }

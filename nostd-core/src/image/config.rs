@@ -146,3 +146,30 @@ pub(super) fn read(bytes: &[u8]) -> Result<Config, Error> {
         sliding_window: Some(size(21)).filter(|&w| w != 0),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let llama = crate::config::tests::tiny();
+        let yarn = |truncate| RopeScaling::Yarn {
+            factor: 20.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_max_position_embeddings: 4096,
+            attention_factor: 1.3,
+            truncate,
+        };
+        let scaled = |scaling| Config { rope: Rope { scaling, ..llama.rope }, ..llama };
+        let arcee = Config { gated_mlp: false, hidden_act: Activation::Relu2, ..scaled(yarn(true)) };
+        let fat = Config { hidden_act: Activation::FatRelu { threshold: 0.01 }, ..scaled(yarn(false)) };
+        for config in [llama, arcee, fat, scaled(RopeScaling::Linear { factor: 2.0 })] {
+            let words = words(&config).unwrap();
+            assert_eq!(read(bytemuck::cast_slice(&words)), Ok(config));
+        }
+        // Images from before FFNs without a gate have zeros there.
+        assert_eq!(words(&llama).unwrap()[22..], [0, 0]);
+    }
+}
