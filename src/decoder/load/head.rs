@@ -1,7 +1,7 @@
 //! A head in halves: which columns its input is large in, and whether it is faster on this machine.
 
 use crate::decoder::{Decoder, HeadMode, Input, Logits, Scratch, Step, payoff::times, table::Table};
-use crate::{KvCache, KvConfig, KvDType, tuning::LEAST_SAVED, weight::Halved};
+use crate::{KvCache, KvConfig, KvDType, weight::Halved};
 use candle_core::Result;
 use candle_sparse_core::Format;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Decoder {
         let with = Self { embed_tokens, lm_head: halved, head: mode, ..self.clone() };
         if !force {
             let [exact, listed] = times([&self, &with])?;
-            if listed > exact * (1.0 - LEAST_SAVED) {
+            if listed >= exact {
                 self.notices.push(format!(
                     "a shortlist does not pay here: a token takes {:.2} ms with it and {:.2} ms without; all of the head is read",
                     1e3 * listed,
