@@ -6,5 +6,6 @@ mod behaviour;
 mod cases;
 mod extremes;
 mod origin;
+mod shortlist;
 mod sparse;
 mod tap;
