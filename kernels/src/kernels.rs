@@ -34,8 +34,6 @@ pub struct Kernels {
     level: Level,
     /// None is the scalar level.
     token: Option<Token>,
-    /// For first looks: vectors of whole cache lines outrun the memory they wait for, and read it a third slower (Zen 5).
-    look: Option<Token>,
 }
 
 impl Kernels {
@@ -49,7 +47,7 @@ impl Kernels {
             .get_or_init(|| {
                 let setting = std::env::var("CANDLE_SPARSE_LEVEL").ok();
                 let level = Level::choose(setting.as_deref())?;
-                Ok(Self::new(level))
+                Ok(Self { level, token: Token::detect(level) })
             })
             .as_ref()
             .map_err(Clone::clone)
@@ -58,14 +56,7 @@ impl Kernels {
     /// The kernels of a level, `None` where this CPU lacks it.
     #[must_use]
     pub fn for_level(level: Level) -> Option<Self> {
-        level.is_supported().then(|| Self::new(level))
-    }
-
-    /// Of a level that this CPU has.
-    fn new(level: Level) -> Self {
-        let token = Token::detect(level);
-        let narrow = [Level::AvxVnni, Level::Avx2].into_iter().find_map(Token::detect);
-        Self { level, token, look: if level == Level::Avx512 { narrow } else { token } }
+        level.is_supported().then(|| Self { level, token: Token::detect(level) })
     }
 
     /// The kernels of every level this CPU has, lowest first; tests and benches walk this.
@@ -136,7 +127,7 @@ impl KernelSet for Kernels {
     }
 
     fn matvec_upper(&self, w: Upper<'_>, x: &[UpperColumn], y: &mut [f32]) {
-        let Some(token) = self.look else { return Scalar.matvec_upper(w, x, y) };
+        let Some(token) = self.token else { return Scalar.matvec_upper(w, x, y) };
         check_matvec_upper(&w, x, y);
         token.run(MatvecUpper { w, x, y });
     }

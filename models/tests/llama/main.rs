@@ -6,6 +6,5 @@ mod behaviour;
 mod cases;
 mod extremes;
 mod origin;
-mod shortlist;
 mod sparse;
 mod tap;
