@@ -12,7 +12,6 @@ mod core;
 mod decode;
 mod forward;
 mod gate_up;
-mod head;
 mod inventory;
 mod load;
 mod payoff;
@@ -21,7 +20,6 @@ mod settings;
 mod state;
 mod step;
 mod stored;
-mod table;
 mod tap;
 
 use crate::{
@@ -38,13 +36,11 @@ use candle_sparse_core::{
 };
 use candle_sparse_kernels::{Kernels, Level};
 pub use checkpoint::{Checkpoint, Extras, LoadOptions};
-pub use head::HeadMode;
 pub use inventory::{check_names, has_mlp_bias};
 pub use state::{LayerStats, SparseStats};
 use std::sync::Arc;
 pub use step::{Input, Logits, Scratch, Step};
 pub use stored::{Held, Stored};
-use table::Table;
 pub use tap::LayerTap;
 
 /// A projection and its bias.
@@ -143,7 +139,7 @@ pub struct Decoder {
     inv_freq: Arc<[f32]>,
     kernels: &'static Kernels,
     threads: Threads,
-    embed_tokens: Table,
+    embed_tokens: Weight,
     layers: Arc<[Layer]>,
     /// `None`: all blocks are dense.
     sparse: Option<Sparse>,
@@ -153,8 +149,7 @@ pub struct Decoder {
     /// One per layer, or none.
     gates: Arc<[FastGrnnGate]>,
     norm: Vec<f32>,
-    lm_head: Table,
-    head: HeadMode,
+    lm_head: Weight,
     notices: Vec<String>,
     /// What makes keys and values this model's.
     origin: Arc<Origin>,
@@ -185,12 +180,6 @@ impl Decoder {
         self.threads
     }
 
-    /// Which rows of the head a decoded token computes exactly.
-    #[must_use]
-    pub fn head_mode(&self) -> HeadMode {
-        self.head
-    }
-
     /// What was done otherwise than asked while loading, one line each.
     #[must_use]
     pub fn notices(&self) -> &[String] {
@@ -203,16 +192,14 @@ impl Decoder {
         let tied = self.embed_tokens.shares_memory(&self.lm_head);
         let predictor = |l: &Layer| l.ffn.sparse().map_or(0, |f| f.bytes() - f.dense_bytes());
         let embedding = if tied { 0 } else { self.embed_tokens.bytes() };
-        let later = self.lm_head.bytes() - self.lm_head.bytes_per_token();
-        self.weight_bytes_per_token() + self.layers.iter().map(predictor).sum::<usize>() + embedding + later
+        self.weight_bytes_per_token() + self.layers.iter().map(predictor).sum::<usize>() + embedding
     }
 
     /// Bytes of the matrices that one decoded token reads when all neurons are computed: all but the embedding, of which
-    /// it reads a row. [`SparseStats`] has what was read. Of a head with a shortlist what the first look reads; the rows
-    /// that it lists come on top ([`Scratch::head_rows_per_token`]).
+    /// it reads a row. [`SparseStats`] has what was read.
     #[must_use]
     pub fn weight_bytes_per_token(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.lm_head.bytes_per_token()
+        self.layers.iter().map(Layer::bytes).sum::<usize>() + self.lm_head.bytes()
     }
 
     /// Bytes of the matrices that one decoded token reads, the FFNs as `stats` counted them.
@@ -236,8 +223,9 @@ impl Decoder {
         let c = &self.config;
         self.check_ids(ids)?;
         assert_eq!(out.len(), ids.len() * c.hidden_size, "embed: out is not [n, hidden_size]");
+        let table = self.embed_tokens.matrix();
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(c.hidden_size)) {
-            self.embed_tokens.dequantize_row(*id as usize, out);
+            table.dequantize_row(*id as usize, out);
         }
         Ok(())
     }

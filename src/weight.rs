@@ -2,7 +2,6 @@
 
 mod convert;
 mod fit;
-mod halves;
 mod stack;
 
 use crate::{buffer::Buffer, mapped_file::MappedFile};
@@ -11,7 +10,6 @@ use candle_sparse_core::{Format, Matrix};
 pub(crate) use convert::with_cpu_storage;
 use convert::{Gather, convert, gather_rows, room, write_rows};
 pub use fit::Conversions;
-pub(crate) use halves::{Halved, JOINED};
 use rayon::prelude::*;
 pub(crate) use stack::{Activations, Compute, ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};

@@ -21,7 +21,7 @@ use candle_sparse::{
     weight::format_of,
 };
 use candle_sparse_models::{
-    decoder::{HeadMode, LoadOptions},
+    decoder::LoadOptions,
     files::{ModelFiles, Weights},
     gguf::ggml_type,
     llama::Cache,
@@ -89,9 +89,6 @@ pub(crate) struct ModelArgs {
     /// file must not be written to, or shortened, while the program runs
     #[arg(long)]
     pub(crate) no_mmap: bool,
-    /// Which rows of the head a decoded token computes exactly; other than exact needs a head in q8_0
-    #[arg(long)]
-    pub(crate) head: Option<Head>,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     /// Sparse profile, instead of the model's own sparse.safetensors; CANDLE_SPARSE=off runs without any
@@ -100,7 +97,7 @@ pub(crate) struct ModelArgs {
     /// Which neurons are computed; what the profile found best where not given, and without one what the activation does not shut
     #[arg(long, help_heading = "Sparse")]
     pub(crate) ffn: Option<Ffn>,
-    /// Leave neurons out, or use a shortlist, even where that is no faster here, or by a rule that misses its profile's target
+    /// Leave neurons out even where that is no faster here, or by a rule that misses its profile's target
     #[arg(long, help_heading = "Sparse")]
     pub(crate) force_sparse: bool,
     /// Share of the neurons that are left out, instead of what calibration found
@@ -138,27 +135,6 @@ impl From<Ffn> for FfnMode {
             Ffn::LowRank => Self::LowRank,
             Ffn::Cascade => Self::Cascade,
             Ffn::ExactZero => Self::ExactZero,
-        }
-    }
-}
-
-/// Names of [`HeadMode`].
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Head {
-    /// All rows
-    Exact,
-    /// Those of likely tokens, by a first look at all
-    Shortlist,
-    /// Also those that could have the largest logit
-    Certified,
-}
-
-impl From<Head> for HeadMode {
-    fn from(head: Head) -> Self {
-        match head {
-            Head::Exact => Self::Exact,
-            Head::Shortlist => Self::Shortlist,
-            Head::Certified => Self::Certified,
         }
     }
 }
@@ -270,7 +246,7 @@ impl ModelArgs {
 
     /// The dense model in its stored dtype.
     pub(crate) fn as_stored(&self) -> Result<Pretrained> {
-        Self { head: None, ..self.clone() }.load_as(
+        self.load_as(
             &self.files()?,
             None,
             SparseConfig::default().with_mode(FfnMode::Dense),
@@ -295,8 +271,7 @@ impl ModelArgs {
             .with_threads(threads)
             .with_profile(self.profile(files)?)
             .with_sparse(sparse)
-            .with_attention(attention)
-            .with_head(self.head.map_or_else(HeadMode::default, HeadMode::from)))
+            .with_attention(attention))
     }
 
     fn load_as(

@@ -201,8 +201,6 @@ fn report(
             "ffn": ffn(decoder),
             "active_fraction": cache.sparse_stats().active_share(),
             "guard": guard(cli, &cache.sparse_stats()),
-            "head": format!("{:?}", decoder.head_mode()).to_lowercase(),
-            "head_rows_per_token": cache.head_rows_per_token(),
             "weight_bytes": decoder.weight_bytes(),
             "weight_bytes_per_token": decoder.weight_bytes_per_token(),
             "kv_bytes": cache.kv_bytes(),

@@ -19,7 +19,6 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
     AttentionMode,
-    decoder::HeadMode,
     sparse::{FfnMode, SparseConfig},
 };
 use candle_sparse_models::{
@@ -176,9 +175,8 @@ fn prefill(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
 fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
     let sparse = model.decoder().sparse_config().is_some_and(|c| c.mode != FfnMode::Dense);
     let attention = model.decoder().attention_config().mode != AttentionMode::Dense;
-    let shortlist = model.decoder().head_mode() != HeadMode::Exact;
     // A prompt's tokens see the pages of their own run before these cool.
-    if !(sparse || attention || shortlist || cache.kv().config().is_tiered()) {
+    if !(sparse || attention || cache.kv().config().is_tiered()) {
         return prefill(model, window, cache);
     }
     let vocab = model.decoder().config().vocab_size;
@@ -204,8 +202,6 @@ fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
             "top1_agreement": q.top1_agreement(),
             "ffn": format!("{mode:?}"),
             "active_fraction": active,
-            "head": format!("{:?}", model.decoder().head_mode()).to_lowercase(),
-            "head_rows_per_token": cache.head_rows_per_token(),
             "kv_bytes": cache.kv_bytes(),
             "rss_bytes": process_bytes("VmRSS").ok(),
         });

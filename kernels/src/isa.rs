@@ -37,11 +37,6 @@ pub(crate) trait Isa: Copy {
     fn splat_f16(self, x: f16) -> Self::V;
     /// Each number in the four lanes of a block.
     fn splat_four(self, x: [f16; 4], i: usize) -> Self::V;
-    /// [`Self::splat_four`] of numbers that lie together.
-    #[inline(always)]
-    fn spread_four(self, x: &[f16; 4], i: usize) -> Self::V {
-        self.splat_four(*x, i)
-    }
     fn load<const N: usize>(self, x: &[f32; N], i: usize) -> Self::V;
     fn load_f16(self, x: &[f16; 32], i: usize) -> Self::V;
     fn load_bf16(self, x: &[bf16; 32], i: usize) -> Self::V;
@@ -80,8 +75,6 @@ pub(crate) trait Isa: Copy {
     fn fields(self, blocks: [&[u8; 16]; 4], up: [i8; 4], mask: u8, i: usize) -> Self::B;
     /// `byte` where a block's word has a one, else 0.
     fn bits(self, words: [u16; 4], byte: u8, i: usize) -> Self::B;
-    /// The lower and the upper four bits of each byte.
-    fn nibbles(self, x: Self::B) -> [Self::B; 2];
     fn or(self, a: Self::B, b: Self::B) -> Self::B;
 
     fn zero_sums(self) -> Self::S;

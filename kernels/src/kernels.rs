@@ -5,7 +5,6 @@ use crate::{
     kernel::{
         activation::Gated,
         axpy_rows::AxpyRows,
-        halves::{JoinRows, MatvecUpper},
         matmul::{Matmul, Matvec},
         matmul_t::MatmulT,
         prefetch::Ahead,
@@ -18,10 +17,8 @@ use crate::{
     level::{Level, LevelError},
 };
 use candle_sparse_core::{
-    Activation, ActivationGroup, BlockQ8_0, Columns, GluActivation, Halves, KernelSet, Matrix, Neurons,
-    Scalar, Upper, UpperColumn,
+    Activation, ActivationGroup, Columns, GluActivation, KernelSet, Matrix, Neurons, Scalar,
     kernel::{
-        halves::{check_join_rows, check_matvec_upper},
         matmul::{check_matmul, check_matmul_t},
         sparse_ffn::{check_axpy_rows, check_matvec_rows, check_sparse_ffn},
     },
@@ -124,18 +121,6 @@ impl KernelSet for Kernels {
         check_sparse_ffn(&w, active, &x, gate, y);
         let rows_per_neuron = w.rows_per_neuron();
         token.run_rows(w.matrix(), SparseFfn { rows_per_neuron, act, active, x, gate, y });
-    }
-
-    fn matvec_upper(&self, w: Upper<'_>, x: &[UpperColumn], y: &mut [f32]) {
-        let Some(token) = self.token else { return Scalar.matvec_upper(w, x, y) };
-        check_matvec_upper(&w, x, y);
-        token.run(MatvecUpper { w, x, y });
-    }
-
-    fn join_rows(&self, w: Halves<'_>, rows: &[u32], out: &mut [BlockQ8_0]) {
-        let Some(token) = self.token else { return Scalar.join_rows(w, rows, out) };
-        check_join_rows(&w, rows, out);
-        token.run(JoinRows { w, rows, out });
     }
 
     fn dot(&self, x: &[f32], y: &[f32]) -> f32 {

@@ -6,7 +6,7 @@ mod cache;
 mod config;
 
 use crate::decoder::{Checkpoint, Decoder, Extras, Input, Logits, Step};
-pub use crate::decoder::{HeadMode, LayerStats, LayerTap, LoadOptions, SparseStats};
+pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
 pub use cache::Cache;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;

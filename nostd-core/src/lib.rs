@@ -47,10 +47,10 @@ pub use config::{Activation, Config, Rope, RopeScaling};
 pub use error::Error;
 pub use format::{
     ActivationGroup, BLOCK_LEN, BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1,
-    BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8_0Upper, Format, GROUP_LEN, SUPER_BLOCK_LEN,
+    BlockQ5K, BlockQ6K, BlockQ8_0, Format, GROUP_LEN, SUPER_BLOCK_LEN,
 };
 pub use forward::Model;
-pub use kernel::{GluActivation, Halves, KernelSet, Neurons, Scalar, Upper, UpperColumn};
+pub use kernel::{GluActivation, KernelSet, Neurons, Scalar};
 pub use kv_cache::{KvCache, KvConfig};
 pub use matrix::{Columns, Matrix, Rows};
 pub use scratch::Scratch;

@@ -1,6 +1,6 @@
 //! What a model is loaded from, and how it is to be held.
 
-use super::{HeadMode, Stored};
+use super::Stored;
 use crate::{
     AttentionConfig, Profile, SparseConfig, Threads,
     profile::{Fingerprint, fingerprint},
@@ -40,9 +40,6 @@ pub struct LoadOptions {
     pub sparse: SparseConfig,
     /// What a token reads of its past; gated attention takes the gates of the profile.
     pub attention: AttentionConfig,
-    /// Which rows of the head a decoded token computes exactly; not all only where that is measured to be faster on this
-    /// machine, or [forced](SparseConfig::force), else there is a notice.
-    pub head: HeadMode,
 }
 
 with_methods!(LoadOptions {
@@ -50,7 +47,6 @@ with_methods!(LoadOptions {
     with_threads: threads: Option<Threads>,
     with_sparse: sparse: SparseConfig,
     with_attention: attention: AttentionConfig,
-    with_head: head: HeadMode,
 });
 
 impl LoadOptions {

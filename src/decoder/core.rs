@@ -30,13 +30,13 @@ impl Decoder {
     /// memory that the core's cache is given.
     ///
     /// # Errors
-    /// As [`Model::with_settings`]; also a head that is not [`HeadMode::Exact`](super::HeadMode::Exact).
+    /// As [`Model::with_settings`].
     pub fn core_model<'a>(&'a self, layers: &'a [LayerWeights<'a>], kv: KvConfig) -> Result<Model<'a>> {
         let weights = Weights {
-            embed_tokens: self.embed_tokens.matrix()?,
+            embed_tokens: self.embed_tokens.matrix(),
             layers,
             norm: &self.norm,
-            lm_head: self.lm_head.matrix()?,
+            lm_head: self.lm_head.matrix(),
         };
         let kv = kv_cache::KvConfig { dtype: kv.dtype.format(), ageing: kv.ageing() };
         Model::with_settings(self.config, weights, self.attention, kv).map_err(Error::wrap)

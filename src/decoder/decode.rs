@@ -2,12 +2,11 @@
 //!
 //! The cache is read during the step and grows by the token when all is done.
 
-mod shortlist;
 mod sparse;
 
 use super::{
-    Decoder, DenseFfn, Ffn, HeadMode, Input, Layer, Projection, Scratch as AllScratch, add_bias,
-    gate_up::GateUp, resize, state::LayerRun, table::Table,
+    Decoder, DenseFfn, Ffn, Input, Layer, Projection, Scratch as AllScratch, add_bias, gate_up::GateUp,
+    resize, state::LayerRun,
 };
 use crate::{
     attention::{self, LoneScratch, PagePlan, Selector, Token, lone_token},
@@ -19,7 +18,6 @@ use crate::{
 };
 use candle_core::{Error, Result, bail};
 use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
-use shortlist::ShortlistLocal;
 use sparse::SparseLocal;
 use std::sync::{Mutex, PoisonError};
 
@@ -28,26 +26,6 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Scratch {
     team: Team,
     local: Vec<Mutex<Local>>,
-    pub(super) head: HeadCount,
-}
-
-/// Rows of a head with a shortlist that were computed exactly.
-#[derive(Clone, Copy, Default)]
-pub(super) struct HeadCount {
-    tokens: u64,
-    rows: u64,
-}
-
-impl HeadCount {
-    fn note(&mut self, rows: usize) {
-        self.tokens += 1;
-        self.rows += rows as u64;
-    }
-
-    /// Rows per token, if any was decoded.
-    pub(super) fn mean(&self) -> Option<f64> {
-        (self.tokens > 0).then(|| self.rows as f64 / self.tokens as f64)
-    }
 }
 
 /// A thread's own vectors: all but the inner ones of a phase are equal on all threads.
@@ -70,7 +48,6 @@ struct Local {
     groups: Vec<ActivationGroup>,
     attention: LoneScratch,
     sparse: SparseLocal,
-    shortlist: ShortlistLocal,
 }
 
 /// What a token attends to.
@@ -163,9 +140,6 @@ impl Decoder {
         if let Some(plans) = plans {
             state.note(plans, &local.sparse.runs);
         }
-        if self.head != HeadMode::Exact {
-            s.head.note(local.shortlist.rows);
-        }
         Ok(())
     }
 
@@ -185,10 +159,7 @@ impl Decoder {
             }
         }
         self.declare_sample(&mut outputs);
-        // A head with a shortlist: a first look, likely rows, and those that certify.
-        for _ in 0..if self.head == HeadMode::Exact { 1 } else { 3 } {
-            outputs.add(c.vocab_size);
-        }
+        outputs.add(c.vocab_size);
         outputs
     }
 
@@ -210,14 +181,11 @@ impl Decoder {
         self.resize_groups(1, &mut local.groups);
         local.attention.resize(c, cache);
         self.resize_sparse(&mut local.sparse);
-        if let Table::Halved(head) = &self.lm_head {
-            local.shortlist.resize(head);
-        }
     }
 
     fn enter_token(&self, input: Input<'_>, position: usize, local: &mut Local) {
         match input {
-            Input::Ids(ids) => self.embed_tokens.dequantize_row(ids[0] as usize, &mut local.x),
+            Input::Ids(ids) => self.embed_tokens.matrix().dequantize_row(ids[0] as usize, &mut local.x),
             Input::Embeddings(e) => local.x.copy_from_slice(e),
         }
         let factor = self.config.rope.attention_factor();
@@ -297,12 +265,8 @@ impl Decoder {
 
     /// The logits, which the calling thread alone wants.
     fn head_token(&self, member: &mut Member<'_>, local: &mut Local, logits: Option<&mut [f32]>) -> Outcome {
-        let c = &self.config;
+        let (c, w) = (&self.config, self.lm_head.matrix());
         self.kernels.rms_norm(&local.x, &self.norm, c.rms_norm_eps, &mut local.normed);
-        let w = match &self.lm_head {
-            Table::Whole(w) => w.matrix(),
-            Table::Halved(head) => return self.shortlist_token(member, head, local, logits),
-        };
         let x = self.on().columns(self.lm_head.format(), c.hidden_size, &local.normed, &mut local.groups);
         let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
         let compute = |i: usize, y: &mut [f32]| {

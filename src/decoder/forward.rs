@@ -79,12 +79,11 @@ impl Decoder {
         if position >= self.config.max_position_embeddings || cache.batch_size() > 1 {
             return Ok(());
         }
-        let (before, limit) = (cache.remember(position), s.time_limit.take());
-        let (state, head) = (s.state.clone(), s.decode.head);
+        let (before, state, limit) = (cache.remember(position), s.state.clone(), s.time_limit.take());
         let step = Step { batch: 1, seq_len: 1, index_pos: position };
         let done = self.forward(Input::Ids(&[0]), step, cache, s, Logits::Last, &mut logits);
         cache.restore(before);
-        (s.state, s.decode.head, s.time_limit) = (state, head, limit);
+        (s.state, s.time_limit) = (state, limit);
         done
     }
 

@@ -1,13 +1,10 @@
 //! Loading a checkpoint with Hugging Face tensor names.
 
 mod blocks;
-mod head;
 mod profile;
 mod tensors;
 
-use super::{
-    Checkpoint, Decoder, Extras, HeadMode, LoadOptions, Sparse, Stored, inventory::Inventory, table::Table,
-};
+use super::{Checkpoint, Decoder, Extras, LoadOptions, Sparse, Stored, inventory::Inventory};
 use crate::{
     AttentionConfig, FfnMode,
     kv_cache::Origin,
@@ -82,15 +79,14 @@ impl Decoder {
             config,
             kernels,
             threads: options.threads.unwrap_or_default(),
-            embed_tokens: Table::Whole(embed_tokens),
+            embed_tokens,
             layers: Arc::default(),
             sparse: None,
             not_sparse: None,
             attention: AttentionConfig::default(),
             gates: Arc::default(),
             norm: vector(&vb.pp("model.norm"), hidden, "weight")?,
-            lm_head: Table::Whole(lm_head),
-            head: HeadMode::Exact,
+            lm_head,
             notices: Vec::new(),
             origin: Arc::new(origin.clone()),
         };
@@ -124,7 +120,6 @@ impl Decoder {
         notices.extend(choice.why_not.clone().filter(|_| options.sparse.mode != FfnMode::Dense));
         decoder.not_sparse = choice.why_not.filter(|_| !any);
         decoder.notices = notices;
-        let decoder = decoder.with_head(options.head, options.sparse.force)?;
         match profile.filter(|p| !p.gates.is_empty()) {
             Some(profile) => decoder.with_gates(profile.gates.clone())?.with_attention(options.attention),
             None => decoder.with_attention(options.attention),

@@ -127,7 +127,7 @@ impl Decoder {
 
 /// Seconds per token of some decoders, in turn: the lower quartile, which a neighbour on the same cores moves least; and the
 /// mean share of neurons that each computed.
-pub(super) fn times<const N: usize>(decoders: [&Decoder; N]) -> Result<([f64; N], [f64; N])> {
+fn times<const N: usize>(decoders: [&Decoder; N]) -> Result<([f64; N], [f64; N])> {
     let mut all: [Vec<f64>; N] = [const { Vec::new() }; N];
     let mut caches = decoders.map(|d| KvCache::new(d.config(), KvConfig::exact(KvDType::F16)));
     let mut scratches = decoders.map(|_| Scratch::default());

@@ -39,13 +39,6 @@ pub(super) struct Scratch {
     policies: Policies,
 }
 
-impl Scratch {
-    /// What the head read last, `[rows, hidden_size]`.
-    pub(super) fn head_input(&self) -> &[f32] {
-        &self.last
-    }
-}
-
 /// Whether layers, and heads, of so many rows run on all threads.
 #[derive(Default)]
 struct Policies {

@@ -1,6 +1,6 @@
 //! What can be set on a loaded model: which neurons and which positions it leaves out.
 
-use super::{Decoder, DenseFfn, Ffn, HeadMode, Layer, Projection, Sparse};
+use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
 use crate::{
     AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::ModelSelection,
 };
@@ -150,6 +150,6 @@ impl Decoder {
         let tied = self.embed_tokens.shares_memory(&self.lm_head);
         let lm_head = if tied { embed_tokens.clone() } else { self.lm_head.to_f32()? };
         let layers = self.layers.iter().map(layer).collect::<Result<_>>()?;
-        Ok(Self { embed_tokens, lm_head, layers, head: HeadMode::Exact, ..self.clone() })
+        Ok(Self { embed_tokens, lm_head, layers, ..self.clone() })
     }
 }

@@ -1,6 +1,6 @@
 //! What a forward call is given: tokens or embeddings, their place, working memory.
 
-use super::{SparseStats, decode, decode::HeadCount, prefill, state};
+use super::{SparseStats, decode, prefill, state};
 use crate::attention::PagePlan;
 use std::time::Duration;
 
@@ -30,13 +30,6 @@ impl Scratch {
         self.state.stats()
     }
 
-    /// Rows of the head that a decoded token computed exactly, in the mean; `None` where none was decoded with a
-    /// [shortlist](super::HeadMode::Shortlist).
-    #[must_use]
-    pub fn head_rows_per_token(&self) -> Option<f64> {
-        self.decode.head.mean()
-    }
-
     /// How long a step may take; `None`: as long as it takes.
     pub fn set_time_limit(&mut self, limit: Option<Duration>) {
         self.time_limit = limit;
@@ -45,7 +38,6 @@ impl Scratch {
     /// Begins to count anew; what the guard has changed stays.
     pub fn reset_sparse_stats(&mut self) {
         self.state.reset();
-        self.decode.head = HeadCount::default();
     }
 }
 

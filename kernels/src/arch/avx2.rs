@@ -50,14 +50,6 @@ impl<P> Avx2<P> {
             _mm256_setr_epi64x(right[0], right[0], right[1], right[1])
         );
         pub(super) fn and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
-        pub(super) fn upper_nibbles(x: __m256i) -> __m256i =
-            _mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(0x0f));
-        pub(super) fn spread(x: u64, upper: bool) -> __m256 = {
-            let first = if upper { 2 } else { 0 };
-            let wide = _mm256_castps128_ps256(_mm_cvtph_ps(_mm_cvtsi64_si128(x.cast_signed())));
-            let (a, b) = (first, first + 1);
-            _mm256_permutevar8x32_ps(wide, _mm256_setr_epi32(a, a, a, a, b, b, b, b))
-        };
         pub(super) fn equal_bytes(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpeq_epi8(a, b);
         pub(super) fn shuffle(bytes: __m256i, index: __m256i) -> __m256i = _mm256_shuffle_epi8(bytes, index);
         pub(super) fn shift_sums(x: __m256i, by: u32) -> __m256i =
@@ -142,11 +134,6 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
-    fn spread_four(self, x: &[f16; 4], i: usize) -> __m256 {
-        self.spread(must_cast(*x), i == 1)
-    }
-
-    #[inline(always)]
     fn load<const N: usize>(self, x: &[f32; N], i: usize) -> __m256 {
         must_cast(x.as_chunks::<8>().0[i])
     }
@@ -195,11 +182,6 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     #[inline(always)]
     fn load_bytes(self, x: &[i8; 64], i: usize) -> __m256i {
         must_cast(x.as_chunks::<32>().0[i])
-    }
-
-    #[inline(always)]
-    fn nibbles(self, x: __m256i) -> [__m256i; 2] {
-        [self.and(x, self.splat_byte(0x0f)), self.upper_nibbles(x)]
     }
 
     #[inline(always)]

@@ -60,11 +60,6 @@ impl Avx512 {
         fn rotate_64s(x: __m512i, by: __m512i) -> __m512i = _mm512_rolv_epi64(x, by);
         fn and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         fn flip_signs(w: __m512i) -> __m512i = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
-        fn upper_nibbles(x: __m512i) -> __m512i = _mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(0x0f));
-        fn spread(x: u64) -> __m512 = _mm512_permutexvar_ps(
-            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
-            _mm512_castps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128(x.cast_signed())))
-        );
         fn of_mask(mask: u64, byte: u8) -> __m512i = _mm512_maskz_set1_epi8(mask, byte.cast_signed());
         fn shuffle(bytes: __m512i, index: __m512i) -> __m512i = _mm512_shuffle_epi8(bytes, index);
         fn upper_bytes_of_16(x: __m512i) -> __m512i = _mm512_srai_epi16::<8>(x);
@@ -122,11 +117,6 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn spread_four(self, x: &[f16; 4], _: usize) -> __m512 {
-        self.spread(must_cast(*x))
-    }
-
-    #[inline(always)]
     fn load<const N: usize>(self, x: &[f32; N], i: usize) -> __m512 {
         must_cast(x.as_chunks::<16>().0[i])
     }
@@ -174,11 +164,6 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn load_bytes(self, x: &[i8; 64], _: usize) -> __m512i {
         must_cast(*x)
-    }
-
-    #[inline(always)]
-    fn nibbles(self, x: __m512i) -> [__m512i; 2] {
-        [self.and(x, self.splat_byte(0x0f)), self.upper_nibbles(x)]
     }
 
     #[inline(always)]

@@ -54,9 +54,6 @@ impl<P> Neon<P> {
         fn splat_sums(x: i32) -> int32x4_t = vdupq_n_s32(x);
         fn field(bytes: uint8x16_t, up: i8, mask: u8) -> int8x16_t =
             vreinterpretq_s8_u8(vandq_u8(vshlq_u8(bytes, vdupq_n_s8(up)), vdupq_n_u8(mask)));
-        fn upper_nibbles(x: int8x16_t) -> int8x16_t =
-            vreinterpretq_s8_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s8(x)));
-        fn and(a: int8x16_t, b: int8x16_t) -> int8x16_t = vandq_s8(a, b);
         fn bits_of(word: [u8; 2], byte: u8) -> int8x16_t = {
             let bytes = vcombine_u8(vdup_n_u8(word[0]), vdup_n_u8(word[1]));
             let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
@@ -168,11 +165,6 @@ impl<P: ByteProducts> Isa for Neon<P> {
     #[inline(always)]
     fn load_bytes(self, x: &[i8; 64], i: usize) -> int8x16_t {
         must_cast(x.as_chunks::<16>().0[i])
-    }
-
-    #[inline(always)]
-    fn nibbles(self, x: int8x16_t) -> [int8x16_t; 2] {
-        [self.and(x, self.splat_byte(0x0f)), self.upper_nibbles(x)]
     }
 
     #[inline(always)]

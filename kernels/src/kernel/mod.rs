@@ -3,7 +3,6 @@
 pub(crate) mod activation;
 pub(crate) mod axpy_rows;
 mod exp;
-pub(crate) mod halves;
 pub(crate) mod matmul;
 pub(crate) mod matmul_t;
 pub(crate) mod prefetch;

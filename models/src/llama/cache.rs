@@ -196,14 +196,6 @@ impl Cache {
         self.scratch.sparse_stats()
     }
 
-    /// Rows of the head that a decoded token computed exactly, see [`Scratch::head_rows_per_token`].
-    ///
-    /// [`Scratch::head_rows_per_token`]: crate::decoder::Scratch::head_rows_per_token
-    #[must_use]
-    pub fn head_rows_per_token(&self) -> Option<f64> {
-        self.scratch.head_rows_per_token()
-    }
-
     /// Begins to count anew; what the guard has learned stays.
     pub fn reset_sparse_stats(&mut self) {
         self.scratch.reset_sparse_stats();

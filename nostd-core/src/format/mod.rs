@@ -16,7 +16,6 @@ pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
-pub mod q8_0_halves;
 mod search;
 mod super_block;
 
@@ -32,7 +31,6 @@ pub use q5_1::BlockQ5_1;
 pub use q5_k::BlockQ5K;
 pub use q6_k::BlockQ6K;
 pub use q8_0::BlockQ8_0;
-pub use q8_0_halves::BlockQ8_0Upper;
 
 use bytemuck::NoUninit;
 use half::bf16;

@@ -2,7 +2,6 @@
 
 pub mod activation;
 pub mod fast_grnn;
-pub mod halves;
 pub mod matmul;
 pub mod quantize;
 pub mod rms_norm;
@@ -15,10 +14,9 @@ pub mod vector;
 
 use crate::{
     config::Activation,
-    format::{ActivationGroup, BlockQ8_0},
+    format::ActivationGroup,
     matrix::{Columns, Matrix},
 };
-pub use halves::{Halves, Upper, UpperColumn};
 pub use sparse_ffn::{GluActivation, Neurons};
 
 /// One implementation of every operation; [`Scalar`] is the definition, SIMD levels agree with it within rounding.
@@ -73,21 +71,6 @@ pub trait KernelSet {
         y: &mut [f32],
     ) {
         sparse_ffn::sparse_ffn(w, act, active, x, gate, y);
-    }
-
-    /// `y[r] = Σ_k upper[r, k] · x[k]`: a first look at a matrix, by the upper halves of its elements.
-    ///
-    /// `x` is one column of `128 · row_groups` elements. Cost: `rows · cols` multiply-adds, 18 bytes per 32 of them.
-    fn matvec_upper(&self, w: Upper<'_>, x: &[UpperColumn], y: &mut [f32]) {
-        halves::matvec_upper(w, x, y);
-    }
-
-    /// Writes rows of a matrix in halves as they were before it was split: row `i` of `out` is row `rows[i]`, strictly
-    /// increasing.
-    ///
-    /// Products with them then have the bits of products with the matrix. Cost: the bytes of the rows.
-    fn join_rows(&self, w: Halves<'_>, rows: &[u32], out: &mut [BlockQ8_0]) {
-        halves::join_rows(w, rows, out);
     }
 
     /// `Σ x[i] · y[i]`.
