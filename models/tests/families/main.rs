@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod configs;
+mod profile;
 mod zeros;
 
 use candle_core::{DType, Device, Tensor};
