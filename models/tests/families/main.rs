@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod configs;
+mod profile;
 mod zeros;
 
 use candle_core::{DType, Device, Tensor};
@@ -53,7 +54,7 @@ impl Golden {
     }
 
     /// The model from a GGUF file that was made of it.
-    fn from_gguf(&self, layout: Layout<'_>, options: LoadOptions) -> Llama {
+    fn through_gguf(&self, layout: Layout<'_>, options: LoadOptions) -> Llama {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         GgufModel::new(&self.var_builder(), &self.config, layout, self.name).unwrap().save(&path).unwrap();
@@ -111,7 +112,7 @@ fn logits_are_those_of_transformers() {
     for name in FAMILIES {
         let golden = Golden::open(name);
         golden.check(&golden.load(LoadOptions::default()), "safetensors");
-        golden.check(&golden.from_gguf(f32s(), LoadOptions::default()), "gguf");
+        golden.check(&golden.through_gguf(f32s(), LoadOptions::default()), "gguf");
     }
 }
 

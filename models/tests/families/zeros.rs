@@ -53,7 +53,7 @@ fn a_neuron_major_file_needs_no_profile() {
         let golden = Golden::open(name);
         for format in [Format::F32, Format::Q8_0] {
             let layout = Layout::default().with_format(Some(format)).with_own_order(true);
-            let model = golden.from_gguf(layout, LoadOptions::default());
+            let model = golden.through_gguf(layout, LoadOptions::default());
             same_bits(&golden, &model, &format!("{name} in {}", format.name()));
             let loaded = golden.load(forced(FfnMode::ExactZero).with_format(Some(format)));
             assert!(model.decoder().weight_bytes() == loaded.decoder().weight_bytes(), "{name}");
@@ -68,13 +68,13 @@ fn a_neuron_major_file_needs_no_profile() {
 fn blocks_are_rounded_anew_for_those_alone_who_ask() {
     let golden = Golden::open("arcee");
     let q8 = Layout::default().with_format(Some(Format::Q8_0));
-    let model = golden.from_gguf(q8, LoadOptions::default());
+    let model = golden.through_gguf(q8, LoadOptions::default());
     let notices = model.decoder().notices().join("\n");
     assert!(model.decoder().sparse_config().is_none() && notices.contains("--neuron-major"), "{notices}");
-    let asked = golden.from_gguf(q8, forced(FfnMode::ExactZero));
+    let asked = golden.through_gguf(q8, forced(FfnMode::ExactZero));
     assert!(asked.decoder().sparse_config().is_some());
     // Floats are the same numbers in any order.
-    let f32 = golden.from_gguf(f32s(), forced(FfnMode::Auto));
+    let f32 = golden.through_gguf(f32s(), forced(FfnMode::Auto));
     golden.check(&f32, "gguf in F32, neuron by neuron");
 }
 
