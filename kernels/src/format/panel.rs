@@ -17,9 +17,10 @@ use super::{
     products::{Block, Kind, MOST_PLANES, last},
 };
 use crate::{
-    arch::prefetch,
     isa::{Isa, Kernel},
+    kernel::matmul::ask,
 };
+use bytemuck::Zeroable;
 use candle_sparse_core::ActivationGroup;
 use core::marker::PhantomData;
 
@@ -43,6 +44,8 @@ struct Four {
 #[repr(C, align(64))]
 struct Sums([[[f32; 16]; FOURS]; 4]);
 
+const NO_SUMS: Sums = Sums([[[0.0; 16]; FOURS]; 4]);
+
 /// Sixteen blocks of each row of a panel.
 type Chunk = [[Four; FOURS]; 4];
 
@@ -56,14 +59,14 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
 ) {
     let count = y.first().map_or(0, |y| y.len());
     let per_column = x.len() / y.len().max(1);
-    let mut sums = vec![Sums([[[0.0; 16]; FOURS]; 4]); y.len().min(COLUMNS).next_multiple_of(2)];
+    let mut sums = vec![NO_SUMS; y.len().min(COLUMNS).next_multiple_of(2)];
     let mut chunk = [[Four { quants: [[[0; 64]; 4]; 2], planes: [[0.0; 16]; MOST_PLANES] }; FOURS]; 4];
     for start in (0..count).step_by(ROWS) {
         for (b, y) in y.chunks_mut(COLUMNS).enumerate() {
             let x = &x[b * COLUMNS * per_column..][..y.len() * per_column];
             let panel = Panel { rows, start, end: count.min(start + ROWS), ask: b == 0 };
             add_panel::<I, T, N>(isa, panel, x, per_column, &mut chunk, &mut sums[..y.len().next_multiple_of(2)]);
-            for (sums, y) in sums.iter_mut().zip(y.iter_mut()) {
+            for (sums, y) in sums.iter().zip(y.iter_mut()) {
                 write(isa, sums, &mut y[start..panel.end]);
             }
         }
@@ -79,7 +82,7 @@ struct Panel<'a, T> {
     ask: bool,
 }
 
-/// `sums += panel · x`.
+/// `sums = panel · x`.
 #[inline(always)]
 fn add_panel<I: Isa, T: Block<N>, const N: usize>(
     isa: I,
@@ -89,6 +92,7 @@ fn add_panel<I: Isa, T: Block<N>, const N: usize>(
     chunk: &mut Chunk,
     sums: &mut [Sums],
 ) {
+    sums.fill(NO_SUMS);
     let whole = panel.rows.row(panel.start).len() / N;
     let per_chunk = 4 / T::GROUPS;
     let mut unit = 0;
@@ -126,42 +130,60 @@ impl<T: Block<N>, const N: usize> Kernel for Unpack<'_, T, N> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { panel, unit, units, out } = self;
-        if panel.ask {
-            panel.ask_for_next::<N>(unit, units);
-        }
         for k in 0..FOURS {
-            let mut rows = [panel.rows.row(panel.start); 4];
-            for r in 0..4 {
-                rows[r] = panel.rows.row((panel.start + 4 * k + r).min(panel.end - 1));
-            }
             let mut rooms = [None; 4];
-            let mut lasts = [None; 4];
-            for (r, room) in rooms.iter_mut().enumerate() {
-                lasts[r] = last::<T, N>(rows[r], room);
-            }
-            for i in 0..units {
-                let at = |r: usize| rows[r].as_chunks::<N>().0.get(unit + i).or(lasts[r]);
-                let (Some(a), Some(b), Some(c), Some(d)) = (at(0), at(1), at(2), at(3)) else { return };
-                four::<I, T, N, 0>(isa, [a, b, c, d], &mut out[i * T::GROUPS][k]);
+            let [a, b, c, d] = &mut rooms;
+            let first = panel.start + 4 * k;
+            let rows = [
+                panel.units(first, unit, units, a),
+                panel.units(first + 1, unit, units, b),
+                panel.units(first + 2, unit, units, c),
+                panel.units(first + 3, unit, units, d),
+            ];
+            for i in 0..units.min(4) {
+                let w = [&rows[0][i], &rows[1][i], &rows[2][i], &rows[3][i]];
+                if panel.ask {
+                    panel.ask_for_next::<N>(FOURS * unit + k * units + i);
+                }
+                four::<I, T, N, 0>(isa, w, &mut out[i * T::GROUPS][k]);
                 if T::GROUPS == 2 {
-                    four::<I, T, N, 1>(isa, [a, b, c, d], &mut out[i * T::GROUPS + 1][k]);
+                    four::<I, T, N, 1>(isa, w, &mut out[i * T::GROUPS + 1][k]);
                 }
             }
         }
     }
 }
 
-impl<T: Copy> Panel<'_, T> {
-    /// Asks for as much of the next panel as a chunk reads of this one.
+impl<'a, T: Copy + Zeroable> Panel<'a, T> {
+    /// Units of a row, or its last one; rows past the end are the last row.
     #[inline(always)]
-    fn ask_for_next<const N: usize>(self, unit: usize, units: usize) {
+    fn units<'b, const N: usize>(
+        self,
+        row: usize,
+        unit: usize,
+        units: usize,
+        room: &'b mut Option<[T; N]>,
+    ) -> &'b [[T; N]]
+    where
+        'a: 'b,
+    {
+        let row = self.rows.row(row.min(self.end - 1));
+        match row.as_chunks().0.get(unit..unit + units) {
+            Some(units) => units,
+            None => last(row, room).map_or(&[], core::slice::from_ref),
+        }
+    }
+}
+
+impl<T: Copy> Panel<'_, T> {
+    /// Asks for as much of the next panel as a unit of four rows takes, the `i`-th such part. Little at a time: a burst waits for
+    /// the memory, and nothing is computed meanwhile.
+    #[inline(always)]
+    fn ask_for_next<const N: usize>(self, i: usize) {
         let row = self.rows.row(self.start);
         if self.rows.stride() == row.len() {
-            let unit_bytes = ROWS * N * size_of::<T>();
-            let start = ROWS * size_of_val(row) + unit * unit_bytes;
-            for byte in (start..start + units * unit_bytes).step_by(64) {
-                prefetch(row, byte);
-            }
+            let bytes = 4 * N * size_of::<T>();
+            ask(row, ROWS * size_of_val(row) + i * bytes, bytes);
         }
     }
 }
@@ -281,8 +303,13 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
             }
         }
         for c in 0..C {
-            let neg = |i: usize| isa.spread_four_sums(&x[c].neg_sums[i], v);
-            let (neg, d) = ([neg(0), neg(1), neg(2)], isa.spread_four(&x[c].d, v));
+            let neg = &x[c].neg_sums;
+            let neg = [
+                isa.spread_four_sums(&neg[0], v),
+                isa.spread_four_sums(&neg[1], v),
+                isa.spread_four_sums(&neg[2], v),
+            ];
+            let d = isa.spread_four(&x[c].d, v);
             for k in 0..FOURS {
                 let mut planes = [isa.splat(0.0); MOST_PLANES];
                 for p in 0..K::PLANES {
@@ -295,19 +322,19 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
     }
 }
 
-/// The sums of some rows, in the order of [`super::products::dot`]; they are zero again then.
+/// The sums of some rows, in the order of [`super::products::dot`].
 #[inline(always)]
-fn write<I: Isa>(isa: I, sums: &mut Sums, y: &mut [f32]) {
+fn write<I: Isa>(isa: I, sums: &Sums, y: &mut [f32]) {
     for (k, y) in y.chunks_mut(4).enumerate() {
         let mut all = [isa.splat(0.0); 4];
         for v in 0..16 / I::LANES {
-            let of = |g: usize| isa.load(&sums.0[g][k], v);
-            all[v] = isa.add(isa.add(of(0), of(2)), isa.add(of(1), of(3)));
+            let s = &sums.0;
+            let even = isa.add(isa.load(&s[0][k], v), isa.load(&s[2][k], v));
+            all[v] = isa.add(even, isa.add(isa.load(&s[1][k], v), isa.load(&s[3][k], v)));
         }
         let rows = isa.sum_fours(all);
         for (y, sum) in y.iter_mut().zip(rows) {
             *y = sum + 0.0;
         }
     }
-    *sums = Sums([[[0.0; 16]; FOURS]; 4]);
 }

@@ -264,8 +264,11 @@ fn add_chunk<I: Isa, T: Block<N>, const N: usize>(
     let x = [&x[0], &x[1], &x[2], &x[3]];
     for q in 0..16 / I::LANES {
         let planes = T::planes(isa, units, g, q);
-        let at = |h: usize| isa.sum_blocks([sums[h][4 * q], sums[h][4 * q + 1], sums[h][4 * q + 2], sums[h][4 * q + 3]]);
-        let both = [at(0), if T::Kind::SPLIT { at(1) } else { zero }];
+        let mut both = [zero; 2];
+        for h in 0..if T::Kind::SPLIT { 2 } else { 1 } {
+            let s = &sums[h];
+            both[h] = isa.sum_blocks([s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]]);
+        }
         acc[q] = add_blocks::<I, T::Kind>(isa, acc[q], &planes, both, x, q);
     }
 }
@@ -320,11 +323,12 @@ fn add_blocks<I: Isa, K: Kind>(
     x: [&ActivationGroup; 4],
     q: usize,
 ) -> I::V {
-    let neg = |i: usize| {
+    let mut neg = [isa.zero_sums(); 3];
+    for i in 0..3 {
         let x = [&x[0].neg_sums[i], &x[1].neg_sums[i], &x[2].neg_sums[i], &x[3].neg_sums[i]];
-        isa.load_four_sums(x, q)
-    };
-    let t = K::times(isa, planes, sums, [neg(0), neg(1), neg(2)]);
+        neg[i] = isa.load_four_sums(x, q);
+    }
+    let t = K::times(isa, planes, sums, neg);
     isa.mul_add(t, isa.load_fours([&x[0].d, &x[1].d, &x[2].d, &x[3].d], q), acc)
 }
 

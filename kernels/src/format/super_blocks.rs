@@ -39,8 +39,12 @@ macro_rules! super_block {
             #[inline(always)]
             fn planes<I: Isa>($isa: I, [[a], [b], [c], [d]]: [&[Self; 1]; 4], $g: [usize; 4], $q: usize) -> Planes<I> {
                 let ($blocks, mut planes) = ([a, b, c, d], [$isa.splat(0.0); _]);
-                let mut i = 0..;
-                $(planes[i.next().unwrap_or(0)] = $plane;)*
+                let mut i = 0;
+                $(
+                    planes[i] = $plane;
+                    i += 1;
+                )*
+                let _ = i;
                 planes
             }
         }
