@@ -97,7 +97,9 @@ fn a_row_alone_has_the_same_bits_as_among_others() {
 fn every_column_has_the_bits_of_a_lone_one() {
     let widths: Vec<usize> = if cfg!(miri) { vec![3] } else { (2..10).chain([16, 65, 131]).collect() };
     for kernels in Kernels::available() {
-        for (rows, cols) in [(1, 32_usize), (5, 39), (16, 96), (19, 160), (37, 512), (18, 1312), (33, 2048 + 256)] {
+        for (rows, cols) in
+            [(1, 32_usize), (5, 39), (16, 96), (19, 160), (37, 512), (18, 1312), (33, 2048 + 256)]
+        {
             for format in Format::ALL {
                 let cols = cols.next_multiple_of(format.block_len());
                 let mut values = numbers(rows * cols, 21);
@@ -358,7 +360,8 @@ fn quantize_equals_scalar_bit_for_bit() {
             if seed % 5 == 0 {
                 x[64 + seed as usize % 32] = [f32::NAN, f32::INFINITY, f32::MAX][seed as usize % 3];
             }
-            let dirty = ActivationGroup { neg_sums: [[7; 4]; 3], ..ActivationGroup::quantize(&[[0.5; 32]; 4]) };
+            let dirty =
+                ActivationGroup { neg_sums: [[7; 4]; 3], ..ActivationGroup::quantize(&[[0.5; 32]; 4]) };
             for blocks in [4, 5, 1] {
                 let (mut got, mut want) = ([dirty; 2], [dirty; 2]);
                 let n = ActivationGroup::count(32 * blocks);

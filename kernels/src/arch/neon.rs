@@ -203,7 +203,12 @@ impl<P: ByteProducts> Isa for Neon<P> {
 
     #[inline(always)]
     fn spread(self, x: int8x16_t) -> [int8x16_t; 4] {
-        [self.spread_lane::<0>(x), self.spread_lane::<1>(x), self.spread_lane::<2>(x), self.spread_lane::<3>(x)]
+        [
+            self.spread_lane::<0>(x),
+            self.spread_lane::<1>(x),
+            self.spread_lane::<2>(x),
+            self.spread_lane::<3>(x),
+        ]
     }
 
     #[inline(always)]

@@ -1,11 +1,12 @@
 //! Sixteen rows of blocks times several columns, with the bits of [`super::products::dot`].
 //!
 //! ```text
-//! for each sixteen rows, for each 64 columns:
-//!     for each sixteen blocks:                   (unpacked into the L1 cache, four rows side by side)
-//!         for each column, or two of them:       (sums of 16 rows stay in registers)
-//!             sum += row bytes · column bytes
-//!             acc[class] += t · d                (in the L1 cache)
+//! for each sixteen rows:                         (unpacked, four rows side by side)
+//!     for each 16 columns:
+//!         for each sixteen blocks:               (in the L1 cache, and so are the columns' sums)
+//!             for each column, or two of them:   (integer sums of 16 rows stay in registers)
+//!                 sum += row bytes · column bytes
+//!                 acc[class] += t · d
 //! ```
 //!
 //! Lane `4b + r` of a vector belongs to block `b` of row `r`. A column's bytes are spread over the rows, so no sum is ever taken
@@ -27,17 +28,22 @@ use core::marker::PhantomData;
 /// Rows of a panel: as many as bring back what unpacking costs, while their sums stay in registers.
 const ROWS: usize = 16;
 const FOURS: usize = ROWS / 4;
-/// Columns for which a panel is unpacked once; their sums are 64 KiB.
-const COLUMNS: usize = 64;
+/// Columns whose sums stay in the L1 cache, 16 KiB of them, beside 9 KiB of unpacked blocks.
+const COLUMNS: usize = 16;
 
-/// A group of four rows: lanes, and numbers of blocks.
+/// A group of four rows: of each half the bytes `4t..4t + 4` of each block and row.
+type Quants = [[[i8; 64]; 4]; 2];
+
+/// Sixteen blocks of each row of a panel: of each group, for each four rows, their bytes and the numbers of their blocks.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Four {
-    /// Of each half the bytes `4t..4t + 4` of each block and row.
-    quants: [[[i8; 64]; 4]; 2],
-    planes: [[f32; 16]; MOST_PLANES],
+struct Chunk {
+    quants: [[Quants; FOURS]; 4],
+    planes: [[[[f32; 16]; FOURS]; 4]; MOST_PLANES],
 }
+
+const NO_CHUNK: Chunk =
+    Chunk { quants: [[[[[0; 64]; 4]; 2]; FOURS]; 4], planes: [[[[0.0; 16]; FOURS]; 4]; MOST_PLANES] };
 
 /// Sums of a column: of each group of a chunk, for each four rows.
 #[derive(Clone, Copy)]
@@ -46,8 +52,15 @@ struct Sums([[[f32; 16]; FOURS]; 4]);
 
 const NO_SUMS: Sums = Sums([[[0.0; 16]; FOURS]; 4]);
 
-/// Sixteen blocks of each row of a panel.
-type Chunk = [[Four; FOURS]; 4];
+/// Where the groups of a part of a row begin, how many there are, and how many units they are. A part is sixteen blocks; where
+/// none are left, a unit, and at last what is no whole unit.
+#[derive(Clone, Copy)]
+struct Part {
+    unit: usize,
+    units: usize,
+    group: usize,
+    groups: usize,
+}
 
 /// All rows times several columns.
 #[inline(always)]
@@ -57,20 +70,49 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
     x: &[ActivationGroup],
     y: &mut [&mut [f32]],
 ) {
-    let count = y.first().map_or(0, |y| y.len());
-    let per_column = x.len() / y.len().max(1);
-    let mut sums = vec![NO_SUMS; y.len().min(COLUMNS).next_multiple_of(2)];
-    let mut chunk = [[Four { quants: [[[0; 64]; 4]; 2], planes: [[0.0; 16]; MOST_PLANES] }; FOURS]; 4];
+    let (n, count) = (y.len(), y.first().map_or(0, |y| y.len()));
+    let per_column = x.len() / n.max(1);
+    let parts = parts::<T, N>(rows.row(0).len(), per_column);
+    // A few columns are done with a chunk at once; more come back to it.
+    let keep = n > COLUMNS;
+    let mut chunks = vec![NO_CHUNK; if keep { parts.len() } else { 1 }];
+    let mut sums = [NO_SUMS; COLUMNS];
     for start in (0..count).step_by(ROWS) {
-        for (b, y) in y.chunks_mut(COLUMNS).enumerate() {
-            let x = &x[b * COLUMNS * per_column..][..y.len() * per_column];
-            let panel = Panel { rows, start, end: count.min(start + ROWS), ask: b == 0 };
-            add_panel::<I, T, N>(isa, panel, x, per_column, &mut chunk, &mut sums[..y.len().next_multiple_of(2)]);
+        let panel = Panel { rows, start, end: count.min(start + ROWS) };
+        for (&part, out) in parts.iter().zip(&mut chunks).take(if keep { parts.len() } else { 0 }) {
+            isa.leaf(Unpack::<T, N> { panel, part, out });
+        }
+        for (x, y) in x.chunks(COLUMNS * per_column).zip(y.chunks_mut(COLUMNS)) {
+            sums.fill(NO_SUMS);
+            for (i, &part) in parts.iter().enumerate() {
+                let chunk = &mut chunks[if keep { i } else { 0 }];
+                if !keep {
+                    isa.leaf(Unpack::<T, N> { panel, part, out: chunk });
+                }
+                let kind = PhantomData::<T::Kind>;
+                isa.leaf(Multiply { chunk, part, x, per_column, sums: &mut sums, kind });
+            }
             for (sums, y) in sums.iter().zip(y.iter_mut()) {
                 write(isa, sums, &mut y[start..panel.end]);
             }
         }
     }
+}
+
+/// The parts of a row of some blocks.
+fn parts<T: Block<N>, const N: usize>(blocks: usize, per_column: usize) -> Vec<Part> {
+    let (whole, per_chunk) = (blocks / N, 4 / T::GROUPS);
+    let mut parts = Vec::with_capacity(whole.div_ceil(per_chunk) + 4);
+    let mut unit = 0;
+    while unit < whole {
+        let units = if whole - unit >= per_chunk { per_chunk } else { 1 };
+        parts.push(Part { unit, units, group: unit * T::GROUPS, groups: units * T::GROUPS });
+        unit += units;
+    }
+    if !blocks.is_multiple_of(N) {
+        parts.push(Part { unit, units: 1, group: per_column - 1, groups: 1 });
+    }
+    parts
 }
 
 /// Rows `start..end`.
@@ -79,48 +121,12 @@ struct Panel<'a, T> {
     rows: RowsOf<'a, T>,
     start: usize,
     end: usize,
-    ask: bool,
 }
 
-/// `sums = panel · x`.
-#[inline(always)]
-fn add_panel<I: Isa, T: Block<N>, const N: usize>(
-    isa: I,
-    panel: Panel<'_, T>,
-    x: &[ActivationGroup],
-    per_column: usize,
-    chunk: &mut Chunk,
-    sums: &mut [Sums],
-) {
-    sums.fill(NO_SUMS);
-    let whole = panel.rows.row(panel.start).len() / N;
-    let per_chunk = 4 / T::GROUPS;
-    let mut unit = 0;
-    while unit < whole {
-        // Where no whole chunk is left, group by group: a class of the first four for each.
-        let units = if whole - unit >= per_chunk { per_chunk } else { 1 };
-        isa.leaf(Unpack::<T, N> { panel, unit, units, out: chunk });
-        let (first, groups) = (unit * T::GROUPS, units * T::GROUPS);
-        if units == per_chunk {
-            multiply::<I, T::Kind>(isa, &chunk[..groups], x, per_column, first, sums);
-        } else {
-            for g in 0..groups {
-                multiply::<I, T::Kind>(isa, &chunk[g..=g], x, per_column, first + g, sums);
-            }
-        }
-        unit += units;
-    }
-    if !panel.rows.row(panel.start).len().is_multiple_of(N) {
-        isa.leaf(Unpack::<T, N> { panel, unit: whole, units: 1, out: chunk });
-        multiply::<I, T::Kind>(isa, &chunk[..1], x, per_column, per_column - 1, sums);
-    }
-}
-
-/// Makes chunks of units.
+/// Makes a chunk of a part of rows.
 struct Unpack<'a, T, const N: usize> {
     panel: Panel<'a, T>,
-    unit: usize,
-    units: usize,
+    part: Part,
     out: &'a mut Chunk,
 }
 
@@ -129,7 +135,7 @@ impl<T: Block<N>, const N: usize> Kernel for Unpack<'_, T, N> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { panel, unit, units, out } = self;
+        let Self { panel, part: Part { unit, units, .. }, out } = self;
         for k in 0..FOURS {
             let mut rooms = [None; 4];
             let [a, b, c, d] = &mut rooms;
@@ -142,12 +148,10 @@ impl<T: Block<N>, const N: usize> Kernel for Unpack<'_, T, N> {
             ];
             for i in 0..units.min(4) {
                 let w = [&rows[0][i], &rows[1][i], &rows[2][i], &rows[3][i]];
-                if panel.ask {
-                    panel.ask_for_next::<N>(FOURS * unit + k * units + i);
-                }
-                four::<I, T, N, 0>(isa, w, &mut out[i * T::GROUPS][k]);
+                panel.ask_for_next::<N>(FOURS * unit + k * units + i);
+                four::<I, T, N, 0>(isa, w, out, i * T::GROUPS, k);
                 if T::GROUPS == 2 {
-                    four::<I, T, N, 1>(isa, w, &mut out[i * T::GROUPS + 1][k]);
+                    four::<I, T, N, 1>(isa, w, out, i * T::GROUPS + 1, k);
                 }
             }
         }
@@ -188,9 +192,16 @@ impl<T: Copy> Panel<'_, T> {
     }
 }
 
-/// Group `G` of a unit of four rows.
+/// Group `G` of a unit of four rows, which is group `g` of the chunk.
 #[inline(always)]
-fn four<I: Isa, T: Block<N>, const N: usize, const G: usize>(isa: I, w: [&[T; N]; 4], out: &mut Four) {
+fn four<I: Isa, T: Block<N>, const N: usize, const G: usize>(
+    isa: I,
+    w: [&[T; N]; 4],
+    out: &mut Chunk,
+    g: usize,
+    k: usize,
+) {
+    let quants = &mut out.quants[g][k];
     macro_rules! vectors {
         ($($v:literal)*) => {$(
             let rows = [
@@ -200,7 +211,7 @@ fn four<I: Isa, T: Block<N>, const N: usize, const G: usize>(isa: I, w: [&[T; N]
             for h in 0..2 {
                 let turned = isa.turn([rows[0][h], rows[1][h], rows[2][h], rows[3][h]]);
                 for t in 0..4 {
-                    isa.store_bytes(turned[t], &mut out.quants[h][t], $v);
+                    isa.store_bytes(turned[t], &mut quants[h][t], $v);
                 }
             }
         )*};
@@ -219,29 +230,17 @@ fn four<I: Isa, T: Block<N>, const N: usize, const G: usize>(isa: I, w: [&[T; N]
     for p in 0..T::Kind::PLANES {
         let turned = isa.turn_fours([planes[0][p], planes[1][p], planes[2][p], planes[3][p]]);
         for v in 0..16 / I::LANES {
-            isa.store(turned[v], &mut out.planes[p], v);
+            isa.store(turned[v], &mut out.planes[p][g][k], v);
         }
     }
 }
 
-/// `sums += chunk · x` for groups from `first` on of all columns.
-#[inline(always)]
-fn multiply<I: Isa, K: Kind>(
-    isa: I,
-    chunk: &[[Four; FOURS]],
-    x: &[ActivationGroup],
-    per_column: usize,
-    first: usize,
-    sums: &mut [Sums],
-) {
-    isa.leaf(Multiply::<K> { chunk, x, per_column, first, sums, kind: PhantomData });
-}
-
+/// `sums += chunk · x` for all columns.
 struct Multiply<'a, K> {
-    chunk: &'a [[Four; FOURS]],
+    chunk: &'a Chunk,
+    part: Part,
     x: &'a [ActivationGroup],
     per_column: usize,
-    first: usize,
     sums: &'a mut [Sums],
     kind: PhantomData<K>,
 }
@@ -251,33 +250,34 @@ impl<K: Kind> Kernel for Multiply<'_, K> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { chunk, x, per_column, first, sums, .. } = self;
+        let Self { chunk, part: Part { group, groups, .. }, x, per_column, sums, .. } = self;
+        // Only a whole chunk has more than one class per block.
+        let (step, groups) = if groups == 4 { (1, 4) } else { (0, groups.min(2)) };
         let mut columns = x.chunks_exact(per_column);
         for sums in sums.as_chunks_mut::<2>().0 {
             let Some(a) = columns.next() else { return };
-            let b = columns.next();
-            let (a, b) = (&a[first..][..chunk.len()], b.map(|b| &b[first..][..chunk.len()]));
+            let b = columns.next().unwrap_or(a);
+            let (a, b) = (&a[group..][..groups], &b[group..][..groups]);
             let [sums_a, sums_b] = sums;
-            for (g, four) in chunk.iter().enumerate() {
+            for g in 0..groups {
+                let (acc_a, acc_b) = (&mut sums_a.0[g * step], &mut sums_b.0[g * step]);
                 if I::PAIRS {
-                    let b = b.unwrap_or(a);
-                    add_group::<I, K, 2>(isa, four, [&a[g], &b[g]], [&mut sums_a.0[g], &mut sums_b.0[g]]);
+                    add_group::<I, K, 2>(isa, chunk, g, [&a[g], &b[g]], [acc_a, acc_b]);
                 } else {
-                    add_group::<I, K, 1>(isa, four, [&a[g]], [&mut sums_a.0[g]]);
-                    if let Some(b) = b {
-                        add_group::<I, K, 1>(isa, four, [&b[g]], [&mut sums_b.0[g]]);
-                    }
+                    add_group::<I, K, 1>(isa, chunk, g, [&a[g]], [acc_a]);
+                    add_group::<I, K, 1>(isa, chunk, g, [&b[g]], [acc_b]);
                 }
             }
         }
     }
 }
 
-/// `acc += w · x` for a group of sixteen rows and `C` columns.
+/// `acc += w · x` for group `g` of sixteen rows and `C` columns.
 #[inline(always)]
 fn add_group<I: Isa, K: Kind, const C: usize>(
     isa: I,
-    w: &[Four; FOURS],
+    w: &Chunk,
+    g: usize,
     x: [&ActivationGroup; C],
     acc: [&mut [[f32; 16]; FOURS]; C],
 ) {
@@ -289,7 +289,7 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
                 xs[c] = isa.spread(isa.load_bytes(&x[c].qs[h], v));
             }
             for k in 0..FOURS {
-                let q = &w[k].quants[h];
+                let q = &w.quants[g][k][h];
                 let q = [
                     isa.load_bytes(&q[0], v),
                     isa.load_bytes(&q[1], v),
@@ -313,7 +313,7 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
             for k in 0..FOURS {
                 let mut planes = [isa.splat(0.0); MOST_PLANES];
                 for p in 0..K::PLANES {
-                    planes[p] = isa.load(&w[k].planes[p], v);
+                    planes[p] = isa.load(&w.planes[p][g][k], v);
                 }
                 let t = K::times(isa, &planes, sums[k][c], neg);
                 isa.store(isa.mul_add(t, d, isa.load(&acc[c][k], v)), &mut acc[c][k], v);

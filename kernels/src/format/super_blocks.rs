@@ -54,12 +54,43 @@ macro_rules! super_block {
 /// An expression of each of four blocks and their groups.
 macro_rules! each {
     ($w:ident, |$b:ident| $e:expr) => {
-        [{ let $b = $w[0]; $e }, { let $b = $w[1]; $e }, { let $b = $w[2]; $e }, { let $b = $w[3]; $e }]
+        [
+            {
+                let $b = $w[0];
+                $e
+            },
+            {
+                let $b = $w[1];
+                $e
+            },
+            {
+                let $b = $w[2];
+                $e
+            },
+            {
+                let $b = $w[3];
+                $e
+            },
+        ]
     };
     ($w:ident $g:ident, |$b:ident, $of:ident| $e:expr) => {
         [
-            { let ($b, $of) = ($w[0], $g[0]); $e }, { let ($b, $of) = ($w[1], $g[1]); $e },
-            { let ($b, $of) = ($w[2], $g[2]); $e }, { let ($b, $of) = ($w[3], $g[3]); $e },
+            {
+                let ($b, $of) = ($w[0], $g[0]);
+                $e
+            },
+            {
+                let ($b, $of) = ($w[1], $g[1]);
+                $e
+            },
+            {
+                let ($b, $of) = ($w[2], $g[2]);
+                $e
+            },
+            {
+                let ($b, $of) = ($w[3], $g[3]);
+                $e
+            },
         ]
     };
 }

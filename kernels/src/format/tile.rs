@@ -7,11 +7,7 @@
 //!             sum += row · column
 //! ```
 
-use super::{
-    RowsOf,
-    floats::sum_lanes,
-    units::Units,
-};
+use super::{RowsOf, floats::sum_lanes, units::Units};
 use crate::{
     isa::{Isa, Kernel},
     kernel::padded,
