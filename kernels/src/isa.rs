@@ -83,15 +83,16 @@ pub(crate) trait Isa: Copy {
 
     /// Signed bytes as [`Self::dot`] wants them with 8 bits, maybe 128 larger.
     fn biased(self, w: Self::B) -> Self::B;
-    /// Sums of products with signed bytes, from those with [`Self::biased`] ones.
-    fn unbias(self, sums: Self::S, neg_sums: Self::S) -> Self::S;
+    /// What products with [`Self::biased`] bytes have too little, from `−Σ x`.
+    fn bias(self, neg_sums: Self::S) -> Self::S;
     /// `Σ w · x` over the four bytes of a lane of one or two pairs, exact; `w` is biased (8 bits) or 0..=63, `x` free of −128.
     fn dot<const N: usize>(self, bits: u32, w: [Self::B; N], x: [Self::B; N]) -> Self::S;
     /// `sums + Σ w · x` over four pairs, as [`Self::dot`]; `w` has at most `bits` bits.
     fn dot_four(self, bits: u32, sums: Self::S, w: [Self::B; 4], x: [Self::B; 4]) -> Self::S;
     fn zero_sums(self) -> Self::S;
-    /// `sums + more · 2^SHIFT`.
-    fn add_shifted<const SHIFT: u32>(self, sums: Self::S, more: Self::S) -> Self::S;
+    fn add_sums(self, a: Self::S, b: Self::S) -> Self::S;
+    /// `sums · 2^SHIFT`.
+    fn shift_sums<const SHIFT: u32>(self, sums: Self::S) -> Self::S;
     /// The four lanes of each block of four vectors added up: one lane per block, in the blocks' order.
     fn sum_blocks(self, sums: [Self::S; 4]) -> Self::S;
     fn sums_to_f32(self, sums: Self::S) -> Self::V;

@@ -13,7 +13,7 @@ pub(crate) struct Avx2<P>(pub(super) P);
 pub(crate) trait ByteProducts: Copy {
     fn leaf<K: Kernel>(isa: Avx2<Self>, kernel: K) -> K::Output;
     fn biased(isa: Avx2<Self>, w: __m256i) -> __m256i;
-    fn unbias(isa: Avx2<Self>, sums: __m256i, neg_sums: __m256i) -> __m256i;
+    fn bias(isa: Avx2<Self>, neg_sums: __m256i) -> __m256i;
     fn dot<const N: usize>(isa: Avx2<Self>, bits: u32, w: [__m256i; N], x: [__m256i; N]) -> __m256i;
     fn dot_four(isa: Avx2<Self>, bits: u32, sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i;
 }
@@ -46,10 +46,8 @@ impl<P> Avx2<P> {
         pub(super) fn equal_bytes(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpeq_epi8(a, b);
         pub(super) fn shuffle(bytes: __m256i, index: __m256i) -> __m256i = _mm256_shuffle_epi8(bytes, index);
         pub(super) fn splat_byte(x: u8) -> __m256i = _mm256_set1_epi8(x.cast_signed());
-        pub(super) fn add_ints<const SHIFT: i32>(a: __m256i, b: __m256i) -> __m256i =
-            _mm256_add_epi32(a, _mm256_slli_epi32::<SHIFT>(b));
-        pub(super) fn add_ints_by(a: __m256i, b: __m256i, shift: u32) -> __m256i =
-            _mm256_add_epi32(a, _mm256_sll_epi32(b, _mm_cvtsi32_si128(shift.cast_signed())));
+        pub(super) fn shifted(x: __m256i, by: u32) -> __m256i =
+            _mm256_sll_epi32(x, _mm_cvtsi32_si128(by.cast_signed()));
         pub(super) fn low_lanes(a: __m256i, b: __m256i) -> __m256i = _mm256_unpacklo_epi32(a, b);
         pub(super) fn high_lanes(a: __m256i, b: __m256i) -> __m256i = _mm256_unpackhi_epi32(a, b);
         pub(super) fn even_64s(a: __m256i, b: __m256i) -> __m256i = _mm256_unpacklo_epi64(a, b);
@@ -131,6 +129,7 @@ impl<P: ByteProducts> Isa for Avx2<P> {
         };
         fn or(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
         fn zero_sums() -> __m256i = _mm256_setzero_si256();
+        fn add_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
         fn sums_to_f32(sums: __m256i) -> __m256 = _mm256_cvtepi32_ps(sums);
     }
 
@@ -259,8 +258,8 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
-    fn unbias(self, sums: __m256i, neg_sums: __m256i) -> __m256i {
-        P::unbias(self, sums, neg_sums)
+    fn bias(self, neg_sums: __m256i) -> __m256i {
+        P::bias(self, neg_sums)
     }
 
     #[inline(always)]
@@ -274,15 +273,15 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
-    fn add_shifted<const SHIFT: u32>(self, sums: __m256i, more: __m256i) -> __m256i {
-        self.add_ints_by(sums, more, SHIFT)
+    fn shift_sums<const SHIFT: u32>(self, sums: __m256i) -> __m256i {
+        self.shifted(sums, SHIFT)
     }
 
     #[inline(always)]
     fn sum_blocks(self, [a, b, c, d]: [__m256i; 4]) -> __m256i {
-        let ab = self.add_ints::<0>(self.low_lanes(a, b), self.high_lanes(a, b));
-        let cd = self.add_ints::<0>(self.low_lanes(c, d), self.high_lanes(c, d));
-        self.zip_halves(self.add_ints::<0>(self.even_64s(ab, cd), self.odd_64s(ab, cd)))
+        let ab = self.add_sums(self.low_lanes(a, b), self.high_lanes(a, b));
+        let cd = self.add_sums(self.low_lanes(c, d), self.high_lanes(c, d));
+        self.zip_halves(self.add_sums(self.even_64s(ab, cd), self.odd_64s(ab, cd)))
     }
 
     #[inline(always)]
@@ -360,8 +359,8 @@ impl ByteProducts for Avx2Products {
     }
 
     #[inline(always)]
-    fn unbias(_: Avx2<Self>, sums: __m256i, _: __m256i) -> __m256i {
-        sums
+    fn bias(isa: Avx2<Self>, _: __m256i) -> __m256i {
+        isa.zero_sums()
     }
 
     #[inline(always)]
@@ -369,7 +368,7 @@ impl ByteProducts for Avx2Products {
         if bits == 8 {
             let mut sums = isa.signed_quads(w[0], x[0]);
             for n in 1..N {
-                sums = isa.add_ints::<0>(sums, isa.signed_quads(w[n], x[n]));
+                sums = isa.add_sums(sums, isa.signed_quads(w[n], x[n]));
             }
             return sums;
         }
@@ -384,12 +383,12 @@ impl ByteProducts for Avx2Products {
     #[inline(always)]
     fn dot_four(isa: Avx2<Self>, bits: u32, sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
         if bits > 5 {
-            let low = isa.add_ints::<0>(sums, Self::dot(isa, bits, [w[0], w[1]], [x[0], x[1]]));
-            return isa.add_ints::<0>(low, Self::dot(isa, bits, [w[2], w[3]], [x[2], x[3]]));
+            let low = isa.add_sums(sums, Self::dot(isa, bits, [w[0], w[1]], [x[0], x[1]]));
+            return isa.add_sums(low, Self::dot(isa, bits, [w[2], w[3]], [x[2], x[3]]));
         }
         // 8 · 31 · 127 fits i16.
         let low = isa.add_pairs(isa.pairs(w[0], x[0]), isa.pairs(w[1], x[1]));
         let high = isa.add_pairs(isa.pairs(w[2], x[2]), isa.pairs(w[3], x[3]));
-        isa.add_ints::<0>(sums, isa.sum_pairs(isa.add_pairs(low, high)))
+        isa.add_sums(sums, isa.sum_pairs(isa.add_pairs(low, high)))
     }
 }

@@ -68,8 +68,7 @@ impl Avx512 {
         fn flip_signs(w: __m512i) -> __m512i = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
         fn of_mask(mask: u64, byte: u8) -> __m512i = _mm512_maskz_set1_epi8(mask, byte.cast_signed());
         fn add_quads(sums: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, w, x);
-        fn add_ints<const SHIFT: u32>(a: __m512i, b: __m512i) -> __m512i =
-            _mm512_add_epi32(a, _mm512_slli_epi32::<SHIFT>(b));
+        fn shifted<const SHIFT: u32>(x: __m512i) -> __m512i = _mm512_slli_epi32::<SHIFT>(x);
         fn low_lanes(a: __m512i, b: __m512i) -> __m512i = _mm512_unpacklo_epi32(a, b);
         fn high_lanes(a: __m512i, b: __m512i) -> __m512i = _mm512_unpackhi_epi32(a, b);
         fn low_64s(a: __m512i, b: __m512i) -> __m512i = _mm512_unpacklo_epi64(a, b);
@@ -121,6 +120,7 @@ impl Isa for Avx512 {
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
         fn or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         fn zero_sums() -> __m512i = _mm512_setzero_si512();
+        fn add_sums(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         fn sums_to_f32(sums: __m512i) -> __m512 = _mm512_cvtepi32_ps(sums);
     }
 
@@ -244,8 +244,8 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn unbias(self, sums: __m512i, neg_sums: __m512i) -> __m512i {
-        self.add_ints::<7>(sums, neg_sums)
+    fn bias(self, neg_sums: __m512i) -> __m512i {
+        self.shifted::<7>(neg_sums)
     }
 
     #[inline(always)]
@@ -264,15 +264,15 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn add_shifted<const SHIFT: u32>(self, sums: __m512i, more: __m512i) -> __m512i {
-        self.add_ints::<SHIFT>(sums, more)
+    fn shift_sums<const SHIFT: u32>(self, sums: __m512i) -> __m512i {
+        self.shifted::<SHIFT>(sums)
     }
 
     #[inline(always)]
     fn sum_blocks(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
-        let ab = self.add_ints::<0>(self.low_lanes(a, b), self.high_lanes(a, b));
-        let cd = self.add_ints::<0>(self.low_lanes(c, d), self.high_lanes(c, d));
-        self.exchange(self.add_ints::<0>(self.low_64s(ab, cd), self.high_64s(ab, cd)))
+        let ab = self.add_sums(self.low_lanes(a, b), self.high_lanes(a, b));
+        let cd = self.add_sums(self.low_lanes(c, d), self.high_lanes(c, d));
+        self.exchange(self.add_sums(self.low_64s(ab, cd), self.high_64s(ab, cd)))
     }
 
     #[inline(always)]

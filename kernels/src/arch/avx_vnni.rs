@@ -32,8 +32,8 @@ impl ByteProducts for Vnni {
     }
 
     #[inline(always)]
-    fn unbias(isa: Avx2<Self>, sums: __m256i, neg_sums: __m256i) -> __m256i {
-        isa.add_ints::<7>(sums, neg_sums)
+    fn bias(isa: Avx2<Self>, neg_sums: __m256i) -> __m256i {
+        isa.shifted(neg_sums, 7)
     }
 
     #[inline(always)]

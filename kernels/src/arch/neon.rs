@@ -59,8 +59,7 @@ impl<P> Neon<P> {
             let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
             vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bytes, bit), vdupq_n_u8(byte)))
         };
-        fn add_ints_by(a: int32x4_t, b: int32x4_t, shift: u32) -> int32x4_t =
-            vaddq_s32(a, vshlq_s32(b, vdupq_n_s32(shift.cast_signed())));
+        fn shifted(x: int32x4_t, by: u32) -> int32x4_t = vshlq_s32(x, vdupq_n_s32(by.cast_signed()));
         fn spread_lane<const LANE: i32>(x: int8x16_t) -> int8x16_t =
             vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x)));
         fn turn_lanes(a: [int32x4_t; 4]) -> [int32x4_t; 4] = {
@@ -108,6 +107,7 @@ impl<P: ByteProducts> Isa for Neon<P> {
         fn reduce_max(v: float32x4_t) -> f32 = vmaxvq_f32(v);
         fn or(a: int8x16_t, b: int8x16_t) -> int8x16_t = vorrq_s8(a, b);
         fn zero_sums() -> int32x4_t = vdupq_n_s32(0);
+        fn add_sums(a: int32x4_t, b: int32x4_t) -> int32x4_t = vaddq_s32(a, b);
         fn sums_to_f32(sums: int32x4_t) -> float32x4_t = vcvtq_f32_s32(sums);
     }
 
@@ -222,8 +222,8 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
-    fn unbias(self, sums: int32x4_t, _: int32x4_t) -> int32x4_t {
-        sums
+    fn bias(self, _: int32x4_t) -> int32x4_t {
+        self.zero_sums()
     }
 
     #[inline(always)]
@@ -245,8 +245,8 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
-    fn add_shifted<const SHIFT: u32>(self, sums: int32x4_t, more: int32x4_t) -> int32x4_t {
-        self.add_ints_by(sums, more, SHIFT)
+    fn shift_sums<const SHIFT: u32>(self, sums: int32x4_t) -> int32x4_t {
+        self.shifted(sums, SHIFT)
     }
 
     #[inline(always)]

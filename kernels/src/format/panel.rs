@@ -1,10 +1,10 @@
-//! Sixteen rows of blocks times several columns, with the bits of [`super::products::dot`].
+//! Thirty-two rows of blocks times several columns, with the bits of [`super::products::dot`].
 //!
 //! ```text
-//! for each sixteen rows:                         (unpacked, four rows side by side)
-//!     for each 16 columns:
+//! for each thirty-two rows:                      (unpacked, four rows side by side)
+//!     for each 8 columns:
 //!         for each sixteen blocks:               (in the L1 cache, and so are the columns' sums)
-//!             for each column, or two of them:   (integer sums of 16 rows stay in registers)
+//!             for each column, or two of them:   (integer sums of 32 rows stay in registers)
 //!                 sum += row bytes · column bytes
 //!                 acc[class] += t · d
 //! ```
@@ -26,10 +26,14 @@ use candle_sparse_core::ActivationGroup;
 use core::marker::PhantomData;
 
 /// Rows of a panel: as many as bring back what unpacking costs, while their sums stay in registers.
-const ROWS: usize = 16;
+const ROWS: usize = 32;
 const FOURS: usize = ROWS / 4;
-/// Columns whose sums stay in the L1 cache, 16 KiB of them, beside 9 KiB of unpacked blocks.
-const COLUMNS: usize = 16;
+/// Columns whose sums stay in the L1 cache, 16 KiB of them, beside 18 KiB of unpacked blocks.
+const COLUMNS: usize = 8;
+/// Bytes of columns that stay in the L2 cache while all rows are multiplied with them, and columns at least: fewer would not
+/// bring back what unpacking costs.
+const BLOCK_BYTES: usize = 384 * 1024;
+const LEAST_BLOCK: usize = 64;
 
 /// A group of four rows: of each half the bytes `4t..4t + 4` of each block and row.
 type Quants = [[[i8; 64]; 4]; 2];
@@ -70,8 +74,24 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
     x: &[ActivationGroup],
     y: &mut [&mut [f32]],
 ) {
+    let per_column = x.len() / y.len().max(1);
+    let block = (BLOCK_BYTES / (per_column * size_of::<ActivationGroup>()).max(1)).max(LEAST_BLOCK);
+    let block = block.next_multiple_of(COLUMNS);
+    for (x, y) in x.chunks((block * per_column).max(1)).zip(y.chunks_mut(block)) {
+        columns::<I, T, N>(isa, rows, x, per_column, y);
+    }
+}
+
+/// All rows times columns that fit a cache.
+#[inline(always)]
+fn columns<I: Isa, T: Block<N>, const N: usize>(
+    isa: I,
+    rows: RowsOf<'_, T>,
+    x: &[ActivationGroup],
+    per_column: usize,
+    y: &mut [&mut [f32]],
+) {
     let (n, count) = (y.len(), y.first().map_or(0, |y| y.len()));
-    let per_column = x.len() / n.max(1);
     let parts = parts::<T, N>(rows.row(0).len(), per_column);
     // A few columns are done with a chunk at once; more come back to it.
     let keep = n > COLUMNS;
@@ -272,7 +292,7 @@ impl<K: Kind> Kernel for Multiply<'_, K> {
     }
 }
 
-/// `acc += w · x` for group `g` of sixteen rows and `C` columns.
+/// `acc += w · x` for group `g` of a panel and `C` columns.
 #[inline(always)]
 fn add_group<I: Isa, K: Kind, const C: usize>(
     isa: I,
@@ -282,7 +302,17 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
     acc: [&mut [[f32; 16]; FOURS]; C],
 ) {
     for v in 0..16 / I::LANES {
-        let mut sums = [[[isa.zero_sums(); 2]; C]; FOURS];
+        let zero = isa.zero_sums();
+        let (mut negs, mut sums) = ([[zero; 3]; C], [[[zero; 2]; C]; FOURS]);
+        for c in 0..C {
+            for i in 0..3 {
+                negs[c][i] = isa.spread_four_sums(&x[c].neg_sums[i], v);
+            }
+            let offsets = K::offsets(isa, negs[c]);
+            for k in 0..FOURS {
+                sums[k][c] = offsets;
+            }
+        }
         for h in 0..2 {
             let mut xs = [isa.spread(isa.load_bytes(&x[0].qs[h], v)); C];
             for c in 1..C {
@@ -303,19 +333,13 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
             }
         }
         for c in 0..C {
-            let neg = &x[c].neg_sums;
-            let neg = [
-                isa.spread_four_sums(&neg[0], v),
-                isa.spread_four_sums(&neg[1], v),
-                isa.spread_four_sums(&neg[2], v),
-            ];
             let d = isa.spread_four(&x[c].d, v);
             for k in 0..FOURS {
                 let mut planes = [isa.splat(0.0); MOST_PLANES];
                 for p in 0..K::PLANES {
                     planes[p] = isa.load(&w.planes[p][g][k], v);
                 }
-                let t = K::times(isa, &planes, sums[k][c], neg);
+                let t = K::times(isa, &planes, sums[k][c], negs[c]);
                 isa.store(isa.mul_add(t, d, isa.load(&acc[c][k], v)), &mut acc[c][k], v);
             }
         }

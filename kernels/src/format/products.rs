@@ -39,7 +39,10 @@ pub(super) trait Kind {
     /// Whether each half of a block has a sum of its own.
     const SPLIT: bool;
 
-    /// From the sums of blocks or of their halves, and `−Σ x` of blocks, first halves and second halves.
+    /// What to add to the sums of blocks, or of their halves, for the offset of quants, from `−Σ x` of blocks, first halves and
+    /// second halves.
+    fn offsets<I: Isa>(isa: I, neg_sums: [I::S; 3]) -> [I::S; 2];
+    /// From the sums of blocks or of their halves without offset, and the same `−Σ x`.
     fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], neg_sums: [I::S; 3]) -> I::V;
 }
 
@@ -52,8 +55,13 @@ impl Kind for Signed {
     const SPLIT: bool = false;
 
     #[inline(always)]
-    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], [neg, ..]: [I::S; 3]) -> I::V {
-        isa.mul(p[0], isa.sums_to_f32(isa.unbias(sums, neg)))
+    fn offsets<I: Isa>(isa: I, [neg, ..]: [I::S; 3]) -> [I::S; 2] {
+        [isa.bias(neg), isa.zero_sums()]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], _: [I::S; 3]) -> I::V {
+        isa.mul(p[0], isa.sums_to_f32(sums))
     }
 }
 
@@ -66,8 +74,13 @@ impl<const SHIFT: u32> Kind for Centred<SHIFT> {
     const SPLIT: bool = false;
 
     #[inline(always)]
-    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], [neg, ..]: [I::S; 3]) -> I::V {
-        isa.mul(p[0], isa.sums_to_f32(isa.add_shifted::<SHIFT>(sums, neg)))
+    fn offsets<I: Isa>(isa: I, [neg, ..]: [I::S; 3]) -> [I::S; 2] {
+        [isa.shift_sums::<SHIFT>(neg), isa.zero_sums()]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], _: [I::S; 3]) -> I::V {
+        isa.mul(p[0], isa.sums_to_f32(sums))
     }
 }
 
@@ -78,6 +91,11 @@ impl Kind for Above {
     const PLANES: usize = 2;
     const BITS: u32 = 5;
     const SPLIT: bool = false;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, _: [I::S; 3]) -> [I::S; 2] {
+        [isa.zero_sums(); 2]
+    }
 
     #[inline(always)]
     fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], [neg, ..]: [I::S; 3]) -> I::V {
@@ -94,10 +112,13 @@ impl<const SHIFT: u32> Kind for PerHalf<SHIFT> {
     const SPLIT: bool = true;
 
     #[inline(always)]
-    fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], [_, low, high]: [I::S; 3]) -> I::V {
-        let low = isa.add_shifted::<SHIFT>(sums[0], low);
-        let high = isa.add_shifted::<SHIFT>(sums[1], high);
-        isa.mul(p[2], by_half(isa, [p[0], p[1]], [low, high]))
+    fn offsets<I: Isa>(isa: I, [_, low, high]: [I::S; 3]) -> [I::S; 2] {
+        [isa.shift_sums::<SHIFT>(low), isa.shift_sums::<SHIFT>(high)]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], _: [I::S; 3]) -> I::V {
+        isa.mul(p[2], by_half(isa, [p[0], p[1]], sums))
     }
 }
 
@@ -108,6 +129,11 @@ impl Kind for PerHalfAbove {
     const PLANES: usize = 6;
     const BITS: u32 = 2;
     const SPLIT: bool = true;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, _: [I::S; 3]) -> [I::S; 2] {
+        [isa.zero_sums(); 2]
+    }
 
     #[inline(always)]
     fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], [_, low, high]: [I::S; 3]) -> I::V {
@@ -328,6 +354,8 @@ fn add_blocks<I: Isa, K: Kind>(
         let x = [&x[0].neg_sums[i], &x[1].neg_sums[i], &x[2].neg_sums[i], &x[3].neg_sums[i]];
         neg[i] = isa.load_four_sums(x, q);
     }
+    let offsets = K::offsets(isa, neg);
+    let sums = [isa.add_sums(sums[0], offsets[0]), isa.add_sums(sums[1], offsets[1])];
     let t = K::times(isa, planes, sums, neg);
     isa.mul_add(t, isa.load_fours([&x[0].d, &x[1].d, &x[2].d, &x[3].d], q), acc)
 }
