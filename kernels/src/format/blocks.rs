@@ -50,7 +50,8 @@ macro_rules! block {
             fn planes<I: Isa>(isa: I, w: [&[Self; 4]; 4], _: [usize; 4], q: usize) -> Planes<I> {
                 let mut planes = [isa.splat(0.0); _];
                 planes[0] = isa.widen_fours(four!(w, |w| four!(w, |$b| $d)), q);
-                $(planes[1] = isa.widen_fours(four!(w, |w| four!(w, |$b| $m)), q);)?
+                // Their minima are added.
+                $(planes[1] = isa.sub(planes[1], isa.widen_fours(four!(w, |w| four!(w, |$b| $m)), q));)?
                 planes
             }
         }
@@ -62,9 +63,9 @@ block!(BlockQ8_0: Signed, |isa, w, v| {
     [isa.biased(low), isa.biased(high)]
 }, |b| b.d);
 block!(BlockQ4_0: Centred<3>, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d);
-block!(BlockQ4_1: Above, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d, -b.m);
+block!(BlockQ4_1: Above, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d, b.m);
 block!(BlockQ5_0: Centred<4>, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d);
-block!(BlockQ5_1: Above, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d, -b.m);
+block!(BlockQ5_1: Above, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d, b.m);
 
 #[inline(always)]
 fn fives<I: Isa>(isa: I, w: [(&[u8; 16], [u8; 4]); 4], i: usize) -> [I::B; 2] {
