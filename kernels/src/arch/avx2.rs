@@ -60,7 +60,7 @@ impl<P> Avx2<P> {
             _mm_setr_epi16(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
         };
         pub(super) fn pair_f32(a: __m128, b: __m128) -> __m256 = _mm256_set_m128(b, a);
-        pub(super) fn to_bits(x: __m256) -> __m256i = _mm256_castps_si256(x);
+        pub(super) fn bits_of_f32(x: __m256) -> __m256i = _mm256_castps_si256(x);
         pub(super) fn unsigned_to_f32(x: u64) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
         pub(super) fn spread_128(x: __m128, first: i32) -> __m256 = _mm256_permutevar8x32_ps(
@@ -291,7 +291,7 @@ impl<P: ByteProducts> Isa for Avx2<P> {
 
     #[inline(always)]
     fn load_four_sums(self, x: [&[i32; 4]; 4], q: usize) -> __m256i {
-        self.to_bits(self.pair_f32(must_cast(*x[2 * q]), must_cast(*x[2 * q + 1])))
+        self.bits_of_f32(self.pair_f32(must_cast(*x[2 * q]), must_cast(*x[2 * q + 1])))
     }
 
     #[inline(always)]
@@ -321,7 +321,7 @@ impl<P: ByteProducts> Isa for Avx2<P> {
 
     #[inline(always)]
     fn spread_four_sums(self, x: &[i32; 4], i: usize) -> __m256i {
-        self.to_bits(self.spread_128(must_cast(*x), 2 * i as i32))
+        self.bits_of_f32(self.spread_128(must_cast(*x), 2 * i as i32))
     }
 
     #[inline(always)]

@@ -84,7 +84,7 @@ impl Avx512 {
             let low = _mm512_insertf32x4::<1>(_mm512_castps128_ps512(x[0]), x[1]);
             _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(low, x[2]), x[3])
         };
-        fn to_bits(x: __m512) -> __m512i = _mm512_castps_si512(x);
+        fn bits_of_f32(x: __m512) -> __m512i = _mm512_castps_si512(x);
         fn spread_128(x: __m128) -> __m512 = _mm512_permutexvar_ps(
             _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castps128_ps512(x)
         );
@@ -282,7 +282,7 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn load_four_sums(self, [a, b, c, d]: [&[i32; 4]; 4], _: usize) -> __m512i {
-        self.to_bits(self.join_fours([must_cast(*a), must_cast(*b), must_cast(*c), must_cast(*d)]))
+        self.bits_of_f32(self.join_fours([must_cast(*a), must_cast(*b), must_cast(*c), must_cast(*d)]))
     }
 
     #[inline(always)]
@@ -312,7 +312,7 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn spread_four_sums(self, x: &[i32; 4], _: usize) -> __m512i {
-        self.to_bits(self.spread_128(must_cast(*x)))
+        self.bits_of_f32(self.spread_128(must_cast(*x)))
     }
 
     #[inline(always)]

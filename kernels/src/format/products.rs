@@ -249,7 +249,7 @@ fn quants_of<I: Isa, T: Block<N>, const N: usize, const G: usize, const V: usize
 ) -> [I::B; 2] {
     if T::GROUPS == 1 {
         T::quants::<I, 0, V>(isa, &w[G])
-    } else if G % 2 == 0 {
+    } else if G.is_multiple_of(2) {
         T::quants::<I, 0, V>(isa, &w[G / 2])
     } else {
         T::quants::<I, 1, V>(isa, &w[G / 2])
