@@ -25,8 +25,8 @@ pub(crate) trait Isa: Copy {
     type S: Copy;
     /// Numbers per vector: 4, 8 or 16.
     const LANES: usize;
-    /// Columns that a tile of four rows holds in registers (1 to 4).
-    const COLUMNS: usize;
+    /// Whether a tile of sixteen rows holds two columns in registers, not one.
+    const PAIRS: bool;
     /// Columns whose 32 sums stay in registers (1 to 4, or 8).
     const COLUMNS_T: usize;
 
@@ -43,7 +43,7 @@ pub(crate) trait Isa: Copy {
     fn load_i8(self, x: &[i8; 32], i: usize) -> Self::V;
     /// `16 · (q − 8)` for the nibbles q of `x`: the low one of byte `j` is element `j`, the high one `j + 16`.
     fn load_nibbles(self, x: &[u8; 16], i: usize) -> Self::V;
-    fn store(self, v: Self::V, x: &mut [f32; 32], i: usize);
+    fn store<const N: usize>(self, v: Self::V, x: &mut [f32; N], i: usize);
     /// Rounds `x · scale` (in −127..=127, halves to even) into `out`.
     fn store_i8(self, x: &[f32; 32], scale: f32, out: &mut [i8; 32]);
 
@@ -67,8 +67,8 @@ pub(crate) trait Isa: Copy {
     fn reduce_add(self, v: Self::V) -> f32;
     fn reduce_max(self, v: Self::V) -> f32;
 
-    fn splat_byte(self, x: u8) -> Self::B;
     fn load_bytes(self, x: &[i8; 64], i: usize) -> Self::B;
+    fn store_bytes(self, v: Self::B, x: &mut [i8; 64], i: usize);
     /// The first and the second half of each block.
     fn load_halves(self, blocks: [&[i8; 32]; 4], i: usize) -> [Self::B; 2];
     /// Of 16 bytes per block a field of each byte, moved up by `up` bits (down if negative) to where `mask` has ones.
@@ -76,27 +76,38 @@ pub(crate) trait Isa: Copy {
     /// `byte` where a block's word has a one, else 0.
     fn bits(self, words: [u16; 4], byte: u8, i: usize) -> Self::B;
     fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Lane `t` of each block, in all its four lanes.
+    fn spread(self, x: Self::B) -> [Self::B; 4];
+    /// Lane `t` of each block of four rows: lane `r` of each block of result `t`.
+    fn turn(self, rows: [Self::B; 4]) -> [Self::B; 4];
 
+    /// Signed bytes as [`Self::dot`] wants them with 8 bits, maybe 128 larger.
+    fn biased(self, w: Self::B) -> Self::B;
+    /// What products with [`Self::biased`] bytes have too little, from `−Σ x`.
+    fn bias(self, neg_sums: Self::S) -> Self::S;
+    /// `Σ w · x` over the four bytes of a lane of one or two pairs, exact; `w` is biased (8 bits) or 0..=63, `x` free of −128.
+    fn dot<const N: usize>(self, bits: u32, w: [Self::B; N], x: [Self::B; N]) -> Self::S;
+    /// `sums + Σ w · x` over four pairs, as [`Self::dot`]; `w` has at most `bits` bits.
+    fn dot_four(self, bits: u32, sums: Self::S, w: [Self::B; 4], x: [Self::B; 4]) -> Self::S;
     fn zero_sums(self) -> Self::S;
-    /// `x · 2^SHIFT`.
-    fn load_sums<const SHIFT: u32>(self, x: &[i32; 16], i: usize) -> Self::S;
-    /// `Σ w · x` over the four bytes of a lane of both pairs, exact; `x` is free of −128, and `neg_sums` is `−Σ x`.
-    fn dot_i8(self, w: [Self::B; 2], x: [Self::B; 2], neg_sums: &[i32; 16], i: usize) -> Self::S;
-    /// `sums + Σ w · x`, exact; `w` is 0..=63, `x` any signed byte.
-    fn dot_u6(self, sums: Self::S, w: [Self::B; 2], x: [Self::B; 2]) -> Self::S;
-    /// A factor per block, for the lanes of vector `i`: byte `FIRST + STEP · block` of `bytes`, signed if `SIGNED`, else 0..=63.
-    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(self, bytes: u64, i: usize) -> Self::S;
-    /// `sums + factors · Σ (w − OFFSET) · x` over `N` pairs, exact; `w` is 0..=63 and at most 31 · 2 / N away from `OFFSET`.
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        self,
-        sums: Self::S,
-        w: [Self::B; N],
-        x: [Self::B; N],
-        factors: Self::S,
-    ) -> Self::S;
-    /// `sums · factors` of sums that 16 bits hold.
-    fn scale_sums(self, sums: Self::S, factors: Self::S) -> Self::S;
+    fn add_sums(self, a: Self::S, b: Self::S) -> Self::S;
+    /// `sums · 2^SHIFT`.
+    fn shift_sums<const SHIFT: u32>(self, sums: Self::S) -> Self::S;
+    /// The four lanes of each block of four vectors added up: one lane per block, in the blocks' order.
+    fn sum_blocks(self, sums: [Self::S; 4]) -> Self::S;
     fn sums_to_f32(self, sums: Self::S) -> Self::V;
-    /// Writes `−Σ` of each lane's eight bytes.
-    fn store_neg_sums(self, x: [Self::B; 2], out: &mut [i32; 16], i: usize);
+
+    // Numbers of blocks, one lane each: lane `l` of vector `q` has number `(q · LANES + l) % 4` of four `(q · LANES + l) / 4`.
+    fn load_fours(self, x: [&[f32; 4]; 4], q: usize) -> Self::V;
+    fn load_four_sums(self, x: [&[i32; 4]; 4], q: usize) -> Self::S;
+    fn widen_fours(self, x: [[f16; 4]; 4], q: usize) -> Self::V;
+    fn bytes_to_f32(self, x: [[u8; 4]; 4], q: usize) -> Self::V;
+    fn signed_to_f32(self, x: [[u8; 4]; 4], q: usize) -> Self::V;
+    /// `16 / LANES` such vectors, with fours and numbers exchanged; others stay.
+    fn turn_fours(self, v: [Self::V; 4]) -> [Self::V; 4];
+    /// A number per block, in its four lanes of vector `i`.
+    fn spread_four(self, x: &[f32; 4], i: usize) -> Self::V;
+    fn spread_four_sums(self, x: &[i32; 4], i: usize) -> Self::S;
+    /// `Σ_b v[b, r]` of `16 / LANES` vectors whose lane `4b + r` it is: (b₀ + b₂) + (b₁ + b₃).
+    fn sum_fours(self, v: [Self::V; 4]) -> [f32; 4];
 }

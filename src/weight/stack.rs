@@ -7,8 +7,8 @@ use candle_sparse_core::{ActivationGroup, Columns, Format, KernelSet, Matrix};
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
-/// Tasks get whole tiles of the kernels, which are four rows high.
-pub(crate) const ROW_STEP: usize = 4;
+/// Tasks get whole panels of the kernels, which are 32 rows high.
+pub(crate) const ROW_STEP: usize = 32;
 
 /// A matrix `[rows, cols]` whose rows are those of one or more weights, so that one hand-over serves all of them.
 ///

@@ -24,7 +24,7 @@ struct Aligned<T: ?Sized>(T);
 static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("IMAGE")));
 
 /// Keys, values and working memory: 200 KB of the chip's own memory, in units of 256 bytes.
-static MEMORY: ConstStaticCell<[ActivationGroup; 800]> = ConstStaticCell::new([ActivationGroup::ZERO; 800]);
+static MEMORY: ConstStaticCell<[ActivationGroup; 1067]> = ConstStaticCell::new([ActivationGroup::ZERO; 1067]);
 
 #[main]
 fn main() -> ! {

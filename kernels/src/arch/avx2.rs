@@ -12,17 +12,10 @@ pub(crate) struct Avx2<P>(pub(super) P);
 /// The methods of [`Isa`] in which AVX2 and AVX-VNNI differ.
 pub(crate) trait ByteProducts: Copy {
     fn leaf<K: Kernel>(isa: Avx2<Self>, kernel: K) -> K::Output;
-    fn dot_i8(isa: Avx2<Self>, w: [__m256i; 2], x: [__m256i; 2], neg_sums: __m256i) -> __m256i;
-    fn dot_u6(isa: Avx2<Self>, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i;
-    fn factors(isa: Avx2<Self>, bytes: __m256i, block: [u8; 2], signed: bool) -> __m256i;
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        isa: Avx2<Self>,
-        sums: __m256i,
-        w: [__m256i; N],
-        x: [__m256i; N],
-        factors: __m256i,
-    ) -> __m256i;
-    fn scale_sums(isa: Avx2<Self>, sums: __m256i, factors: __m256i) -> __m256i;
+    fn biased(isa: Avx2<Self>, w: __m256i) -> __m256i;
+    fn bias(isa: Avx2<Self>, neg_sums: __m256i) -> __m256i;
+    fn dot<const N: usize>(isa: Avx2<Self>, bits: u32, w: [__m256i; N], x: [__m256i; N]) -> __m256i;
+    fn dot_four(isa: Avx2<Self>, bits: u32, sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i;
 }
 
 /// Byte products by `vpmaddubsw`, which adds two of them into 16 bits.
@@ -52,11 +45,35 @@ impl<P> Avx2<P> {
         pub(super) fn and(a: __m256i, b: __m256i) -> __m256i = _mm256_and_si256(a, b);
         pub(super) fn equal_bytes(a: __m256i, b: __m256i) -> __m256i = _mm256_cmpeq_epi8(a, b);
         pub(super) fn shuffle(bytes: __m256i, index: __m256i) -> __m256i = _mm256_shuffle_epi8(bytes, index);
-        pub(super) fn shift_sums(x: __m256i, by: u32) -> __m256i =
+        pub(super) fn splat_byte(x: u8) -> __m256i = _mm256_set1_epi8(x.cast_signed());
+        pub(super) fn shifted(x: __m256i, by: u32) -> __m256i =
             _mm256_sll_epi32(x, _mm_cvtsi32_si128(by.cast_signed()));
-        pub(super) fn upper_bytes_of_16(x: __m256i) -> __m256i = _mm256_srai_epi16::<8>(x);
-        pub(super) fn add_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
-        pub(super) fn sub_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
+        pub(super) fn low_lanes(a: __m256i, b: __m256i) -> __m256i = _mm256_unpacklo_epi32(a, b);
+        pub(super) fn high_lanes(a: __m256i, b: __m256i) -> __m256i = _mm256_unpackhi_epi32(a, b);
+        pub(super) fn even_64s(a: __m256i, b: __m256i) -> __m256i = _mm256_unpacklo_epi64(a, b);
+        pub(super) fn odd_64s(a: __m256i, b: __m256i) -> __m256i = _mm256_unpackhi_epi64(a, b);
+        pub(super) fn spread_lane<const LANE: i32>(x: __m256i) -> __m256i = _mm256_shuffle_epi32::<LANE>(x);
+        pub(super) fn zip_halves(x: __m256i) -> __m256i =
+            _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        pub(super) fn join_8(x: [u16; 8]) -> __m128i = {
+            let x: [i16; 8] = must_cast(x);
+            _mm_setr_epi16(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+        };
+        pub(super) fn pair_f32(a: __m128, b: __m128) -> __m256 = _mm256_set_m128(b, a);
+        pub(super) fn bits_of_f32(x: __m256) -> __m256i = _mm256_castps_si256(x);
+        pub(super) fn unsigned_to_f32(x: u64) -> __m256 =
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
+        pub(super) fn spread_128(x: __m128, first: i32) -> __m256 = _mm256_permutevar8x32_ps(
+            _mm256_castps128_ps256(x),
+            _mm256_setr_epi32(first, first, first, first, first + 1, first + 1, first + 1, first + 1)
+        );
+        pub(super) fn turn_pairs(a: __m256, b: __m256, upper: bool) -> __m256 = {
+            let (x, y) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            let zipped = if upper { _mm256_unpackhi_ps(x, y) } else { _mm256_unpacklo_ps(x, y) };
+            _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(_mm256_castps_pd(zipped)))
+        };
+        pub(super) fn add_halves(v: __m256) -> __m128 =
+            _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         pub(super) fn round_to_i32(v: __m256) -> __m256i = _mm256_cvtps_epi32(v);
         pub(super) fn exp2i(n: __m256) -> __m256 = {
             let n = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -83,7 +100,7 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     type B = __m256i;
     type S = __m256i;
     const LANES: usize = 8;
-    const COLUMNS: usize = 3;
+    const PAIRS: bool = false;
     const COLUMNS_T: usize = 2;
 
     registers! { "avx2,fma,f16c":
@@ -110,9 +127,9 @@ impl<P: ByteProducts> Isa for Avx2<P> {
             let h = _mm_max_ps(h, _mm_movehl_ps(h, h));
             _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)))
         };
-        fn splat_byte(x: u8) -> __m256i = _mm256_set1_epi8(x.cast_signed());
         fn or(a: __m256i, b: __m256i) -> __m256i = _mm256_or_si256(a, b);
         fn zero_sums() -> __m256i = _mm256_setzero_si256();
+        fn add_sums(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
         fn sums_to_f32(sums: __m256i) -> __m256 = _mm256_cvtepi32_ps(sums);
     }
 
@@ -159,7 +176,7 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
-    fn store(self, v: __m256, x: &mut [f32; 32], i: usize) {
+    fn store<const N: usize>(self, v: __m256, x: &mut [f32; N], i: usize) {
         x.as_chunks_mut::<8>().0[i] = must_cast(v);
     }
 
@@ -209,58 +226,124 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
-    fn load_sums<const SHIFT: u32>(self, x: &[i32; 16], i: usize) -> __m256i {
-        self.shift_sums(must_cast(x.as_chunks::<8>().0[i]), SHIFT)
+    fn store_bytes(self, v: __m256i, x: &mut [i8; 64], i: usize) {
+        x.as_chunks_mut::<32>().0[i] = must_cast(v);
     }
 
     #[inline(always)]
-    fn dot_i8(self, w: [__m256i; 2], x: [__m256i; 2], neg_sums: &[i32; 16], i: usize) -> __m256i {
-        P::dot_i8(self, w, x, self.load_sums::<0>(neg_sums, i))
+    fn spread(self, x: __m256i) -> [__m256i; 4] {
+        [
+            self.spread_lane::<0x00>(x),
+            self.spread_lane::<0x55>(x),
+            self.spread_lane::<0xaa>(x),
+            self.spread_lane::<0xff>(x),
+        ]
     }
 
     #[inline(always)]
-    fn dot_u6(self, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-        P::dot_u6(self, sums, w, x)
+    fn turn(self, [a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+        let (ab, cd) = (self.low_lanes(a, b), self.low_lanes(c, d));
+        let (upper_ab, upper_cd) = (self.high_lanes(a, b), self.high_lanes(c, d));
+        [
+            self.even_64s(ab, cd),
+            self.odd_64s(ab, cd),
+            self.even_64s(upper_ab, upper_cd),
+            self.odd_64s(upper_ab, upper_cd),
+        ]
     }
 
     #[inline(always)]
-    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(self, bytes: u64, i: usize) -> __m256i {
-        let first = FIRST as u8 + STEP as u8 * 2 * i as u8;
-        P::factors(self, self.splat_64(bytes), [first, first + STEP as u8], SIGNED)
+    fn biased(self, w: __m256i) -> __m256i {
+        P::biased(self, w)
     }
 
     #[inline(always)]
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        self,
-        sums: __m256i,
-        w: [__m256i; N],
-        x: [__m256i; N],
-        factors: __m256i,
-    ) -> __m256i {
-        P::dot_scaled::<N, OFFSET>(self, sums, w, x, factors)
+    fn bias(self, neg_sums: __m256i) -> __m256i {
+        P::bias(self, neg_sums)
     }
 
     #[inline(always)]
-    fn scale_sums(self, sums: __m256i, factors: __m256i) -> __m256i {
-        P::scale_sums(self, sums, factors)
+    fn dot<const N: usize>(self, bits: u32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
+        P::dot(self, bits, w, x)
     }
 
     #[inline(always)]
-    fn store_neg_sums(self, x: [__m256i; 2], out: &mut [i32; 16], i: usize) {
-        let sums = self.dot_u6(self.zero_sums(), [self.splat_byte(1); 2], x);
-        out.as_chunks_mut::<8>().0[i] = must_cast(self.sub_sums(self.zero_sums(), sums));
+    fn dot_four(self, bits: u32, sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
+        P::dot_four(self, bits, sums, w, x)
+    }
+
+    #[inline(always)]
+    fn shift_sums<const SHIFT: u32>(self, sums: __m256i) -> __m256i {
+        self.shifted(sums, SHIFT)
+    }
+
+    #[inline(always)]
+    fn sum_blocks(self, [a, b, c, d]: [__m256i; 4]) -> __m256i {
+        let ab = self.add_sums(self.low_lanes(a, b), self.high_lanes(a, b));
+        let cd = self.add_sums(self.low_lanes(c, d), self.high_lanes(c, d));
+        self.zip_halves(self.add_sums(self.even_64s(ab, cd), self.odd_64s(ab, cd)))
+    }
+
+    #[inline(always)]
+    fn load_fours(self, x: [&[f32; 4]; 4], q: usize) -> __m256 {
+        self.pair_f32(must_cast(*x[2 * q]), must_cast(*x[2 * q + 1]))
+    }
+
+    #[inline(always)]
+    fn load_four_sums(self, x: [&[i32; 4]; 4], q: usize) -> __m256i {
+        self.bits_of_f32(self.pair_f32(must_cast(*x[2 * q]), must_cast(*x[2 * q + 1])))
+    }
+
+    #[inline(always)]
+    fn widen_fours(self, x: [[f16; 4]; 4], q: usize) -> __m256 {
+        self.widen_f16(self.join_8(must_cast([x[2 * q], x[2 * q + 1]])))
+    }
+
+    #[inline(always)]
+    fn bytes_to_f32(self, x: [[u8; 4]; 4], q: usize) -> __m256 {
+        self.unsigned_to_f32(must_cast([x[2 * q], x[2 * q + 1]]))
+    }
+
+    #[inline(always)]
+    fn signed_to_f32(self, x: [[u8; 4]; 4], q: usize) -> __m256 {
+        self.widen_i8(must_cast([x[2 * q], x[2 * q + 1]]))
+    }
+
+    #[inline(always)]
+    fn turn_fours(self, v: [__m256; 4]) -> [__m256; 4] {
+        [self.turn_pairs(v[0], v[1], false), self.turn_pairs(v[0], v[1], true), v[2], v[3]]
+    }
+
+    #[inline(always)]
+    fn spread_four(self, x: &[f32; 4], i: usize) -> __m256 {
+        self.spread_128(must_cast(*x), 2 * i as i32)
+    }
+
+    #[inline(always)]
+    fn spread_four_sums(self, x: &[i32; 4], i: usize) -> __m256i {
+        self.bits_of_f32(self.spread_128(must_cast(*x), 2 * i as i32))
+    }
+
+    #[inline(always)]
+    fn sum_fours(self, v: [__m256; 4]) -> [f32; 4] {
+        must_cast(self.add_halves(self.add(v[0], v[1])))
     }
 }
 
 impl Avx2<Avx2Products> {
     registers! { "avx2,fma,f16c":
         fn pairs(w: __m256i, x: __m256i) -> __m256i = _mm256_maddubs_epi16(w, x);
-        fn abs_bytes(w: __m256i) -> __m256i = _mm256_sign_epi8(w, w);
+        fn abs_bytes(w: __m256i) -> __m256i = _mm256_abs_epi8(w);
         fn with_sign_of(w: __m256i, x: __m256i) -> __m256i = _mm256_sign_epi8(x, w);
         fn add_pairs(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi16(a, b);
-        fn sub_pairs(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi16(a, b);
-        fn dot_pairs(pairs: __m256i, factors: __m256i) -> __m256i = _mm256_madd_epi16(pairs, factors);
-        fn ones() -> __m256i = _mm256_set1_epi16(1);
+        fn sum_pairs(pairs: __m256i) -> __m256i = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+
+    /// maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128, so
+    /// signs stay right; 2 · 128 · 127 fits i16.
+    #[inline(always)]
+    fn signed_quads(self, w: __m256i, x: __m256i) -> __m256i {
+        self.sum_pairs(self.pairs(self.abs_bytes(w), self.with_sign_of(w, x)))
     }
 }
 
@@ -271,53 +354,41 @@ impl ByteProducts for Avx2Products {
     }
 
     #[inline(always)]
-    fn dot_i8(isa: Avx2<Self>, w: [__m256i; 2], x: [__m256i; 2], _: __m256i) -> __m256i {
-        // maddubs wants one unsigned operand: |w| · (x with w's sign). |−128| is 128 as a byte, and x has no −128, so
-        // signs stay right; 2 · 128 · 127 fits i16.
-        let low = isa.pairs(isa.abs_bytes(w[0]), isa.with_sign_of(w[0], x[0]));
-        let high = isa.pairs(isa.abs_bytes(w[1]), isa.with_sign_of(w[1], x[1]));
-        isa.add_sums(isa.dot_pairs(low, isa.ones()), isa.dot_pairs(high, isa.ones()))
+    fn biased(_: Avx2<Self>, w: __m256i) -> __m256i {
+        w
     }
 
     #[inline(always)]
-    fn dot_u6(isa: Avx2<Self>, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-        // 4 · 63 · 128 fits i16.
-        let pairs = isa.add_pairs(isa.pairs(w[0], x[0]), isa.pairs(w[1], x[1]));
-        isa.add_sums(sums, isa.dot_pairs(pairs, isa.ones()))
-    }
-
-    /// Factors fill both 16-bit halves of a lane, for pairs of products.
-    #[inline(always)]
-    fn factors(isa: Avx2<Self>, bytes: __m256i, [a, b]: [u8; 2], signed: bool) -> __m256i {
-        // The byte as lower one of 16 bits, or as upper one and then moved down, for its sign.
-        let index = |byte: u8| if signed { u16::from(byte) << 8 | 0x80 } else { 0x8000 | u16::from(byte) };
-        let spread = isa.shuffle(bytes, isa.pair(isa.splat_16(index(a)), isa.splat_16(index(b))));
-        if signed { isa.upper_bytes_of_16(spread) } else { spread }
+    fn bias(isa: Avx2<Self>, _: __m256i) -> __m256i {
+        isa.zero_sums()
     }
 
     #[inline(always)]
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        isa: Avx2<Self>,
-        sums: __m256i,
-        w: [__m256i; N],
-        x: [__m256i; N],
-        factors: __m256i,
-    ) -> __m256i {
-        // 2 · N · 128 · |w − OFFSET| fits i16, and so does 2 · 63 · 128.
-        let mut pairs = isa.zero_sums();
-        for n in 0..N {
-            let mut of_n = isa.pairs(w[n], x[n]);
-            if OFFSET > 0 {
-                of_n = isa.sub_pairs(of_n, isa.pairs(isa.splat_byte(OFFSET), x[n]));
+    fn dot<const N: usize>(isa: Avx2<Self>, bits: u32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
+        if bits == 8 {
+            let mut sums = isa.signed_quads(w[0], x[0]);
+            for n in 1..N {
+                sums = isa.add_sums(sums, isa.signed_quads(w[n], x[n]));
             }
-            pairs = if n == 0 { of_n } else { isa.add_pairs(pairs, of_n) };
+            return sums;
         }
-        isa.add_sums(sums, isa.dot_pairs(pairs, factors))
+        // 4 · 63 · 127 fits i16.
+        let mut pairs = isa.pairs(w[0], x[0]);
+        for n in 1..N {
+            pairs = isa.add_pairs(pairs, isa.pairs(w[n], x[n]));
+        }
+        isa.sum_pairs(pairs)
     }
 
     #[inline(always)]
-    fn scale_sums(isa: Avx2<Self>, sums: __m256i, factors: __m256i) -> __m256i {
-        // The lower 16 bits are the sum, the upper ones its sign.
-        isa.dot_pairs(isa.and(sums, isa.splat_sums(0xffff)), factors)
+    fn dot_four(isa: Avx2<Self>, bits: u32, sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
+        if bits > 5 {
+            let low = isa.add_sums(sums, Self::dot(isa, bits, [w[0], w[1]], [x[0], x[1]]));
+            return isa.add_sums(low, Self::dot(isa, bits, [w[2], w[3]], [x[2], x[3]]));
+        }
+        // 8 · 31 · 127 fits i16.
+        let low = isa.add_pairs(isa.pairs(w[0], x[0]), isa.pairs(w[1], x[1]));
+        let high = isa.add_pairs(isa.pairs(w[2], x[2]), isa.pairs(w[3], x[3]));
+        isa.add_sums(sums, isa.sum_pairs(isa.add_pairs(low, high)))
     }
 }

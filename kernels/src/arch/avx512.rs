@@ -22,7 +22,12 @@ impl Avx512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
         fn widen_i8(x: __m128i) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
         fn splat_16(x: u16) -> __m256i = _mm256_set1_epi16(x.cast_signed());
-        fn splat_64(x: u64) -> __m512i = _mm512_set1_epi64(x.cast_signed());
+        fn join_16(x: [u16; 16]) -> __m256i = {
+            let x: [i16; 16] = must_cast(x);
+            _mm256_setr_epi16(
+                x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9], x[10], x[11], x[12], x[13], x[14], x[15]
+            )
+        };
         fn join_16s(x: [u16; 4]) -> __m256i = {
             let a = _mm256_set1_epi16(x[0].cast_signed());
             let ab = _mm256_mask_set1_epi16(a, 0x00f0, x[1].cast_signed());
@@ -58,16 +63,35 @@ impl Avx512 {
             _mm512_setr_epi64(a, a, b, b, c, c, d, d)
         };
         fn rotate_64s(x: __m512i, by: __m512i) -> __m512i = _mm512_rolv_epi64(x, by);
+        fn splat_byte(x: u8) -> __m512i = _mm512_set1_epi8(x.cast_signed());
         fn and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         fn flip_signs(w: __m512i) -> __m512i = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
         fn of_mask(mask: u64, byte: u8) -> __m512i = _mm512_maskz_set1_epi8(mask, byte.cast_signed());
-        fn shuffle(bytes: __m512i, index: __m512i) -> __m512i = _mm512_shuffle_epi8(bytes, index);
-        fn upper_bytes_of_16(x: __m512i) -> __m512i = _mm512_srai_epi16::<8>(x);
-        fn shift_sums<const SHIFT: u32>(x: __m512i) -> __m512i = _mm512_slli_epi32::<SHIFT>(x);
-        fn sub_sums(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
         fn add_quads(sums: __m512i, w: __m512i, x: __m512i) -> __m512i = _mm512_dpbusd_epi32(sums, w, x);
-        fn add_scaled(sums: __m512i, a: __m512i, factors: __m512i) -> __m512i =
-            _mm512_dpwssd_epi32(sums, a, factors);
+        fn shifted<const SHIFT: u32>(x: __m512i) -> __m512i = _mm512_slli_epi32::<SHIFT>(x);
+        fn low_lanes(a: __m512i, b: __m512i) -> __m512i = _mm512_unpacklo_epi32(a, b);
+        fn high_lanes(a: __m512i, b: __m512i) -> __m512i = _mm512_unpackhi_epi32(a, b);
+        fn low_64s(a: __m512i, b: __m512i) -> __m512i = _mm512_unpacklo_epi64(a, b);
+        fn high_64s(a: __m512i, b: __m512i) -> __m512i = _mm512_unpackhi_epi64(a, b);
+        fn spread_lane<const LANE: i32>(x: __m512i) -> __m512i = _mm512_shuffle_epi32::<LANE>(x);
+        fn exchange(x: __m512i) -> __m512i = _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x
+        );
+        fn exchange_f32(x: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), _mm512_castps_si512(x)
+        ));
+        fn join_fours(x: [__m128; 4]) -> __m512 = {
+            let low = _mm512_insertf32x4::<1>(_mm512_castps128_ps512(x[0]), x[1]);
+            _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(low, x[2]), x[3])
+        };
+        fn bits_of_f32(x: __m512) -> __m512i = _mm512_castps_si512(x);
+        fn spread_128(x: __m128) -> __m512 = _mm512_permutexvar_ps(
+            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_castps128_ps512(x)
+        );
+        fn unsigned_to_f32(x: __m128i) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
+        fn upper_128(v: __m256) -> __m128 = _mm256_extractf128_ps::<1>(v);
+        fn lower_128(v: __m256) -> __m128 = _mm256_castps256_ps128(v);
+        fn add_128(a: __m128, b: __m128) -> __m128 = _mm_add_ps(a, b);
     }
 }
 
@@ -76,7 +100,7 @@ impl Isa for Avx512 {
     type B = __m512i;
     type S = __m512i;
     const LANES: usize = 16;
-    const COLUMNS: usize = 4;
+    const PAIRS: bool = true;
     const COLUMNS_T: usize = 8;
 
     registers! { "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
@@ -94,10 +118,9 @@ impl Isa for Avx512 {
         fn scale2(x: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(x, n);
         fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 =
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x);
-        fn splat_byte(x: u8) -> __m512i = _mm512_set1_epi8(x.cast_signed());
         fn or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
         fn zero_sums() -> __m512i = _mm512_setzero_si512();
-        fn scale_sums(sums: __m512i, factors: __m512i) -> __m512i = _mm512_madd_epi16(sums, factors);
+        fn add_sums(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         fn sums_to_f32(sums: __m512i) -> __m512 = _mm512_cvtepi32_ps(sums);
     }
 
@@ -142,7 +165,7 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn store(self, v: __m512, x: &mut [f32; 32], i: usize) {
+    fn store<const N: usize>(self, v: __m512, x: &mut [f32; N], i: usize) {
         x.as_chunks_mut::<16>().0[i] = must_cast(v);
     }
 
@@ -188,57 +211,113 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn load_sums<const SHIFT: u32>(self, x: &[i32; 16], _: usize) -> __m512i {
-        self.shift_sums::<SHIFT>(must_cast(*x))
+    fn store_bytes(self, v: __m512i, x: &mut [i8; 64], _: usize) {
+        *x = must_cast(v);
     }
 
     #[inline(always)]
-    fn dot_i8(self, w: [__m512i; 2], x: [__m512i; 2], neg_sums: &[i32; 16], i: usize) -> __m512i {
-        // With their signs flipped, weights are unsigned and 128 too large.
-        let start = self.load_sums::<7>(neg_sums, i);
-        self.dot_u6(start, [self.flip_signs(w[0]), self.flip_signs(w[1])], x)
+    fn spread(self, x: __m512i) -> [__m512i; 4] {
+        [
+            self.spread_lane::<0x00>(x),
+            self.spread_lane::<0x55>(x),
+            self.spread_lane::<0xaa>(x),
+            self.spread_lane::<0xff>(x),
+        ]
     }
 
     #[inline(always)]
-    fn dot_u6(self, sums: __m512i, w: [__m512i; 2], x: [__m512i; 2]) -> __m512i {
-        self.add_quads(self.add_quads(sums, w[0], x[0]), w[1], x[1])
+    fn turn(self, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+        let (ab, cd) = (self.low_lanes(a, b), self.low_lanes(c, d));
+        let (upper_ab, upper_cd) = (self.high_lanes(a, b), self.high_lanes(c, d));
+        [
+            self.low_64s(ab, cd),
+            self.high_64s(ab, cd),
+            self.low_64s(upper_ab, upper_cd),
+            self.high_64s(upper_ab, upper_cd),
+        ]
     }
 
-    /// Factors are the lower 16 bits of a lane, and so are sums but for their signs, which then meet zeros.
+    /// With their signs flipped, weights are unsigned and 128 too large.
     #[inline(always)]
-    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(self, bytes: u64, _: usize) -> __m512i {
-        // The byte as lower one of 16 bits, or as upper one and then moved down, for its sign.
-        let index = |block: u32| {
-            let byte = FIRST + STEP * block;
-            u64::from(if SIGNED { 0x8080_0080 | byte << 8 } else { 0x8080_8000 | byte }) * 0x1_0000_0001
-        };
-        let spread =
-            self.shuffle(self.splat_64(bytes), self.of_blocks([index(0), index(1), index(2), index(3)]));
-        if SIGNED { self.upper_bytes_of_16(spread) } else { spread }
+    fn biased(self, w: __m512i) -> __m512i {
+        self.flip_signs(w)
     }
 
     #[inline(always)]
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        self,
-        sums: __m512i,
-        w: [__m512i; N],
-        x: [__m512i; N],
-        factors: __m512i,
-    ) -> __m512i {
-        // 4 · N · 128 · |w − OFFSET| fits i16.
-        let (mut quads, mut offset) = (self.zero_sums(), self.zero_sums());
+    fn bias(self, neg_sums: __m512i) -> __m512i {
+        self.shifted::<7>(neg_sums)
+    }
+
+    #[inline(always)]
+    fn dot<const N: usize>(self, _: u32, w: [__m512i; N], x: [__m512i; N]) -> __m512i {
+        let mut sums = self.zero_sums();
         for n in 0..N {
-            quads = self.add_quads(quads, w[n], x[n]);
-            if OFFSET > 0 {
-                offset = self.add_quads(offset, self.splat_byte(OFFSET), x[n]);
-            }
+            sums = self.add_quads(sums, w[n], x[n]);
         }
-        self.add_scaled(sums, self.sub_sums(quads, offset), factors)
+        sums
     }
 
     #[inline(always)]
-    fn store_neg_sums(self, x: [__m512i; 2], out: &mut [i32; 16], _: usize) {
-        let sums = self.dot_u6(self.zero_sums(), [self.splat_byte(1); 2], x);
-        *out = must_cast(self.sub_sums(self.zero_sums(), sums));
+    fn dot_four(self, _: u32, sums: __m512i, w: [__m512i; 4], x: [__m512i; 4]) -> __m512i {
+        let low = self.add_quads(self.add_quads(sums, w[0], x[0]), w[1], x[1]);
+        self.add_quads(self.add_quads(low, w[2], x[2]), w[3], x[3])
+    }
+
+    #[inline(always)]
+    fn shift_sums<const SHIFT: u32>(self, sums: __m512i) -> __m512i {
+        self.shifted::<SHIFT>(sums)
+    }
+
+    #[inline(always)]
+    fn sum_blocks(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
+        let ab = self.add_sums(self.low_lanes(a, b), self.high_lanes(a, b));
+        let cd = self.add_sums(self.low_lanes(c, d), self.high_lanes(c, d));
+        self.exchange(self.add_sums(self.low_64s(ab, cd), self.high_64s(ab, cd)))
+    }
+
+    #[inline(always)]
+    fn load_fours(self, [a, b, c, d]: [&[f32; 4]; 4], _: usize) -> __m512 {
+        self.join_fours([must_cast(*a), must_cast(*b), must_cast(*c), must_cast(*d)])
+    }
+
+    #[inline(always)]
+    fn load_four_sums(self, [a, b, c, d]: [&[i32; 4]; 4], _: usize) -> __m512i {
+        self.bits_of_f32(self.join_fours([must_cast(*a), must_cast(*b), must_cast(*c), must_cast(*d)]))
+    }
+
+    #[inline(always)]
+    fn widen_fours(self, x: [[f16; 4]; 4], _: usize) -> __m512 {
+        self.widen_f16(self.join_16(must_cast(x)))
+    }
+
+    #[inline(always)]
+    fn bytes_to_f32(self, x: [[u8; 4]; 4], _: usize) -> __m512 {
+        self.unsigned_to_f32(must_cast(x))
+    }
+
+    #[inline(always)]
+    fn signed_to_f32(self, x: [[u8; 4]; 4], _: usize) -> __m512 {
+        self.widen_i8(must_cast(x))
+    }
+
+    #[inline(always)]
+    fn turn_fours(self, v: [__m512; 4]) -> [__m512; 4] {
+        [self.exchange_f32(v[0]), v[1], v[2], v[3]]
+    }
+
+    #[inline(always)]
+    fn spread_four(self, x: &[f32; 4], _: usize) -> __m512 {
+        self.spread_128(must_cast(*x))
+    }
+
+    #[inline(always)]
+    fn spread_four_sums(self, x: &[i32; 4], _: usize) -> __m512i {
+        self.bits_of_f32(self.spread_128(must_cast(*x)))
+    }
+
+    #[inline(always)]
+    fn sum_fours(self, v: [__m512; 4]) -> [f32; 4] {
+        let half = self.0.add(self.lower_half(v[0]), self.upper_half(v[0]));
+        must_cast(self.add_128(self.lower_128(half), self.upper_128(half)))
     }
 }

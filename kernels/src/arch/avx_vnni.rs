@@ -15,14 +15,7 @@ instruction_set!(
 impl Avx2<Vnni> {
     registers! { "avx2,fma,f16c,avxvnni":
         fn add_quads(sums: __m256i, w: __m256i, x: __m256i) -> __m256i = _mm256_dpbusd_avx_epi32(sums, w, x);
-        fn add_scaled(sums: __m256i, a: __m256i, factors: __m256i) -> __m256i =
-            _mm256_dpwssd_avx_epi32(sums, a, factors);
-        fn scaled(a: __m256i, factors: __m256i) -> __m256i = _mm256_madd_epi16(a, factors);
         fn flip_signs(w: __m256i) -> __m256i = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-        fn splat_index(block: [u32; 2]) -> __m256i = {
-            let (a, b) = (block[0].cast_signed(), block[1].cast_signed());
-            _mm256_setr_epi32(a, a, a, a, b, b, b, b)
-        };
     }
 }
 
@@ -32,51 +25,29 @@ impl ByteProducts for Vnni {
         isa.call(kernel)
     }
 
+    /// With their signs flipped, weights are unsigned and 128 too large.
     #[inline(always)]
-    fn dot_i8(isa: Avx2<Self>, w: [__m256i; 2], x: [__m256i; 2], neg_sums: __m256i) -> __m256i {
-        // With their signs flipped, weights are unsigned and 128 too large.
-        let start = isa.shift_sums(neg_sums, 7);
-        isa.dot_u6(start, [isa.flip_signs(w[0]), isa.flip_signs(w[1])], x)
+    fn biased(isa: Avx2<Self>, w: __m256i) -> __m256i {
+        isa.flip_signs(w)
     }
 
     #[inline(always)]
-    fn dot_u6(isa: Avx2<Self>, sums: __m256i, w: [__m256i; 2], x: [__m256i; 2]) -> __m256i {
-        isa.add_quads(isa.add_quads(sums, w[0], x[0]), w[1], x[1])
-    }
-
-    /// Factors are the lower 16 bits of a lane, and so are sums but for their signs, which then meet zeros.
-    #[inline(always)]
-    fn factors(isa: Avx2<Self>, bytes: __m256i, [a, b]: [u8; 2], signed: bool) -> __m256i {
-        // The byte as lower one of 16 bits, or as upper one and then moved down, for its sign.
-        let index = |byte: u8| {
-            if signed { 0x8080_0080 | u32::from(byte) << 8 } else { 0x8080_8000 | u32::from(byte) }
-        };
-        let spread = isa.shuffle(bytes, isa.splat_index([index(a), index(b)]));
-        if signed { isa.upper_bytes_of_16(spread) } else { spread }
+    fn bias(isa: Avx2<Self>, neg_sums: __m256i) -> __m256i {
+        isa.shifted(neg_sums, 7)
     }
 
     #[inline(always)]
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        isa: Avx2<Self>,
-        sums: __m256i,
-        w: [__m256i; N],
-        x: [__m256i; N],
-        factors: __m256i,
-    ) -> __m256i {
-        // 4 · N · 128 · |w − OFFSET| fits i16.
-        let mut quads = isa.zero_sums();
-        let mut offset = isa.zero_sums();
+    fn dot<const N: usize>(isa: Avx2<Self>, _: u32, w: [__m256i; N], x: [__m256i; N]) -> __m256i {
+        let mut sums = isa.zero_sums();
         for n in 0..N {
-            quads = isa.add_quads(quads, w[n], x[n]);
-            if OFFSET > 0 {
-                offset = isa.add_quads(offset, isa.splat_byte(OFFSET), x[n]);
-            }
+            sums = isa.add_quads(sums, w[n], x[n]);
         }
-        isa.add_scaled(sums, isa.sub_sums(quads, offset), factors)
+        sums
     }
 
     #[inline(always)]
-    fn scale_sums(isa: Avx2<Self>, sums: __m256i, factors: __m256i) -> __m256i {
-        isa.scaled(sums, factors)
+    fn dot_four(isa: Avx2<Self>, _: u32, sums: __m256i, w: [__m256i; 4], x: [__m256i; 4]) -> __m256i {
+        let low = isa.add_quads(isa.add_quads(sums, w[0], x[0]), w[1], x[1]);
+        isa.add_quads(isa.add_quads(low, w[2], x[2]), w[3], x[3])
     }
 }

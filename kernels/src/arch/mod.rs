@@ -123,8 +123,8 @@ pub(crate) fn prefetch<T>(row: &[T], byte: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: asking for memory is allowed at any address; every x86-64 CPU has the instruction.
     unsafe {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: asking for memory is allowed at any address. The intrinsic is not stable in Rust 1.95.

@@ -59,12 +59,25 @@ impl<P> Neon<P> {
             let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
             vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bytes, bit), vdupq_n_u8(byte)))
         };
-        fn shift_sums(x: int32x4_t, by: u32) -> int32x4_t = vshlq_s32(x, vdupq_n_s32(by.cast_signed()));
-        fn sub_bytes(a: int8x16_t, b: int8x16_t) -> int8x16_t = vsubq_s8(a, b);
-        fn add_scaled(sums: int32x4_t, a: int32x4_t, factors: int32x4_t) -> int32x4_t =
-            vmlaq_s32(sums, a, factors);
-        fn neg_quads(a: int8x16_t, b: int8x16_t) -> int32x4_t =
-            vnegq_s32(vaddq_s32(vpaddlq_s16(vpaddlq_s8(a)), vpaddlq_s16(vpaddlq_s8(b))));
+        fn shifted(x: int32x4_t, by: u32) -> int32x4_t = vshlq_s32(x, vdupq_n_s32(by.cast_signed()));
+        fn spread_lane<const LANE: i32>(x: int8x16_t) -> int8x16_t =
+            vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x)));
+        fn turn_lanes(a: [int32x4_t; 4]) -> [int32x4_t; 4] = {
+            let (ab, cd) = (vtrn1q_s32(a[0], a[1]), vtrn1q_s32(a[2], a[3]));
+            let (odd_ab, odd_cd) = (vtrn2q_s32(a[0], a[1]), vtrn2q_s32(a[2], a[3]));
+            let low = |a, b| vreinterpretq_s32_s64(vtrn1q_s64(vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b)));
+            let high = |a, b| vreinterpretq_s32_s64(vtrn2q_s64(vreinterpretq_s64_s32(a), vreinterpretq_s64_s32(b)));
+            [low(ab, cd), low(odd_ab, odd_cd), high(ab, cd), high(odd_ab, odd_cd)]
+        };
+        fn sum_lanes(a: [int32x4_t; 4]) -> int32x4_t = vpaddq_s32(vpaddq_s32(a[0], a[1]), vpaddq_s32(a[2], a[3]));
+        fn four_bytes(x: u32, signed: bool) -> float32x4_t = {
+            let bytes = vreinterpret_u8_u32(vdup_n_u32(x));
+            if signed {
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(bytes)))))
+            } else {
+                vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+            }
+        };
     }
 }
 
@@ -73,7 +86,7 @@ impl<P: ByteProducts> Isa for Neon<P> {
     type B = int8x16_t;
     type S = int32x4_t;
     const LANES: usize = 4;
-    const COLUMNS: usize = 4;
+    const PAIRS: bool = true;
     const COLUMNS_T: usize = 2;
 
     registers! { "neon":
@@ -89,12 +102,12 @@ impl<P: ByteProducts> Isa for Neon<P> {
         fn round(v: float32x4_t) -> float32x4_t = vrndnq_f32(v);
         fn select_lt(a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_t) -> float32x4_t =
             vbslq_f32(vcltq_f32(a, b), x, y);
-        fn reduce_add(v: float32x4_t) -> f32 = vaddvq_f32(v);
+        // Halves first, as wider vectors are added up.
+        fn reduce_add(v: float32x4_t) -> f32 = vaddv_f32(vadd_f32(vget_low_f32(v), vget_high_f32(v)));
         fn reduce_max(v: float32x4_t) -> f32 = vmaxvq_f32(v);
-        fn splat_byte(x: u8) -> int8x16_t = vdupq_n_s8(x.cast_signed());
         fn or(a: int8x16_t, b: int8x16_t) -> int8x16_t = vorrq_s8(a, b);
         fn zero_sums() -> int32x4_t = vdupq_n_s32(0);
-        fn scale_sums(sums: int32x4_t, factors: int32x4_t) -> int32x4_t = vmulq_s32(sums, factors);
+        fn add_sums(a: int32x4_t, b: int32x4_t) -> int32x4_t = vaddq_s32(a, b);
         fn sums_to_f32(sums: int32x4_t) -> float32x4_t = vcvtq_f32_s32(sums);
     }
 
@@ -140,7 +153,7 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
-    fn store(self, v: float32x4_t, x: &mut [f32; 32], i: usize) {
+    fn store<const N: usize>(self, v: float32x4_t, x: &mut [f32; N], i: usize) {
         x.as_chunks_mut::<4>().0[i] = must_cast(v);
     }
 
@@ -184,49 +197,106 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
-    fn load_sums<const SHIFT: u32>(self, x: &[i32; 16], i: usize) -> int32x4_t {
-        self.shift_sums(must_cast(x.as_chunks::<4>().0[i]), SHIFT)
+    fn store_bytes(self, v: int8x16_t, x: &mut [i8; 64], i: usize) {
+        x.as_chunks_mut::<16>().0[i] = must_cast(v);
     }
 
     #[inline(always)]
-    fn dot_i8(self, w: [int8x16_t; 2], x: [int8x16_t; 2], _: &[i32; 16], _: usize) -> int32x4_t {
-        self.dot_u6(self.zero_sums(), w, x)
+    fn spread(self, x: int8x16_t) -> [int8x16_t; 4] {
+        [
+            self.spread_lane::<0>(x),
+            self.spread_lane::<1>(x),
+            self.spread_lane::<2>(x),
+            self.spread_lane::<3>(x),
+        ]
     }
 
     #[inline(always)]
-    fn dot_u6(self, sums: int32x4_t, w: [int8x16_t; 2], x: [int8x16_t; 2]) -> int32x4_t {
-        P::dot(self, P::dot(self, sums, w[0], x[0]), w[1], x[1])
+    fn turn(self, rows: [int8x16_t; 4]) -> [int8x16_t; 4] {
+        must_cast(self.turn_lanes(must_cast(rows)))
     }
 
     #[inline(always)]
-    fn factors<const FIRST: u32, const STEP: u32, const SIGNED: bool>(
-        self,
-        bytes: u64,
-        i: usize,
-    ) -> int32x4_t {
-        let byte = (bytes >> (8 * (FIRST + STEP * i as u32))) as u8;
-        self.splat_sums(if SIGNED { i32::from(byte.cast_signed()) } else { i32::from(byte) })
+    fn biased(self, w: int8x16_t) -> int8x16_t {
+        w
     }
 
     #[inline(always)]
-    fn dot_scaled<const N: usize, const OFFSET: u8>(
-        self,
-        sums: int32x4_t,
-        w: [int8x16_t; N],
-        x: [int8x16_t; N],
-        factors: int32x4_t,
-    ) -> int32x4_t {
-        let mut quads = self.zero_sums();
+    fn bias(self, _: int32x4_t) -> int32x4_t {
+        self.zero_sums()
+    }
+
+    #[inline(always)]
+    fn dot<const N: usize>(self, _: u32, w: [int8x16_t; N], x: [int8x16_t; N]) -> int32x4_t {
+        let mut sums = self.zero_sums();
         for n in 0..N {
-            let w = if OFFSET > 0 { self.sub_bytes(w[n], self.splat_byte(OFFSET)) } else { w[n] };
-            quads = P::dot(self, quads, w, x[n]);
+            sums = P::dot(self, sums, w[n], x[n]);
         }
-        self.add_scaled(sums, quads, factors)
+        sums
     }
 
     #[inline(always)]
-    fn store_neg_sums(self, x: [int8x16_t; 2], out: &mut [i32; 16], i: usize) {
-        out.as_chunks_mut::<4>().0[i] = must_cast(self.neg_quads(x[0], x[1]));
+    fn dot_four(self, _: u32, sums: int32x4_t, w: [int8x16_t; 4], x: [int8x16_t; 4]) -> int32x4_t {
+        let mut sums = sums;
+        for t in 0..4 {
+            sums = P::dot(self, sums, w[t], x[t]);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn shift_sums<const SHIFT: u32>(self, sums: int32x4_t) -> int32x4_t {
+        self.shifted(sums, SHIFT)
+    }
+
+    #[inline(always)]
+    fn sum_blocks(self, sums: [int32x4_t; 4]) -> int32x4_t {
+        self.sum_lanes(sums)
+    }
+
+    #[inline(always)]
+    fn load_fours(self, x: [&[f32; 4]; 4], q: usize) -> float32x4_t {
+        must_cast(*x[q])
+    }
+
+    #[inline(always)]
+    fn load_four_sums(self, x: [&[i32; 4]; 4], q: usize) -> int32x4_t {
+        must_cast(*x[q])
+    }
+
+    #[inline(always)]
+    fn widen_fours(self, x: [[f16; 4]; 4], q: usize) -> float32x4_t {
+        self.widen_f16(must_cast(x[q]))
+    }
+
+    #[inline(always)]
+    fn bytes_to_f32(self, x: [[u8; 4]; 4], q: usize) -> float32x4_t {
+        self.four_bytes(u32::from_le_bytes(x[q]), false)
+    }
+
+    #[inline(always)]
+    fn signed_to_f32(self, x: [[u8; 4]; 4], q: usize) -> float32x4_t {
+        self.four_bytes(u32::from_le_bytes(x[q]), true)
+    }
+
+    #[inline(always)]
+    fn turn_fours(self, v: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        must_cast(self.turn_lanes(must_cast(v)))
+    }
+
+    #[inline(always)]
+    fn spread_four(self, x: &[f32; 4], i: usize) -> float32x4_t {
+        self.splat(x[i])
+    }
+
+    #[inline(always)]
+    fn spread_four_sums(self, x: &[i32; 4], i: usize) -> int32x4_t {
+        self.splat_sums(x[i])
+    }
+
+    #[inline(always)]
+    fn sum_fours(self, v: [float32x4_t; 4]) -> [f32; 4] {
+        must_cast(self.add(self.add(v[0], v[2]), self.add(v[1], v[3])))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Element, RowsOf,
     elements::{Grid, constant, number},
-    products::{Above, Block, Centred, Signed, Vector, or},
+    products::{Above, Block, Centred, Planes, Signed, or},
     units::{Factors, Summand, Units},
 };
 use crate::{
@@ -17,11 +17,11 @@ use candle_sparse_core::{
     ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Columns,
 };
 
-operand!(BlockQ8_0: 4 blocks, groups 0);
-operand!(BlockQ5_1: 4 blocks, groups 0);
-operand!(BlockQ5_0: 4 blocks, groups 0);
-operand!(BlockQ4_1: 4 blocks, groups 0);
-operand!(BlockQ4_0: 4 blocks, groups 0);
+operand!(BlockQ8_0: 4 blocks);
+operand!(BlockQ5_1: 4 blocks);
+operand!(BlockQ5_0: 4 blocks);
+operand!(BlockQ4_1: 4 blocks);
+operand!(BlockQ4_0: 4 blocks);
 
 /// An expression of each of four blocks. Not `map`, which LLVM stops inlining where there is much of it.
 macro_rules! four {
@@ -33,45 +33,43 @@ macro_rules! four {
     };
 }
 
-impl Block<4> for BlockQ8_0 {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        Signed { q: isa.load_halves(four!(w, |w| &w.qs), V), d: isa.splat_four(four!(w, |w| w.d), V) }
-    }
+/// `Block` of four: its quants, and one or two numbers that each block has.
+macro_rules! block {
+    ($t:ty: $kind:ty, |$isa:ident, $w:ident, $v:ident| $quants:expr, |$b:ident| $d:expr $(, $m:expr)?) => {
+        impl Block<4> for $t {
+            type Kind = $kind;
+            const GROUPS: usize = 1;
+
+            #[inline(always)]
+            fn quants<I: Isa, const G: usize, const V: usize>($isa: I, $w: &[Self; 4]) -> [I::B; 2] {
+                let $v = V;
+                $quants
+            }
+
+            #[inline(always)]
+            fn planes<I: Isa>(isa: I, w: [&[Self; 4]; 4], _: [usize; 4], q: usize) -> Planes<I> {
+                let mut planes = [isa.splat(0.0); _];
+                planes[0] = isa.widen_fours(four!(w, |w| four!(w, |$b| $d)), q);
+                // Their minima are added.
+                $(planes[1] = isa.sub(planes[1], isa.widen_fours(four!(w, |w| four!(w, |$b| $m)), q));)?
+                planes
+            }
+        }
+    };
 }
 
-impl Block<4> for BlockQ4_0 {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let q = nibbles(isa, four!(w, |w| &w.qs), V);
-        Centred::<I, 3> { q, d: isa.splat_four(four!(w, |w| w.d), V) }
-    }
-}
+block!(BlockQ8_0: Signed, |isa, w, v| {
+    let [low, high] = isa.load_halves(four!(w, |w| &w.qs), v);
+    [isa.biased(low), isa.biased(high)]
+}, |b| b.d);
+block!(BlockQ4_0: Centred<3>, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d);
+block!(BlockQ4_1: Above, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d, b.m);
+block!(BlockQ5_0: Centred<4>, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d);
+block!(BlockQ5_1: Above, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d, b.m);
 
-impl Block<4> for BlockQ4_1 {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let q = nibbles(isa, four!(w, |w| &w.qs), V);
-        Above { q, d: isa.splat_four(four!(w, |w| w.d), V), m: isa.splat_four(four!(w, |w| -w.m), V) }
-    }
-}
-
-impl Block<4> for BlockQ5_0 {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let low = nibbles(isa, four!(w, |w| &w.qs), V);
-        let q = or(isa, low, fifth_bits(isa, four!(w, |w| w.qh), V));
-        Centred::<I, 4> { q, d: isa.splat_four(four!(w, |w| w.d), V) }
-    }
-}
-
-impl Block<4> for BlockQ5_1 {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; 4]) -> impl Vector<I> {
-        let low = nibbles(isa, four!(w, |w| &w.qs), V);
-        let q = or(isa, low, fifth_bits(isa, four!(w, |w| w.qh), V));
-        Above { q, d: isa.splat_four(four!(w, |w| w.d), V), m: isa.splat_four(four!(w, |w| -w.m), V) }
-    }
+#[inline(always)]
+fn fives<I: Isa>(isa: I, w: [(&[u8; 16], [u8; 4]); 4], i: usize) -> [I::B; 2] {
+    or(isa, nibbles(isa, four!(w, |w| w.0), i), fifth_bits(isa, four!(w, |w| w.1), i))
 }
 
 #[inline(always)]

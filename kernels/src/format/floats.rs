@@ -1,14 +1,21 @@
 //! F32, F16 and BF16, 32 elements at a time.
+//!
+//! ```text
+//! acc[l] = Σ w[k] · x[k] over k = l (mod 32)    in order, one multiply-add each
+//! y      = Σ_l acc[l]                           halves first
+//! ```
 
 use super::{
     Element, RowsOf,
     operand::Operand,
+    tile,
     units::{Summand, Units},
 };
 use crate::{
     isa::Isa,
     kernel::{
         axpy_rows::{self, Together},
+        matmul::ask,
         matmul_t::{self, MatmulT},
         padded,
     },
@@ -19,9 +26,7 @@ use half::{bf16, f16};
 macro_rules! float {
     ($t:ty, $zero:expr, $load:ident) => {
         impl Operand for $t {
-            type Unit = [$t; 32];
             type Column = f32;
-            type ColumnUnit = [f32; 32];
 
             #[inline(always)]
             fn columns(x: Columns<'_>) -> &[f32] {
@@ -30,45 +35,13 @@ macro_rules! float {
             }
 
             #[inline(always)]
-            fn units(row: &[Self]) -> &[Self::Unit] {
-                row.as_chunks().0
+            fn dot<I: Isa, const AHEAD: bool>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
+                dot::<I, $t, AHEAD>(isa, row, x, ahead)
             }
 
             #[inline(always)]
-            fn column_units(x: &[f32]) -> &[[f32; 32]] {
-                x.as_chunks().0
-            }
-
-            #[inline(always)]
-            fn last<'a>(row: &'a [Self], room: &'a mut Option<Self::Unit>) -> Option<&'a Self::Unit> {
-                let rest = row.as_chunks::<32>().1;
-                (!rest.is_empty()).then(|| &*room.insert(padded(rest, $zero)))
-            }
-
-            #[inline(always)]
-            fn last_of_column<'a>(x: &'a [f32], room: &'a mut Option<[f32; 32]>) -> &'a [f32; 32] {
-                room.insert(padded(x.as_chunks::<32>().1, 0.0))
-            }
-
-            #[inline(always)]
-            fn add<I: Isa, const R: usize, const C: usize>(
-                isa: I,
-                acc: &mut [[I::V; C]; R],
-                w: [&Self::Unit; R],
-                x: [&[f32; 32]; C],
-            ) {
-                for i in 0..32 / I::LANES {
-                    let mut xs = [isa.splat(0.0); C];
-                    for c in 0..C {
-                        xs[c] = isa.load(x[c], i);
-                    }
-                    for r in 0..R {
-                        let w = isa.$load(w[r], i);
-                        for c in 0..C {
-                            acc[r][c] = isa.mul_add(w, xs[c], acc[r][c]);
-                        }
-                    }
-                }
+            fn matmul<I: Isa>(isa: I, rows: RowsOf<'_, Self>, x: &[f32], y: &mut [&mut [f32]]) {
+                tile::matmul(isa, rows, x, y);
             }
         }
 
@@ -123,6 +96,44 @@ macro_rules! float {
             }
         }
     };
+}
+
+/// One row times one column.
+#[inline(always)]
+fn dot<I: Isa, T: Units, const AHEAD: bool>(isa: I, w: &[T], x: &[f32], ahead: &[T]) -> f32 {
+    let mut acc = [isa.splat(0.0); 8];
+    let (ws, (xs, x_rest)) = (T::vectors(w), x.as_chunks::<32>());
+    for (k, (w, x)) in ws.iter().zip(xs).enumerate() {
+        if AHEAD {
+            ask(ahead, k * size_of_val(w), size_of_val(w));
+        }
+        add_unit::<I, T>(isa, &mut acc, w, x);
+    }
+    if !x_rest.is_empty() {
+        add_unit::<I, T>(isa, &mut acc, &T::rest(w), &padded(x_rest, 0.0));
+    }
+    isa.reduce_add(sum_lanes(isa, acc)) + 0.0
+}
+
+#[inline(always)]
+fn add_unit<I: Isa, T: Units>(isa: I, acc: &mut [I::V; 8], w: &T::Vectors, x: &[f32; 32]) {
+    for i in 0..32 / I::LANES {
+        acc[i] = isa.mul_add(T::value(isa, w, i), isa.load(x, i), acc[i]);
+    }
+}
+
+/// The first `32 / LANES` vectors added up, halves first.
+#[inline(always)]
+pub(super) fn sum_lanes<I: Isa>(isa: I, acc: [I::V; 8]) -> I::V {
+    let mut acc = acc;
+    let mut n = 32 / I::LANES;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            acc[i] = isa.add(acc[i], acc[i + n]);
+        }
+    }
+    acc[0]
 }
 
 float!(f32, 0.0, load);

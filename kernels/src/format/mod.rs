@@ -10,7 +10,9 @@ mod products;
 mod blocks;
 mod floats;
 pub(crate) mod operand;
+mod panel;
 mod super_blocks;
+mod tile;
 pub(crate) mod units;
 
 use crate::{
@@ -65,6 +67,11 @@ impl<'a, T> RowsOf<'a, T> {
     #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
         self.elements.is_empty()
+    }
+
+    #[inline(always)]
+    pub(crate) fn stride(self) -> usize {
+        self.stride
     }
 
     #[inline(always)]

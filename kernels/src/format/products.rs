@@ -1,27 +1,159 @@
-//! Products of blocks, four of 32 elements or one of 256 at a time.
+//! Products of blocks: what a format says about its own, and one row times one column.
+//!
+//! ```text
+//! integer   sum[b] = Σ_k q[b, k] · x[b, k]                         exact, for each block b of 32 elements
+//! block     t[b]   = scale[b] · sum[b] (+ min[b] · −Σ_k x[b, k])    one or two roundings
+//! row       acc[l] = Σ t[b] · d[b] over the blocks of class l       in order, one multiply-add each
+//!           y      = Σ_l acc[l]                                     halves first
+//! ```
+//!
+//! There are sixteen classes. Block `b` of each sixteen is of class `b`; where there are no sixteen left, block `b` of each four.
+//! So a sum has one order, whatever computes it: vectors whose lanes are the blocks of a row (here), or rows (`panel.rs`).
 
-use crate::isa::Isa;
+use crate::{isa::Isa, kernel::matmul::ask};
+use bytemuck::Zeroable;
 use candle_sparse_core::ActivationGroup;
 
-/// A block, `N` of which make a unit of one or two groups.
-pub(super) trait Block<const N: usize>: Copy {
-    /// Vector `V` of group `G` of a unit. Constants, because half of what is computed from them is constant then.
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; N]) -> impl Vector<I>;
+/// A block, `N` of which make a unit of [`Self::GROUPS`] groups.
+pub(super) trait Block<const N: usize>: Copy + Zeroable {
+    /// What is done with its integer sums.
+    type Kind: Kind;
+    /// One or two.
+    const GROUPS: usize;
+
+    /// Vector `V` of both halves of group `G` of a unit. Constants, because half of what is computed from them is constant then.
+    fn quants<I: Isa, const G: usize, const V: usize>(isa: I, w: &[Self; N]) -> [I::B; 2];
+    /// Numbers of the blocks of four groups, group `g[j]` of unit `w[j]`, one lane each, as [`Isa::load_fours`].
+    fn planes<I: Isa>(isa: I, w: [&[Self; N]; 4], g: [usize; 4], q: usize) -> Planes<I>;
 }
 
-/// Weights in registers, ready for any number of columns.
-pub(super) trait Vector<I: Isa> {
-    /// The product with vector `i` of a group, but for the scales of the group.
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V;
+/// Numbers that belong to blocks, as many as [`Kind::PLANES`].
+pub(super) type Planes<I> = [<I as Isa>::V; MOST_PLANES];
+pub(super) const MOST_PLANES: usize = 6;
+
+/// How the product of a block follows from exact integer sums.
+pub(super) trait Kind {
+    const PLANES: usize;
+    /// Bits of a quant; 8 are signed and [`Isa::biased`].
+    const BITS: u32;
+    /// Whether each half of a block has a sum of its own.
+    const SPLIT: bool;
+
+    /// What to add to the sums of blocks, or of their halves, for the offset of quants, from `−Σ x` of blocks, first halves and
+    /// second halves.
+    fn offsets<I: Isa>(isa: I, neg_sums: [I::S; 3]) -> [I::S; 2];
+    /// From the sums of blocks or of their halves without offset, and the same `−Σ x`.
+    fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], neg_sums: [I::S; 3]) -> I::V;
+}
+
+/// `d · q`, `q` signed.
+pub(super) struct Signed;
+
+impl Kind for Signed {
+    const PLANES: usize = 1;
+    const BITS: u32 = 8;
+    const SPLIT: bool = false;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, [neg, ..]: [I::S; 3]) -> [I::S; 2] {
+        [isa.bias(neg), isa.zero_sums()]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], _: [I::S; 3]) -> I::V {
+        isa.mul(p[0], isa.sums_to_f32(sums))
+    }
+}
+
+/// `d · (q − 2^SHIFT)`.
+pub(super) struct Centred<const SHIFT: u32>;
+
+impl<const SHIFT: u32> Kind for Centred<SHIFT> {
+    const PLANES: usize = 1;
+    const BITS: u32 = SHIFT + 1;
+    const SPLIT: bool = false;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, [neg, ..]: [I::S; 3]) -> [I::S; 2] {
+        [isa.shift_sums::<SHIFT>(neg), isa.zero_sums()]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], _: [I::S; 3]) -> I::V {
+        isa.mul(p[0], isa.sums_to_f32(sums))
+    }
+}
+
+/// `d · q − m`, where `d` and `m` may be products of a scale of the scales: f32 holds those exactly.
+pub(super) struct Above;
+
+impl Kind for Above {
+    const PLANES: usize = 2;
+    const BITS: u32 = 5;
+    const SPLIT: bool = false;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, _: [I::S; 3]) -> [I::S; 2] {
+        [isa.zero_sums(); 2]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, [sums, _]: [I::S; 2], [neg, ..]: [I::S; 3]) -> I::V {
+        isa.mul_add(p[0], isa.sums_to_f32(sums), isa.mul(p[1], isa.sums_to_f32(neg)))
+    }
+}
+
+/// `d · scale · (q − 2^SHIFT)`, scales per half of a block. Their products are whole numbers that f32 holds.
+pub(super) struct PerHalf<const SHIFT: u32>;
+
+impl<const SHIFT: u32> Kind for PerHalf<SHIFT> {
+    const PLANES: usize = 3;
+    const BITS: u32 = SHIFT + 1;
+    const SPLIT: bool = true;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, [_, low, high]: [I::S; 3]) -> [I::S; 2] {
+        [isa.shift_sums::<SHIFT>(low), isa.shift_sums::<SHIFT>(high)]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], _: [I::S; 3]) -> I::V {
+        isa.mul(p[2], by_half(isa, [p[0], p[1]], sums))
+    }
+}
+
+/// `d · scale · q − dmin · min`, scales and minima per half of a block.
+pub(super) struct PerHalfAbove;
+
+impl Kind for PerHalfAbove {
+    const PLANES: usize = 6;
+    const BITS: u32 = 2;
+    const SPLIT: bool = true;
+
+    #[inline(always)]
+    fn offsets<I: Isa>(isa: I, _: [I::S; 3]) -> [I::S; 2] {
+        [isa.zero_sums(); 2]
+    }
+
+    #[inline(always)]
+    fn times<I: Isa>(isa: I, p: &Planes<I>, sums: [I::S; 2], [_, low, high]: [I::S; 3]) -> I::V {
+        let mins = isa.mul(p[5], by_half(isa, [p[3], p[4]], [low, high]));
+        isa.mul_add(p[2], by_half(isa, [p[0], p[1]], sums), mins)
+    }
+}
+
+/// `Σ scale · sum` of both halves, exact.
+#[inline(always)]
+fn by_half<I: Isa>(isa: I, scales: [I::V; 2], sums: [I::S; 2]) -> I::V {
+    let high = isa.mul(scales[1], isa.sums_to_f32(sums[1]));
+    isa.mul_add(scales[0], isa.sums_to_f32(sums[0]), high)
 }
 
 /// `Operand` of a block.
 macro_rules! operand {
-    ($t:ty: $n:literal blocks, groups $($g:literal)*) => {
+    ($t:ty: $n:literal blocks) => {
         impl $crate::format::operand::Operand for $t {
-            type Unit = [$t; $n];
             type Column = ActivationGroup;
-            type ColumnUnit = [ActivationGroup; { [$($g),*].len() }];
 
             #[inline(always)]
             fn columns(x: Columns<'_>) -> &[ActivationGroup] {
@@ -30,210 +162,202 @@ macro_rules! operand {
             }
 
             #[inline(always)]
-            fn units(row: &[Self]) -> &[Self::Unit] {
-                row.as_chunks().0
-            }
-
-            #[inline(always)]
-            fn column_units(x: &[ActivationGroup]) -> &[Self::ColumnUnit] {
-                x.as_chunks().0
-            }
-
-            #[inline(always)]
-            fn last<'a>(row: &'a [Self], room: &'a mut Option<Self::Unit>) -> Option<&'a Self::Unit> {
-                if row.as_chunks::<$n>().1.is_empty() {
-                    return None;
-                }
-                // The column's last group is zero where there is no block, or one that was computed already.
-                row.last_chunk().or_else(|| {
-                    let room = room.insert([row[0]; $n]);
-                    room[$n - row.len()..].copy_from_slice(row);
-                    Some(room)
-                })
-            }
-
-            #[inline(always)]
-            fn last_of_column<'a>(
-                x: &'a [ActivationGroup],
-                room: &'a mut Option<Self::ColumnUnit>,
-            ) -> &'a Self::ColumnUnit {
-                x.last_chunk().unwrap_or_else(|| room.insert([ActivationGroup::ZERO; _]))
-            }
-
-            #[inline(always)]
-            fn add<I: Isa, const R: usize, const C: usize>(
+            fn dot<I: Isa, const AHEAD: bool>(
                 isa: I,
-                acc: &mut [[I::V; C]; R],
-                w: [&Self::Unit; R],
-                x: [&Self::ColumnUnit; C],
+                row: &[Self],
+                x: &[ActivationGroup],
+                ahead: &[Self],
+            ) -> f32 {
+                $crate::format::products::dot::<I, $t, $n, AHEAD>(isa, row, x, ahead)
+            }
+
+            #[inline(always)]
+            fn matmul<I: Isa>(
+                isa: I,
+                rows: $crate::format::RowsOf<'_, Self>,
+                x: &[ActivationGroup],
+                y: &mut [&mut [f32]],
             ) {
-                $(
-                    let mut group = [&x[0][$g]; C];
-                    for c in 1..C {
-                        group[c] = &x[c][$g];
-                    }
-                    $crate::format::products::add_group::<I, $t, $n, $g, R, C>(isa, acc, w, group);
-                )*
+                $crate::format::panel::matmul::<I, $t, $n>(isa, rows, x, y);
             }
         }
     };
 }
 
-/// `acc[r][c] += w[r] · x[c]` of group `G`.
+/// One row times one column.
 #[inline(always)]
-pub(super) fn add_group<
-    I: Isa,
-    T: Block<N>,
-    const N: usize,
-    const G: usize,
-    const R: usize,
-    const C: usize,
->(
+pub(super) fn dot<I: Isa, T: Block<N>, const N: usize, const AHEAD: bool>(
     isa: I,
-    acc: &mut [[I::V; C]; R],
-    w: [&[T; N]; R],
-    x: [&ActivationGroup; C],
-) {
-    add_vector::<I, T, N, G, 0, R, C>(isa, acc, w, x);
-    if I::LANES < 16 {
-        add_vector::<I, T, N, G, 1, R, C>(isa, acc, w, x);
+    w: &[T],
+    x: &[ActivationGroup],
+    ahead: &[T],
+) -> f32 {
+    let mut acc = [isa.splat(0.0); 4];
+    let per_chunk = 4 / T::GROUPS;
+    let units = w.as_chunks::<N>().0;
+    let chunks = units.chunks_exact(per_chunk);
+    let rest = chunks.remainder();
+    let whole = units.len() - rest.len();
+    for (k, (w, x)) in chunks.zip(x.as_chunks::<4>().0).enumerate() {
+        if AHEAD {
+            ask(ahead, k * size_of_val(w), size_of_val(w));
+        }
+        add_chunk(isa, &mut acc, w, x);
     }
-    if I::LANES < 8 {
-        add_vector::<I, T, N, G, 2, R, C>(isa, acc, w, x);
-        add_vector::<I, T, N, G, 3, R, C>(isa, acc, w, x);
-    }
-}
-
-#[inline(always)]
-fn add_vector<
-    I: Isa,
-    T: Block<N>,
-    const N: usize,
-    const G: usize,
-    const V: usize,
-    const R: usize,
-    const C: usize,
->(
-    isa: I,
-    acc: &mut [[I::V; C]; R],
-    w: [&[T; N]; R],
-    x: [&ActivationGroup; C],
-) {
-    for r in 0..R {
-        let w = T::vector::<I, G, V>(isa, w[r]);
-        for c in 0..C {
-            acc[r][c] = isa.mul_add(w.times(isa, x[c], V), isa.load(&x[c].d, V), acc[r][c]);
+    let x_rest = &x[whole * T::GROUPS..];
+    for (w, x) in rest.iter().zip(x_rest.chunks_exact(T::GROUPS)) {
+        acc[0] = add_group::<I, T, N, 0>(isa, acc[0], w, &x[0]);
+        if T::GROUPS == 2 {
+            acc[0] = add_group::<I, T, N, 1>(isa, acc[0], w, &x[1]);
         }
     }
+    let mut room = None;
+    if let (Some(w), [.., x]) = (last(w, &mut room), x) {
+        acc[0] = add_group::<I, T, N, 0>(isa, acc[0], w, x);
+    }
+    let sum = match I::LANES {
+        16 => acc[0],
+        8 => isa.add(acc[0], acc[1]),
+        _ => isa.add(isa.add(acc[0], acc[2]), isa.add(acc[1], acc[3])),
+    };
+    // Sums of what rounds to nothing have a sign that depends on what else is zero.
+    isa.reduce_add(sum) + 0.0
 }
 
-/// Both halves of vector `i`.
+/// What follows the whole units of a row, as a unit: the row's last blocks, some of them a second time. The column's last
+/// group is zero where there is no block, or one that was computed already.
 #[inline(always)]
-fn quants<I: Isa>(isa: I, x: &ActivationGroup, i: usize) -> [I::B; 2] {
-    [isa.load_bytes(&x.qs[0], i), isa.load_bytes(&x.qs[1], i)]
-}
-
-/// `d · q`, `q` signed.
-pub(super) struct Signed<I: Isa> {
-    pub(super) q: [I::B; 2],
-    pub(super) d: I::V,
-}
-
-impl<I: Isa> Vector<I> for Signed<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.dot_i8(self.q, quants(isa, x, i), &x.neg_sums, i);
-        isa.mul(self.d, isa.sums_to_f32(sums))
+pub(super) fn last<'a, T: Zeroable + Copy, const N: usize>(
+    row: &'a [T],
+    room: &'a mut Option<[T; N]>,
+) -> Option<&'a [T; N]> {
+    if row.as_chunks::<N>().1.is_empty() {
+        return None;
     }
+    row.last_chunk().or_else(|| {
+        let room = room.insert([T::zeroed(); N]);
+        room[N - row.len()..].copy_from_slice(row);
+        Some(room)
+    })
 }
 
-/// `d · (q − 2^SHIFT)`.
-pub(super) struct Centred<I: Isa, const SHIFT: u32> {
-    pub(super) q: [I::B; 2],
-    pub(super) d: I::V,
-}
-
-impl<I: Isa, const SHIFT: u32> Vector<I> for Centred<I, SHIFT> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.dot_u6(isa.load_sums::<SHIFT>(&x.neg_sums, i), self.q, quants(isa, x, i));
-        isa.mul(self.d, isa.sums_to_f32(sums))
-    }
-}
-
-/// `d · q − m`.
-pub(super) struct Above<I: Isa> {
-    pub(super) q: [I::B; 2],
-    pub(super) d: I::V,
-    pub(super) m: I::V,
-}
-
-impl<I: Isa> Vector<I> for Above<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.sums_to_f32(isa.dot_u6(isa.zero_sums(), self.q, quants(isa, x, i)));
-        let neg_sums = isa.sums_to_f32(isa.load_sums::<0>(&x.neg_sums, i));
-        isa.mul_add(self.d, sums, isa.mul(self.m, neg_sums))
-    }
-}
-
-/// `d · scale · q − dmin · min`, scales and minima per block.
-pub(super) struct PerBlock<I: Isa> {
-    pub(super) q: [I::B; 2],
-    pub(super) scales: I::S,
-    pub(super) mins: I::S,
-    pub(super) d: I::V,
-    pub(super) dmin: I::V,
-}
-
-impl<I: Isa> Vector<I> for PerBlock<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = isa.dot_scaled::<2, 0>(isa.zero_sums(), self.q, quants(isa, x, i), self.scales);
-        let neg_mins = isa.scale_sums(isa.load_sums::<0>(&x.neg_sums, i), self.mins);
-        isa.mul_add(self.d, isa.sums_to_f32(sums), isa.mul(self.dmin, isa.sums_to_f32(neg_mins)))
-    }
-}
-
-/// `d · scale · (q − OFFSET)`, scales per half of a block.
-pub(super) struct PerHalf<I: Isa, const OFFSET: u8> {
-    pub(super) q: [I::B; 2],
-    pub(super) scales: [I::S; 2],
-    pub(super) d: I::V,
-}
-
-impl<I: Isa, const OFFSET: u8> Vector<I> for PerHalf<I, OFFSET> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let sums = by_half::<I, OFFSET>(isa, self.q, quants(isa, x, i), self.scales);
-        isa.mul(self.d, isa.sums_to_f32(sums))
-    }
-}
-
-/// `d · scale · q + dmin · min`, scales and minima per half of a block.
-pub(super) struct PerHalfAbove<I: Isa> {
-    pub(super) q: [I::B; 2],
-    pub(super) scales: [I::S; 2],
-    pub(super) mins: [I::S; 2],
-    pub(super) d: I::V,
-    pub(super) dmin: I::V,
-}
-
-impl<I: Isa> Vector<I> for PerHalfAbove<I> {
-    #[inline(always)]
-    fn times(&self, isa: I, x: &ActivationGroup, i: usize) -> I::V {
-        let x = quants(isa, x, i);
-        let sums = by_half::<I, 0>(isa, self.q, x, self.scales);
-        let mins = by_half::<I, 0>(isa, [isa.splat_byte(1); 2], x, self.mins);
-        isa.mul_add(self.d, isa.sums_to_f32(sums), isa.mul(self.dmin, isa.sums_to_f32(mins)))
-    }
-}
-
-/// `(w − OFFSET) · x`, each half with its factors.
+/// Both halves of vector `V` of group `G` of some units.
 #[inline(always)]
-fn by_half<I: Isa, const OFFSET: u8>(isa: I, w: [I::B; 2], x: [I::B; 2], factors: [I::S; 2]) -> I::S {
-    let low = isa.dot_scaled::<1, OFFSET>(isa.zero_sums(), [w[0]], [x[0]], factors[0]);
-    isa.dot_scaled::<1, OFFSET>(low, [w[1]], [x[1]], factors[1])
+fn quants_of<I: Isa, T: Block<N>, const N: usize, const G: usize, const V: usize>(
+    isa: I,
+    w: &[[T; N]],
+) -> [I::B; 2] {
+    if T::GROUPS == 1 {
+        T::quants::<I, 0, V>(isa, &w[G])
+    } else if G.is_multiple_of(2) {
+        T::quants::<I, 0, V>(isa, &w[G / 2])
+    } else {
+        T::quants::<I, 1, V>(isa, &w[G / 2])
+    }
+}
+
+/// `acc += w · x` for sixteen blocks.
+#[inline(always)]
+fn add_chunk<I: Isa, T: Block<N>, const N: usize>(
+    isa: I,
+    acc: &mut [I::V; 4],
+    w: &[[T; N]],
+    x: &[ActivationGroup; 4],
+) {
+    let zero = isa.zero_sums();
+    let (mut sums, mut units) = ([[zero; 16]; 2], [&w[0]; 4]);
+    macro_rules! group {
+        ($($g:literal)*) => {$(
+            units[$g] = &w[$g / T::GROUPS];
+            vectors!($g: 0);
+            if I::LANES < 16 {
+                vectors!($g: 1);
+            }
+            if I::LANES < 8 {
+                vectors!($g: 2 3);
+            }
+        )*};
+    }
+    macro_rules! vectors {
+        ($g:literal: $($v:literal)*) => {$(
+            let q = quants_of::<I, T, N, $g, $v>(isa, w);
+            let at = $g * (16 / I::LANES) + $v;
+            (sums[0][at], sums[1][at]) = sums_of::<I, T::Kind>(isa, q, &x[$g], $v);
+        )*};
+    }
+    group!(0 1 2 3);
+    let g = [0, 1 % T::GROUPS, 2 % T::GROUPS, 3 % T::GROUPS];
+    let x = [&x[0], &x[1], &x[2], &x[3]];
+    for q in 0..16 / I::LANES {
+        let planes = T::planes(isa, units, g, q);
+        let mut both = [zero; 2];
+        for h in 0..if T::Kind::SPLIT { 2 } else { 1 } {
+            let s = &sums[h];
+            both[h] = isa.sum_blocks([s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]]);
+        }
+        acc[q] = add_blocks::<I, T::Kind>(isa, acc[q], &planes, both, x, q);
+    }
+}
+
+/// `acc += w · x` for group `G` of a unit alone.
+#[inline(always)]
+fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
+    isa: I,
+    acc: I::V,
+    w: &[T; N],
+    x: &ActivationGroup,
+) -> I::V {
+    let zero = isa.zero_sums();
+    let mut sums = [[zero; 4]; 2];
+    macro_rules! vectors {
+        ($($v:literal)*) => {$(
+            (sums[0][$v], sums[1][$v]) = sums_of::<I, T::Kind>(isa, T::quants::<I, G, $v>(isa, w), x, $v);
+        )*};
+    }
+    vectors!(0);
+    if I::LANES < 16 {
+        vectors!(1);
+    }
+    if I::LANES < 8 {
+        vectors!(2 3);
+    }
+    let none = [T::zeroed(); N];
+    let planes = T::planes(isa, [w, &none, &none, &none], [G; 4], 0);
+    let both = [isa.sum_blocks(sums[0]), if T::Kind::SPLIT { isa.sum_blocks(sums[1]) } else { zero }];
+    let no_x = &ActivationGroup::ZERO;
+    add_blocks::<I, T::Kind>(isa, acc, &planes, both, [x, no_x, no_x, no_x], 0)
+}
+
+/// Sums of lanes: of both halves, or of each.
+#[inline(always)]
+fn sums_of<I: Isa, K: Kind>(isa: I, w: [I::B; 2], x: &ActivationGroup, v: usize) -> (I::S, I::S) {
+    let x = [isa.load_bytes(&x.qs[0], v), isa.load_bytes(&x.qs[1], v)];
+    if K::SPLIT {
+        (isa.dot(K::BITS, [w[0]], [x[0]]), isa.dot(K::BITS, [w[1]], [x[1]]))
+    } else {
+        (isa.dot(K::BITS, w, x), isa.zero_sums())
+    }
+}
+
+/// `acc += t · d`, a lane per block.
+#[inline(always)]
+fn add_blocks<I: Isa, K: Kind>(
+    isa: I,
+    acc: I::V,
+    planes: &Planes<I>,
+    sums: [I::S; 2],
+    x: [&ActivationGroup; 4],
+    q: usize,
+) -> I::V {
+    let mut neg = [isa.zero_sums(); 3];
+    for i in 0..3 {
+        let x = [&x[0].neg_sums[i], &x[1].neg_sums[i], &x[2].neg_sums[i], &x[3].neg_sums[i]];
+        neg[i] = isa.load_four_sums(x, q);
+    }
+    let offsets = K::offsets(isa, neg);
+    let sums = [isa.add_sums(sums[0], offsets[0]), isa.add_sums(sums[1], offsets[1])];
+    let t = K::times(isa, planes, sums, neg);
+    isa.mul_add(t, isa.load_fours([&x[0].d, &x[1].d, &x[2].d, &x[3].d], q), acc)
 }
 
 #[inline(always)]

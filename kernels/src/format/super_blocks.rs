@@ -2,11 +2,11 @@
 //!
 //! Their quants are fields of bytes at strides of 32 or 64, so 16 neighbouring elements, half a block, are the same field
 //! of 16 neighbouring bytes: a vector is put together from such quarters, each with its own shift. Scales are small
-//! integers, so a product with them is still exact, and there is one conversion to f32 per vector.
+//! integers: f32 holds their product with a scale in f16, and with the sums of a block, exactly.
 
 use super::{
     elements::{Grid, LONGEST, number},
-    products::{Block, PerBlock, PerHalf, PerHalfAbove, Vector, or},
+    products::{Above, Block, PerHalf, PerHalfAbove, Planes, or},
 };
 use crate::isa::Isa;
 use candle_sparse_core::{
@@ -14,74 +14,138 @@ use candle_sparse_core::{
 };
 use half::f16;
 
-operand!(BlockQ6K: 1 blocks, groups 0 1);
-operand!(BlockQ5K: 1 blocks, groups 0 1);
-operand!(BlockQ4K: 1 blocks, groups 0 1);
-operand!(BlockQ3K: 1 blocks, groups 0 1);
-operand!(BlockQ2K: 1 blocks, groups 0 1);
+operand!(BlockQ6K: 1 blocks);
+operand!(BlockQ5K: 1 blocks);
+operand!(BlockQ4K: 1 blocks);
+operand!(BlockQ3K: 1 blocks);
+operand!(BlockQ2K: 1 blocks);
 
-impl Block<1> for BlockQ6K {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let low = fields::<I, 4, 64, 0, G>(isa, &w.ql, V);
-        let q = or(isa, low, fields::<I, 2, 32, 4, G>(isa, &w.qh, V));
-        let scales = signed_at(&w.scales, G);
-        PerHalf::<I, 32> { q, scales: by_halves(isa, scales, V), d: isa.splat_f16(w.d) }
-    }
-}
+/// `Block` of one super-block: its quants, and the numbers of the blocks of four groups.
+macro_rules! super_block {
+    (
+        $t:ty: $kind:ty, |$isa:ident, $w:ident, $v:ident, $group:ident| $quants:expr,
+        |$blocks:ident, $g:ident, $q:ident| [$($plane:expr),*]
+    ) => {
+        impl Block<1> for $t {
+            type Kind = $kind;
+            const GROUPS: usize = 2;
 
-impl Block<1> for BlockQ5K {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let low = fields::<I, 4, 32, 0, G>(isa, &w.qs, V);
-        let q = or(isa, low, fields::<I, 1, 32, 4, G>(isa, &w.qh, V));
-        let (scales, mins) = scales_and_mins(&w.scales, G);
-        PerBlock {
-            q,
-            scales: isa.factors::<0, 1, false>(u64::from(scales), V),
-            mins: isa.factors::<0, 1, false>(u64::from(mins), V),
-            d: isa.splat_f16(w.d),
-            dmin: isa.splat_f16(w.dmin),
+            #[inline(always)]
+            fn quants<I: Isa, const $group: usize, const V: usize>($isa: I, [$w]: &[Self; 1]) -> [I::B; 2] {
+                let $v = V;
+                $quants
+            }
+
+            #[inline(always)]
+            fn planes<I: Isa>($isa: I, [[a], [b], [c], [d]]: [&[Self; 1]; 4], $g: [usize; 4], $q: usize) -> Planes<I> {
+                let ($blocks, mut planes) = ([a, b, c, d], [$isa.splat(0.0); _]);
+                let mut i = 0;
+                $(
+                    planes[i] = $plane;
+                    i += 1;
+                )*
+                let _ = i;
+                planes
+            }
         }
-    }
+    };
 }
 
-impl Block<1> for BlockQ4K {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let (scales, mins) = scales_and_mins(&w.scales, G);
-        PerBlock {
-            q: fields::<I, 4, 32, 0, G>(isa, &w.qs, V),
-            scales: isa.factors::<0, 1, false>(u64::from(scales), V),
-            mins: isa.factors::<0, 1, false>(u64::from(mins), V),
-            d: isa.splat_f16(w.d),
-            dmin: isa.splat_f16(w.dmin),
-        }
-    }
+/// An expression of each of four blocks and their groups.
+macro_rules! each {
+    ($w:ident, |$b:ident| $e:expr) => {
+        [
+            {
+                let $b = $w[0];
+                $e
+            },
+            {
+                let $b = $w[1];
+                $e
+            },
+            {
+                let $b = $w[2];
+                $e
+            },
+            {
+                let $b = $w[3];
+                $e
+            },
+        ]
+    };
+    ($w:ident $g:ident, |$b:ident, $of:ident| $e:expr) => {
+        [
+            {
+                let ($b, $of) = ($w[0], $g[0]);
+                $e
+            },
+            {
+                let ($b, $of) = ($w[1], $g[1]);
+                $e
+            },
+            {
+                let ($b, $of) = ($w[2], $g[2]);
+                $e
+            },
+            {
+                let ($b, $of) = ($w[3], $g[3]);
+                $e
+            },
+        ]
+    };
 }
 
-impl Block<1> for BlockQ3K {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let low = fields::<I, 2, 32, 0, G>(isa, &w.qs, V);
-        let q = or(isa, low, fields::<I, 1, 32, 2, G>(isa, &w.hmask, V));
-        let scales = by_halves(isa, scales_q3(&w.scales, G), V);
-        PerHalf::<I, 4> { q, scales, d: isa.splat_f16(w.d) }
-    }
-}
+super_block!(BlockQ6K: PerHalf<5>,
+    |isa, w, v, G| or(isa, fields::<I, 4, 64, 0, G>(isa, &w.ql, v), fields::<I, 2, 32, 4, G>(isa, &w.qh, v)),
+    |w, g, q| [
+        isa.signed_to_f32(each!(w g, |b, g| half_of(signed_at(&b.scales, g), 0)), q),
+        isa.signed_to_f32(each!(w g, |b, g| half_of(signed_at(&b.scales, g), 1)), q),
+        isa.splat_four(each!(w, |b| b.d), q)
+    ]
+);
+super_block!(BlockQ5K: Above,
+    |isa, w, v, G| or(isa, fields::<I, 4, 32, 0, G>(isa, &w.qs, v), fields::<I, 1, 32, 4, G>(isa, &w.qh, v)),
+    |w, g, q| [
+        isa.mul(isa.splat_four(each!(w, |b| b.d), q),
+            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).0.to_le_bytes()), q)),
+        isa.mul(isa.splat_four(each!(w, |b| b.dmin), q),
+            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).1.to_le_bytes()), q))
+    ]
+);
+super_block!(BlockQ4K: Above,
+    |isa, w, v, G| fields::<I, 4, 32, 0, G>(isa, &w.qs, v),
+    |w, g, q| [
+        isa.mul(isa.splat_four(each!(w, |b| b.d), q),
+            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).0.to_le_bytes()), q)),
+        isa.mul(isa.splat_four(each!(w, |b| b.dmin), q),
+            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).1.to_le_bytes()), q))
+    ]
+);
+super_block!(BlockQ3K: PerHalf<2>,
+    |isa, w, v, G| or(isa, fields::<I, 2, 32, 0, G>(isa, &w.qs, v), fields::<I, 1, 32, 2, G>(isa, &w.hmask, v)),
+    |w, g, q| [
+        isa.signed_to_f32(each!(w g, |b, g| half_of(scales_q3(&b.scales, g), 0)), q),
+        isa.signed_to_f32(each!(w g, |b, g| half_of(scales_q3(&b.scales, g), 1)), q),
+        isa.splat_four(each!(w, |b| b.d), q)
+    ]
+);
+super_block!(BlockQ2K: PerHalfAbove,
+    |isa, w, v, G| fields::<I, 2, 32, 0, G>(isa, &w.qs, v),
+    |w, g, q| [
+        isa.bytes_to_f32(each!(w g, |b, g| half_of(u64_at(&b.scales, g) & FOURS, 0)), q),
+        isa.bytes_to_f32(each!(w g, |b, g| half_of(u64_at(&b.scales, g) & FOURS, 1)), q),
+        isa.splat_four(each!(w, |b| b.d), q),
+        isa.bytes_to_f32(each!(w g, |b, g| half_of(u64_at(&b.scales, g) >> 4 & FOURS, 0)), q),
+        isa.bytes_to_f32(each!(w g, |b, g| half_of(u64_at(&b.scales, g) >> 4 & FOURS, 1)), q),
+        isa.splat_four(each!(w, |b| b.dmin), q)
+    ]
+);
 
-impl Block<1> for BlockQ2K {
-    #[inline(always)]
-    fn vector<I: Isa, const G: usize, const V: usize>(isa: I, [w]: &[Self; 1]) -> impl Vector<I> {
-        let nibbles = u64_at(&w.scales, G);
-        PerHalfAbove {
-            q: fields::<I, 2, 32, 0, G>(isa, &w.qs, V),
-            scales: by_halves(isa, nibbles & FOURS, V),
-            mins: by_halves(isa, (nibbles >> 4) & FOURS, V),
-            d: isa.splat_f16(w.d),
-            dmin: isa.splat(-number(w.dmin)),
-        }
-    }
+/// Of bytes in pairs the first or the second ones.
+#[inline(always)]
+fn half_of(bytes: u64, half: usize) -> [u8; 4] {
+    let b = bytes.to_le_bytes();
+    [b[half], b[2 + half], b[4 + half], b[6 + half]]
 }
 
 /// Both halves of vector `i` of group `G` from a plane of fields, see `planes.rs` of the core: byte `j` of each `STRIDE` bytes
@@ -117,12 +181,6 @@ const fn quarters(
         b += 1;
     }
     (place, up)
-}
-
-/// Factors of the lower and of the upper half of each block, from signed bytes of which those of a block are side by side.
-#[inline(always)]
-fn by_halves<I: Isa>(isa: I, scales: u64, i: usize) -> [I::S; 2] {
-    [isa.factors::<0, 2, true>(scales, i), isa.factors::<1, 2, true>(scales, i)]
 }
 
 /// The lower two bits of each byte, the lower four, and the sixth.

@@ -93,7 +93,7 @@ pub(crate) fn by_elements<I: Isa, T: Element>(isa: I, rows: Together<'_, T>, y: 
     let bytes = size_of_val(rows.rows[0]) / y.len().div_ceil(BLOCK_LEN * LONGEST).max(1);
     let mut values = Lines([[0.0; BLOCK_LEN]; LONGEST]);
     for (i, &a) in rows.a.iter().enumerate() {
-        for (k, y) in y.as_chunks_mut().0.chunks_mut(LONGEST).enumerate() {
+        for (k, y) in y.as_chunks_mut::<BLOCK_LEN>().0.chunks_mut(LONGEST).enumerate() {
             ask(rows.ahead[i], k * bytes, bytes);
             T::write(isa, rows.rows[i], k * LONGEST, &mut values.0[..y.len()]);
             for (v, y) in values.0.iter().zip(y) {

@@ -157,7 +157,7 @@ fn tile<I: Isa, const C: usize, const U: usize>(
         }
     }
     for c in 0..C {
-        let y = y[c][k..k + U * BLOCK_LEN].as_chunks_mut().0;
+        let y = y[c][k..k + U * BLOCK_LEN].as_chunks_mut::<BLOCK_LEN>().0;
         for j in 0..U {
             for i in 0..32 / I::LANES {
                 isa.store(acc[c][j][i], &mut y[j], i);

@@ -25,10 +25,6 @@ impl Kernel for Quantize<'_> {
                 let (d, qs) = block(isa, x);
                 group.set_block(missing + b, d, &qs);
             }
-            for i in 0..16 / I::LANES {
-                let halves = [isa.load_bytes(&group.qs[0], i), isa.load_bytes(&group.qs[1], i)];
-                isa.store_neg_sums(halves, &mut group.neg_sums, i);
-            }
         }
     }
 }

@@ -41,10 +41,6 @@ fn whole(x: &[i8]) -> Vec<ActivationGroup> {
     let mut groups = vec![ActivationGroup::ZERO; x.len() / 128];
     for (group, x) in groups.iter_mut().zip(x.chunks(128)) {
         x.as_chunks().0.iter().enumerate().for_each(|(b, qs)| group.set_block(b, 1.0, qs));
-        for l in 0..16 {
-            let quants = group.qs.iter().flat_map(|half| &half[4 * l..4 * l + 4]);
-            group.neg_sums[l] = -quants.map(|&q| i32::from(q)).sum::<i32>();
-        }
     }
     groups
 }

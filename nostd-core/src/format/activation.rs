@@ -10,8 +10,8 @@ const BLOCKS: usize = GROUP_LEN / BLOCK_LEN;
 
 /// Four blocks of 32 activations `d · q`, `q` in −127..=127, laid out for vectors of every width.
 ///
-/// Lane `4·b + j` of a product belongs to block `b`: bytes `4j..4j + 4` of its first half and the same of its second half.
-/// Formats that keep two elements in a byte hold just these two halves, and one vector of 64 bytes serves four blocks.
+/// Bytes `16·b..16·b + 16` of a half belong to block `b`. Formats that keep two elements in a byte hold just these two halves, and
+/// one vector of 64 bytes serves four blocks.
 /// Where a column ends inside a group, the group holds its last blocks behind blocks of zeros: a kernel may then pair it
 /// with the last four blocks of a row, some of them a second time, and needs no copy of the rest.
 /// Lives only between two operations, so scales keep f32 precision.
@@ -20,17 +20,17 @@ const BLOCKS: usize = GROUP_LEN / BLOCK_LEN;
 pub struct ActivationGroup {
     /// Quants: elements 0..16 of the four blocks, then elements 16..32 of the four.
     pub qs: [[i8; 64]; 2],
-    /// Scale of each lane's block.
-    pub d: [f32; 16],
-    /// `−Σ q` over the eight quants of each lane, which formats with an offset need.
-    pub neg_sums: [i32; 16],
+    /// Scale of each block.
+    pub d: [f32; BLOCKS],
+    /// `−Σ q` of each block, then of its first half and of its second half, which formats with an offset need.
+    pub neg_sums: [[i32; BLOCKS]; 3],
 }
 
-const _: () = assert!(size_of::<ActivationGroup>() == 256);
+const _: () = assert!(size_of::<ActivationGroup>() == 192);
 
 impl ActivationGroup {
     /// All zero.
-    pub const ZERO: Self = Self { qs: [[0; 64]; 2], d: [0.0; 16], neg_sums: [0; 16] };
+    pub const ZERO: Self = Self { qs: [[0; 64]; 2], d: [0.0; BLOCKS], neg_sums: [[0; BLOCKS]; 3] };
 
     /// How many groups `cols` elements take.
     #[must_use]
@@ -53,10 +53,6 @@ impl ActivationGroup {
             let id = if d >= f32::MIN_POSITIVE { 1.0 / d } else { 0.0 };
             group.set_block(b, d, &x.map(|v| libm::rintf(v * id) as i8));
         }
-        for l in 0..16 {
-            let sum = |half: &[i8; 64]| half[4 * l..4 * l + 4].iter().map(|&q| i32::from(q)).sum::<i32>();
-            group.neg_sums[l] = -sum(&group.qs[0]) - sum(&group.qs[1]);
-        }
         group
     }
 
@@ -69,16 +65,18 @@ impl ActivationGroup {
         (group, i % BLOCKS + missing)
     }
 
-    /// Stores scale and quants (in element order) of block `b`, leaving the sums to the caller.
+    /// Stores scale, quants (in element order) and their sums of block `b`.
     ///
     /// # Panics
     /// `b` is not below 4.
     #[inline]
     pub fn set_block(&mut self, b: usize, d: f32, qs: &[i8; BLOCK_LEN]) {
-        self.d[4 * b..4 * b + 4].fill(d);
-        let (low, high) = qs.split_at(BLOCK_LEN / 2);
-        self.qs[0][16 * b..16 * b + 16].copy_from_slice(low);
-        self.qs[1][16 * b..16 * b + 16].copy_from_slice(high);
+        self.d[b] = d;
+        for (half, qs) in qs.as_chunks::<{ BLOCK_LEN / 2 }>().0.iter().enumerate() {
+            self.qs[half][16 * b..16 * b + 16].copy_from_slice(qs);
+            self.neg_sums[1 + half][b] = -qs.iter().map(|&q| i32::from(q)).sum::<i32>();
+        }
+        self.neg_sums[0][b] = self.neg_sums[1][b] + self.neg_sums[2][b];
     }
 
     /// Scale, `Σ q` and quants in element order of block `b`.
@@ -91,7 +89,6 @@ impl ActivationGroup {
         let mut qs = [0; BLOCK_LEN];
         qs[..BLOCK_LEN / 2].copy_from_slice(&self.qs[0][16 * b..16 * b + 16]);
         qs[BLOCK_LEN / 2..].copy_from_slice(&self.qs[1][16 * b..16 * b + 16]);
-        let neg_sum: i32 = self.neg_sums[4 * b..4 * b + 4].iter().sum();
-        (self.d[4 * b], -neg_sum, qs)
+        (self.d[b], -self.neg_sums[0][b], qs)
     }
 }

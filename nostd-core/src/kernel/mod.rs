@@ -23,8 +23,8 @@ pub use sparse_ffn::{GluActivation, Neurons};
 ///
 /// An operation that an implementation leaves out is the scalar one.
 ///
-/// Shape mistakes are programming errors and panic. A row computed alone equals the same row computed among others, bit
-/// for bit; a column alone may be summed in another order than among others.
+/// Shape mistakes are programming errors and panic. A row or a column computed alone equals the same one computed among
+/// others, bit for bit.
 pub trait KernelSet {
     /// `y[c][r] = Σ_k w[r, k] · x[c, k]`: a matvec for one column, a matmul for several.
     ///

@@ -1,0 +1,364 @@
+//! Thirty-two rows of blocks times several columns, with the bits of [`super::products::dot`].
+//!
+//! ```text
+//! for each thirty-two rows:                      (unpacked, four rows side by side)
+//!     for each 8 columns:
+//!         for each sixteen blocks:               (in the L1 cache, and so are the columns' sums)
+//!             for each column, or two of them:   (integer sums of 32 rows stay in registers)
+//!                 sum += row bytes · column bytes
+//!                 acc[class] += t · d
+//! ```
+//!
+//! Lane `4b + r` of a vector belongs to block `b` of row `r`. A column's bytes are spread over the rows, so no sum is ever taken
+//! across lanes, and what a block costs to unpack is paid once for all columns. Rows of a panel are read side by side, which
+//! the hardware does not see coming: the next panel is asked for, in the order of its memory.
+
+use super::{
+    RowsOf,
+    products::{Block, Kind, MOST_PLANES, last},
+};
+use crate::{
+    isa::{Isa, Kernel},
+    kernel::matmul::ask,
+};
+use bytemuck::Zeroable;
+use candle_sparse_core::ActivationGroup;
+use core::marker::PhantomData;
+
+/// Rows of a panel: as many as bring back what unpacking costs, while their sums stay in registers.
+const ROWS: usize = 32;
+const FOURS: usize = ROWS / 4;
+/// Columns whose sums stay in the L1 cache, 16 KiB of them, beside 18 KiB of unpacked blocks.
+const COLUMNS: usize = 8;
+/// Bytes of columns that stay in the L2 cache while all rows are multiplied with them, and columns at least: fewer would not
+/// bring back what unpacking costs.
+const BLOCK_BYTES: usize = 384 * 1024;
+const LEAST_BLOCK: usize = 64;
+
+/// A group of four rows: of each half the bytes `4t..4t + 4` of each block and row.
+type Quants = [[[i8; 64]; 4]; 2];
+
+/// Sixteen blocks of each row of a panel: of each group, for each four rows, their bytes and the numbers of their blocks.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Chunk {
+    quants: [[Quants; FOURS]; 4],
+    planes: [[[[f32; 16]; FOURS]; 4]; MOST_PLANES],
+}
+
+const NO_CHUNK: Chunk =
+    Chunk { quants: [[[[[0; 64]; 4]; 2]; FOURS]; 4], planes: [[[[0.0; 16]; FOURS]; 4]; MOST_PLANES] };
+
+/// Sums of a column: of each group of a chunk, for each four rows.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Sums([[[f32; 16]; FOURS]; 4]);
+
+const NO_SUMS: Sums = Sums([[[0.0; 16]; FOURS]; 4]);
+
+/// Where the groups of a part of a row begin, how many there are, and how many units they are. A part is sixteen blocks; where
+/// none are left, a unit, and at last what is no whole unit.
+#[derive(Clone, Copy)]
+struct Part {
+    unit: usize,
+    units: usize,
+    group: usize,
+    groups: usize,
+}
+
+/// All rows times several columns.
+#[inline(always)]
+pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
+    isa: I,
+    rows: RowsOf<'_, T>,
+    x: &[ActivationGroup],
+    y: &mut [&mut [f32]],
+) {
+    let per_column = x.len() / y.len().max(1);
+    let block = (BLOCK_BYTES / (per_column * size_of::<ActivationGroup>()).max(1)).max(LEAST_BLOCK);
+    let block = block.next_multiple_of(COLUMNS);
+    for (x, y) in x.chunks((block * per_column).max(1)).zip(y.chunks_mut(block)) {
+        columns::<I, T, N>(isa, rows, x, per_column, y);
+    }
+}
+
+/// All rows times columns that fit a cache.
+#[inline(always)]
+fn columns<I: Isa, T: Block<N>, const N: usize>(
+    isa: I,
+    rows: RowsOf<'_, T>,
+    x: &[ActivationGroup],
+    per_column: usize,
+    y: &mut [&mut [f32]],
+) {
+    let (n, count) = (y.len(), y.first().map_or(0, |y| y.len()));
+    let parts = parts::<T, N>(rows.row(0).len(), per_column);
+    // A few columns are done with a chunk at once; more come back to it.
+    let keep = n > COLUMNS;
+    let mut chunks = vec![NO_CHUNK; if keep { parts.len() } else { 1 }];
+    let mut sums = [NO_SUMS; COLUMNS];
+    for start in (0..count).step_by(ROWS) {
+        let panel = Panel { rows, start, end: count.min(start + ROWS) };
+        for (&part, out) in parts.iter().zip(&mut chunks).take(if keep { parts.len() } else { 0 }) {
+            isa.leaf(Unpack::<T, N> { panel, part, out });
+        }
+        for (x, y) in x.chunks(COLUMNS * per_column).zip(y.chunks_mut(COLUMNS)) {
+            sums.fill(NO_SUMS);
+            for (i, &part) in parts.iter().enumerate() {
+                let chunk = &mut chunks[if keep { i } else { 0 }];
+                if !keep {
+                    isa.leaf(Unpack::<T, N> { panel, part, out: chunk });
+                }
+                let kind = PhantomData::<T::Kind>;
+                isa.leaf(Multiply { chunk, part, x, per_column, sums: &mut sums, kind });
+            }
+            for (sums, y) in sums.iter().zip(y.iter_mut()) {
+                write(isa, sums, &mut y[start..panel.end]);
+            }
+        }
+    }
+}
+
+/// The parts of a row of some blocks.
+fn parts<T: Block<N>, const N: usize>(blocks: usize, per_column: usize) -> Vec<Part> {
+    let (whole, per_chunk) = (blocks / N, 4 / T::GROUPS);
+    let mut parts = Vec::with_capacity(whole.div_ceil(per_chunk) + 4);
+    let mut unit = 0;
+    while unit < whole {
+        let units = if whole - unit >= per_chunk { per_chunk } else { 1 };
+        parts.push(Part { unit, units, group: unit * T::GROUPS, groups: units * T::GROUPS });
+        unit += units;
+    }
+    if !blocks.is_multiple_of(N) {
+        parts.push(Part { unit, units: 1, group: per_column - 1, groups: 1 });
+    }
+    parts
+}
+
+/// Rows `start..end`.
+#[derive(Clone, Copy)]
+struct Panel<'a, T> {
+    rows: RowsOf<'a, T>,
+    start: usize,
+    end: usize,
+}
+
+/// Makes a chunk of a part of rows.
+struct Unpack<'a, T, const N: usize> {
+    panel: Panel<'a, T>,
+    part: Part,
+    out: &'a mut Chunk,
+}
+
+impl<T: Block<N>, const N: usize> Kernel for Unpack<'_, T, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { panel, part: Part { unit, units, .. }, out } = self;
+        for k in 0..FOURS {
+            let mut rooms = [None; 4];
+            let [a, b, c, d] = &mut rooms;
+            let first = panel.start + 4 * k;
+            let rows = [
+                panel.units(first, unit, units, a),
+                panel.units(first + 1, unit, units, b),
+                panel.units(first + 2, unit, units, c),
+                panel.units(first + 3, unit, units, d),
+            ];
+            for i in 0..units.min(4) {
+                let w = [&rows[0][i], &rows[1][i], &rows[2][i], &rows[3][i]];
+                panel.ask_for_next::<N>(FOURS * unit + k * units + i);
+                four::<I, T, N, 0>(isa, w, out, i * T::GROUPS, k);
+                if T::GROUPS == 2 {
+                    four::<I, T, N, 1>(isa, w, out, i * T::GROUPS + 1, k);
+                }
+            }
+        }
+    }
+}
+
+impl<'a, T: Copy + Zeroable> Panel<'a, T> {
+    /// Units of a row, or its last one; rows past the end are the last row.
+    #[inline(always)]
+    fn units<'b, const N: usize>(
+        self,
+        row: usize,
+        unit: usize,
+        units: usize,
+        room: &'b mut Option<[T; N]>,
+    ) -> &'b [[T; N]]
+    where
+        'a: 'b,
+    {
+        let row = self.rows.row(row.min(self.end - 1));
+        match row.as_chunks().0.get(unit..unit + units) {
+            Some(units) => units,
+            None => last(row, room).map_or(&[], core::slice::from_ref),
+        }
+    }
+}
+
+impl<T: Copy> Panel<'_, T> {
+    /// Asks for as much of the next panel as a unit of four rows takes, the `i`-th such part. Little at a time: a burst waits for
+    /// the memory, and nothing is computed meanwhile.
+    #[inline(always)]
+    fn ask_for_next<const N: usize>(self, i: usize) {
+        let row = self.rows.row(self.start);
+        if self.rows.stride() == row.len() {
+            let bytes = 4 * N * size_of::<T>();
+            ask(row, ROWS * size_of_val(row) + i * bytes, bytes);
+        }
+    }
+}
+
+/// Group `G` of a unit of four rows, which is group `g` of the chunk.
+#[inline(always)]
+fn four<I: Isa, T: Block<N>, const N: usize, const G: usize>(
+    isa: I,
+    w: [&[T; N]; 4],
+    out: &mut Chunk,
+    g: usize,
+    k: usize,
+) {
+    let quants = &mut out.quants[g][k];
+    macro_rules! vectors {
+        ($($v:literal)*) => {$(
+            let rows = [
+                T::quants::<I, G, $v>(isa, w[0]), T::quants::<I, G, $v>(isa, w[1]),
+                T::quants::<I, G, $v>(isa, w[2]), T::quants::<I, G, $v>(isa, w[3]),
+            ];
+            for h in 0..2 {
+                let turned = isa.turn([rows[0][h], rows[1][h], rows[2][h], rows[3][h]]);
+                for t in 0..4 {
+                    isa.store_bytes(turned[t], &mut quants[h][t], $v);
+                }
+            }
+        )*};
+    }
+    vectors!(0);
+    if I::LANES < 16 {
+        vectors!(1);
+    }
+    if I::LANES < 8 {
+        vectors!(2 3);
+    }
+    let mut planes = [T::planes(isa, w, [G; 4], 0); 4];
+    for q in 1..16 / I::LANES {
+        planes[q] = T::planes(isa, w, [G; 4], q);
+    }
+    for p in 0..T::Kind::PLANES {
+        let turned = isa.turn_fours([planes[0][p], planes[1][p], planes[2][p], planes[3][p]]);
+        for v in 0..16 / I::LANES {
+            isa.store(turned[v], &mut out.planes[p][g][k], v);
+        }
+    }
+}
+
+/// `sums += chunk · x` for all columns.
+struct Multiply<'a, K> {
+    chunk: &'a Chunk,
+    part: Part,
+    x: &'a [ActivationGroup],
+    per_column: usize,
+    sums: &'a mut [Sums],
+    kind: PhantomData<K>,
+}
+
+impl<K: Kind> Kernel for Multiply<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { chunk, part: Part { group, groups, .. }, x, per_column, sums, .. } = self;
+        // Only a whole chunk has more than one class per block.
+        let (step, groups) = if groups == 4 { (1, 4) } else { (0, groups.min(2)) };
+        let mut columns = x.chunks_exact(per_column);
+        for sums in sums.as_chunks_mut::<2>().0 {
+            let Some(a) = columns.next() else { return };
+            let b = columns.next().unwrap_or(a);
+            let (a, b) = (&a[group..][..groups], &b[group..][..groups]);
+            let [sums_a, sums_b] = sums;
+            for g in 0..groups {
+                let (acc_a, acc_b) = (&mut sums_a.0[g * step], &mut sums_b.0[g * step]);
+                if I::PAIRS {
+                    add_group::<I, K, 2>(isa, chunk, g, [&a[g], &b[g]], [acc_a, acc_b]);
+                } else {
+                    add_group::<I, K, 1>(isa, chunk, g, [&a[g]], [acc_a]);
+                    add_group::<I, K, 1>(isa, chunk, g, [&b[g]], [acc_b]);
+                }
+            }
+        }
+    }
+}
+
+/// `acc += w · x` for group `g` of a panel and `C` columns.
+#[inline(always)]
+fn add_group<I: Isa, K: Kind, const C: usize>(
+    isa: I,
+    w: &Chunk,
+    g: usize,
+    x: [&ActivationGroup; C],
+    acc: [&mut [[f32; 16]; FOURS]; C],
+) {
+    for v in 0..16 / I::LANES {
+        let zero = isa.zero_sums();
+        let (mut negs, mut sums) = ([[zero; 3]; C], [[[zero; 2]; C]; FOURS]);
+        for c in 0..C {
+            for i in 0..3 {
+                negs[c][i] = isa.spread_four_sums(&x[c].neg_sums[i], v);
+            }
+            let offsets = K::offsets(isa, negs[c]);
+            for k in 0..FOURS {
+                sums[k][c] = offsets;
+            }
+        }
+        for h in 0..2 {
+            let mut xs = [isa.spread(isa.load_bytes(&x[0].qs[h], v)); C];
+            for c in 1..C {
+                xs[c] = isa.spread(isa.load_bytes(&x[c].qs[h], v));
+            }
+            for k in 0..FOURS {
+                let q = &w.quants[g][k][h];
+                let q = [
+                    isa.load_bytes(&q[0], v),
+                    isa.load_bytes(&q[1], v),
+                    isa.load_bytes(&q[2], v),
+                    isa.load_bytes(&q[3], v),
+                ];
+                for c in 0..C {
+                    let of = if K::SPLIT { h } else { 0 };
+                    sums[k][c][of] = isa.dot_four(K::BITS, sums[k][c][of], q, xs[c]);
+                }
+            }
+        }
+        for c in 0..C {
+            let d = isa.spread_four(&x[c].d, v);
+            for k in 0..FOURS {
+                let mut planes = [isa.splat(0.0); MOST_PLANES];
+                for p in 0..K::PLANES {
+                    planes[p] = isa.load(&w.planes[p][g][k], v);
+                }
+                let t = K::times(isa, &planes, sums[k][c], negs[c]);
+                isa.store(isa.mul_add(t, d, isa.load(&acc[c][k], v)), &mut acc[c][k], v);
+            }
+        }
+    }
+}
+
+/// The sums of some rows, in the order of [`super::products::dot`].
+#[inline(always)]
+fn write<I: Isa>(isa: I, sums: &Sums, y: &mut [f32]) {
+    for (k, y) in y.chunks_mut(4).enumerate() {
+        let mut all = [isa.splat(0.0); 4];
+        for v in 0..16 / I::LANES {
+            let s = &sums.0;
+            let even = isa.add(isa.load(&s[0][k], v), isa.load(&s[2][k], v));
+            all[v] = isa.add(even, isa.add(isa.load(&s[1][k], v), isa.load(&s[3][k], v)));
+        }
+        let rows = isa.sum_fours(all);
+        for (y, sum) in y.iter_mut().zip(rows) {
+            *y = sum + 0.0;
+        }
+    }
+}
