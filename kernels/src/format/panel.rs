@@ -15,7 +15,7 @@
 
 use super::{
     RowsOf,
-    products::{Block, Kind, MOST_PLANES, last},
+    products::{Block, Kind, MOST_PLANES, dot, last},
 };
 use crate::{
     isa::{Isa, Kernel},
@@ -34,6 +34,9 @@ const COLUMNS: usize = 8;
 /// bring back what unpacking costs.
 const BLOCK_BYTES: usize = 384 * 1024;
 const LEAST_BLOCK: usize = 64;
+
+/// Columns that panels do not pay for.
+const FEW: usize = 2;
 
 /// A group of four rows: of each half the bytes `4t..4t + 4` of each block and row.
 type Quants = [[[i8; 64]; 4]; 2];
@@ -75,6 +78,16 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
     y: &mut [&mut [f32]],
 ) {
     let per_column = x.len() / y.len().max(1);
+    if y.len() <= FEW {
+        // Row after row, as one column is: what is read in order costs less than what is unpacked once.
+        for r in 0..y.first().map_or(0, |y| y.len()) {
+            let row = rows.row(r);
+            for (x, y) in x.chunks_exact(per_column).zip(y.iter_mut()) {
+                y[r] = dot::<I, T, N, false>(isa, row, x, row);
+            }
+        }
+        return;
+    }
     let block = (BLOCK_BYTES / (per_column * size_of::<ActivationGroup>()).max(1)).max(LEAST_BLOCK);
     let block = block.next_multiple_of(COLUMNS);
     for (x, y) in x.chunks((block * per_column).max(1)).zip(y.chunks_mut(block)) {
