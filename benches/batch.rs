@@ -39,12 +39,11 @@ impl Input {
     }
 }
 
-/// Median seconds of a product, each thread with a share of the rows.
-fn time(kernels: &Kernels, matrices: &[Weight], n: usize) -> f64 {
+/// Median seconds of some products, each thread with a share of the rows.
+fn time(kernels: &Kernels, matrices: &[Weight], n: usize, products: usize) -> f64 {
     let (rows, cols, format) = (matrices[0].rows(), matrices[0].cols(), matrices[0].format());
     let input = Input::new(kernels, n, cols);
     let barrier = Barrier::new(THREADS);
-    let products = if n < 64 { 60 } else { 8 };
     let of_thread = |t: usize| {
         let share = (rows / THREADS).next_multiple_of(32);
         let rows = (t * share).min(rows)..if t + 1 == THREADS { rows } else { (t + 1) * share };
@@ -70,6 +69,10 @@ fn time(kernels: &Kernels, matrices: &[Weight], n: usize) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // As other benches do: everything once, briefly.
+    let test = std::env::args().any(|a| a == "--test");
+    let (bytes, products) = if test { (1, [2, 2]) } else { (BYTES, [60, 8]) };
+    let products = |n: usize| products[usize::from(n >= 64)];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let is_wanted = |kinds: &[String], name: &str| {
         let of_kind: Vec<_> = wanted.iter().filter(|w| kinds.contains(w)).collect();
@@ -85,7 +88,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         "rows x cols, format, level: us of one column (GB/s); steps of {:?} columns; GMAC/s of the last",
         &WIDTHS[1..]
     );
-    for (shape, &(rows, cols)) in shapes.iter().zip(&SHAPES).filter(|(s, _)| is_wanted(&shapes, s)) {
+    let shown = if test { 1 } else { SHAPES.len() };
+    for (shape, &(rows, cols)) in
+        shapes.iter().zip(&SHAPES).take(shown).filter(|(s, _)| is_wanted(&shapes, s))
+    {
         for (name, &format) in formats.iter().zip(&FORMATS).filter(|(n, _)| is_wanted(&formats, n)) {
             if !cols.is_multiple_of(format.block_len()) {
                 continue;
@@ -93,18 +99,18 @@ fn main() -> Result<(), Box<dyn Error>> {
             let values: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 1.3).sin()).collect();
             let one = Weight::from_f32(format, cols, &values)?;
             let mut matrices = Vec::new();
-            for _ in 0..BYTES.div_ceil(one.bytes()) {
+            for _ in 0..bytes.div_ceil(one.bytes()) {
                 let mut copy = Buffer::zeroed(one.bytes())?;
                 copy.bytes_mut()[..one.bytes()].copy_from_slice(one.as_bytes());
                 matrices.push(Weight::from_memory(rows, cols, format, Memory::Buffer(copy))?);
             }
             for kernels in Kernels::available().filter(|k| is_wanted(&levels, k.level().name())) {
-                let one_column = time(&kernels, &matrices, 1);
+                let one_column = time(&kernels, &matrices, 1, products(1));
                 let rate = one.bytes() as f64 / one_column / 1e9;
                 print!("{shape} {name} {}: {:.1} us ({rate:.1}) |", kernels.level(), one_column * 1e6);
                 let mut last = one_column;
                 for n in &WIDTHS[1..] {
-                    last = time(&kernels, &matrices, *n);
+                    last = time(&kernels, &matrices, *n, products(*n));
                     print!(" {:.2}", last / one_column);
                 }
                 println!(" | {:.0}", (rows * cols * WIDTHS[WIDTHS.len() - 1]) as f64 / last / 1e9);
