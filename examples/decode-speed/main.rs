@@ -167,7 +167,10 @@ impl Cli {
             bail!("--active {share} must be above 0 and at most 1");
         }
         if self.ffn == sparse::Ffn::ExactZero && !self.shape.has_exact_zeros() {
-            bail!("--ffn exact-zero: the activation of {} gives none, take afm-4.5b or minicpm-s-1b", self.shape.name());
+            bail!(
+                "--ffn exact-zero: the activation of {} gives none, take afm-4.5b or minicpm-s-1b",
+                self.shape.name()
+            );
         }
         if self.ffn == sparse::Ffn::ExactZero && self.activity == sparse::Activity::Skewed {
             bail!("--ffn exact-zero opens all gates equally often: give --activity uniform");
