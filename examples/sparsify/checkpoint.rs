@@ -141,3 +141,43 @@ pub(crate) fn save(student: &Llama, steps: usize, dir: &Path) -> Result<()> {
     let info = HashMap::from([(STEPS.to_string(), steps.to_string())]);
     save_tensors(student, &dir.join(WEIGHTS), info)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tiny;
+
+    #[test]
+    fn what_would_be_left_out_of_the_model_is_refused() {
+        let good = tiny(HiddenAct::Silu);
+        assert_eq!(config(&good.json()).unwrap(), good);
+        let several: Value = serde_json::json!([1, 5]);
+        let wrong = serde_json::json!({ "rope_type": "llama3", "factor": 8.0 });
+        let with = |name: &str, value: &Value| {
+            let mut json = good.json();
+            json[name] = value.clone();
+            config(&json)
+        };
+        assert_eq!(with("eos_token_id", &several).unwrap().eos_token_id, 1);
+        let bad = [
+            ("rope_scaling", wrong),
+            ("mlp_bias", true.into()),
+            ("model_type", "mistral".into()),
+            ("hidden_act", "gelu".into()),
+            ("bos_token_id", Value::Null),
+        ];
+        for (name, value) in bad {
+            let message = format!("{:#}", with(name, &value).unwrap_err());
+            assert!(message.contains(name) || message.contains("gelu"), "{name}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_student_takes_the_weights_and_not_the_activation() {
+        let teacher = Llama::new(&tiny(HiddenAct::Silu), &mut crate::rng::Rng::new(1)).unwrap();
+        let student = student(&teacher).unwrap();
+        assert_eq!(student.config, tiny(HiddenAct::Relu));
+        let trained: Vec<_> = student.vars.keys().filter(|name| (student.is_trained)(name)).collect();
+        assert_eq!(trained.len(), 2 * 4 + 1, "{trained:?}");
+    }
+}
