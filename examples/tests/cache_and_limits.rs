@@ -1,4 +1,5 @@
 //! Keys and values kept as a file, a limit of time, and the guard, as a user of `llama-sparse` meets them.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -105,9 +105,9 @@ fn a_calibrated_profile_keeps_the_quality_it_promises() {
     let (text, out, plot) = (path("tales.txt"), path("sparse.safetensors"), path("sweep.svg"));
     std::fs::write(&text, tales(12)).unwrap();
     let args = ["--text", &text, "--target-sparsity", "0.5", "--rank", "32", "--out", &out, "--json"];
-    let out = ok("calibrate", &args);
-    assert!(out.stderr.contains("fitting blocks ("), "a log shows no progress: {out:?}");
-    let json = out.json();
+    let done = ok("calibrate", &args);
+    assert!(done.stderr.contains("fitting blocks ("), "a log shows no progress: {done:?}");
+    let json = done.json();
     let cascade = &json["held_out"][2];
     assert!((cascade["active_fraction"].as_f64().unwrap() - 0.5).abs() < 0.05, "{json}");
     assert!(cascade["kld"].as_f64().unwrap() < 0.02, "{json}");

@@ -1,8 +1,8 @@
 //! SmolLM2-135M-Instruct, a trained model as users pull it, against numbers from an independent forward pass in F32
 //! (`examples/testdata/smollm2/reference.py`), and what settings may cost on it.
 //!
-//! The GGUF file (Q4_1) comes from `CANDLE_SPARSE_TEST_SMOLLM2`.
-#![allow(clippy::unwrap_used, reason = "tests")]
+//! The GGUF file (`Q4_1`) comes from `CANDLE_SPARSE_TEST_SMOLLM2`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod common;
 

@@ -125,7 +125,8 @@ impl CustomOp2 for CrossEntropy {
     }
 }
 
-fn max_and_exp_sum(row: &[f32]) -> (f32, f32) {
+/// The largest of a row, and the sum of `e^(x - largest)`.
+pub(crate) fn max_and_exp_sum(row: &[f32]) -> (f32, f32) {
     let max = row.iter().fold(f32::MIN, |m, x| m.max(*x));
     (max, row.iter().map(|x| exp(x - max)).sum())
 }

@@ -17,6 +17,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) dropout: Option<(f64, &'a mut Rng)>,
     /// Adds up, per layer, the share of feed-forward gates above zero, or of ups where there is no gate.
     pub(crate) active: Option<&'a mut Vec<f64>>,
+    /// Collects, layer by layer, what goes into the activation: `(tokens, intermediate_size)`.
+    pub(crate) gates: Option<&'a mut Vec<Tensor>>,
 }
 
 impl Pass<'_> {
@@ -30,7 +32,10 @@ impl Pass<'_> {
         }
     }
 
-    fn count(&mut self, layer: usize, gate: &Tensor) -> Result<()> {
+    fn note(&mut self, layer: usize, gate: &Tensor) -> Result<()> {
+        if let Some(gates) = &mut self.gates {
+            gates.push(gate.clone());
+        }
         if let Some(active) = &mut self.active {
             let gate = gate.flatten_all()?.to_vec1::<f32>()?;
             let above = gate.iter().filter(|x| **x > 0.0).count();
@@ -44,28 +49,38 @@ impl Pass<'_> {
 pub(crate) struct Llama {
     /// Sizes and activation.
     pub(crate) config: Config,
-    /// Trainable tensors by their name in the checkpoint.
+    /// All tensors by their name in the checkpoint.
     pub(crate) vars: BTreeMap<String, Var>,
+    /// Which of them are trained: no gradient goes to the others.
+    pub(crate) is_trained: fn(&str) -> bool,
     rope: Arc<RopeTable>,
 }
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The last matrix, where it is not the embedding.
+const HEAD: &str = "lm_head.weight";
 
 /// The names and shapes of all tensors.
 fn shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     let mut out = vec![
-        ("model.embed_tokens.weight".to_string(), vec![config.vocab_size, hidden]),
+        (EMBEDDING.to_string(), vec![config.vocab_size, hidden]),
         ("model.norm.weight".to_string(), vec![hidden]),
     ];
+    if !config.tie_word_embeddings {
+        out.push((HEAD.to_string(), vec![config.vocab_size, hidden]));
+    }
     for layer in 0..config.num_hidden_layers {
         let mut add = |name: &str, shape: Vec<usize>| {
             out.push((format!("model.layers.{layer}.{name}.weight"), shape));
         };
         add("input_layernorm", vec![hidden]);
-        add("self_attn.q_proj", vec![hidden, hidden]);
+        add("self_attn.q_proj", vec![q, hidden]);
         add("self_attn.k_proj", vec![kv, hidden]);
         add("self_attn.v_proj", vec![kv, hidden]);
-        add("self_attn.o_proj", vec![hidden, hidden]);
+        add("self_attn.o_proj", vec![hidden, q]);
         add("post_attention_layernorm", vec![hidden]);
         if config.gated_mlp {
             add("mlp.gate_proj", vec![inner, hidden]);
@@ -102,10 +117,21 @@ impl Llama {
 
     /// A model with the weights of a checkpoint.
     pub(crate) fn from_tensors(config: &Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        Self::from_lookup(config, |name, shape| {
+            let tensor = tensors.get(name).with_context(|| format!("no tensor {name}"))?;
+            ensure!(tensor.dims() == shape, "{name} has shape {:?}", tensor.dims());
+            Ok(tensor.clone())
+        })
+    }
+
+    /// A model with the weights that `get` finds by name and shape.
+    pub(crate) fn from_lookup(
+        config: &Config,
+        get: impl Fn(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<Self> {
         let mut vars = BTreeMap::new();
         for (name, shape) in shapes(config) {
-            let tensor = tensors.get(&name).with_context(|| format!("no tensor {name}"))?;
-            ensure!(tensor.dims() == shape, "{name} has shape {:?}", tensor.dims());
+            let tensor = get(&name, &shape)?;
             vars.insert(name, Var::from_tensor(&tensor.to_dtype(DType::F32)?)?);
         }
         Ok(Self::build(config, vars))
@@ -113,17 +139,17 @@ impl Llama {
 
     fn build(config: &Config, vars: BTreeMap<String, Var>) -> Self {
         let rope = RopeTable::new(config.max_position_embeddings, config.head_dim, config.rope_theta);
-        Self { config: config.clone(), vars, rope: Arc::new(rope) }
+        Self { config: config.clone(), vars, is_trained: |_| true, rope: Arc::new(rope) }
     }
 
-    /// How many numbers are trained.
+    /// How many numbers there are.
     pub(crate) fn parameters(&self) -> usize {
         self.vars.values().map(|var| var.elem_count()).sum()
     }
 
-    fn weight(&self, name: &str) -> Result<&Tensor> {
+    fn weight(&self, name: &str) -> Result<Tensor> {
         let var = self.vars.get(name).with_context(|| format!("no tensor {name}"))?;
-        Ok(var.as_tensor())
+        Ok(if (self.is_trained)(name) { var.as_tensor().clone() } else { var.as_detached_tensor() })
     }
 
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
@@ -132,7 +158,7 @@ impl Llama {
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let eps = self.config.rms_norm_eps as f32;
-        Ok(x.apply_op2(self.weight(&format!("{name}.weight"))?, RmsNorm { eps })?)
+        Ok(x.apply_op2(&self.weight(&format!("{name}.weight"))?, RmsNorm { eps })?)
     }
 
     /// Logits of shape `(batch * time, vocab)` for `batch` rows of token ids.
@@ -140,7 +166,7 @@ impl Llama {
         let time = ids.len() / batch;
         ensure!(time <= self.config.max_position_embeddings, "{time} tokens exceed the context");
         let ids = Tensor::new(ids, &Device::Cpu)?;
-        let embed = self.weight("model.embed_tokens.weight")?;
+        let embed = self.weight(EMBEDDING)?;
         let mut x = pass.drop(embed.index_select(&ids, 0)?)?;
         for layer in 0..self.config.num_hidden_layers {
             let name = format!("model.layers.{layer}");
@@ -151,7 +177,8 @@ impl Llama {
             let out = self.feed_forward(&normed, &format!("{name}.mlp"), layer, pass)?;
             x = (x + pass.drop(out)?)?;
         }
-        Ok(self.norm(&x, "model.norm")?.matmul(&embed.t()?)?)
+        let head = if self.config.tie_word_embeddings { embed } else { self.weight(HEAD)? };
+        Ok(self.norm(&x, "model.norm")?.matmul(&head.t()?)?)
     }
 
     fn attention(&self, x: &Tensor, name: &str, batch: usize, time: usize) -> Result<Tensor> {
@@ -182,7 +209,7 @@ impl Llama {
             let ones = up.ones_like()?;
             (up, ones)
         };
-        pass.count(layer, &gate)?;
+        pass.note(layer, &gate)?;
         let inner = gate.apply_op2(&up, GatedProduct(self.config.hidden_act))?;
         self.linear(&inner, &format!("{name}.down_proj"))
     }

@@ -65,7 +65,8 @@ fn without_a_gate_up_alone_is_activated() {
 #[test]
 fn gradients_match_finite_differences() {
     let gated = [HiddenAct::Silu, HiddenAct::Relu].map(tiny);
-    for config in [&gated[0], &gated[1], &ungated()] {
+    let untied = Config { tie_word_embeddings: false, ..tiny(HiddenAct::Silu) };
+    for config in [&gated[0], &gated[1], &ungated(), &untied] {
         let model = Llama::new(config, &mut Rng::new(11)).unwrap();
         let batch = window(&[9, 4, 250, 17, 4, 99, 3], 0);
         let loss = || {
@@ -95,6 +96,25 @@ fn gradients_match_finite_differences() {
             assert!((slope - want).abs() < 0.03 * want.abs() + 1e-3, "{name}: {slope} {want}");
         }
     }
+}
+
+#[test]
+fn what_is_not_trained_gets_no_gradient_and_does_not_move() {
+    let mut model = model(HiddenAct::Relu);
+    model.is_trained = |name| name.contains("mlp");
+    let batch = window(&[9, 4, 250, 17, 4, 99, 3], 0);
+    let values = |model: &Llama| -> Vec<Vec<f32>> {
+        model.vars.values().map(|var| var.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    };
+    let before = values(&model);
+    let mut optim = AdamW::new(&model, 0.1, 1.0);
+    train_step(&model, &mut optim, &batch, 1, 2e-3, &mut Pass::default()).unwrap();
+    for ((name, before), after) in model.vars.keys().zip(before).zip(values(&model)) {
+        assert_eq!(before != after, name.contains("mlp"), "{name}");
+    }
+    let logits = model.forward(&batch.inputs, 1, &mut Pass::default()).unwrap();
+    let grads = logits.sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(&model.vars[EMBEDDING]).is_none());
 }
 
 #[test]

@@ -33,10 +33,11 @@ impl AdamW {
             square: vec![0.0; var.elem_count()],
             decay: if var.rank() > 1 { weight_decay as f32 } else { 0.0 },
         };
-        Self { slots: model.vars.values().map(slot).collect(), clip, steps: 0 }
+        let trained = model.vars.iter().filter(|(name, _)| (model.is_trained)(name));
+        Self { slots: trained.map(|(_, var)| slot(var)).collect(), clip, steps: 0 }
     }
 
-    /// Moves all weights by one step of size `lr`.
+    /// Moves all trained weights by one step of size `lr`.
     pub(crate) fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
         let mut flat = Vec::with_capacity(self.slots.len());
         let mut sum = 0f64;

@@ -15,6 +15,13 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Writes the weights in f16 and `config.json`.
 pub(crate) fn save_weights(model: &Llama, dir: &Path) -> Result<()> {
+    save_tensors(model, &dir.join("model.safetensors"), HashMap::new())?;
+    let config = serde_json::to_string_pretty(&model.config.json())? + "\n";
+    write_file(&dir.join("config.json"), config.as_bytes())
+}
+
+/// Writes the weights in f16, with `info` in the file's metadata.
+pub(crate) fn save_tensors(model: &Llama, path: &Path, mut info: HashMap<String, String>) -> Result<()> {
     let mut data = Vec::with_capacity(model.vars.len());
     for (name, var) in &model.vars {
         let values = var.flatten_all()?.to_vec1::<f32>()?;
@@ -26,8 +33,6 @@ pub(crate) fn save_weights(model: &Llama, dir: &Path) -> Result<()> {
         views.push((*name, TensorView::new(Dtype::F16, shape.clone(), bytes)?));
     }
     // transformers refuses files without this entry.
-    let info = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write_file(&dir.join("model.safetensors"), &serialize(views, Some(info))?)?;
-    let config = serde_json::to_string_pretty(&model.config.json())? + "\n";
-    write_file(&dir.join("config.json"), config.as_bytes())
+    info.insert("format".to_string(), "pt".to_string());
+    write_file(path, &serialize(views, Some(info))?)
 }

@@ -100,7 +100,8 @@ pub(crate) fn train_step(
     Ok(loss.to_scalar::<f32>()? as f64)
 }
 
-fn bar(steps: usize) -> Result<ProgressBar> {
+/// Shows how many of the steps are made.
+pub(crate) fn bar(steps: usize) -> Result<ProgressBar> {
     let bar = ProgressBar::new(steps as u64);
     bar.set_style(ProgressStyle::with_template(
         "{bar:30} {pos}/{len} steps, {elapsed} gone, {eta} left, {msg}",
@@ -124,7 +125,7 @@ pub(crate) fn train(
         let progress = recipe.progress(out.steps, start);
         let (batch, rows) = recipe.draw(out.steps, model.config.bos_token_id, source);
         let dropout = Some((recipe.dropout, &mut source.rng));
-        let mut pass = Pass { dropout, active: None };
+        let mut pass = Pass { dropout, ..Pass::default() };
         let lr = recipe.lr * schedule(progress);
         let loss = train_step(model, &mut optim, &batch, rows, lr, &mut pass)?;
         out.train_loss = recent.map_or(loss, |mean| 0.98 * mean + 0.02 * loss);
