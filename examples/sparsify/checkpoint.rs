@@ -7,9 +7,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{collections::HashMap, path::Path};
 
-use crate::config::{Config, HiddenAct};
-use crate::model::Llama;
-use crate::save::{save_tensors, write_file};
+use super::config::{Config, HiddenAct};
+use super::model::Llama;
+use super::save::{save_tensors, write_file};
 
 const WEIGHTS: &str = "model.safetensors";
 /// The entry of the weights' metadata that says how many steps were made.
@@ -144,8 +144,8 @@ pub(crate) fn save(student: &Llama, steps: usize, dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::tiny;
     use super::*;
-    use crate::config::tiny;
 
     #[test]
     fn what_would_be_left_out_of_the_model_is_refused() {
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_student_takes_the_weights_and_not_the_activation() {
-        let teacher = Llama::new(&tiny(HiddenAct::Silu), &mut crate::rng::Rng::new(1)).unwrap();
+        let teacher = Llama::new(&tiny(HiddenAct::Silu), &mut super::super::rng::Rng::new(1)).unwrap();
         let student = student(&teacher).unwrap();
         assert_eq!(student.config, tiny(HiddenAct::Relu));
         let trained: Vec<_> = student.vars.keys().filter(|name| (student.is_trained)(name)).collect();

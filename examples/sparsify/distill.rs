@@ -4,12 +4,12 @@ use anyhow::{Result, bail};
 use core::time::Duration;
 use std::time::Instant;
 
-use crate::data::random_windows;
-use crate::model::{Llama, Pass};
-use crate::optim::{AdamW, schedule};
-use crate::rng::Rng;
-use crate::sparse_loss::{divergence, open_share};
-use crate::train::bar;
+use super::data::random_windows;
+use super::model::{Llama, Pass};
+use super::optim::{AdamW, schedule};
+use super::rng::Rng;
+use super::sparse_loss::{divergence, open_share};
+use super::train::bar;
 
 /// Largest norm of the gradient of all weights.
 const CLIP: f64 = 1.0;
@@ -115,7 +115,7 @@ fn train_step(
 
 fn report(step: usize, losses: Losses, seconds: f64) {
     let Losses { kld, open } = losses;
-    crate::cli::output::status(format_args!(
+    super::cli::output::status(format_args!(
         "step {step:5}  kld {kld:.4}  open {:.1} %  {seconds:.0} s",
         100.0 * open
     ));

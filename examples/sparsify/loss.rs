@@ -5,8 +5,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
 use candle_nn::ops::sigmoid;
 use rayon::prelude::*;
 
-use crate::loss::max_and_exp_sum;
-use crate::ops::{done, exp, f32s};
+use super::loss::max_and_exp_sum;
+use super::ops::{done, exp, f32s};
 
 /// How steep the stand-in for "is above zero" is: steeper is closer to counting, but teaches only gates beside zero.
 const STEEPNESS: f64 = 8.0;
@@ -103,8 +103,8 @@ impl CustomOp3 for DivergenceGrad {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rng::Rng;
     use super::*;
-    use crate::rng::Rng;
     use candle_core::{D, Device, Var};
     use candle_nn::ops::log_softmax;
 

@@ -49,10 +49,10 @@ use core::time::Duration;
 use serde_json::json;
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
-use crate::data::{Corpus, encode};
-use crate::distill::Recipe;
-use crate::model::Llama;
-use crate::quality::Quality;
+use self::data::{Corpus, encode};
+use self::distill::Recipe;
+use self::model::Llama;
+use self::quality::Quality;
 
 /// Make a model sparse: FFNs with relu learn to answer as the model does with few neurons firing.
 #[derive(Parser, Debug)]

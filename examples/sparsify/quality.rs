@@ -3,9 +3,9 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::data::window;
-use crate::model::{Llama, Pass, token_losses};
-use crate::sparse_loss::divergence;
+use super::data::window;
+use super::model::{Llama, Pass, token_losses};
+use super::sparse_loss::divergence;
 
 /// Teacher and student over the same tokens.
 #[derive(Clone, Debug)]

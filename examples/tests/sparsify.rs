@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+/// The program, for the tests in it.
+#[path = "../sparsify/main.rs"]
+#[allow(dead_code, reason = "its tests alone are run here")]
+mod program;
 
 use common::{example, ok, one_line, tale, testdata};
 use std::{fs, path::Path};

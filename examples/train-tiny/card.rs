@@ -3,9 +3,9 @@
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-use crate::config::Config;
-use crate::eval::{RangeLoss, Score};
-use crate::train::Outcome;
+use super::config::Config;
+use super::eval::{RangeLoss, Score};
+use super::train::Outcome;
 
 /// All that the card tells.
 pub(crate) struct Card {

@@ -8,8 +8,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
-use crate::config::wrong;
-use crate::rng::Rng;
+use super::config::wrong;
+use super::rng::Rng;
 
 /// Token put in front of every text.
 pub(crate) const BOS: &str = "<s>";

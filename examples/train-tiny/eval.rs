@@ -3,9 +3,9 @@
 use anyhow::Result;
 use candle_core::{D, DType};
 
-use crate::data::{Batch, window};
-use crate::model::{Llama, Pass, token_losses};
-use crate::rng::Rng;
+use super::data::{Batch, window};
+use super::model::{Llama, Pass, token_losses};
+use super::rng::Rng;
 
 /// What the model scores on the held-out texts.
 #[derive(Clone, Debug, Default)]

@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::config::HiddenAct;
-use crate::ops::{done, exp, f32s};
+use super::config::HiddenAct;
+use super::ops::{done, exp, f32s};
 
 /// `act(gate) * up`, the inner part of the Llama feed-forward.
 pub(crate) struct GatedProduct(pub(crate) HiddenAct);

@@ -27,12 +27,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokenizers::Tokenizer;
 
-use crate::cli::output;
-use crate::config::{Config, HiddenAct, WrongInput, wrong};
-use crate::data::{BOS, Corpus, EOS, encode, token_id, train_tokenizer};
-use crate::model::Llama;
-use crate::rng::Rng;
-use crate::train::{Recipe, Source};
+use self::cli::output;
+use self::config::{Config, HiddenAct, WrongInput, wrong};
+use self::data::{BOS, Corpus, EOS, encode, token_id, train_tokenizer};
+use self::model::Llama;
+use self::rng::Rng;
+use self::train::{Recipe, Source};
 
 /// Train a tiny Llama and its tokenizer from plain text files.
 #[derive(Parser, Debug)]

@@ -5,10 +5,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::config::{Config, HiddenAct};
-use crate::loss::{CrossEntropy, GatedProduct};
-use crate::ops::{CausalSoftmax, RmsNorm, RopeHeads, RopeTable};
-use crate::rng::Rng;
+use super::config::{Config, HiddenAct};
+use super::loss::{CrossEntropy, GatedProduct};
+use super::ops::{CausalSoftmax, RmsNorm, RopeHeads, RopeTable};
+use super::rng::Rng;
 
 /// What one forward pass does besides computing logits.
 #[derive(Default)]

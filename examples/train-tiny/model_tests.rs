@@ -1,8 +1,8 @@
+use super::super::config::tiny;
+use super::super::data::window;
+use super::super::optim::AdamW;
+use super::super::train::train_step;
 use super::*;
-use crate::config::tiny;
-use crate::data::window;
-use crate::optim::AdamW;
-use crate::train::train_step;
 
 fn model(act: HiddenAct) -> Llama {
     Llama::new(&tiny(act), &mut Rng::new(11)).unwrap()

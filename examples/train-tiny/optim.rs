@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
-use crate::model::Llama;
+use super::model::Llama;
 
 const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.95;

@@ -6,7 +6,7 @@ use half::f16;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::{collections::HashMap, io::Write, path::Path};
 
-use crate::model::Llama;
+use super::model::Llama;
 
 /// Puts a text or a checkpoint in its place.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -5,11 +5,11 @@ use core::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Instant;
 
-use crate::data::{Batch, random_windows};
-use crate::eval::score;
-use crate::model::{Llama, Pass, token_losses};
-use crate::optim::{AdamW, schedule};
-use crate::rng::Rng;
+use super::data::{Batch, random_windows};
+use super::eval::score;
+use super::model::{Llama, Pass, token_losses};
+use super::optim::{AdamW, schedule};
+use super::rng::Rng;
 
 /// How to train.
 #[derive(Clone, Debug)]
@@ -152,7 +152,7 @@ pub(crate) fn train(
 }
 
 fn report(out: &Outcome, heldout: f64) {
-    crate::cli::output::status(format_args!(
+    super::cli::output::status(format_args!(
         "step {:5}  train {:.4}  held-out {heldout:.4}  {:.0} s  {:.0} tokens/s",
         out.steps,
         out.train_loss,

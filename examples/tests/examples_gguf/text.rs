@@ -69,6 +69,9 @@ fn perplexity_is_that_of_the_safetensors_model() {
             "300",
             "--ffn",
             "dense",
+            // The model as stored keeps them so: with F16 a rounded activation may fall to the other side.
+            "--kv",
+            "f32",
             "--json",
         ];
         ok("perplexity", &args).json()
@@ -80,7 +83,7 @@ fn perplexity_is_that_of_the_safetensors_model() {
         assert!(change.abs() < bound, "{dtype}: {json} {plain}");
         assert_eq!(json["tokens"], plain["tokens"]);
         // The dense model as stored is the file itself.
-        assert!(number(&json, "kld") < 1e-4 && number(&json, "ppl") < 500.0, "{json}");
+        assert!(number(&json, "kld") < 1e-6 && number(&json, "ppl") < 500.0, "{json}");
     }
 }
 
