@@ -164,7 +164,7 @@ fn print(rows: &mut [Row], json: bool) -> Result<()> {
         writeln!(
             out,
             "This model lives in the CPU's cache, so fewer bytes save it no time. What they save a model that comes from \
-             memory (random weights):\n  cargo run --release --example decode-speed -- --shape tinyllama-1.1b --dtype q4_0 \
+             memory (random weights):\n  cargo run --release -p candle-sparse-programs --example decode-speed -- --shape tinyllama-1.1b --dtype q4_0 \
              --active 0.25 --against dense"
         )?;
     }
