@@ -183,8 +183,8 @@ impl Recall {
         let n = select.config.recall(pages.clone(), chosen, bound, &mut self.order);
         self.order.truncate(n);
         let mut sample = Sample { pages: 0, weight: 0.0 };
-        self.drawn.resize(pages.len(), 0);
         if select.config.sampled_pages() > 0 {
+            self.drawn.resize(pages.len(), 0);
             let seed = sample_seed(position, layer, head);
             sample = select.config.sample(pages, &self.order, seed, &mut self.drawn);
         }

@@ -95,6 +95,16 @@ macro_rules! each {
     };
 }
 
+/// A plane of numbers of six bits times one of the block: scales (`d`, 0) or minima (`dmin`, 1).
+macro_rules! six_bits {
+    ($isa:ident, $w:ident, $g:ident, $q:ident, $d:ident, $which:tt) => {
+        $isa.mul(
+            $isa.splat_four(each!($w, |b| b.$d), $q),
+            $isa.bytes_to_f32(each!($w $g, |b, g| scales_and_mins(&b.scales, g).$which.to_le_bytes()), $q),
+        )
+    };
+}
+
 super_block!(BlockQ6K: PerHalf<5>,
     |isa, w, v, G| or(isa, fields::<I, 4, 64, 0, G>(isa, &w.ql, v), fields::<I, 2, 32, 4, G>(isa, &w.qh, v)),
     |w, g, q| [
@@ -105,21 +115,11 @@ super_block!(BlockQ6K: PerHalf<5>,
 );
 super_block!(BlockQ5K: Above,
     |isa, w, v, G| or(isa, fields::<I, 4, 32, 0, G>(isa, &w.qs, v), fields::<I, 1, 32, 4, G>(isa, &w.qh, v)),
-    |w, g, q| [
-        isa.mul(isa.splat_four(each!(w, |b| b.d), q),
-            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).0.to_le_bytes()), q)),
-        isa.mul(isa.splat_four(each!(w, |b| b.dmin), q),
-            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).1.to_le_bytes()), q))
-    ]
+    |w, g, q| [six_bits!(isa, w, g, q, d, 0), six_bits!(isa, w, g, q, dmin, 1)]
 );
 super_block!(BlockQ4K: Above,
     |isa, w, v, G| fields::<I, 4, 32, 0, G>(isa, &w.qs, v),
-    |w, g, q| [
-        isa.mul(isa.splat_four(each!(w, |b| b.d), q),
-            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).0.to_le_bytes()), q)),
-        isa.mul(isa.splat_four(each!(w, |b| b.dmin), q),
-            isa.bytes_to_f32(each!(w g, |b, g| scales_and_mins(&b.scales, g).1.to_le_bytes()), q))
-    ]
+    |w, g, q| [six_bits!(isa, w, g, q, d, 0), six_bits!(isa, w, g, q, dmin, 1)]
 );
 super_block!(BlockQ3K: PerHalf<2>,
     |isa, w, v, G| or(isa, fields::<I, 2, 32, 0, G>(isa, &w.qs, v), fields::<I, 1, 32, 2, G>(isa, &w.hmask, v)),
