@@ -56,10 +56,11 @@ impl Pool {
         self.shape.new_page(tier, self.dtype)
     }
 
-    /// Takes a page back, to wait or to be freed.
-    pub(super) fn give(&mut self, page: Page) {
+    /// Takes a page back, to wait or to be freed; one that others hold too stays theirs.
+    pub(super) fn give(&mut self, mut page: Page) {
         let tier = page.tier() as usize;
-        if self.spare[tier].len() < self.keep[tier] || self.alive[tier] <= self.reserved[tier] {
+        let wanted = self.spare[tier].len() < self.keep[tier] || self.alive[tier] <= self.reserved[tier];
+        if wanted && page.is_own() {
             self.spare[tier].push(page);
         } else {
             self.alive[tier] -= 1;

@@ -131,21 +131,32 @@ impl KvCache {
 
     /// Moves pages that have become old to their tiers: whole pages, once each.
     pub(super) fn settle(&mut self) {
-        // The first page holds the sinks; those before the first one that is held are gone.
-        let (held, layers) = (self.first.max(1), self.shape.layers);
-        for layer in 0..self.cooled.len() {
-            let [warm, cold] = self.config.cooled((layer, layers), self.len);
-            let [was_warm, was_cold] = self.cooled[layer];
-            // Whether a prompt ends here or a token: what would be warm for a while is rounded twice, always.
-            if !self.config.skips_warm() {
-                (was_warm.max(held)..warm).for_each(|page| self.cool(layer, page, Tier::Warm));
-            }
-            (was_cold.max(held)..cold).for_each(|page| self.cool(layer, page, Tier::Cold));
-            self.cooled[layer] = [was_warm.max(warm), was_cold.max(cold)];
-        }
+        (0..self.cooled.len()).for_each(|layer| self.settle_layer(layer, self.len));
     }
 
-    fn cool(&mut self, layer: usize, page: usize, tier: Tier) {
+    /// Moves the pages of a layer to the tiers that they have in a sequence of `len` positions.
+    pub(crate) fn settle_layer(&mut self, layer: usize, len: usize) {
+        // The first page holds the sinks; those before the first one that is held are gone.
+        let held = self.first.max(1);
+        let [warm, cold] = self.config.cooled((layer, self.shape.layers), len);
+        let [was_warm, was_cold] = self.cooled[layer];
+        // Whether a prompt ends here or a token: what would be warm for a while is rounded twice, always.
+        if !self.config.skips_warm() {
+            (was_warm.max(held)..warm).for_each(|page| self.cool(layer, page, Tier::Warm, len));
+        }
+        (was_cold.max(held)..cold).for_each(|page| self.cool(layer, page, Tier::Cold, len));
+        self.cooled[layer] = [was_warm.max(warm), was_cold.max(cold)];
+    }
+
+    /// Whether a token makes pages of a layer colder that is the `len`th of its sequence.
+    #[must_use]
+    pub(crate) fn settles_at(&self, layer: usize, len: usize) -> bool {
+        let [warm, cold] = self.config.cooled((layer, self.shape.layers), len);
+        let was = self.cooled[layer];
+        warm > was[0] || cold > was[1]
+    }
+
+    fn cool(&mut self, layer: usize, page: usize, tier: Tier, len: usize) {
         let shape = self.shape.page;
         for (sequence, layers) in self.sequences.iter_mut().enumerate() {
             let mut to = self.pool.take(tier);
@@ -153,7 +164,7 @@ impl KvCache {
             held.fill(shape, &mut to);
             let was = std::mem::replace(held, to);
             match &mut self.undo {
-                Some(undo) => undo.push(([sequence, layer, page], was)),
+                Some(undo) => undo.push(len, [sequence, layer, page], was),
                 None => self.pool.give(was),
             }
         }
