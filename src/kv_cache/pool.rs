@@ -39,6 +39,10 @@ impl Pool {
         self.keep = pages;
     }
 
+    pub(super) fn set_max_bytes(&mut self, max_bytes: Option<usize>) {
+        self.max_bytes = max_bytes.unwrap_or(usize::MAX);
+    }
+
     /// A page, its content of no meaning. Where the budget asks for it others that wait are given up.
     pub(super) fn take(&mut self, tier: Tier) -> Page {
         if let Some(page) = self.spare[tier as usize].pop() {
