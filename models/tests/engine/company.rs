@@ -1,6 +1,6 @@
 //! A text depends on its request alone.
 
-use crate::parts::{Case, alone, cases, drain, engine, note, requests, run, written};
+use crate::parts::{Case, alone, cases, drain, engine, note, one_thread, requests, run, written};
 use candle_sparse_models::{
     Threads,
     causal_lm::LlamaSession,
@@ -16,7 +16,7 @@ fn options(case: &Case) -> EngineOptions {
 
 #[test]
 fn texts_are_the_same_in_any_company_and_order() {
-    for case in cases(&LoadOptions::default()) {
+    for case in cases(&one_thread()) {
         let (requests, name) = (requests(), &case.name);
         let wanted = alone(&case, &requests);
         assert!(wanted.iter().zip(&requests).all(|(o, r)| o.ids.len() == r.max_tokens), "{name}");
@@ -33,7 +33,7 @@ fn texts_are_the_same_in_any_company_and_order() {
 
 #[test]
 fn texts_are_the_same_when_requests_come_one_by_one() {
-    for case in cases(&LoadOptions::default()) {
+    for case in cases(&one_thread()) {
         let requests = requests();
         let wanted = alone(&case, &requests);
         let mut engine = engine(&case.model, options(&case).with_max_sequences(4));
@@ -69,7 +69,7 @@ fn texts_are_the_same_with_any_number_of_threads() {
 /// What an app writes that knows nothing of engines.
 #[test]
 fn texts_are_those_of_generate() {
-    for case in cases(&LoadOptions::default()).into_iter().filter(|c| !c.kv.is_tiered()) {
+    for case in cases(&one_thread()).into_iter().filter(|c| !c.kv.is_tiered()) {
         let requests = requests();
         let came = run(&mut engine(&case.model, options(&case)), requests.clone());
         let plain = |request: &Request| -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! Prefixes on disk.
 
-use crate::parts::{Case, Draw, Outcome, alone, cases, engine, model, run, tiered, written};
+use crate::parts::{Case, Draw, Outcome, alone, cases, engine, model, one_thread, run, tiered, written};
 use candle_sparse_models::{
     AttentionConfig, AttentionMode, Error, KvConfig, KvDType,
     engine::{Engine, EngineOptions, Request},
@@ -39,7 +39,7 @@ fn once(model: &Llama, options: EngineOptions, prompt: &[u32]) -> (Outcome, Vec<
 
 #[test]
 fn another_engine_begins_with_what_one_has_read() {
-    for case in cases(&LoadOptions::default()) {
+    for case in cases(&one_thread()) {
         let Case { name, model, kv } = &case;
         let (folder, prompt) = (tempfile::tempdir().unwrap(), Draw(2).ids(300));
         let options = options(folder.path()).with_kv(*kv);

@@ -2,6 +2,7 @@
 
 use candle_sparse_models::{
     AttentionConfig, AttentionMode, FfnMode, Format, Guard, KvConfig, KvDType, Selection, SparseConfig,
+    Threads,
     engine::{Engine, EngineOptions, Event, EventKind, FinishReason, Finished, Request, SequenceId},
     files::ModelFiles,
     llama::{Llama, LoadOptions},
@@ -25,7 +26,12 @@ pub(crate) fn loaded(options: LoadOptions) -> Pretrained {
     Pretrained::load(&files, options).unwrap()
 }
 
-static PLAIN: LazyLock<Pretrained> = LazyLock::new(|| loaded(LoadOptions::default()));
+/// On one thread: tests run side by side.
+pub(crate) fn one_thread() -> LoadOptions {
+    LoadOptions::default().with_threads(Threads::new(1).ok())
+}
+
+static PLAIN: LazyLock<Pretrained> = LazyLock::new(|| loaded(one_thread()));
 static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(PLAIN.tokenizer.clone()));
 
 pub(crate) fn model() -> Llama {
@@ -96,7 +102,7 @@ pub(crate) fn requests() -> Vec<Request> {
         let prompt = [&common[..shared], &draw.ids(own)].concat();
         let drawn = Sampling::default().with_temperature(1.0).with_top_k(200).with_seed(i as u64);
         let sampling = if i % 2 == 0 { Sampling::greedy() } else { drawn.with_repeat_penalty(1.1) };
-        Request::new(prompt).with_sampling(sampling).with_max_tokens(20 + 5 * i)
+        Request::new(prompt).with_sampling(sampling).with_max_tokens(10 + 3 * i)
     };
     lengths.into_iter().enumerate().map(request).collect()
 }

@@ -1,15 +1,14 @@
 //! Prompts that begin alike are read once, and read on with the bits of one that was read whole.
 
-use crate::parts::{Case, Draw, alone, cases, engine, model, requests, run, tiered, written};
+use crate::parts::{Case, Draw, alone, cases, engine, model, one_thread, requests, run, tiered, written};
 use candle_sparse_models::{
     KvConfig, KvDType,
     engine::{EngineOptions, Request},
-    llama::LoadOptions,
     sampling::Sampling,
 };
 
 fn request(prompt: &[u32]) -> Request {
-    Request::new(prompt).with_sampling(Sampling::greedy()).with_max_tokens(12)
+    Request::new(prompt).with_sampling(Sampling::greedy()).with_max_tokens(8)
 }
 
 fn cached(outcomes: &[crate::parts::Outcome]) -> Vec<usize> {
@@ -19,10 +18,10 @@ fn cached(outcomes: &[crate::parts::Outcome]) -> Vec<usize> {
 /// Prompts of 1 to 4 chunks that have 0 to all of their tokens in common with those before them.
 #[test]
 fn forks_write_what_they_would_write_alone() {
-    for case in cases(&LoadOptions::default()) {
+    for case in cases(&one_thread()) {
         let mut draw = Draw(11);
         let mut prompts = vec![draw.ids(400)];
-        for _ in 0..24 {
+        for _ in 0..12 {
             let from = &prompts[draw.below(prompts.len())];
             let common = draw.below(from.len() + 1);
             let own = 1 + draw.below(60);
@@ -41,7 +40,7 @@ fn forks_write_what_they_would_write_alone() {
         }
         assert_eq!(written(&came), written(&wanted), "{}", case.name);
         let saved = cached(&came).iter().sum::<usize>();
-        assert!(saved > 500, "{}: {saved} tokens were not read again", case.name);
+        assert!(saved > 300, "{}: {saved} tokens were not read again", case.name);
         assert_eq!(engine.stats().prefix_tokens, saved as u64);
     }
 }
@@ -121,7 +120,7 @@ fn what_was_written_serves_the_next_turn_where_that_is_wanted() {
 
 #[test]
 fn the_store_changes_no_text_of_requests_that_come_again() {
-    for case in cases(&LoadOptions::default()) {
+    for case in cases(&one_thread()) {
         let requests = requests();
         let wanted = alone(&case, &requests);
         let mut engine = engine(&case.model, EngineOptions::default().with_kv(case.kv).with_max_sequences(3));
