@@ -254,6 +254,35 @@ impl KvCache {
         each.saturating_mul(batch).saturating_add(one_more)
     }
 
+    /// The most bytes that are held at any time while `positions` positions of one sequence are read from the start, at most `part`
+    /// at a time, whatever is held now.
+    ///
+    /// ```
+    /// use candle_sparse::{KvCache, KvConfig};
+    ///
+    /// # use candle_sparse_models::llama::LlamaConfig;
+    /// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+    /// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+    /// # let config = config.into_config(false).to_core()?;
+    /// // Prompts are hot while they are read.
+    /// let cache = KvCache::new(&config, KvConfig::q4());
+    /// assert!(cache.bytes_to_read(1024, 512) > cache.bytes_to_read(1024, 32));
+    /// assert!(cache.bytes_to_read(1024, 32) > cache.bytes_at(1, 1024));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn bytes_to_read(&self, positions: usize, part: usize) -> usize {
+        let (empty, part) = (Self::empty(self.shape, self.config, self.limit, self.window), part.max(1));
+        let most = |start: usize| empty.bytes_of_part(1, 0, start, part.min(positions - start));
+        (0..positions).step_by(part).map(most).max().unwrap_or(0)
+    }
+
+    /// Sets how many bytes pages may take from now on, see [`KvConfig::max_bytes`].
+    pub fn set_max_bytes(&mut self, max_bytes: Option<usize>) {
+        self.config.max_bytes = max_bytes;
+        self.pool.set_max_bytes(max_bytes);
+    }
+
     /// Bytes of `positions` positions of `batch` sequences once they have settled; the step that reads them takes more for
     /// a while, see [`KvConfig::max_bytes`].
     #[must_use]
