@@ -43,7 +43,7 @@ impl Engine {
         let sequence = &mut self.running[i];
         if sequence.cache.len() == sequence.prompt_len {
             sequence.begin_writing();
-            let written = sequence.write(&self.logits, vocab_size);
+            let written = sequence.write_caught(&self.logits, vocab_size);
             self.tell(id, written);
         }
     }
@@ -187,7 +187,8 @@ impl Engine {
         let wanted = match self.cuts {
             Cuts::Anywhere => len == prompt_len,
             Cuts::AtChunks(chunk) => {
-                len % chunk == 0 && (len == (prompt_len - 1) / chunk * chunk || sequence.marks.contains(&len))
+                let last = prompt_len.saturating_sub(self.model.decoder().least_part()) / chunk * chunk;
+                len % chunk == 0 && (len == last || sequence.marks.contains(&len))
             }
         };
         if wanted && !self.prefixes.is_off() {
@@ -201,7 +202,13 @@ impl Engine {
 fn read_chunk(decoder: &Decoder, s: &mut Sequence, chunk: usize, logits: &mut [f32]) -> Result<()> {
     let start = s.cache.len();
     // From the beginning of the prompt, so that company changes no chunk of it.
-    let end = (start / chunk + 1).saturating_mul(chunk).min(s.prompt_len);
+    let (mut end, least) = ((start / chunk + 1).saturating_mul(chunk), decoder.least_part());
+    if end - start < least {
+        end = end.saturating_add(chunk);
+    }
+    if s.prompt_len.saturating_sub(end) < least {
+        end = s.prompt_len;
+    }
     let (ids, step) =
         (Input::Ids(&s.ids[start..end]), Step { batch: 1, seq_len: end - start, index_pos: start });
     if end - start == 1 && s.prompt_len > 1 {
