@@ -148,7 +148,7 @@ fn a_template_makes_no_more_than_its_share_of_memory() {
         format!("{{% set x %}}{{% for i in range(100000) %}}{text}{{% endfor %}}{{% endset %}}"),
     ] {
         let error = jinja(&source).render(&[], true).unwrap_err().to_string();
-        assert!(error.contains("more than 256 MB of text"), "{source}: {error}");
+        assert!(error.contains("more than 48 MB of text"), "{source}: {error}");
     }
     for (source, needle) in [
         ("{{ '%99999999d' | format(1) }}".to_string(), "a field of more than"),
