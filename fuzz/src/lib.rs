@@ -39,8 +39,7 @@ pub const TARGETS: [Target; 9] = [
 /// The shape of the model that saved caches and checkpoints are of.
 pub const CONFIG: &str = r#"{"model_type":"llama","hidden_size":8,"intermediate_size":12,"vocab_size":6,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"rms_norm_eps":1e-5,"max_position_embeddings":96,"tie_word_embeddings":true}"#;
 /// A tokenizer of six tokens.
-pub const TOKENIZER: &str =
-    r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"c":3,"d":4,"e":5},"merges":["a b"]}}"#;
+pub const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"c":3,"d":4,"e":5},"merges":["a b"]}}"#;
 /// Longer messages are no messages.
 const LONGEST_MESSAGE: usize = 1000;
 
@@ -60,6 +59,9 @@ fn check_message(e: &Error) {
     let first = text.lines().next().unwrap_or_default();
     assert!(!first.is_empty() && first.len() <= LONGEST_MESSAGE, "a message of {} bytes", first.len());
     assert!(!first.contains(char::is_control), "{first:?}");
+    if cfg!(test) {
+        println!("    {first}");
+    }
 }
 
 /// An input's parts, as many as are asked for; those that are not there are empty.
@@ -145,7 +147,7 @@ pub fn gguf_tokenizer(data: &[u8]) {
     let path = folder("gguf_tokenizer").join("m.gguf");
     write(&path, data);
     let Some(file) = told(GgufFile::open(&path)) else { return };
-    gguf::tokenizer::eos_tokens(file.content());
+    let _ = gguf::tokenizer::eos_tokens(file.content());
     if let Some((tokenizer, notices)) = told(gguf::tokenizer::tokenizer_and_notices(file.content())) {
         assert!(notices.iter().all(|notice| notice.len() < LONGEST_MESSAGE), "a notice of many bytes");
         speak(&tokenizer, "ab  é\n<s>1234");
@@ -160,9 +162,9 @@ fn speak(tokenizer: &tokenizers::Tokenizer, text: &str) {
     let Some(ids) = told(prompt_tokens(tokenizer, text)) else { return };
     let mut stream = TextStream::new(tokenizer);
     for id in ids.iter().copied().chain([0, 1, 1 << 20, u32::MAX]) {
-        stream.push(id);
+        let _ = stream.push(id);
     }
-    stream.finish();
+    let _ = stream.finish();
 }
 
 /// `tokenizer.json`, `tokenizer_config.json`, a text.
@@ -217,9 +219,13 @@ pub fn cache(data: &[u8]) {
 /// A template, and what the user says.
 pub fn chat(data: &[u8]) {
     let [template, text] = parts(data);
-    let Some(template) = told(ChatTemplate::new(&String::from_utf8_lossy(template), "<s>", "</s>")) else { return };
+    let Some(template) = told(ChatTemplate::new(&String::from_utf8_lossy(template), "<s>", "</s>")) else {
+        return;
+    };
     let text = String::from_utf8_lossy(text);
-    told(template.render(&[Message::user(text.as_ref()), Message::assistant("Hi"), Message::user("b")], true));
+    told(
+        template.render(&[Message::user(text.as_ref()), Message::assistant("Hi"), Message::user("b")], true),
+    );
     let mut chat = Chat::new(template, Some("Be brief."));
     if told(chat.say(&text)).is_some() {
         chat.answered("Hi", Some("</s>"));
@@ -255,7 +261,10 @@ fn say(model: &Model<'_>, positions: usize, [words, elements]: [usize; 2]) {
     let Ok(mut cache) = candle_sparse_core::KvCache::new(model, &mut memory) else { return };
     let Ok(mut scratch) = Scratch::new(model, positions, &mut data, &mut groups) else { return };
     for position in 0..positions {
-        let step = forward(&Scalar, model, (0, position), &mut cache, &mut scratch, Some(&mut logits), &mut || false);
+        let step =
+            forward(&Scalar, model, (0, position), &mut cache, &mut scratch, Some(&mut logits), &mut || {
+                false
+            });
         if step.is_err() {
             return;
         }

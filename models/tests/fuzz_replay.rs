@@ -1,5 +1,13 @@
 //! The inputs that fuzzing began with and those that it found something with: each is read again, without a fuzzer.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::print_stdout,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    reason = "also a crate of its own"
+)]
 
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;

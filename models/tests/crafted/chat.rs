@@ -1,6 +1,6 @@
 //! Chat templates that run, make or nest too much.
 
-use crate::{bounded, refused};
+use crate::{bounded, memory, refused};
 use candle_sparse_models::chat::{Chat, ChatTemplate, Message};
 
 fn ends(what: &str, source: &str) {
@@ -28,6 +28,7 @@ fn again(start: &str, step: &str, times: usize) -> String {
 
 #[test]
 fn gigabytes() {
+    let _alone = memory::alone();
     for source in [
         "{{ '%99999999d' | format(1) }}",
         "{{ '%99999999d%99999999d%99999999d%99999999d' | format(1, 1, 1, 1) }}",
@@ -77,7 +78,6 @@ fn gigabytes() {
         ("{}", "{'a': ns.s, 'b': ns.s}"),
         ("'xxxx'", "ns.s|list + ns.s|list"),
         ("'xxxx'", "(ns.s ~ ns.s)|title|upper|trim|capitalize"),
-        ("'%%%%'", "ns.s|urlencode"),
     ] {
         makes_too_much(&again(start, step, 99));
     }
@@ -85,6 +85,7 @@ fn gigabytes() {
 
 #[test]
 fn what_nests_calls_or_loops_without_end() {
+    let _alone = memory::alone();
     let deep = |open: &str, inner: &str, close: &str, n: usize| {
         format!("{}{inner}{}", open.repeat(n), close.repeat(n))
     };
@@ -139,7 +140,8 @@ fn what_nests_calls_or_loops_without_end() {
 
 #[test]
 fn what_users_and_models_write() {
-    let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content|trim }}</s>{% endfor %}";
+    let _alone = memory::alone();
+    let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content|trim }}</s>{% endfor %}<|assistant|>";
     let mut chat = Chat::new(ChatTemplate::new(source, "<s>", "</s>").unwrap(), Some("{{ 1/0 }}"));
     let turn = bounded("a prompt that looks like a template", 5_000_000, || {
         let turn = chat.say(&"{% for x in range(10**9) %}".repeat(100_000))?;

@@ -1,6 +1,6 @@
 //! Configurations, and the index of shards.
 
-use crate::{bounded, refused};
+use crate::{bounded, memory, refused};
 use candle_sparse_models::{
     KvConfig, KvDType,
     files::ModelFiles,
@@ -34,6 +34,7 @@ fn config_with(changes: &[(&str, &str)]) -> String {
 
 #[test]
 fn sizes_of_a_configuration() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     for (key, value, needle) in [
         ("hidden_size", "9223372036854775808", ""),
@@ -66,6 +67,7 @@ fn sizes_of_a_configuration() {
 
 #[test]
 fn frequencies_without_sense_end_in_an_error_or_a_model() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     let llama3 = |factor: &str| {
         format!(
@@ -96,6 +98,7 @@ fn frequencies_without_sense_end_in_an_error_or_a_model() {
 
 #[test]
 fn what_is_not_read_does_not_inflate() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     let numbers = vec!["0"; 30_000_000].join(",");
     for text in [
@@ -122,6 +125,7 @@ fn what_is_not_read_does_not_inflate() {
 
 #[test]
 fn shards_of_an_index() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     for name in [
         "../m.safetensors",
@@ -152,6 +156,7 @@ fn shards_of_an_index() {
 #[cfg(unix)]
 #[test]
 fn links_that_lead_in_a_circle() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     let index = r#"{"weight_map":{"a":"round.safetensors"}}"#;
     folder(dir.path(), "model.safetensors.index.json", index);

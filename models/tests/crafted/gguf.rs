@@ -1,6 +1,6 @@
 //! Headers of GGUF files.
 
-use crate::refused;
+use crate::{memory, refused};
 use candle_sparse_models::gguf::GgufFile;
 use std::{fs, path::PathBuf};
 
@@ -68,6 +68,7 @@ fn refuse(what: &str, bytes: &[u8], needle: &str) {
 
 #[test]
 fn counts_of_2_to_the_63() {
+    let _alone = memory::alone();
     for count in [1 << 63, u64::MAX, 1 << 40] {
         for counts in [[count, 0], [0, count], [count, count]] {
             let bytes =
@@ -92,6 +93,7 @@ fn counts_of_2_to_the_63() {
 
 #[test]
 fn places_of_tensors() {
+    let _alone = memory::alone();
     let good = || Header::default().tensor("a", &[8], 0, 0);
     let all = good().tensor("b", &[8], 0, 32).bytes();
     GgufFile::open(write(&tempfile::tempdir().unwrap(), &all)).unwrap();
@@ -122,6 +124,7 @@ fn places_of_tensors() {
 
 #[test]
 fn metadata_that_inflate() {
+    let _alone = memory::alone();
     let n = 8_000_000;
     refuse(
         "bytes",
@@ -155,6 +158,7 @@ fn metadata_that_inflate() {
 
 #[test]
 fn a_text_of_100_mb() {
+    let _alone = memory::alone();
     // Every byte that is no UTF-8 is three when it is replaced.
     let long = vec![0xff; 100_000_000];
     refuse("no UTF-8", &Header::default().value("a", TEXT, &text(&long)).bytes(), "value a");
@@ -174,6 +178,7 @@ fn a_text_of_100_mb() {
 
 #[test]
 fn parts_and_profiles_that_are_not_there() {
+    let _alone = memory::alone();
     let number = |n: u64| n.to_le_bytes();
     let part = |no: u64, count: u64| {
         Header::default().value("split.no", U64, &number(no)).value("split.count", U64, &number(count))

@@ -3,7 +3,7 @@
 use crate::{
     bounded,
     gguf::{ARRAY, F32, Header, I32, TEXT, U32, array, text, write},
-    refused,
+    memory, refused,
 };
 use candle_sparse_models::gguf::{GgufFile, tokenizer::tokenizer};
 
@@ -37,6 +37,7 @@ fn refuse(what: &str, header: &Header, needle: &str) {
 
 #[test]
 fn pieces_that_are_put_together_in_every_way() {
+    let _alone = memory::alone();
     // Of n blanks each piece is two others in n - 1 ways: n³ / 6 bytes of merges.
     let tokens: Vec<String> = (0..3000).map(|n| "a".repeat(n + 1)).collect();
     refuse("a, aa, aaa", &pieces(&tokens), "merges");
@@ -44,6 +45,7 @@ fn pieces_that_are_put_together_in_every_way() {
 
 #[test]
 fn many_pieces_of_many_lengths() {
+    let _alone = memory::alone();
     // 4000 prefixes of different lengths, and long pieces that begin and end with many of them.
     let mut tokens: Vec<String> = (1..2000).map(|n| "a".repeat(n)).collect();
     tokens.extend((0..2000).map(|n| format!("{}b{}", "a".repeat(n), "a".repeat(8000 - n))));
@@ -55,6 +57,7 @@ fn many_pieces_of_many_lengths() {
 
 #[test]
 fn one_token_of_10_mb() {
+    let _alone = memory::alone();
     let long = "ab".repeat(5_000_000);
     let tokens = ["a", "b", "ab"].map(String::from).into_iter().chain([long.clone()]).collect::<Vec<_>>();
     for header in [pieces(&tokens), byte_level(&tokens, &["a b".into(), format!("{long} a")])] {
@@ -80,6 +83,7 @@ fn one_token_of_10_mb() {
 
 #[test]
 fn ids_and_kinds_out_of_range() {
+    let _alone = memory::alone();
     let tokens = ["<unk>", "<s>", "</s>", "a"].map(String::from);
     for (key, id) in [("bos", u32::MAX), ("eos", 4), ("eot", 1 << 31), ("unknown", u32::MAX), ("eom", 4)] {
         let key = format!("tokenizer.ggml.{key}_token_id");

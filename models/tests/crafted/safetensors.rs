@@ -1,6 +1,6 @@
 //! Headers of safetensors files, profiles and saved caches.
 
-use crate::refused;
+use crate::{memory, refused};
 use candle_core::{DType, Device};
 use candle_sparse::{KvCache, KvConfig, KvDType, Profile, loading::SafetensorsFiles};
 use candle_sparse_models::llama::LlamaConfig;
@@ -21,6 +21,7 @@ fn header_refused(header: &str, data: usize, needle: &str) {
 
 #[test]
 fn lengths_of_headers() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");
     for len in [u64::MAX, 1 << 63, u64::MAX - 7, 100_000_001, 1000] {
@@ -35,6 +36,7 @@ fn lengths_of_headers() {
 
 #[test]
 fn counts_and_places() {
+    let _alone = memory::alone();
     let two = 1_u128 << 63;
     let tensor = |shape: &str, offsets: &str| {
         format!(r#"{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{offsets}]}}}}"#)
@@ -80,6 +82,7 @@ fn many(n: usize, item: impl Fn(usize) -> String) -> String {
 
 #[test]
 fn headers_that_inflate() {
+    let _alone = memory::alone();
     let text = many(2_000_000, |i| format!(r#""{i:x}":"""#));
     header_refused(&format!(r#"{{"__metadata__":{{{text}}}}}"#), 0, "parts");
     let numbers = many(20_000_000, |_| "1".into());
@@ -105,6 +108,7 @@ fn headers_that_inflate() {
 
 #[test]
 fn profiles() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     let refuse = |header: &str, data: usize, needle: &str| {
         let (path, len) = file(&dir, header, data);
@@ -132,6 +136,7 @@ fn profiles() {
 
 #[test]
 fn saved_caches() {
+    let _alone = memory::alone();
     let json = include_bytes!("../../testdata/tales-silu/config.json");
     let config: LlamaConfig = serde_json::from_slice(json).unwrap();
     let config = config.into_config(false).to_core().unwrap();
@@ -161,6 +166,7 @@ fn saved_caches() {
 
 #[test]
 fn a_dtype_that_we_do_not_compute_in() {
+    let _alone = memory::alone();
     let dir = tempfile::tempdir().unwrap();
     let (path, len) = file(&dir, r#"{"a":{"dtype":"I64","shape":[1,2],"data_offsets":[0,16]}}"#, 16);
     let vb = SafetensorsFiles::open(&[&path]).unwrap().var_builder(Some(DType::F32), &Device::Cpu);

@@ -1,6 +1,6 @@
 //! `tokenizer.json` and `tokenizer_config.json`.
 
-use crate::{bounded, refused};
+use crate::{bounded, memory, refused};
 use candle_sparse_models::tokenizer::{from_json, prompt_tokens};
 use serde_json::{Value, json};
 
@@ -35,6 +35,7 @@ fn reads(what: &str, json: &[u8], text: &str) {
 
 #[test]
 fn one_token_of_10_mb() {
+    let _alone = memory::alone();
     let long = "ab".repeat(5_000_000);
     let vocab = json!({"a": 0, "b": 1, "ab": 2, long.as_str(): 3});
     reads("vocabulary", bpe(vocab, json!([["a", "b"]])).to_string().as_bytes(), "abab");
@@ -48,6 +49,7 @@ fn one_token_of_10_mb() {
 
 #[test]
 fn a_text_of_megabytes_without_a_blank() {
+    let _alone = memory::alone();
     let vocab = json!({"a": 0, "aa": 1, "aaaa": 2});
     let json = bpe(vocab, json!([["a", "a"], ["aa", "aa"]])).to_string();
     reads("BPE", json.as_bytes(), &"a".repeat(2_000_000));
@@ -64,6 +66,7 @@ fn a_text_of_megabytes_without_a_blank() {
 
 #[test]
 fn expressions_that_never_end() {
+    let _alone = memory::alone();
     for regex in
         ["(a+)+$", "(?=(a+)+b)a", "(a|a)*b", "((a{1000}){1000}){1000}", &"(".repeat(100_000), r"(a*)*\1b"]
     {
@@ -79,6 +82,7 @@ fn expressions_that_never_end() {
 
 #[test]
 fn what_multiplies_a_text() {
+    let _alone = memory::alone();
     let long = "b".repeat(1_000_000);
     let replace = json!({"type": "Replace", "pattern": {"String": "a"}, "content": long});
     let json = with(bpe(json!({"a": 0, "b": 1}), json!([])), "normalizer", replace);
@@ -95,6 +99,7 @@ fn what_multiplies_a_text() {
 
 #[test]
 fn ids_that_are_out_of_range() {
+    let _alone = memory::alone();
     for id in [u64::from(u32::MAX), u64::from(u32::MAX) - 1, 1 << 32, u64::MAX] {
         let json = with(
             bpe(json!({"a": id}), json!([])),
@@ -117,6 +122,7 @@ fn ids_that_are_out_of_range() {
 
 #[test]
 fn many_tokens_of_two_kinds_in_turn() {
+    let _alone = memory::alone();
     let tokens: Vec<_> = (0..50_000_u64)
         .map(|i| {
             let mut token = added(i + 1, &format!("<{i:x}>"));
