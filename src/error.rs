@@ -101,18 +101,14 @@ const END: usize = 200;
 #[must_use]
 pub fn plain(message: &str) -> String {
     let mut out = String::new();
-    let mut put = |text: &str| {
-        for c in text.chars() {
-            if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
-        }
-    };
-    if message.len() <= START + END {
-        put(message);
-        return out;
+    for c in message.chars() {
+        if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
     }
-    put(&message[..message.floor_char_boundary(START)]);
-    put(" […] ");
-    put(&message[message.ceil_char_boundary(message.len() - END)..]);
+    if out.len() > START + END {
+        let end = out.split_off(out.ceil_char_boundary(out.len() - END));
+        out.truncate(out.floor_char_boundary(START));
+        out = format!("{out} […] {end}");
+    }
     out
 }
 
