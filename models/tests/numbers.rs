@@ -48,9 +48,9 @@ fn said(w: &HashMap<String, Tensor>, format: Option<Format>) -> String {
         let options = LoadOptions::default().with_format(format);
         let model = Llama::load_with(builder(w, DType::F32), &config, options)?;
         let mut cache = Cache::of(&model, KvConfig::exact(KvDType::F32));
-        let mut all: Vec<f32> = model.forward(&tokens(1, 40, 1), 0, &mut cache)?.flatten_all()?.to_vec1()?;
+        let mut all: Vec<f32> = model.forward(&tokens(1, 12, 1), 0, &mut cache)?.flatten_all()?.to_vec1()?;
         let mut logits = vec![0.0; VOCAB];
-        for position in 40..44 {
+        for position in 12..15 {
             model.decode(7, position, &mut cache, &mut logits)?;
             all.extend(&logits);
         }

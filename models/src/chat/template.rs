@@ -3,7 +3,7 @@
 use super::{Message, environment, source};
 use crate::{gguf::tokenizer::metadata, pretrained::first_line};
 use candle_core::{Error, Result, quantized::gguf_file};
-use candle_sparse::error::plain;
+use candle_sparse::{error::plain, input::check_json};
 use core::{error::Error as _, fmt};
 use minijinja::{Environment, Value, context};
 use serde::Deserialize;
@@ -134,6 +134,7 @@ impl ChatTemplate {
         tokenizer_config_json: &[u8],
         chat_template_jinja: Option<&[u8]>,
     ) -> Result<Option<Self>> {
+        check_json(tokenizer_config_json).map_err(|e| Error::Msg(format!("tokenizer_config.json {e}")))?;
         let config: TokenizerConfig = serde_json::from_slice(tokenizer_config_json)
             .map_err(|e| Error::Msg(format!("tokenizer_config.json: {e}")))?;
         let source = match (chat_template_jinja, config.chat_template) {
