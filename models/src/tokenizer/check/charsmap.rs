@@ -1,4 +1,4 @@
-//! SentencePiece's table of replacements: a tree in one array (a double array) whose leaves are places in a text.
+//! The table of replacements of `SentencePiece`: a tree in one array (a double array) whose leaves are places in a text.
 
 /// Larger than any: the usual ones have 0.25 MB.
 const MOST_BYTES: usize = 4 << 20;
