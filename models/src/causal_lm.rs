@@ -8,6 +8,7 @@ use crate::{
 use candle_core::{DType, Result, Tensor};
 #[cfg(feature = "transformers")]
 pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
+use candle_sparse::KvConfig;
 use std::time::Duration;
 
 #[cfg(feature = "transformers")]
@@ -90,6 +91,14 @@ pub struct LlamaSession {
     pub model: Llama,
     /// What it has seen.
     pub cache: Cache,
+}
+
+impl LlamaSession {
+    /// A model, whose weights are shared, with an empty cache.
+    #[must_use]
+    pub fn new(model: &Llama, kv: KvConfig) -> Self {
+        Self { model: model.clone(), cache: Cache::of(model, kv) }
+    }
 }
 
 impl CausalLm for LlamaSession {

@@ -1,6 +1,7 @@
 //! Text out of tokens, one by one.
 
 use serde_json::Value;
+use std::{ops::Deref, sync::Arc};
 use tokenizers::Tokenizer;
 
 /// The text of tokens as they come.
@@ -24,7 +25,7 @@ use tokenizers::Tokenizer;
 /// ```
 #[derive(Debug)]
 pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+    tokenizer: Shared<'a>,
     how: How,
     /// The beginning of a character.
     pending: Vec<u8>,
@@ -32,6 +33,24 @@ pub struct TextStream<'a> {
     at_start: bool,
     /// With [`How::Whole`]: the tokens whose text decides how the next one is written.
     context: Vec<u32>,
+}
+
+/// A tokenizer that somebody else holds, or that is held together with others.
+#[derive(Clone, Debug)]
+enum Shared<'a> {
+    Lent(&'a Tokenizer),
+    Counted(Arc<Tokenizer>),
+}
+
+impl Deref for Shared<'_> {
+    type Target = Tokenizer;
+
+    fn deref(&self) -> &Tokenizer {
+        match self {
+            Self::Lent(tokenizer) => tokenizer,
+            Self::Counted(tokenizer) => tokenizer,
+        }
+    }
 }
 
 /// How a token becomes bytes.
@@ -49,10 +68,22 @@ enum How {
 /// Tokens before one that are decoded with it where its own text is not enough.
 const CONTEXT: usize = 4;
 
+impl TextStream<'static> {
+    /// As [`Self::new`], for a stream that lives as long as it likes.
+    #[must_use]
+    pub fn shared(tokenizer: Arc<Tokenizer>) -> Self {
+        Self::of(Shared::Counted(tokenizer))
+    }
+}
+
 impl<'a> TextStream<'a> {
     /// A stream that no token has entered yet.
     #[must_use]
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self::of(Shared::Lent(tokenizer))
+    }
+
+    fn of(tokenizer: Shared<'a>) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|d| serde_json::to_value(d).ok());
         let how = decoder.as_ref().and_then(how).unwrap_or(How::Whole);
         Self { tokenizer, how, pending: Vec::new(), at_start: true, context: Vec::new() }
