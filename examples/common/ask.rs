@@ -37,14 +37,24 @@ pub(crate) struct Asker {
     chat_ends: Vec<u32>,
     args: SamplingArgs,
     generation: GenerationConfig,
+    seeds: Seeds,
+}
+
+/// The seed of a text that asks for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seeds {
+    /// That of the flags, or ours.
+    Fixed,
+    /// That of the flag, or else one that nobody can foresee.
+    Random,
 }
 
 /// How one text is to be written, whatever it continues.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
-    pub(crate) sampling: Sampling,
-    /// Whether the seed was given, so that the text is to be the same again.
-    pub(crate) stop: Vec<String>,
+    sampling: Sampling,
+    stop: Vec<String>,
+    /// Tokens to write at most; `None`: as many as the context holds.
     pub(crate) max_tokens: Option<usize>,
 }
 
@@ -57,7 +67,7 @@ pub(crate) struct Prompt {
 
 impl Asker {
     /// For a loaded model, with the flags' settings where a request has none.
-    pub(crate) fn new(loaded: &Pretrained, args: &SamplingArgs) -> Result<Self> {
+    pub(crate) fn new(loaded: &Pretrained, args: &SamplingArgs, seeds: Seeds) -> Result<Self> {
         args.check()?;
         let template = match loaded.chat_template() {
             Ok(Some(template)) => Ok(template.clone()),
@@ -82,6 +92,7 @@ impl Asker {
             chat_ends,
             args: args.clone(),
             generation: loaded.generation,
+            seeds,
         })
     }
 
@@ -112,7 +123,7 @@ impl Asker {
         }
         match fields.integer("seed", 0..=u64::MAX)? {
             Some(seed) => sampling.seed = seed,
-            None if !self.args.has_seed() => sampling.seed = random(),
+            None if self.seeds == Seeds::Random && !self.args.has_seed() => sampling.seed = random(),
             None => {}
         }
         let newer = fields.integer("max_completion_tokens", 1..=u64::from(u32::MAX))?;
@@ -125,9 +136,8 @@ impl Asker {
         let stops = match fields.take("stop") {
             None => return Ok(self.args.stop.clone()),
             Some(Value::String(stop)) => vec![stop],
-            Some(Value::Array(stops)) => texts(stops).map_err(|i| {
-                Wrong::value(fields.name(&format!("stop[{i}]")), "a string is needed")
-            })?,
+            Some(Value::Array(stops)) => texts(stops)
+                .map_err(|i| Wrong::value(fields.name(&format!("stop[{i}]")), "a string is needed"))?,
             Some(other) => {
                 let problem = format!("a string or a list of strings is needed, this is {}", kind(&other));
                 return Err(Wrong::value(fields.name("stop"), problem));
@@ -146,10 +156,10 @@ impl Asker {
     /// The tokens of a conversation, up to where the answer begins.
     pub(crate) fn chat(&self, messages: Value) -> Result<Prompt, Wrong> {
         let messages = messages_of(messages)?;
-        let template = self.template.as_ref().map_err(|why| Wrong {
-            code: Some("no_chat_template"),
-            ..Wrong::value("messages", why)
-        })?;
+        let template = self
+            .template
+            .as_ref()
+            .map_err(|why| Wrong { code: Some("no_chat_template"), ..Wrong::value("messages", why) })?;
         let text = template.render(&messages, true).map_err(|e| Wrong::value("messages", first_line(&e)))?;
         if text.is_empty() {
             return Err(Wrong::value("messages", "the chat template makes no text of this conversation"));
@@ -183,7 +193,8 @@ impl Asker {
                     Value::String(text) => self.encode(&text, &param)?,
                     Value::Array(ids) => self.ids(&ids, &param)?,
                     other => {
-                        let problem = format!("a string or a list of tokens is needed, this is {}", kind(&other));
+                        let problem =
+                            format!("a string or a list of tokens is needed, this is {}", kind(&other));
                         return Err(Wrong::value(param, problem));
                     }
                 };
@@ -224,7 +235,7 @@ impl Asker {
 
     /// What the engine is asked for one text; the `choice`th of several has a seed of its own.
     pub(crate) fn request(&self, prompt: &Prompt, wish: &Wish, choice: usize) -> Request {
-        let mut sampling = wish.sampling.clone();
+        let mut sampling = wish.sampling;
         sampling.seed = sampling.seed.wrapping_add(choice as u64);
         let mut request = Request::new(prompt.ids.clone());
         request.sampling = sampling;
@@ -294,16 +305,20 @@ fn content_of(content: Value, place: &str) -> Result<String, Wrong> {
             };
             parts.into_iter().enumerate().map(part).collect()
         }
-        other => {
-            Err(Wrong::value(place, format_args!("a string or a list of parts is needed, this is {}", kind(&other))))
-        }
+        other => Err(Wrong::value(
+            place,
+            format_args!("a string or a list of parts is needed, this is {}", kind(&other)),
+        )),
     }
 }
 
 fn fields_type(fields: &Fields, kind: &Value) -> Result<(), Wrong> {
     match kind.as_str() {
         Some("text") => Ok(()),
-        _ => Err(Wrong::unsupported(fields.name("type"), format_args!("{kind} is not supported: text alone is"))),
+        _ => Err(Wrong::unsupported(
+            fields.name("type"),
+            format_args!("{kind} is not supported: text alone is"),
+        )),
     }
 }
 

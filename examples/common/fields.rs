@@ -49,10 +49,9 @@ pub(crate) struct Fields {
 impl Fields {
     pub(crate) fn new(value: Value, place: &str) -> Result<Self, Wrong> {
         match value {
-            Value::Object(left) => Ok(Self {
-                left,
-                place: if place.is_empty() { String::new() } else { format!("{place}.") },
-            }),
+            Value::Object(left) => {
+                Ok(Self { left, place: if place.is_empty() { String::new() } else { format!("{place}.") } })
+            }
             other if place.is_empty() => {
                 Err(Wrong::new(format!("a JSON object is needed, this is {}", kind(&other))))
             }
@@ -83,7 +82,8 @@ impl Fields {
         get: impl FnOnce(&Value) -> Option<T>,
     ) -> Result<Option<T>, Wrong> {
         let Some(value) = self.take(field) else { return Ok(None) };
-        let wrong = || Wrong::value(self.name(field), format_args!("{what} is needed, this is {}", kind(&value)));
+        let wrong =
+            || Wrong::value(self.name(field), format_args!("{what} is needed, this is {}", kind(&value)));
         get(&value).map(Some).ok_or_else(wrong)
     }
 
@@ -96,11 +96,7 @@ impl Fields {
     }
 
     /// A number within a range.
-    pub(crate) fn number(
-        &mut self,
-        field: &str,
-        range: RangeInclusive<f64>,
-    ) -> Result<Option<f64>, Wrong> {
+    pub(crate) fn number(&mut self, field: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, Wrong> {
         let Some(number) = self.typed(field, "a number", Value::as_f64)? else { return Ok(None) };
         match range.contains(&number) {
             true => Ok(Some(number)),
@@ -109,11 +105,7 @@ impl Fields {
     }
 
     /// An integer within a range; 3.0 is one too.
-    pub(crate) fn integer(
-        &mut self,
-        field: &str,
-        range: RangeInclusive<u64>,
-    ) -> Result<Option<u64>, Wrong> {
+    pub(crate) fn integer(&mut self, field: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Wrong> {
         let whole = |n: f64| (n.fract() == 0.0 && n >= 0.0 && n < 9e15).then_some(n as u64);
         let get = |value: &Value| value.as_u64().or_else(|| whole(value.as_f64()?));
         // A negative one is of the right kind, so it is told that it is too small.

@@ -7,7 +7,7 @@ pub(crate) mod draw;
 use super::cli::output;
 use anyhow::{Result, bail};
 use candle_core::Tensor;
-use candle_sparse_models::generation::GenerationConfig;
+use candle_sparse_models::{generation::GenerationConfig, sampling::Sampling};
 use clap::Args;
 use draw::{Among, Drawer, penalise};
 use std::time::{Duration, Instant};
@@ -106,6 +106,25 @@ impl SamplingArgs {
         };
         let drawer = Drawer::new(temperature, among, self.seed.unwrap_or(SEED));
         Ok(Sampler { drawer, penalty, last_n: self.repeat_last_n.unwrap_or(64) })
+    }
+
+    /// The settings of the choice, by the flags, or else by what the model's files say.
+    pub(crate) fn sampling(&self, model: GenerationConfig) -> Result<Sampling> {
+        self.check()?;
+        let mut sampling = Sampling::of(&model);
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repeat_penalty = self.repeat_penalty.unwrap_or(sampling.repeat_penalty);
+        sampling.repeat_last_n = self.repeat_last_n.unwrap_or(sampling.repeat_last_n);
+        sampling.seed = self.seed.unwrap_or(sampling.seed);
+        Ok(sampling)
+    }
+
+    /// Whether a seed was given.
+    pub(crate) fn has_seed(&self) -> bool {
+        self.seed.is_some()
     }
 
     /// Says which flags change nothing.

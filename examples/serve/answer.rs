@@ -119,8 +119,7 @@ impl Shape {
             match self.kind {
                 Kind::Text => one["text"] = choice.text.as_str().into(),
                 Kind::Chat => {
-                    one["message"] =
-                        json!({ "role": "assistant", "content": choice.text, "refusal": null });
+                    one["message"] = json!({ "role": "assistant", "content": choice.text, "refusal": null });
                 }
             }
             one

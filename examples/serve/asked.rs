@@ -55,7 +55,11 @@ impl Asked {
     /// Reads the body of a request to the model `name`.
     pub(crate) fn new(asker: &Asker, kind: Kind, name: &str, body: &[u8]) -> Result<Self, ApiError> {
         let value = serde_json::from_slice(body).map_err(|error| {
-            ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is no JSON: {error}"))
+            ApiError::invalid(
+                StatusCode::BAD_REQUEST,
+                "invalid_json",
+                format!("the body is no JSON: {error}"),
+            )
         })?;
         let mut fields = Fields::new(value, "")?;
         check_model(&mut fields, name)?;
@@ -164,40 +168,5 @@ fn alternatives(fields: &mut Fields, kind: Kind) -> Result<Option<usize>, Wrong>
         (false, Some(1..)) => Err(Wrong::value("top_logprobs", "belongs to \"logprobs\": true")),
         (false, _) => Ok(None),
         (true, top) => Ok(Some(top.unwrap_or(0) as usize)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused(kind: Kind, field: &str, value: Value) -> Option<String> {
-        let mut fields = Fields::new(json!({ field: value }), "").unwrap();
-        refuse(&mut fields, kind).and_then(|()| fields.finish()).err().and_then(|wrong| wrong.param)
-    }
-
-    #[test]
-    fn what_would_change_the_answer_is_refused_and_what_says_nothing_is_not() {
-        for (kind, field, value) in [
-            (Kind::Chat, "tools", json!([{ "type": "function" }])),
-            (Kind::Chat, "response_format", json!({ "type": "json_object" })),
-            (Kind::Chat, "logit_bias", json!({ "5": 100 })),
-            (Kind::Chat, "presence_penalty", json!(0.5)),
-            (Kind::Chat, "echo", json!(false)),
-            (Kind::Text, "echo", json!(true)),
-            (Kind::Text, "tools", json!([])),
-            (Kind::Text, "suffix", json!("end")),
-        ] {
-            assert_eq!(refused(kind, field, value).as_deref(), Some(field));
-        }
-        for (kind, field, value) in [
-            (Kind::Chat, "tools", json!([])),
-            (Kind::Chat, "response_format", json!({ "type": "text" })),
-            (Kind::Chat, "user", json!("me")),
-            (Kind::Text, "frequency_penalty", json!(0.0)),
-            (Kind::Text, "suffix", json!(null)),
-        ] {
-            assert_eq!(refused(kind, field, value), None, "{field}");
-        }
     }
 }

@@ -4,7 +4,10 @@ use crate::error::ApiError;
 use candle_sparse_models::engine::{Engine, EngineStats, Event, EventKind, Request, SequenceId};
 use std::{
     collections::HashMap,
-    sync::mpsc::{Receiver, Sender, TryRecvError, channel},
+    sync::{
+        Arc, Weak,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread::JoinHandle,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -14,21 +17,44 @@ pub(crate) type Happened = (usize, EventKind);
 
 enum Command {
     /// All of them or none.
-    Add { requests: Vec<Request>, events: mpsc::UnboundedSender<Happened>, answer: oneshot::Sender<Result<(), ApiError>> },
+    Add {
+        requests: Vec<Request>,
+        events: mpsc::UnboundedSender<Happened>,
+        answer: oneshot::Sender<Result<(), ApiError>>,
+    },
     Stats(oneshot::Sender<EngineStats>),
+    /// All texts are given up, and none begins any more.
+    End,
 }
 
 /// Asks the engine; where all are gone its thread ends.
 #[derive(Clone, Debug)]
-pub(crate) struct Handle(Sender<Command>);
+pub(crate) struct Handle {
+    commands: Sender<Command>,
+    /// Held by the thread.
+    life: Weak<()>,
+}
 
 impl Handle {
     /// Starts the thread.
     pub(crate) fn start(engine: Engine) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (send, commands) = channel();
-        let worker = Worker { engine, routes: HashMap::new(), commands };
+        let life = Arc::new(());
+        let handle = Self { commands: send, life: Arc::downgrade(&life) };
+        let worker = Worker { engine, routes: HashMap::new(), commands, ending: false, _life: life };
         let thread = std::thread::Builder::new().name("engine".to_string());
-        Ok((Self(send), thread.spawn(move || worker.run())?))
+        Ok((handle, thread.spawn(move || worker.run())?))
+    }
+
+    /// Whether the thread runs: nothing that it does makes this wait.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.life.strong_count() > 0
+    }
+
+    /// Gives all texts up.
+    pub(crate) fn end(&self) {
+        // Where the thread has ended already there is nothing to give up.
+        let _ = self.commands.send(Command::End);
     }
 
     /// Adds the texts of one request. Who drops the receiver gives them up. What waits there is bounded by the tokens asked for.
@@ -49,7 +75,7 @@ impl Handle {
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ApiError> {
         let (send, answer) = oneshot::channel();
         let gone = || ApiError::internal("the engine has ended");
-        self.0.send(command(send)).map_err(|_| gone())?;
+        self.commands.send(command(send)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
     }
 }
@@ -64,6 +90,8 @@ struct Worker {
     engine: Engine,
     routes: HashMap<SequenceId, Route>,
     commands: Receiver<Command>,
+    ending: bool,
+    _life: Arc<()>,
 }
 
 impl Worker {
@@ -84,14 +112,11 @@ impl Worker {
                 Err(_) => return false,
             }
         }
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => self.obey(command),
-                Err(TryRecvError::Empty) => return true,
-                // What runs has nobody who reads it, so that it is given up and the next turn ends here.
-                Err(TryRecvError::Disconnected) => return true,
-            }
+        // Where nobody can ask any more, nobody reads either: what runs is given up, and the next turn ends here.
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
         }
+        true
     }
 
     fn obey(&mut self, command: Command) {
@@ -102,10 +127,21 @@ impl Worker {
                 let added = self.add(requests, &events);
                 drop(answer.send(added));
             }
+            Command::End => {
+                self.ending = true;
+                self.routes.keys().for_each(|id| drop(self.engine.cancel(*id)));
+            }
         }
     }
 
-    fn add(&mut self, requests: Vec<Request>, events: &mpsc::UnboundedSender<Happened>) -> Result<(), ApiError> {
+    fn add(
+        &mut self,
+        requests: Vec<Request>,
+        events: &mpsc::UnboundedSender<Happened>,
+    ) -> Result<(), ApiError> {
+        if self.ending {
+            return Err(ApiError::ending());
+        }
         let mut added = Vec::with_capacity(requests.len());
         for (choice, request) in requests.into_iter().enumerate() {
             match self.engine.add(request) {

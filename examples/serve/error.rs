@@ -6,6 +6,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use candle_sparse_models::pretrained::first_line;
 use serde_json::{Value, json};
 
 /// A request that is not answered, and why.
@@ -18,7 +19,12 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: Option<&'static str>,
+        message: impl Into<String>,
+    ) -> Self {
         Self { status, kind, wrong: Wrong { code, ..Wrong::new(message) } }
     }
 
@@ -46,6 +52,15 @@ impl ApiError {
     /// Something that the client has no part in.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
+    }
+
+    /// Why the engine does not take a request.
+    pub(crate) fn from_engine(error: &candle_core::Error) -> Self {
+        match candle_sparse::Error::of(error) {
+            Some(candle_sparse::Error::Full { problem }) => Self::overloaded(problem.as_str()),
+            Some(candle_sparse::Error::Setting { name, problem }) => Wrong::value(*name, problem).into(),
+            _ => Self::internal(first_line(error)),
+        }
     }
 
     /// As JSON, also for the middle of a stream.

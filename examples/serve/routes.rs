@@ -7,7 +7,8 @@ use crate::{
     asked::{Asked, Kind, no_model},
     engine::Handle,
     error::ApiError,
-    guard, logprobs::Spelling,
+    guard,
+    logprobs::Spelling,
     metrics::Metrics,
     page,
 };
@@ -79,11 +80,7 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::invalid(StatusCode::METHOD_NOT_ALLOWED, "method_not_supported", message)
 }
 
-async fn complete(
-    State(app): State<Arc<App>>,
-    request: Request,
-    kind: Kind,
-) -> Result<Response, ApiError> {
+async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> Result<Response, ApiError> {
     let body = body(&app, request).await?;
     // A long text takes a while to become tokens: others are answered meanwhile.
     let reader = app.clone();
@@ -150,9 +147,10 @@ fn model_json(app: &App) -> Value {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    // An engine that is busy answers between two steps.
-    app.engine.stats().await?;
-    Ok(Json(json!({ "status": "ok" })))
+    match app.engine.is_alive() {
+        true => Ok(Json(json!({ "status": "ok" }))),
+        false => Err(ApiError::internal("the engine has ended")),
+    }
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
