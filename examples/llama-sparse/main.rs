@@ -20,8 +20,6 @@ mod model;
 mod prompt;
 #[path = "../common/sampling.rs"]
 mod sampling;
-#[path = "../common/stops.rs"]
-mod stops;
 mod talk;
 
 use anyhow::{Result, bail};

@@ -16,8 +16,6 @@ mod model;
 mod prompt;
 #[path = "../common/sampling.rs"]
 mod sampling;
-#[path = "../common/stops.rs"]
-mod stops;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;

@@ -108,6 +108,12 @@ impl Sampling {
         }
     }
 
+    /// Whether the most likely token is taken always: divided by less than a ten-millionth, logits would be infinite.
+    #[must_use]
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < 1e-7
+    }
+
     /// Whether each setting is in its range.
     ///
     /// # Errors
@@ -151,8 +157,7 @@ impl Sampler {
             p: sampling.top_p as f32,
             min_p: sampling.min_p as f32,
         };
-        // Divided by less the logits would be infinite.
-        let temperature = if sampling.temperature < 1e-7 { 0.0 } else { sampling.temperature };
+        let temperature = if sampling.is_greedy() { 0.0 } else { sampling.temperature };
         let drawer = Drawer::new(temperature, among, sampling.seed);
         Ok(Self { drawer, penalty: sampling.repeat_penalty, last_n: sampling.repeat_last_n })
     }

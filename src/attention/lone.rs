@@ -2,12 +2,13 @@
 
 use super::{
     Head, PIECE, Stats, Sums,
-    plan::{PagePlan, Recall, Selector, reserve},
+    plan::{ByToken, PagePlan, Recall, Selector, reserve},
 };
 use crate::tuning::{ATTENTION_SHARES, HEAD_SHARES, MIN_SHARE_PAGES};
 use crate::{
     kv_cache::{KvCache, PAGE_LEN, most_pages},
     team::{Member, Outcome, Outputs},
+    weight::Compute,
 };
 use candle_sparse_core::{Config, KernelSet, attention::plan::Sample};
 use candle_sparse_kernels::Kernels;
@@ -151,44 +152,139 @@ pub(crate) fn lone_token(
     let piece = member.piece(kv_heads * cut.shares, all * PAGE_LEN * head_dim * 8, 1);
     member.phase(parts, piece * cut.part, |i, out| {
         for (j, out) in out.chunks_exact_mut(cut.part).enumerate() {
-            let (h, share) = ((i * piece + j) / cut.shares, (i * piece + j) % cut.shares);
-            let queries = &token.queries[h * group * head_dim..(h + 1) * group * head_dim];
-            let (values, ends) = out.split_at_mut(group * width);
-            values.fill(0.0);
-            stats.fill(Stats::EMPTY);
-            if share == 0 {
-                token.begin(kernels, h, queries, values, stats);
-            }
-            let pages = pages_of(h);
-            let exact = pages.len() - drawn;
-            let end = ((share + 1) * cut.share).min(pages.len());
-            let start = (share * cut.share).min(end);
-            let head = token.head(h, head_dim);
-            // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
-            let seen = |_, page: u32| {
-                let seen = head.seen(token.position, page);
-                seen.start..seen.end.min(head.stored - page as usize * PAGE_LEN)
-            };
-            for pages in [
-                (&pages[start.min(exact)..end.min(exact)], 0.0),
-                (&pages[start.max(exact)..end.max(exact)], weight),
-            ] {
-                let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
-                head.attend(kernels, queries, seen, pages, sums);
-            }
-            for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
-                *end = [stats.max, stats.denominator];
-            }
+            let (head, share) = ((i * piece + j) / cut.shares, (i * piece + j) % cut.shares);
+            let pages = Pages { all: pages_of(head), drawn, weight };
+            token.share(kernels, [head, head_dim], (cut, share), pages, scores, stats, out);
         }
     })?;
     merge(parts, cut, group, width, head_dim, out);
     Ok(())
 }
 
+/// The pages of a head, the last `drawn` of which stand for others too: `weight` is added to their scores.
+#[derive(Clone, Copy)]
+struct Pages<'a> {
+    all: &'a [u32],
+    drawn: usize,
+    weight: f32,
+}
+
+/// The tokens of some sequences, each with the bits of [`lone_token`]: `out` is `[tokens, q_dim]`. The caches may hold later
+/// positions than a token's own, which it does not see. `scratch` keeps what was allocated.
+///
+/// Cost: that of [`lone_token`] for each.
+pub(crate) fn lone_tokens(
+    on: Compute<'_>,
+    config: &Config,
+    tokens: &[Token<'_>],
+    scratch: &mut Vec<LoneScratch>,
+    out: &mut [f32],
+) {
+    let (group, kv_heads) = (config.group_size(), config.num_key_value_heads);
+    let heads = tokens.len() * kv_heads;
+    let bytes = tokens.iter().map(|t| t.position).sum::<usize>() * 2 * config.kv_dim() * 2;
+    let each = heads.div_ceil(on.threads.tasks(heads, bytes));
+    scratch.resize_with(heads.div_ceil(each).max(scratch.len()), LoneScratch::default);
+    let tasks = out.chunks_mut(each * group * config.head_dim).zip(scratch).enumerate();
+    on.threads.for_each(tasks, |(i, (out, scratch))| {
+        for (j, out) in out.chunks_exact_mut(group * config.head_dim).enumerate() {
+            let (token, head) = ((i * each + j) / kv_heads, (i * each + j) % kv_heads);
+            tokens[token].attend(on.kernels, config, head, scratch, out);
+        }
+    });
+}
+
 impl<'a> Token<'a> {
     fn head(self, head: usize, head_dim: usize) -> Head<'a> {
         let Self { cache, layer, position, .. } = self;
         Head { cache, sequence: 0, layer, head, head_dim, stored: position }
+    }
+
+    /// `out` `[group, head_dim]` of a head.
+    fn attend(
+        self,
+        kernels: &Kernels,
+        config: &Config,
+        head: usize,
+        scratch: &mut LoneScratch,
+        out: &mut [f32],
+    ) {
+        let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
+        scratch.resize(config, self.cache);
+        let LoneScratch { scores, parts, stats, recall, pages, .. } = scratch;
+        let chosen = self.plan.of(self.layer * kv_heads + head);
+        let candidates = self.select.recalls(self.cache, self.position / PAGE_LEN);
+        let mut list = Pages { all: chosen, drawn: 0, weight: 0.0 };
+        if !candidates.is_empty() {
+            let own = self.own_pages(kernels, [head, head_dim, group], &candidates, recall, chosen);
+            pages.clear();
+            pages.extend(chosen.iter().chain(own.recalled).chain(own.drawn));
+            list = Pages { all: pages, drawn: own.drawn.len(), weight: own.weight };
+        }
+        // Lists of all heads are as long as those of the longest.
+        let most = (0..kv_heads).map(|h| self.plan.of(self.layer * kv_heads + h).len()).max().unwrap_or(0);
+        let cut = Cut::new(config, most + list.all.len() - chosen.len());
+        let parts = &mut parts[..cut.shares * cut.part];
+        for (share, out) in parts.chunks_exact_mut(cut.part).enumerate() {
+            self.share(kernels, [head, head_dim], (cut, share), list, scores, stats, out);
+        }
+        merge(parts, cut, group, self.cache.width(), head_dim, out);
+    }
+
+    /// The sums, maxima and denominators of a share of a head's pages.
+    fn share(
+        self,
+        kernels: &Kernels,
+        [head, head_dim]: [usize; 2],
+        (cut, share): (Cut, usize),
+        list: Pages<'_>,
+        scores: &mut [f32],
+        stats: &mut [Stats],
+        out: &mut [f32],
+    ) {
+        let group = stats.len();
+        let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
+        let (values, ends) = out.split_at_mut(group * self.cache.width());
+        values.fill(0.0);
+        stats.fill(Stats::EMPTY);
+        if share == 0 {
+            self.begin(kernels, head, queries, values, stats);
+        }
+        let Pages { all, drawn, weight } = list;
+        let exact = all.len() - drawn;
+        let end = ((share + 1) * cut.share).min(all.len());
+        let start = (share * cut.share).min(end);
+        let head = self.head(head, head_dim);
+        // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
+        let seen = |_, page: u32| {
+            let seen = head.seen(self.position, page);
+            seen.start..seen.end.min(head.stored - page as usize * PAGE_LEN)
+        };
+        for pages in
+            [(&all[start.min(exact)..end.min(exact)], 0.0), (&all[start.max(exact)..end.max(exact)], weight)]
+        {
+            let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
+            head.attend(kernels, queries, seen, pages, sums);
+        }
+        for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
+            *end = [stats.max, stats.denominator];
+        }
+    }
+
+    /// The pages that a head's queries recall and draw, beside those `chosen`.
+    fn own_pages<'r>(
+        self,
+        kernels: &Kernels,
+        [head, head_dim, group]: [usize; 3],
+        candidates: &Range<usize>,
+        recall: &'r mut Recall,
+        chosen: &[u32],
+    ) -> ByToken<'r> {
+        let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
+        let cached = self.head(head, head_dim);
+        recall.score(kernels, cached, queries, group, candidates.clone());
+        let visible = cached.visible(self.position, candidates);
+        recall.choose(&self.select, 0, [self.position, self.layer, head], visible, chosen)
     }
 
     /// Lists the pages of each head with those that its queries recall, and behind them those that it draws.
@@ -210,12 +306,7 @@ impl<'a> Token<'a> {
         member.phase(recalled, piece * count, |i, out| {
             for (j, out) in out.chunks_exact_mut(count).enumerate() {
                 let head = i * piece + j;
-                let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
-                let cached = self.head(head, head_dim);
-                recall.score(kernels, cached, queries, group, candidates.clone());
-                let visible = cached.visible(self.position, &candidates);
-                let at = [self.position, self.layer, head];
-                let own = recall.choose(&self.select, 0, at, visible, chosen(head));
+                let own = self.own_pages(kernels, [head, head_dim, group], &candidates, recall, chosen(head));
                 out.fill(-1.0);
                 let (best, sample) = out.split_at_mut(most);
                 best.iter_mut().zip(own.recalled).for_each(|(o, &page)| *o = page as f32);

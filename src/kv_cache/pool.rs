@@ -39,6 +39,10 @@ impl Pool {
         self.keep = pages;
     }
 
+    pub(super) fn set_max_bytes(&mut self, max_bytes: Option<usize>) {
+        self.max_bytes = max_bytes.unwrap_or(usize::MAX);
+    }
+
     /// A page, its content of no meaning. Where the budget asks for it others that wait are given up.
     pub(super) fn take(&mut self, tier: Tier) -> Page {
         if let Some(page) = self.spare[tier as usize].pop() {
@@ -56,10 +60,11 @@ impl Pool {
         self.shape.new_page(tier, self.dtype)
     }
 
-    /// Takes a page back, to wait or to be freed.
-    pub(super) fn give(&mut self, page: Page) {
+    /// Takes a page back, to wait or to be freed; one that others hold too stays theirs.
+    pub(super) fn give(&mut self, mut page: Page) {
         let tier = page.tier() as usize;
-        if self.spare[tier].len() < self.keep[tier] || self.alive[tier] <= self.reserved[tier] {
+        let wanted = self.spare[tier].len() < self.keep[tier] || self.alive[tier] <= self.reserved[tier];
+        if wanted && page.is_own() {
             self.spare[tier].push(page);
         } else {
             self.alive[tier] -= 1;

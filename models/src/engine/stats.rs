@@ -1,6 +1,9 @@
 //! Numbers of an engine.
 
-use crate::kv_cache::TierStats;
+use crate::{
+    decoder::SparseStats,
+    kv_cache::{KvCache, Tier, TierStats},
+};
 
 /// What an [`Engine`](super::Engine) holds now and has done since it was made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,4 +41,33 @@ pub struct EngineStats {
     pub kv_tiers: [TierStats; 3],
     /// By layer, the mean share of neurons that tokens being written read; empty without a profile.
     pub active_share: Vec<f64>,
+}
+
+/// Of all tokens that were written: how many, and the sum of their shares of neurons, by layer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shares(Vec<(u64, f64)>);
+
+impl Shares {
+    pub(super) fn add(&mut self, stats: &SparseStats) {
+        self.0.resize(self.0.len().max(stats.layers.len()), (0, 0.0));
+        for ((tokens, sum), layer) in self.0.iter_mut().zip(&stats.layers) {
+            *tokens += layer.tokens;
+            *sum += layer.tokens as f64 * layer.active_share;
+        }
+    }
+
+    pub(super) fn means(&self) -> Vec<f64> {
+        self.0.iter().map(|(tokens, sum)| sum / (*tokens).max(1) as f64).collect()
+    }
+}
+
+/// Pages and bytes of some caches by tier.
+pub(super) fn tiers<'a>(caches: impl Iterator<Item = &'a KvCache>) -> [TierStats; 3] {
+    caches.fold([TierStats::default(); 3], |mut all, cache| {
+        for (all, tier) in all.iter_mut().zip(Tier::ALL) {
+            let more = cache.tier(tier);
+            (all.pages, all.bytes) = (all.pages + more.pages, all.bytes + more.bytes);
+        }
+        all
+    })
 }

@@ -6,7 +6,8 @@ use candle_core::{DType, Device, Result};
 use candle_sparse::kv_cache::{KvCache, KvConfig, KvDType};
 use std::{path::Path, time::Duration};
 
-/// Keys and values of the tokens seen so far, and the working memory of a step. `Clone` is a snapshot: a deep copy.
+/// Keys and values of the tokens seen so far, and the working memory of a step. `Clone` is a snapshot, which
+/// shares pages until one of both writes to them.
 ///
 /// ```
 /// use candle_sparse_models::{KvConfig, llama::Cache};
