@@ -7,7 +7,7 @@ use crate::{
 };
 use axum::http::StatusCode;
 use candle_sparse_models::engine::Request;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Answers to one prompt at most.
 const MOST_CHOICES: u64 = 16;

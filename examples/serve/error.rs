@@ -2,7 +2,6 @@
 
 use crate::fields::Wrong;
 use axum::{
-    Json,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -78,7 +77,7 @@ impl From<Wrong> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.json())).into_response();
+        let mut response = (self.status, json_response(&self.json())).into_response();
         let headers = response.headers_mut();
         match self.status {
             StatusCode::UNAUTHORIZED => {
@@ -91,4 +90,9 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// JSON as it is sent.
+pub(crate) fn json_response(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }

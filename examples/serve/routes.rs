@@ -6,14 +6,14 @@ use crate::{
     ask::{Asker, random},
     asked::{Asked, Kind, no_model},
     engine::Handle,
-    error::ApiError,
+    error::{ApiError, json_response},
     guard,
     logprobs::Spelling,
     metrics::Metrics,
     page,
 };
 use axum::{
-    Json, Router,
+    Router,
     body::Body,
     extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -94,7 +94,7 @@ async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> 
     let shape = Shape::new(&asked, random(), seconds(SystemTime::now()), &app.name, spelling);
     let answering = Answering::new(shape, texts, events, app.metrics.clone());
     if !asked.stream {
-        return Ok(Json(answering.whole().await?).into_response());
+        return Ok(json_response(&answering.whole().await?));
     }
     let alive = KeepAlive::new().interval(SIGN_OF_LIFE);
     let mut response = Sse::new(answering.stream()).keep_alive(alive).into_response();
@@ -131,12 +131,12 @@ async fn body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
     Ok(body.to_bytes().into())
 }
 
-async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({ "object": "list", "data": [model_json(&app)] }))
+async fn models(State(app): State<Arc<App>>) -> Response {
+    json_response(&json!({ "object": "list", "data": [model_json(&app)] }))
 }
 
-async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    if name == app.name { Ok(Json(model_json(&app))) } else { Err(no_model(&name, &app.name)) }
+async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    if name == app.name { Ok(json_response(&model_json(&app))) } else { Err(no_model(&name, &app.name)) }
 }
 
 fn model_json(app: &App) -> Value {
@@ -146,9 +146,9 @@ fn model_json(app: &App) -> Value {
     })
 }
 
-async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     match app.engine.is_alive() {
-        true => Ok(Json(json!({ "status": "ok" }))),
+        true => Ok(json_response(&json!({ "status": "ok" }))),
         false => Err(ApiError::internal("the engine has ended")),
     }
 }
@@ -159,11 +159,11 @@ async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     Ok((kind, app.metrics.prometheus(&stats)).into_response())
 }
 
-async fn stats(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+async fn stats(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let stats = app.engine.stats().await?;
     let mut all = crate::metrics::stats_json(&stats);
     all["model"] = app.facts.clone();
-    Ok(Json(all))
+    Ok(json_response(&all))
 }
 
 fn seconds(time: SystemTime) -> u64 {

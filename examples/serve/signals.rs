@@ -9,8 +9,8 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Waits for the end. From then on another signal ends the program at once.
 pub(crate) async fn stop(engine: Handle) {
-    let (signal, dead) = (pin!(signal()), pin!(dead(engine)));
-    if let Either::Left(_) = select(signal, dead).await {
+    let (came, dead) = (pin!(signal()), pin!(dead(engine)));
+    if let Either::Left(_) = select(came, dead).await {
         tokio::spawn(async {
             signal().await;
             std::process::exit(i32::from(output::INTERRUPTED));
