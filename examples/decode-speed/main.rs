@@ -19,6 +19,7 @@ mod report;
 mod shapes;
 mod source;
 mod sparse;
+mod turns;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Format, Threads};
@@ -54,6 +55,12 @@ pub(crate) struct Cli {
     /// Decode steps to time
     #[arg(long, default_value_t = 12)]
     steps: usize,
+    /// Instead of prompts and lone tokens: steps of so many sequences together, in turn with steps of one token
+    #[arg(long, value_delimiter = ',', value_name = "SEQUENCES", conflicts_with = "against")]
+    batch: Vec<usize>,
+    /// The same for steps of so many tokens of one sequence, as drafts are verified in
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", conflicts_with = "against")]
+    turn: Vec<usize>,
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
     #[arg(long)]
     threads: Option<usize>,
@@ -83,7 +90,9 @@ pub(crate) struct Cli {
 }
 
 /// Flags that say what is measured, and nothing of a file that is written.
-const MEASURING: [&str; 16] = [
+const MEASURING: [&str; 18] = [
+    "batch",
+    "turn",
     "model",
     "depth",
     "prefill",
@@ -180,6 +189,18 @@ impl Cli {
     }
 }
 
+/// Our model, for what no other engine does.
+fn ours(cli: &Cli, threads: Threads) -> Result<Ours> {
+    let (source, positions) = (Source::new(cli)?, cli.depth + 32);
+    match cli.engine {
+        EngineName::CandleSparse => Ours::load(&source, threads, cli.drawn()?, positions)?.reading(cli),
+        EngineName::Dense => Ours::load(&source, threads, None, positions),
+        EngineName::Candle => {
+            bail!("--batch and --turn measure our model: --engine candle has no such steps")
+        }
+    }
+}
+
 fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let source = Source::new(cli)?;
     let positions = cli.positions();
@@ -205,6 +226,9 @@ fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
 }
 
 fn measure(cli: &Cli, threads: Threads) -> Result<()> {
+    if !(cli.batch.is_empty() && cli.turn.is_empty()) {
+        return turns::measure(cli, &ours(cli, threads)?);
+    }
     let mut engines = load(cli, threads)?;
     let memory = [process_bytes("VmHWM").unwrap_or(0), process_bytes("VmRSS").unwrap_or(0)];
     let mut probe = probe::Probe::new(threads)?;

@@ -4,6 +4,8 @@ use crate::{
     llama::{Cache, Llama},
     mistral,
     quantized_llama::ModelWeights,
+    sampling::Sampler,
+    speculation::Decoding,
 };
 use candle_core::{DType, Result, Tensor};
 #[cfg(feature = "transformers")]
@@ -56,6 +58,17 @@ pub trait CausalLm {
     /// Sets how long a call may take, see [`Cache::set_time_limit`]; `false`: this model keeps no limit.
     fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
         limit.is_none()
+    }
+
+    /// Hears what the next tokens are drawn with, what was written before them, and how many will be asked for at most: a model that
+    /// [drafts](crate::speculation) guesses better then.
+    fn expect(&mut self, sampler: &Sampler, written: &[u32], left: usize) {
+        let _ = (sampler, written, left);
+    }
+
+    /// What it runs on, of a model of this crate: several of its tokens can be verified in one step.
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        None
     }
 
     /// Forgets everything.
@@ -118,6 +131,11 @@ impl CausalLm for LlamaSession {
         self.cache.set_time_limit(limit);
         true
     }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        let Self { model, cache } = self;
+        cache.decoding(model, DType::F32)
+    }
 }
 
 impl CausalLm for ModelWeights {
@@ -136,6 +154,10 @@ impl CausalLm for ModelWeights {
     fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
         self.cache_mut().set_time_limit(limit);
         true
+    }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        Self::decoding(self)
     }
 }
 
@@ -156,6 +178,10 @@ impl CausalLm for mistral::Model {
         self.cache_mut().set_time_limit(limit);
         true
     }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        Self::decoding(self)
+    }
 }
 
 #[cfg(feature = "transformers")]
@@ -175,6 +201,10 @@ impl CausalLm for crate::quantized_mistral::Model {
     fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
         self.cache_mut().set_time_limit(limit);
         true
+    }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        Self::decoding(self)
     }
 }
 

@@ -181,6 +181,7 @@ impl<M: CausalLm + ?Sized> Iterator for Generation<'_, M> {
 
 impl<M: CausalLm + ?Sized> Generation<'_, M> {
     fn token(&mut self) -> Result<Token> {
+        self.model.expect(&self.sampler, &self.written, self.max_tokens - self.written.len() - 1);
         let ids = Tensor::new(self.unread.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
         let logits = self.model.forward(&ids, self.model.cached_len())?.flatten_all()?.to_vec1::<f32>()?;
         let id = self.sampler.sample(&logits, &self.written)?;

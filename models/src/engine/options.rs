@@ -54,7 +54,7 @@ impl Default for EngineOptions {
             prefix_folder: None,
             prefix_folder_bytes: 4 << 30,
             reuse_written: false,
-            speculation: Speculation::Off,
+            speculation: Speculation::off(),
         }
     }
 }
@@ -67,10 +67,15 @@ candle_sparse_core::with_methods!(EngineOptions {
     with_prefix_bytes: prefix_bytes: usize,
     with_prefix_folder_bytes: prefix_folder_bytes: u64,
     with_reuse_written: reuse_written: bool,
-    with_speculation: speculation: Speculation,
 });
 
 impl EngineOptions {
+    /// The same with another [`speculation`](Self::speculation).
+    #[must_use]
+    pub fn with_speculation(self, speculation: Speculation) -> Self {
+        Self { speculation, ..self }
+    }
+
     /// The same with another [`prefix_folder`](Self::prefix_folder).
     #[must_use]
     pub fn with_prefix_folder(self, prefix_folder: Option<PathBuf>) -> Self {
