@@ -103,6 +103,7 @@ fn run(cli: &Cli) -> Result<()> {
     let interrupt = Interrupt::new()?;
     interrupt.listen();
     let ended = run.all(input, &interrupt);
+    interrupt.let_end();
     let report = run.report(start.elapsed().as_secs_f64());
     if cli.output.json {
         output::line(&report.json())?;

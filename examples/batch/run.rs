@@ -21,6 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often the bar is drawn anew.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// Where nobody sees a bar, a line now and then says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(30);
 /// Tokens to write after a prompt where neither its line nor a flag says.
@@ -223,10 +225,14 @@ impl<'a> Run<'a> {
     }
 
     fn say(&mut self) {
+        let every = if self.bar.is_hidden() { SAY_EVERY } else { DRAW_EVERY };
+        if self.said.elapsed() < every {
+            return;
+        }
+        self.said = Instant::now();
         let stats = self.engine.stats();
         self.bar.set_message(format!("{} at a time, {} tokens", stats.running, stats.tokens_written));
-        if self.bar.is_hidden() && self.said.elapsed() >= SAY_EVERY {
-            self.said = Instant::now();
+        if self.bar.is_hidden() {
             let all = self.bar.length().map_or_else(String::new, |all| format!(" of {all}"));
             output::status(format_args!(
                 "{}{all} lines, {} tokens",

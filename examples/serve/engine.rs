@@ -1,6 +1,6 @@
 //! The thread that owns the engine: asked by a channel, answering each request by one of its own.
 
-use crate::error::ApiError;
+use crate::{cli::output, error::ApiError};
 use candle_sparse_models::engine::{Engine, EngineStats, Event, EventKind, Request, SequenceId};
 use std::{
     collections::HashMap,
@@ -101,6 +101,7 @@ impl Worker {
             for event in self.engine.step() {
                 self.route(event);
             }
+            self.engine.take_notices().iter().for_each(output::note);
         }
     }
 
@@ -129,7 +130,9 @@ impl Worker {
             }
             Command::End => {
                 self.ending = true;
-                self.routes.keys().for_each(|id| drop(self.engine.cancel(*id)));
+                for id in self.routes.keys() {
+                    self.engine.cancel(*id);
+                }
             }
         }
     }
@@ -147,7 +150,9 @@ impl Worker {
             match self.engine.add(request) {
                 Ok(id) => added.push((id, Route { choice, events: events.clone() })),
                 Err(error) => {
-                    added.iter().for_each(|(id, _)| drop(self.engine.cancel(*id)));
+                    for (id, _) in &added {
+                        self.engine.cancel(*id);
+                    }
                     return Err(ApiError::from_engine(&error));
                 }
             }

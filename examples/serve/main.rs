@@ -171,6 +171,7 @@ fn run(cli: &Cli) -> Result<()> {
         engine,
         name: cli.http.name.clone().unwrap_or_else(|| served_name(&cli.model)),
         key,
+        max_queued: cli.http.max_queued,
         max_body,
         patience: limits.patience,
         started: SystemTime::now(),

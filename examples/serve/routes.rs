@@ -7,6 +7,7 @@ use crate::{
     asked::{Asked, Kind, no_model},
     engine::Handle,
     error::{ApiError, json_response},
+    fields::Wrong,
     guard,
     logprobs::Spelling,
     metrics::Metrics,
@@ -41,6 +42,8 @@ pub(crate) struct App {
     /// What clients call the model.
     pub(crate) name: String,
     pub(crate) key: Option<guard::Key>,
+    /// Texts that may wait at most: a request for more would never be taken.
+    pub(crate) max_queued: usize,
     /// Bytes of a request's body at most.
     pub(crate) max_body: usize,
     /// How long a body may take to come.
@@ -89,6 +92,10 @@ async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> 
     let mut asked = asked.map_err(|_| ApiError::internal("the request could not be read"))??;
     let requests = std::mem::take(&mut asked.requests);
     let texts = requests.len();
+    if texts > app.max_queued {
+        let most = app.max_queued;
+        return Err(Wrong::value("n", format_args!("{texts} texts at a time are more than {most}")).into());
+    }
     let events = app.engine.add(requests).await?;
     let spelling = Spelling::new(app.asker.tokenizer.clone());
     let shape = Shape::new(&asked, random(), seconds(SystemTime::now()), &app.name, spelling);
