@@ -7,6 +7,7 @@ use crate::{
     metrics::{Metrics, Pace},
 };
 use axum::response::sse::Event;
+use candle_sparse_models::engine::EventKind;
 use futures_util::stream::{self, Stream};
 use serde_json::Value;
 use std::{collections::VecDeque, convert::Infallible, sync::Arc};
@@ -56,7 +57,9 @@ impl Answering {
         let mut happened = Some(first);
         // What came meanwhile goes out together.
         while let Some((index, kind)) = happened {
-            self.paces[index].step(&self.metrics);
+            if matches!(kind, EventKind::Token { .. }) {
+                self.paces[index].step(&self.metrics);
+            }
             pieces.extend(self.shape.take(index, &mut self.choices[index], kind)?);
             happened = self.events.try_recv().ok();
         }

@@ -55,7 +55,7 @@ impl Pace {
         Self { last: Instant::now(), begun: false }
     }
 
-    /// Something came.
+    /// A token came.
     pub(crate) fn step(&mut self, metrics: &Metrics) {
         let now = Instant::now();
         let seconds = (now - std::mem::replace(&mut self.last, now)).as_secs_f64();

@@ -26,13 +26,13 @@ fn file(name: &str) -> PathBuf {
 }
 
 /// A server that converses and wants a key.
-fn chat_server(folder: &Path) -> Server {
+fn chat_server(folder: &Path, level: &str) -> Server {
     let template = folder.join("chat.jinja");
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}\
         {% if add_generation_prompt %}assistant: {% endif %}";
     fs::write(&template, source).unwrap();
     let args = ["--chat-template", template.to_str().unwrap(), "--sample-len", "300", "--threads", "1"];
-    Server::with_env(&args, &[("CANDLE_SPARSE_API_KEY", "s3cret")])
+    Server::with_env(&args, &[("CANDLE_SPARSE_API_KEY", "s3cret"), ("CANDLE_SPARSE_LEVEL", level)])
 }
 
 fn succeeds(command: &mut Command) {
@@ -44,7 +44,7 @@ fn succeeds(command: &mut Command) {
 #[test]
 fn the_official_client_is_served() {
     let (Some(python), folder) = (python(), tempfile::tempdir().unwrap()) else { return };
-    let server = chat_server(folder.path());
+    let server = chat_server(folder.path(), "");
     succeeds(Command::new(python).arg(file("openai_client.py")).args([&server.url(), "s3cret"]));
     // The client that stopped reading.
     wait("nothing runs", || {
@@ -56,7 +56,8 @@ fn the_official_client_is_served() {
 #[test]
 fn the_page_works_in_a_browser() {
     let (Some(python), folder) = (python(), tempfile::tempdir().unwrap()) else { return };
-    let server = chat_server(folder.path());
+    // Slow enough for a click on Stop.
+    let server = chat_server(folder.path(), "scalar");
     succeeds(Command::new(python).arg(file("page.py")).args([&server.url(), "s3cret"]));
 }
 
