@@ -95,11 +95,11 @@ fn run(cli: &Cli) -> Result<()> {
     }
     let loaded = cli.model.load_files(&files)?;
     let asker = Asker::new(&loaded, &cli.sampling, Seeds::Fixed)?;
-    // Those that wait here are read already when their turn comes.
-    let waiting = cli.engine.max_sequences;
-    let engine = cli.engine.engine(&cli.model, &loaded, asker.tokenizer.clone(), waiting)?;
+    // As many again wait with the engine, so that it never waits for a line to be read.
+    let room = 2 * cli.engine.max_sequences;
+    let engine = cli.engine.engine(&cli.model, &loaded, asker.tokenizer.clone(), room)?;
     let start = Instant::now();
-    let mut run = Run::new(engine, &asker, results, done, input.len(), waiting);
+    let mut run = Run::new(engine, &asker, results, done, input.len(), room);
     let interrupt = Interrupt::new()?;
     interrupt.listen();
     let ended = run.all(input, &interrupt);

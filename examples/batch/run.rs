@@ -68,24 +68,13 @@ impl<'a> Run<'a> {
         results: Results,
         done: Ids,
         lines: Option<usize>,
-        waiting: usize,
+        room: usize,
     ) -> Self {
         let bar = lines.map_or_else(ProgressBar::no_length, |lines| ProgressBar::new(lines as u64));
         let style = "{elapsed_precise} [{wide_bar}] {pos}/{len} {msg} {eta}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
         let (seen, jobs, report) = (Ids::new(), HashMap::new(), Report::default());
-        Self {
-            engine,
-            asker,
-            results,
-            done,
-            seen,
-            jobs,
-            room: 2 * waiting,
-            bar,
-            said: Instant::now(),
-            report,
-        }
+        Self { engine, asker, results, done, seen, jobs, room, bar, said: Instant::now(), report }
     }
 
     /// Does all lines, or as many as come before an interrupt.

@@ -15,7 +15,7 @@ use crate::{
 };
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware,
@@ -122,17 +122,22 @@ async fn body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
             "the body must be JSON: send the header Content-Type: application/json",
         ));
     }
+    let too_long = || {
+        let message = format!("the body is longer than {} bytes", app.max_body);
+        ApiError::invalid(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    };
     let body: Body = request.into_body();
+    // Of a length that was announced nothing need come.
+    if body.size_hint().lower() > app.max_body as u64 {
+        return Err(too_long());
+    }
     let collected = tokio::time::timeout(app.patience, Limited::new(body, app.max_body).collect()).await;
     let too_slow = || {
         let message = format!("the body did not come within {} s", app.patience.as_secs_f64());
         ApiError::invalid(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
     };
     let body = collected.map_err(|_| too_slow())?.map_err(|error| match error.is::<LengthLimitError>() {
-        true => {
-            let message = format!("the body is longer than {} bytes", app.max_body);
-            ApiError::invalid(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
-        }
+        true => too_long(),
         false => ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_body", "the body did not come whole"),
     })?;
     Ok(body.to_bytes().into())
