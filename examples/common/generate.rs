@@ -178,6 +178,8 @@ impl Writer<'_> {
         self.interrupt.listen();
         let result = self.steps(past, limit, until, echo, &mut written);
         self.interrupt.let_end();
+        // What was guessed is not part of it.
+        let result = result.and_then(|end| Ok((past.model.truncate(past.model.cached_len())?, end).1));
         written.tokens = past.ids.len() - from;
         match result {
             Ok(end) => written.end = end,
@@ -214,6 +216,7 @@ impl Writer<'_> {
                 break end;
             }
             if past.fed < past.ids.len() {
+                past.model.expect(&self.sampler, &past.ids[from..], limit - lengths.len() - 1);
                 logits = match past.feed(until) {
                     Err(error) if is_late(&error) => break End::Time,
                     fed => fed?,

@@ -1,5 +1,7 @@
 //! Attention of one token over its sequence's past, shared by a [team](crate::team).
 
+mod several;
+
 use super::{
     Head, PIECE, Stats, Sums,
     plan::{ByToken, PagePlan, Recall, Selector, reserve},
@@ -8,10 +10,10 @@ use crate::tuning::{ATTENTION_SHARES, HEAD_SHARES, MIN_SHARE_PAGES};
 use crate::{
     kv_cache::{KvCache, PAGE_LEN, most_pages},
     team::{Member, Outcome, Outputs},
-    weight::Compute,
 };
 use candle_sparse_core::{Config, KernelSet, attention::plan::Sample};
 use candle_sparse_kernels::Kernels;
+pub(crate) use several::{TokensScratch, lone_tokens};
 use std::ops::Range;
 
 /// A thread's working memory of [`lone_token`], kept between steps.
@@ -157,7 +159,11 @@ pub(crate) fn lone_token(
             token.share(kernels, [head, head_dim], (cut, share), pages, scores, stats, out);
         }
     })?;
-    merge(parts, cut, group, width, head_dim, out);
+    let by_head = parts.chunks_exact(cut.shares * cut.part);
+    for (parts, out) in by_head.zip(out.chunks_exact_mut(group * head_dim)) {
+        let shares = || parts.chunks_exact(cut.part).map(|part| part.split_at(group * width));
+        merge(shares, [width, head_dim], out);
+    }
     Ok(())
 }
 
@@ -169,29 +175,57 @@ struct Pages<'a> {
     weight: f32,
 }
 
-/// The tokens of some sequences, each with the bits of [`lone_token`]: `out` is `[tokens, q_dim]`. The caches may hold later
-/// positions than a token's own, which it does not see. `scratch` keeps what was allocated.
-///
-/// Cost: that of [`lone_token`] for each.
-pub(crate) fn lone_tokens(
-    on: Compute<'_>,
-    config: &Config,
+/// Working memory of [`share`]: scores `[columns, PIECE]`, and what is known of each column's softmax.
+struct Room<'a> {
+    scores: &'a mut [f32],
+    stats: &'a mut [Stats],
+}
+
+/// The sums, maxima and denominators of a share of a head's pages, for tokens of one sequence whose lists of pages are the same:
+/// `queries` `[tokens · group, head_dim]`, `out` a part for each.
+fn share(
+    kernels: &Kernels,
     tokens: &[Token<'_>],
-    scratch: &mut Vec<LoneScratch>,
+    queries: &[f32],
+    [head, head_dim, group]: [usize; 3],
+    (cut, share): (Cut, usize),
+    list: Pages<'_>,
+    room: Room<'_>,
     out: &mut [f32],
 ) {
-    let (group, kv_heads) = (config.group_size(), config.num_key_value_heads);
-    let heads = tokens.len() * kv_heads;
-    let bytes = tokens.iter().map(|t| t.position).sum::<usize>() * 2 * config.kv_dim() * 2;
-    let each = heads.div_ceil(on.threads.tasks(heads, bytes));
-    scratch.resize_with(heads.div_ceil(each).max(scratch.len()), LoneScratch::default);
-    let tasks = out.chunks_mut(each * group * config.head_dim).zip(scratch).enumerate();
-    on.threads.for_each(tasks, |(i, (out, scratch))| {
-        for (j, out) in out.chunks_exact_mut(group * config.head_dim).enumerate() {
-            let (token, head) = ((i * each + j) / kv_heads, (i * each + j) % kv_heads);
-            tokens[token].attend(on.kernels, config, head, scratch, out);
+    let (width, last) = (tokens[0].cache.width(), tokens[tokens.len() - 1]);
+    let Room { scores, stats } = room;
+    let (values, ends) = out.split_at_mut(tokens.len() * group * width);
+    values.fill(0.0);
+    stats.fill(Stats::EMPTY);
+    if share == 0 {
+        let of_tokens = queries.chunks_exact(group * head_dim).zip(values.chunks_exact_mut(group * width));
+        for ((token, (queries, values)), stats) in
+            tokens.iter().zip(of_tokens).zip(stats.chunks_exact_mut(group))
+        {
+            token.begin(kernels, head, queries, values, stats);
         }
-    });
+    }
+    let Pages { all, drawn, weight } = list;
+    let exact = all.len() - drawn;
+    let end = ((share + 1) * cut.share).min(all.len());
+    let start = (share * cut.share).min(end);
+    let head = last.head(head, head_dim);
+    // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
+    let seen = |column: usize, page: u32| {
+        let position = tokens[column / group].position;
+        let seen = head.seen(position, page);
+        seen.start..seen.end.min(position - page as usize * PAGE_LEN)
+    };
+    for pages in
+        [(&all[start.min(exact)..end.min(exact)], 0.0), (&all[start.max(exact)..end.max(exact)], weight)]
+    {
+        let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
+        head.attend(kernels, queries, seen, pages, sums);
+    }
+    for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
+        *end = [stats.max, stats.denominator];
+    }
 }
 
 impl<'a> Token<'a> {
@@ -200,75 +234,21 @@ impl<'a> Token<'a> {
         Head { cache, sequence: 0, layer, head, head_dim, stored: position }
     }
 
-    /// `out` `[group, head_dim]` of a head.
-    fn attend(
-        self,
-        kernels: &Kernels,
-        config: &Config,
-        head: usize,
-        scratch: &mut LoneScratch,
-        out: &mut [f32],
-    ) {
-        let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
-        scratch.resize(config, self.cache);
-        let LoneScratch { scores, parts, stats, recall, pages, .. } = scratch;
-        let chosen = self.plan.of(self.layer * kv_heads + head);
-        let candidates = self.select.recalls(self.cache, self.position / PAGE_LEN);
-        let mut list = Pages { all: chosen, drawn: 0, weight: 0.0 };
-        if !candidates.is_empty() {
-            let own = self.own_pages(kernels, [head, head_dim, group], &candidates, recall, chosen);
-            pages.clear();
-            pages.extend(chosen.iter().chain(own.recalled).chain(own.drawn));
-            list = Pages { all: pages, drawn: own.drawn.len(), weight: own.weight };
-        }
-        // Lists of all heads are as long as those of the longest.
-        let most = (0..kv_heads).map(|h| self.plan.of(self.layer * kv_heads + h).len()).max().unwrap_or(0);
-        let cut = Cut::new(config, most + list.all.len() - chosen.len());
-        let parts = &mut parts[..cut.shares * cut.part];
-        for (share, out) in parts.chunks_exact_mut(cut.part).enumerate() {
-            self.share(kernels, [head, head_dim], (cut, share), list, scores, stats, out);
-        }
-        merge(parts, cut, group, self.cache.width(), head_dim, out);
-    }
-
     /// The sums, maxima and denominators of a share of a head's pages.
     fn share(
         self,
         kernels: &Kernels,
-        [head, head_dim]: [usize; 2],
-        (cut, share): (Cut, usize),
+        head: [usize; 2],
+        cut: (Cut, usize),
         list: Pages<'_>,
         scores: &mut [f32],
         stats: &mut [Stats],
         out: &mut [f32],
     ) {
+        let [head, head_dim] = head;
         let group = stats.len();
         let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
-        let (values, ends) = out.split_at_mut(group * self.cache.width());
-        values.fill(0.0);
-        stats.fill(Stats::EMPTY);
-        if share == 0 {
-            self.begin(kernels, head, queries, values, stats);
-        }
-        let Pages { all, drawn, weight } = list;
-        let exact = all.len() - drawn;
-        let end = ((share + 1) * cut.share).min(all.len());
-        let start = (share * cut.share).min(end);
-        let head = self.head(head, head_dim);
-        // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
-        let seen = |_, page: u32| {
-            let seen = head.seen(self.position, page);
-            seen.start..seen.end.min(head.stored - page as usize * PAGE_LEN)
-        };
-        for pages in
-            [(&all[start.min(exact)..end.min(exact)], 0.0), (&all[start.max(exact)..end.max(exact)], weight)]
-        {
-            let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
-            head.attend(kernels, queries, seen, pages, sums);
-        }
-        for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
-            *end = [stats.max, stats.denominator];
-        }
+        share(kernels, &[self], queries, [head, head_dim, group], cut, list, Room { scores, stats }, out);
     }
 
     /// The pages that a head's queries recall and draw, beside those `chosen`.
@@ -339,20 +319,20 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Adds up the shares of every head.
-fn merge(parts: &[f32], cut: Cut, group: usize, width: usize, head_dim: usize, out: &mut [f32]) {
-    let by_head = parts.chunks_exact(cut.shares * cut.part);
-    for (parts, out) in by_head.zip(out.chunks_exact_mut(group * head_dim)) {
-        for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let shares = || parts.chunks_exact(cut.part).map(|part| part.split_at(group * width));
-            let max = shares().map(|(_, ends)| ends[2 * g]).fold(f32::NEG_INFINITY, f32::max);
-            let scale = |ends: &[f32]| (ends[2 * g] - max).exp();
-            let denominator: f32 = shares().map(|(_, ends)| ends[2 * g + 1] * scale(ends)).sum();
-            out.fill(0.0);
-            for (sums, ends) in shares() {
-                let s = scale(ends) / denominator;
-                out.iter_mut().zip(&sums[g * width..]).for_each(|(o, v)| *o += s * v);
-            }
+/// Adds up the shares of a head: of each the sums `[group, width]`, and maximum and denominator of each column.
+fn merge<'a, I: Iterator<Item = (&'a [f32], &'a [f32])>>(
+    shares: impl Fn() -> I,
+    [width, head_dim]: [usize; 2],
+    out: &mut [f32],
+) {
+    for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let max = shares().map(|(_, ends)| ends[2 * g]).fold(f32::NEG_INFINITY, f32::max);
+        let scale = |ends: &[f32]| (ends[2 * g] - max).exp();
+        let denominator: f32 = shares().map(|(_, ends)| ends[2 * g + 1] * scale(ends)).sum();
+        out.fill(0.0);
+        for (sums, ends) in shares() {
+            let s = scale(ends) / denominator;
+            out.iter_mut().zip(&sums[g * width..]).for_each(|(o, v)| *o += s * v);
         }
     }
 }

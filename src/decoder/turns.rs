@@ -8,7 +8,7 @@ mod ffn;
 
 use super::{Decoder, Ffn, Input, Layer, Scratch, prefill, resize, state::LayerRun, state::State};
 use crate::{
-    attention::{LoneScratch, PagePlan, Selector, Token, lone_tokens},
+    attention::{PagePlan, Selector, Token, TokensScratch, lone_tokens},
     kv_cache::{KvCache, PAGE_LEN},
 };
 use candle_core::{Result, bail};
@@ -34,7 +34,7 @@ pub struct Turn<'a> {
 #[derive(Default)]
 pub struct BatchScratch {
     rows: prefill::Scratch,
-    attention: Vec<LoneScratch>,
+    attention: TokensScratch,
     ffn: FfnScratch,
     /// What attention read, `[gated layers][rows, hidden_size]`.
     inputs: Vec<Vec<f32>>,

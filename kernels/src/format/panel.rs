@@ -116,14 +116,19 @@ fn columns<I: Isa, T: Block<N>, const N: usize>(
             isa.leaf(Unpack::<T, N> { panel, part, out });
         }
         for (x, y) in x.chunks(COLUMNS * per_column).zip(y.chunks_mut(COLUMNS)) {
-            sums.fill(NO_SUMS);
+            // A whole chunk begins all sums.
+            let whole = parts.first().is_some_and(|p| p.groups == 4);
+            if !whole {
+                sums.fill(NO_SUMS);
+            }
             for (i, &part) in parts.iter().enumerate() {
                 let chunk = &mut chunks[if keep { i } else { 0 }];
                 if !keep {
                     isa.leaf(Unpack::<T, N> { panel, part, out: chunk });
                 }
                 let kind = PhantomData::<T::Kind>;
-                isa.leaf(Multiply { chunk, part, x, per_column, sums: &mut sums, kind });
+                let first = whole && i == 0;
+                isa.leaf(Multiply { chunk, part, x, per_column, first, sums: &mut sums, kind });
             }
             for (sums, y) in sums.iter().zip(y.iter_mut()) {
                 write(isa, sums, &mut y[start..panel.end]);
@@ -274,6 +279,8 @@ struct Multiply<'a, K> {
     part: Part,
     x: &'a [ActivationGroup],
     per_column: usize,
+    /// Whether there are no sums yet.
+    first: bool,
     sums: &'a mut [Sums],
     kind: PhantomData<K>,
 }
@@ -283,7 +290,7 @@ impl<K: Kind> Kernel for Multiply<'_, K> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { chunk, part: Part { group, groups, .. }, x, per_column, sums, .. } = self;
+        let Self { chunk, part: Part { group, groups, .. }, x, per_column, first, sums, .. } = self;
         // Only a whole chunk has more than one class per block.
         let (step, groups) = if groups == 4 { (1, 4) } else { (0, groups.min(2)) };
         let mut columns = x.chunks_exact(per_column);
@@ -295,23 +302,24 @@ impl<K: Kind> Kernel for Multiply<'_, K> {
             for g in 0..groups {
                 let (acc_a, acc_b) = (&mut sums_a.0[g * step], &mut sums_b.0[g * step]);
                 if I::PAIRS {
-                    add_group::<I, K, 2>(isa, chunk, g, [&a[g], &b[g]], [acc_a, acc_b]);
+                    add_group::<I, K, 2>(isa, chunk, g, [&a[g], &b[g]], first, [acc_a, acc_b]);
                 } else {
-                    add_group::<I, K, 1>(isa, chunk, g, [&a[g]], [acc_a]);
-                    add_group::<I, K, 1>(isa, chunk, g, [&b[g]], [acc_b]);
+                    add_group::<I, K, 1>(isa, chunk, g, [&a[g]], first, [acc_a]);
+                    add_group::<I, K, 1>(isa, chunk, g, [&b[g]], first, [acc_b]);
                 }
             }
         }
     }
 }
 
-/// `acc += w · x` for group `g` of a panel and `C` columns.
+/// `acc += w · x` for group `g` of a panel and `C` columns, where the `first` such product begins at 0.
 #[inline(always)]
 fn add_group<I: Isa, K: Kind, const C: usize>(
     isa: I,
     w: &Chunk,
     g: usize,
     x: [&ActivationGroup; C],
+    first: bool,
     acc: [&mut [[f32; 16]; FOURS]; C],
 ) {
     for v in 0..16 / I::LANES {
@@ -353,7 +361,8 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
                     planes[p] = isa.load(&w.planes[p][g][k], v);
                 }
                 let t = K::times(isa, &planes, sums[k][c], negs[c]);
-                isa.store(isa.mul_add(t, d, isa.load(&acc[c][k], v)), &mut acc[c][k], v);
+                let sum = if first { isa.splat(0.0) } else { isa.load(&acc[c][k], v) };
+                isa.store(isa.mul_add(t, d, sum), &mut acc[c][k], v);
             }
         }
     }

@@ -103,8 +103,10 @@ impl Drafter {
     /// Forgets the tokens from `len` on, those that were guessed among them.
     pub(crate) fn cut(&mut self, len: usize) {
         self.drop_ahead();
-        self.lookup.cut(len.saturating_sub(self.first));
-        self.first = self.first.min(len);
+        if len < self.len() {
+            self.lookup.cut(len.saturating_sub(self.first));
+            self.first = self.first.min(len);
+        }
     }
 
     /// The logits after a token that comes next, if it was guessed and is verified; it is noted either way.

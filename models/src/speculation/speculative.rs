@@ -51,6 +51,13 @@ impl<M: CausalLm> Speculative<M> {
         Ok(self.model)
     }
 
+    /// The model, which may hold guesses behind [`cached_len`](CausalLm::cached_len): [`truncate`](CausalLm::truncate) to that takes
+    /// them back.
+    #[must_use]
+    pub fn model_mut(&mut self) -> &mut M {
+        &mut self.model
+    }
+
     /// What became of drafts.
     #[must_use]
     pub fn stats(&self) -> SpeculationStats {
@@ -105,10 +112,10 @@ impl<M: CausalLm> CausalLm for Speculative<M> {
     }
 
     fn truncate(&mut self, len: usize) -> Result<()> {
-        if len < self.len() {
+        if len < self.model.cached_len() {
             self.model.truncate(len)?;
-            self.drafter.cut(len);
         }
+        self.drafter.cut(len);
         Ok(())
     }
 
