@@ -22,6 +22,9 @@ mod run;
 #[path = "../common/sampling.rs"]
 mod sampling;
 mod shard;
+#[path = "../common/speculate.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
+mod speculate;
 
 use anyhow::{Result, bail};
 use ask::{Asker, Seeds};
@@ -96,7 +99,7 @@ fn run(cli: &Cli) -> Result<()> {
     let loaded = cli.model.load_files(&files)?;
     let asker = Asker::new(&loaded, &cli.sampling, Seeds::Fixed)?;
     // As many again wait with the engine, so that it never waits for a line to be read.
-    let room = 2 * cli.engine.max_sequences;
+    let room = cli.engine.max_sequences.saturating_mul(2);
     let engine = cli.engine.engine(&cli.model, &loaded, asker.tokenizer.clone(), room)?;
     let start = Instant::now();
     let mut run = Run::new(engine, &asker, results, done, input.len(), room);

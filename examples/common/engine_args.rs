@@ -1,6 +1,6 @@
 //! Flags that say how several texts share one model.
 
-use super::model::ModelArgs;
+use super::{model::ModelArgs, speculate::SpeculateArgs};
 use anyhow::{Result, bail};
 use candle_sparse_models::{
     engine::{Engine, EngineOptions},
@@ -36,6 +36,8 @@ pub(crate) struct EngineArgs {
     /// what was kept, a little
     #[arg(long)]
     reuse_written: bool,
+    #[command(flatten)]
+    speculate: SpeculateArgs,
 }
 
 impl EngineArgs {
@@ -57,7 +59,8 @@ impl EngineArgs {
             .with_prefix_bytes(bytes("prefix-mb", self.prefix_mb)?)
             .with_prefix_folder(self.prefix_folder.clone())
             .with_prefix_folder_bytes(bytes("prefix-folder-mb", self.prefix_folder_mb)? as u64)
-            .with_reuse_written(self.reuse_written);
+            .with_reuse_written(self.reuse_written)
+            .with_speculation(self.speculate.speculation(&loaded.model)?);
         Ok(Engine::new(&loaded.model, Some(tokenizer), options)?)
     }
 }

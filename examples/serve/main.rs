@@ -28,11 +28,14 @@ mod routes;
 #[path = "../common/sampling.rs"]
 mod sampling;
 mod signals;
+#[path = "../common/speculate.rs"]
+#[allow(dead_code, reason = "not every program uses all of it")]
+mod speculate;
 
 use anyhow::{Context, Result, bail};
 use ask::{Asker, Seeds};
 use candle_sparse::input::Expected;
-use candle_sparse_models::pretrained::Pretrained;
+use candle_sparse_models::{files::ModelFiles, pretrained::Pretrained};
 use clap::Parser;
 use cli::output;
 use engine::Handle;
@@ -120,6 +123,9 @@ impl HttpArgs {
         if self.max_connections == 0 {
             bail!("--max-connections 0 lets nobody in: give at least 1");
         }
+        if self.max_queued == 0 {
+            bail!("--max-queued 0 refuses everything, for what begins waits first: give at least 1");
+        }
         Ok(Limits {
             connections: self.max_connections,
             patience: seconds("patience", self.patience, 0.1)?,
@@ -147,44 +153,49 @@ fn run(cli: &Cli) -> Result<()> {
     // All that can be said before anything is loaded.
     let (limits, max_body, key) = (cli.http.limits()?, cli.http.max_body()?, Key::from_env()?);
     cli.sampling.check()?;
-    let mut files = cli.model.files()?;
-    if let Some(path) = &cli.chat_template {
-        files.chat_template = Some(candle_sparse::input::read(path, Expected::Text)?);
-    }
+    let files = files(cli)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let address = SocketAddr::new(cli.http.host, cli.http.port);
     let listener = runtime.block_on(TcpListener::bind(address));
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
-    let loaded = cli.model.load_files(&files)?;
-    let asker = Asker::new(&loaded, &cli.sampling, Seeds::Random)?;
-    let tokenizer = asker.tokenizer.clone();
-    let engine = cli.engine.engine(&cli.model, &loaded, tokenizer, cli.http.max_queued)?;
-    let (engine, thread) = Handle::start(engine)?;
     if key.is_none() && !cli.http.host.is_loopback() {
         output::note(format_args!(
             "anybody who reaches {address} may ask: set {} to ask for a key",
             guard::KEY
         ));
     }
+    let loaded = cli.model.load_files(&files)?;
+    let asker = Asker::new(&loaded, &cli.sampling, Seeds::Random)?;
+    let tokenizer = asker.tokenizer.clone();
+    let engine = cli.engine.engine(&cli.model, &loaded, tokenizer, cli.http.max_queued)?;
+    let (engine, thread) = Handle::start(engine)?;
+    let name = cli.http.name.clone().unwrap_or_else(|| served_name(&cli.model));
     let app = App {
+        facts: facts(&name, &asker, &loaded),
         asker,
         engine,
-        name: cli.http.name.clone().unwrap_or_else(|| served_name(&cli.model)),
+        name,
         key,
         max_queued: cli.http.max_queued,
         max_body,
         patience: limits.patience,
         started: SystemTime::now(),
         metrics: Arc::new(Metrics::default()),
-        facts: Value::Null,
     };
-    let facts = facts(&app, &loaded);
-    let result = listen(&runtime, listener, App { facts, ..app }, limits);
+    let result = listen(&runtime, listener, app, limits);
     // With its connections the last ones go that can ask the engine: it gives up what is left, and ends.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let ended = thread.join();
     result?;
     ended.map_err(|_| anyhow::anyhow!("the engine has failed"))
+}
+
+fn files(cli: &Cli) -> Result<ModelFiles> {
+    let mut files = cli.model.files()?;
+    if let Some(path) = &cli.chat_template {
+        files.chat_template = Some(candle_sparse::input::read(path, Expected::Text)?);
+    }
+    Ok(files)
 }
 
 fn listen(runtime: &Runtime, listener: TcpListener, app: App, limits: Limits) -> Result<()> {
@@ -219,12 +230,12 @@ fn served_name(model: &ModelArgs) -> String {
 }
 
 /// What the page shows of a model.
-fn facts(app: &App, loaded: &Pretrained) -> Value {
+fn facts(name: &str, asker: &Asker, loaded: &Pretrained) -> Value {
     let decoder = loaded.model.decoder();
     json!({
-        "name": app.name,
-        "context": app.asker.context,
-        "chats": app.asker.chats(),
+        "name": name,
+        "context": asker.context,
+        "chats": asker.chats(),
         "weight_bytes": decoder.weight_bytes(),
         "weight_bytes_per_token": decoder.weight_bytes_per_token(),
         "level": decoder.level().name(),

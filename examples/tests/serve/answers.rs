@@ -216,7 +216,7 @@ fn models_health_numbers_and_the_page_are_there() {
     assert_eq!(server.get("/v1/models/other/one").error().1, "model_not_found");
     assert_eq!(server.get("/health").json(), json!({ "status": "ok" }));
     server.text(&tale("The king", 20, 1));
-    // Clients may make up addresses without end.
+    // Clients may make up addresses without end, and did above.
     for i in 0..9 {
         assert_eq!(server.get(&format!("/made/up/{i}")).status, 404);
     }
@@ -229,7 +229,7 @@ fn models_health_numbers_and_the_page_are_there() {
     for line in [
         "candle_sparse_tokens_written_total 20",
         "candle_sparse_requests_total{path=\"/v1/completions\",status=\"200\"} 1",
-        "candle_sparse_requests_total{path=\"other\",status=\"404\"} 9",
+        "candle_sparse_requests_total{path=\"other\",status=\"404\"} 10",
         "candle_sparse_first_token_seconds_count 1",
         "candle_sparse_first_token_seconds_bucket{le=\"+Inf\"} 1",
         "candle_sparse_running 0",

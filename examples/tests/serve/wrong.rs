@@ -191,6 +191,7 @@ fn flags_that_make_no_sense_are_one_line() {
         (&["--grace=-1"], "--grace -1"),
         (&["--max-body", "0"], "--max-body 0"),
         (&["--max-connections", "0"], "--max-connections 0"),
+        (&["--max-queued", "0"], "--max-queued 0"),
         (&["--max-sequences", "0"], "max_sequences"),
         (&["--prefix-mb=-1"], "--prefix-mb -1"),
         (&["--temperature=-1"], "--temperature -1"),
