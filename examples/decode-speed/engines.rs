@@ -171,19 +171,6 @@ impl Ours {
         Ok(kv)
     }
 
-    /// Decodes a token at the end of a cache.
-    pub(crate) fn decode_one(
-        &self,
-        i: usize,
-        kv: &mut KvCache,
-        scratch: &mut Scratch,
-        logits: &mut [f32],
-    ) -> Result<()> {
-        let token = (i * 7919 % self.logits.len()) as u32;
-        let step = Step { batch: 1, seq_len: 1, index_pos: kv.len() };
-        Ok(self.decoder().forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)?)
-    }
-
     /// Logits after a prompt of `n` tokens.
     #[cfg(test)]
     pub(crate) fn logits(&mut self, n: usize) -> Result<Vec<f32>> {
@@ -222,6 +209,19 @@ impl Engine for Ours {
     fn active_fraction(&self) -> f64 {
         self.cache.sparse_stats().active_share()
     }
+}
+
+/// Decodes a token at the end of a cache.
+pub(crate) fn decode_one(
+    decoder: &Decoder,
+    i: usize,
+    kv: &mut KvCache,
+    scratch: &mut Scratch,
+    logits: &mut [f32],
+) -> Result<()> {
+    let token = (i * 7919 % logits.len()) as u32;
+    let step = Step { batch: 1, seq_len: 1, index_pos: kv.len() };
+    Ok(decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)?)
 }
 
 /// Puts `depth` positions of random numbers in a cache: decode takes as long as after a prompt, which at this length would take

@@ -61,6 +61,10 @@ pub(crate) struct Cli {
     /// The same for steps of so many tokens of one sequence, as drafts are verified in
     #[arg(long, value_delimiter = ',', value_name = "TOKENS", conflicts_with = "against")]
     turn: Vec<usize>,
+    /// With --turn: tokens but the first are drafted by a copy of the weights in Q4_0, each accepted with this probability, which is
+    /// simulated, if those before it were
+    #[arg(long, value_name = "PROBABILITY", requires = "turn")]
+    accept: Option<f64>,
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
     #[arg(long)]
     threads: Option<usize>,
@@ -90,7 +94,8 @@ pub(crate) struct Cli {
 }
 
 /// Flags that say what is measured, and nothing of a file that is written.
-const MEASURING: [&str; 18] = [
+const MEASURING: [&str; 19] = [
+    "accept",
     "batch",
     "turn",
     "model",
@@ -133,6 +138,9 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(path) = &cli.write_gguf {
         candle_sparse::save::check(path)?;
         return write_gguf(cli, path);
+    }
+    if let Some(p) = cli.accept.filter(|p| !(0.0..=1.0).contains(p)) {
+        bail!("--accept {p} must be a probability, 0 to 1");
     }
     if cli.steps == 0 {
         bail!("--steps 0: give at least one step to time");

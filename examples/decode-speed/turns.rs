@@ -1,10 +1,15 @@
 //! Steps of several sequences, and of several tokens of one, in turn with steps of one token.
 
-use super::{Cli, cli::output, engines::Ours, report::median};
+use super::{
+    Cli,
+    cli::output,
+    engines::{Ours, decode_one},
+    report::median,
+};
 use anyhow::{Result, bail};
 use candle_sparse::{
-    KvCache,
-    decoder::{BatchScratch, Scratch, Turn},
+    Format, KvCache,
+    decoder::{BatchScratch, Decoder, Scratch, Turn},
 };
 use serde_json::{Value, json};
 use std::{io::Write, time::Instant};
@@ -22,6 +27,8 @@ struct Timed {
     step_s: f64,
     /// The same in steps of one token, each pair measured one after the other.
     steps: f64,
+    /// Tokens that a draft and its step bring, and how many times as fast that is as steps of one: simulated.
+    drafted: Option<[f64; 2]>,
 }
 
 impl Timed {
@@ -36,6 +43,8 @@ impl Timed {
             "step_s": self.step_s,
             "steps_of_one": self.steps,
             "tokens_per_s": self.tokens() as f64 / self.step_s,
+            "simulated_tokens_per_draft": self.drafted.map(|d| d[0]),
+            "simulated_speedup": self.drafted.map(|d| d[1]),
         })
     }
 }
@@ -48,7 +57,9 @@ pub(crate) fn measure(cli: &Cli, ours: &Ours) -> Result<()> {
     if let Some(bad) = shapes.iter().find(|s| s.sequences == 0 || !(1..=32).contains(&s.tokens)) {
         bail!("--batch {} --turn {}: at least one sequence, 1 to 32 tokens", bad.sequences, bad.tokens);
     }
-    let timed = shapes.into_iter().map(|shape| time(cli, ours, shape)).collect::<Result<Vec<_>>>()?;
+    let copy = cli.accept.map(|_| ours.decoder().in_format(Format::Q4_0)).transpose()?;
+    let timed = |shape| time(cli, ours, shape, copy.as_ref());
+    let timed = shapes.into_iter().map(timed).collect::<Result<Vec<_>>>()?;
     if cli.output.json {
         return output::line(json!({
             "shape": cli.model.as_ref().map_or(cli.shape.name().into(), |m| m.to_string_lossy()),
@@ -60,23 +71,28 @@ pub(crate) fn measure(cli: &Cli, ours: &Ours) -> Result<()> {
     for t in &timed {
         writeln!(
             out,
-            "{:>3} sequences of {:>2} tokens: {:7.2} ms, {:8.2} tokens/s together, {:.2} steps of one",
+            "{:>3} sequences of {:>2} tokens: {:7.2} ms, {:8.2} tokens/s together, {:.2} steps of one{}",
             t.shape.sequences,
             t.shape.tokens,
             1e3 * t.step_s,
             t.tokens() as f64 / t.step_s,
-            t.steps
+            t.steps,
+            t.drafted.map_or(String::new(), |[tokens, ratio]| {
+                format!("; drafted: {tokens:.2} tokens, {ratio:.2} x (acceptance simulated)")
+            })
         )?;
     }
     Ok(())
 }
 
-fn time(cli: &Cli, ours: &Ours, shape: Shape) -> Result<Timed> {
+fn time(cli: &Cli, ours: &Ours, shape: Shape, copy: Option<&Decoder>) -> Result<Timed> {
     let vocab = ours.vocab_size();
     let all = (0..=shape.sequences).map(|_| Ok((ours.filled(cli.depth)?, Scratch::default())));
     let mut all = all.collect::<Result<Vec<_>>>()?;
     let (mut scratch, mut times, mut ratios) = (BatchScratch::default(), Vec::new(), Vec::new());
     let mut logits = vec![0.0; shape.sequences * shape.tokens * vocab];
+    let drafts = if shape.sequences == 1 { shape.tokens - 1 } else { 0 };
+    let (mut copy_scratch, mut rounds) = (Scratch::default(), Vec::new());
     for step in 0..=cli.steps {
         let (lone, together) = all.split_at_mut(1);
         let start = Instant::now();
@@ -85,14 +101,27 @@ fn time(cli: &Cli, ours: &Ours, shape: Shape) -> Result<Timed> {
         let start = Instant::now();
         run(ours, together, shape, step, &mut scratch, &mut logits)?;
         let many = start.elapsed().as_secs_f64();
+        // The copy reads the keys and values of the model, as `Speculation::copy` does.
+        together[0].0.truncate(cli.depth);
+        let (start, mut cache) = (Instant::now(), together[0].0.clone());
+        for i in 0..copy.map_or(0, |_| drafts) {
+            let decoder = copy.unwrap_or(ours.decoder());
+            decode_one(decoder, step + i, &mut cache, &mut copy_scratch, &mut logits[..vocab])?;
+        }
+        let draft = start.elapsed().as_secs_f64();
         // The first step makes room.
         if step > 0 {
             times.push(many);
             ratios.push(many / one);
+            rounds.push((many + draft) / one);
         }
         all.iter_mut().for_each(|(cache, _)| cache.truncate(cli.depth));
     }
-    Ok(Timed { shape, step_s: median(&mut times), steps: median(&mut ratios) })
+    let drafted = cli.accept.filter(|_| drafts > 0).map(|accept| {
+        let tokens = 1.0 + (1..=drafts as i32).map(|i| accept.powi(i)).sum::<f64>();
+        [tokens, tokens / median(&mut rounds)]
+    });
+    Ok(Timed { shape, step_s: median(&mut times), steps: median(&mut ratios), drafted })
 }
 
 fn run(
@@ -106,7 +135,7 @@ fn run(
     if shape.sequences * shape.tokens == 1 {
         // As `forward` decodes a lone token.
         let (cache, scratch) = &mut all[0];
-        return ours.decode_one(step, cache, scratch, logits);
+        return decode_one(ours.decoder(), step, cache, scratch, logits);
     }
     let id = |i: usize| ((i * 7919 + step * 31) % ours.vocab_size()) as u32;
     let ids: Vec<_> = (0..shape.sequences * shape.tokens).map(id).collect();

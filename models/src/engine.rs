@@ -32,7 +32,11 @@ mod sequence;
 mod stats;
 mod write;
 
-use crate::{decoder::BatchScratch, kv_cache::KvCache, llama::Llama};
+use crate::{
+    decoder::BatchScratch,
+    kv_cache::{KvCache, unique_bytes},
+    llama::Llama,
+};
 use candle_core::Result;
 use candle_sparse::Error;
 pub use event::{Event, EventKind, FinishReason, Finished, TokenLogprobs};
@@ -218,7 +222,7 @@ impl Engine {
             queued: self.queue.len(),
             prefixes: self.prefixes.len(),
             prefix_bytes: self.prefixes.bytes(),
-            kv_bytes: bytes_of(caches().chain(self.prefixes.caches())),
+            kv_bytes: unique_bytes(caches().chain(self.prefixes.caches())),
             kv_tiers: stats::tiers(caches()),
             active_share: shares.means(),
             ..self.stats.clone()
@@ -317,9 +321,4 @@ impl Engine {
             self.prefixes.keep(&sequence.ids, sequence.cache, room);
         }
     }
-}
-
-/// Bytes of some caches.
-fn bytes_of<'a>(caches: impl Iterator<Item = &'a KvCache>) -> usize {
-    caches.map(KvCache::bytes).sum()
 }

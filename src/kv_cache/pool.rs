@@ -98,6 +98,11 @@ impl Pool {
         held.for_each(|page| self.alive[page.tier() as usize] += 1);
     }
 
+    /// Pages that wait.
+    pub(super) fn spare(&self) -> impl Iterator<Item = &Page> {
+        self.spare.iter().flatten()
+    }
+
     /// Pages of a tier that wait.
     pub(super) fn waiting(&self, tier: Tier) -> usize {
         self.spare[tier as usize].len()

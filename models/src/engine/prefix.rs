@@ -9,7 +9,7 @@ use super::EngineOptions;
 use crate::{
     AttentionMode,
     decoder::Decoder,
-    kv_cache::{KvCache, PAGE_LEN},
+    kv_cache::{KvCache, PAGE_LEN, unique_bytes},
 };
 use candle_core::Result;
 use candle_sparse::Error;
@@ -203,7 +203,7 @@ impl Prefixes {
 
     /// Bytes of it.
     pub(super) fn bytes(&self) -> usize {
-        super::bytes_of(self.caches())
+        unique_bytes(self.caches())
     }
 
     /// A file was read: what it holds is held in memory, too.

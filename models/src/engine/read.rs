@@ -151,9 +151,10 @@ impl Engine {
             };
             let read = loading.done.join().unwrap_or_else(|_| Err(Error::msg("the thread panicked")));
             match read.and_then(|read| self.check_loaded(i, loading.len, read)) {
-                Ok((cache, ids)) => {
+                Ok((mut cache, ids)) => {
                     let most = self.room();
                     self.prefixes.loaded(&ids, &cache, most);
+                    cache.truncate(loading.len);
                     self.begin_with(i, cache, loading.len);
                 }
                 Err(error) => self.prefixes.damaged(&loading.path, &error),

@@ -1,0 +1,11 @@
+//! Several sequences on one set of weights.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod company;
+mod ends;
+mod folder;
+mod generate;
+mod memory;
+mod parts;
+mod prefix;
+mod schedule;
