@@ -27,7 +27,7 @@ use arrayvec::ArrayVec;
 pub use candle_sparse_core::attention::{AttentionConfig, AttentionMode};
 use candle_sparse_core::{Config, KernelSet, Matrix};
 use candle_sparse_kernels::Kernels;
-pub(crate) use lone::{LoneScratch, Token, declare, lone_token};
+pub(crate) use lone::{LoneScratch, Token, TokensScratch, declare, lone_token, lone_tokens};
 use plan::Recall;
 pub(crate) use plan::{PagePlan, Selector};
 use std::ops::Range;

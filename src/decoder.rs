@@ -21,6 +21,7 @@ mod state;
 mod step;
 mod stored;
 mod tap;
+mod turns;
 
 use crate::{
     AttentionConfig, Threads, Weight,
@@ -42,6 +43,7 @@ use std::sync::Arc;
 pub use step::{Input, Logits, Scratch, Step};
 pub use stored::{Held, Stored};
 pub use tap::LayerTap;
+pub use turns::{BatchScratch, Turn};
 
 /// A projection and its bias.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ mod origin;
 mod page;
 mod pool;
 mod salience;
+mod shared;
 mod step;
 mod tiers;
 mod undo;
@@ -27,9 +28,10 @@ pub use page::Tier;
 use page::{Page, PageShape};
 use pool::Pool;
 use salience::Salience;
+pub use shared::unique_bytes;
 use std::sync::Arc;
 pub use tiers::{KvConfig, TierStats};
-use undo::Cooled;
+use undo::Undo;
 pub(crate) use window::most_pages;
 
 /// Positions of a sequence, whatever a model's configuration says: numbers of pages are exact in f32.
@@ -41,7 +43,8 @@ struct Shape {
     page: PageShape,
 }
 
-/// Keys and values of every layer for a batch of sequences of equal length. `Clone` is a deep copy of what it holds.
+/// Keys and values of every layer for a batch of sequences of equal length. `Clone` is a snapshot: it shares the pages, and
+/// whoever writes to a shared page writes to a copy of its own.
 ///
 /// Memory: `2 · kv_heads · head_dim` elements per layer, position and sequence, in whole pages of [`PAGE_LEN`] positions.
 ///
@@ -89,7 +92,7 @@ pub struct KvCache {
     /// Grows whenever positions are cut off.
     generation: u64,
     /// What became colder in a step that may be taken back.
-    undo: Option<Vec<Cooled>>,
+    undo: Option<Undo>,
 }
 
 /// What is known of the pages of a layer, for choosing among them.
@@ -211,18 +214,24 @@ impl KvCache {
         if len >= self.len {
             return;
         }
+        self.warm_again(len);
         self.len = len;
         if len == 0 {
             self.first = 0;
         }
         self.generation += 1;
-        let pages = len.div_ceil(PAGE_LEN).saturating_sub(self.first);
-        for layer in self.sequences.iter_mut().flatten() {
-            layer.drain(pages.min(layer.len())..).for_each(|page| self.pool.give(page));
-        }
+        self.drop_pages(len);
         for notes in self.notes.iter_mut().flatten() {
             notes.bounds.cut(len / PAGE_LEN);
             notes.salience.cut(len);
+        }
+    }
+
+    /// Gives back the pages behind `len` positions.
+    fn drop_pages(&mut self, len: usize) {
+        let pages = len.div_ceil(PAGE_LEN).saturating_sub(self.first);
+        for layer in self.sequences.iter_mut().flatten() {
+            layer.drain(pages.min(layer.len())..).for_each(|page| self.pool.give(page));
         }
     }
 

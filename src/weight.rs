@@ -298,16 +298,16 @@ impl Weight {
         Ok(Self { rows, cols, format, data: Arc::new(Memory::Buffer(data)) })
     }
 
-    /// The same numbers as F32, so that products round no activations; itself where it is F32 already.
+    /// The same numbers in another format, or in the one that its rows [fit](Part::fitting); itself where it has that already.
     ///
-    /// Cost: `4 · rows · cols` bytes of memory.
+    /// Cost: the bytes of the new rows, and `4 · rows · cols` while it is made.
     ///
     /// # Errors
     /// There is no memory for them.
-    pub fn to_f32(&self) -> Result<Self> {
-        match self.format() {
-            Format::F32 => Ok(self.clone()),
-            _ => Self::from_tensor(&self.dequantize()?, Format::F32),
+    pub fn to_format(&self, format: Format) -> Result<Self> {
+        match Part::Weight(self.clone()).fitting(format, self.cols) {
+            format if format == self.format => Ok(self.clone()),
+            format => Self::from_tensor(&self.dequantize()?, format),
         }
     }
 

@@ -1,16 +1,15 @@
 //! One text or answer: tokens are chosen, fed and shown until something ends it.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
-use super::{
-    cli::output,
-    interrupt::Interrupt,
-    sampling::{Sampler, SamplingArgs},
-    stops::Held,
-};
+use super::{cli::output, interrupt::Interrupt, sampling::SamplingArgs};
 use anyhow::{Error, Result, bail};
 use candle_core::{Device, Tensor};
 use candle_sparse::DeadlineExceeded;
-use candle_sparse_models::{causal_lm::CausalLm, tokenizer::TextStream};
+use candle_sparse_models::{
+    causal_lm::CausalLm,
+    sampling::Sampler,
+    tokenizer::{StopTexts, TextStream},
+};
 use std::time::Instant;
 use tokenizers::Tokenizer;
 
@@ -108,7 +107,7 @@ impl<M: CausalLm> Past<M> {
     }
 
     /// Feeds what the model has not seen yet, if it can until then; the logits of the last position.
-    fn feed(&mut self, until: Option<Instant>) -> Result<Tensor> {
+    fn feed(&mut self, until: Option<Instant>) -> Result<Vec<f32>> {
         let left = until.map(|end| end.saturating_duration_since(Instant::now()));
         if !self.model.set_time_limit(left) {
             bail!("--time-limit: this model keeps none");
@@ -116,7 +115,7 @@ impl<M: CausalLm> Past<M> {
         let x = Tensor::new(&self.ids[self.fed..], &Device::Cpu)?.unsqueeze(0)?;
         let logits = self.model.forward(&x, self.fed)?.squeeze(0)?;
         self.fed = self.ids.len();
-        Ok(logits)
+        Ok(logits.to_vec1()?)
     }
 }
 
@@ -179,6 +178,8 @@ impl Writer<'_> {
         self.interrupt.listen();
         let result = self.steps(past, limit, until, echo, &mut written);
         self.interrupt.let_end();
+        // What was guessed is not part of it.
+        let result = result.and_then(|end| Ok((past.model.truncate(past.model.cached_len())?, end).1));
         written.tokens = past.ids.len() - from;
         match result {
             Ok(end) => written.end = end,
@@ -204,9 +205,9 @@ impl Writer<'_> {
         let (echoed, start) = (written.text.len(), Instant::now());
         let mut logits = past.feed(until).map_err(unread)?;
         written.prefill_s = start.elapsed().as_secs_f64();
-        written.first_logits = logits.to_vec1()?;
+        written.first_logits.clone_from(&logits);
         let start = Instant::now();
-        let mut held = Held::new(&self.args.stop);
+        let mut held = StopTexts::new(self.args.stop.iter().cloned());
         // The length of the text after each token.
         let mut lengths = Vec::new();
         let end = loop {
@@ -215,6 +216,7 @@ impl Writer<'_> {
                 break end;
             }
             if past.fed < past.ids.len() {
+                past.model.expect(&self.sampler, &past.ids[from..], limit - lengths.len() - 1);
                 logits = match past.feed(until) {
                     Err(error) if is_late(&error) => break End::Time,
                     fed => fed?,

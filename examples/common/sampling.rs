@@ -1,18 +1,14 @@
 //! Flags that say how tokens are chosen, and the choice.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
-#[path = "draw.rs"]
-pub(crate) mod draw;
-
 use super::cli::output;
 use anyhow::{Result, bail};
-use candle_core::Tensor;
-use candle_sparse_models::generation::GenerationConfig;
+use candle_sparse_models::{
+    generation::GenerationConfig,
+    sampling::{Sampler, Sampling},
+};
 use clap::Args;
-use draw::{Among, Drawer, penalise};
 use std::time::{Duration, Instant};
-
-const SEED: u64 = 299_792_458;
 
 /// How tokens are chosen; what is not given is the model's, of its generation_config.json, or else ours.
 #[derive(Args, Clone, Debug)]
@@ -50,13 +46,6 @@ pub(crate) struct SamplingArgs {
     pub(crate) stop: Vec<String>,
 }
 
-/// Chooses tokens.
-pub(crate) struct Sampler {
-    drawer: Drawer,
-    penalty: f32,
-    last_n: usize,
-}
-
 impl SamplingArgs {
     /// What the flags say alone, before a model is loaded.
     pub(crate) fn check(&self) -> Result<()> {
@@ -88,28 +77,34 @@ impl SamplingArgs {
         Instant::now().checked_add(Duration::from_secs_f64(self.time_limit?))
     }
 
-    /// The choice, by the flags, or else by what the model's files say.
-    pub(crate) fn sampler(&self, model: GenerationConfig) -> Result<Sampler> {
+    /// The settings of the choice, by the flags, or else by what the model's files say.
+    pub(crate) fn sampling(&self, model: GenerationConfig) -> Result<Sampling> {
         self.check()?;
-        let greedy = (model.do_sample == Some(false)).then_some(0.0);
-        let temperature = self.temperature.or(greedy).or(model.temperature).unwrap_or(0.8);
-        // Divided by less the logits would be infinite.
-        let temperature = if temperature < 1e-7 { 0.0 } else { temperature };
-        let penalty = self.repeat_penalty.or(model.repetition_penalty).unwrap_or(1.0);
-        self.note_unused(temperature, penalty);
-        let top_k = self.top_k.or(model.top_k).unwrap_or(40);
-        let top_p = self.top_p.or(model.top_p).unwrap_or(0.95);
-        let among = Among {
-            k: if top_k == 0 { usize::MAX } else { top_k },
-            p: if top_p > 0.0 { top_p.min(1.0) as f32 } else { 1.0 },
-            min_p: self.min_p.or(model.min_p).unwrap_or(0.05) as f32,
-        };
-        let drawer = Drawer::new(temperature, among, self.seed.unwrap_or(SEED));
-        Ok(Sampler { drawer, penalty, last_n: self.repeat_last_n.unwrap_or(64) })
+        let or = Sampling::of(&model);
+        Ok(Sampling::default()
+            .with_temperature(self.temperature.unwrap_or(or.temperature))
+            .with_top_k(self.top_k.unwrap_or(or.top_k))
+            .with_top_p(self.top_p.unwrap_or(or.top_p))
+            .with_min_p(self.min_p.unwrap_or(or.min_p))
+            .with_repeat_penalty(self.repeat_penalty.unwrap_or(or.repeat_penalty))
+            .with_repeat_last_n(self.repeat_last_n.unwrap_or(or.repeat_last_n))
+            .with_seed(self.seed.unwrap_or(or.seed)))
+    }
+
+    /// The choice by these settings.
+    pub(crate) fn sampler(&self, model: GenerationConfig) -> Result<Sampler> {
+        let sampling = self.sampling(model)?;
+        self.note_unused(&sampling);
+        Ok(Sampler::new(&sampling)?)
+    }
+
+    /// Whether a seed was given.
+    pub(crate) fn has_seed(&self) -> bool {
+        self.seed.is_some()
     }
 
     /// Says which flags change nothing.
-    fn note_unused(&self, temperature: f64, penalty: f32) {
+    fn note_unused(&self, sampling: &Sampling) {
         let given = [
             ("--top-k", self.top_k.is_some()),
             ("--top-p", self.top_p.is_some()),
@@ -117,7 +112,7 @@ impl SamplingArgs {
             ("--seed", self.seed.is_some()),
         ];
         let given: Vec<_> = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
-        if temperature == 0.0 && !given.is_empty() {
+        if sampling.is_greedy() && !given.is_empty() {
             let why = match self.temperature {
                 Some(_) => "with --temperature 0 the most likely token is taken always",
                 None => {
@@ -126,22 +121,8 @@ impl SamplingArgs {
             };
             output::note(format_args!("{} without effect: {why}", given.join(", ")));
         }
-        if penalty == 1.0 && self.repeat_last_n.is_some() {
+        if sampling.repeat_penalty == 1.0 && self.repeat_last_n.is_some() {
             output::note("--repeat-last-n without effect: --repeat-penalty is 1, which is none");
         }
-    }
-}
-
-impl Sampler {
-    /// The next token; `written` is what the model wrote before, which alone is penalised: a template is not to be varied.
-    pub(crate) fn sample(&mut self, logits: &Tensor, written: &[u32]) -> Result<u32> {
-        if !logits.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            bail!("the logits are not numbers: the checkpoint holds NaN or infinity");
-        }
-        let recent = &written[written.len().saturating_sub(self.last_n)..];
-        if self.penalty == 1.0 || recent.is_empty() {
-            return self.drawer.draw(logits);
-        }
-        self.drawer.draw(&penalise(logits, self.penalty, recent)?)
     }
 }

@@ -14,7 +14,10 @@ use candle_core::{
         gguf_file::{Content, TensorInfo},
     },
 };
-use candle_sparse::{AttentionMode, FastGrnnGate, FfnMode, Format, Selection, SparseConfig, Threads};
+use candle_sparse::{
+    AttentionMode, FastGrnnGate, FfnMode, Format, KvCache, Selection, SparseConfig, Threads,
+    decoder::{Decoder, Input, Logits, Scratch, Step},
+};
 use candle_sparse_kernels::Kernels;
 use candle_sparse_models::{decoder::LoadOptions, gguf::GgufFile, llama};
 use candle_transformers::models::{llama as candle_llama, quantized_llama};
@@ -151,6 +154,23 @@ impl Ours {
         Ok(())
     }
 
+    /// The decoder underneath.
+    pub(crate) fn decoder(&self) -> &Decoder {
+        self.model.decoder()
+    }
+
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.logits.len()
+    }
+
+    /// A new cache that holds `depth` positions.
+    pub(crate) fn filled(&self, depth: usize) -> Result<KvCache> {
+        let mut kv = KvCache::new(self.decoder().config(), *self.cache.kv().config());
+        kv.set_origin(self.decoder().origin());
+        fill(self.decoder(), &mut kv, depth)?;
+        Ok(kv)
+    }
+
     /// Logits after a prompt of `n` tokens.
     #[cfg(test)]
     pub(crate) fn logits(&mut self, n: usize) -> Result<Vec<f32>> {
@@ -168,28 +188,8 @@ impl Engine for Ours {
         Ok(())
     }
 
-    /// With random numbers: decode takes as long as after a prompt, which at this length would take minutes.
     fn fill(&mut self, depth: usize) -> Result<()> {
-        let c = &self.config;
-        let kv_dim = c.hidden_size / c.num_attention_heads * c.num_key_value_heads;
-        let kv = self.cache.kv_mut();
-        kv.clear();
-        for start in (0..depth).step_by(CHUNK) {
-            let n = CHUNK.min(depth - start);
-            kv.begin(1, start, n)?;
-            for layer in 0..c.num_hidden_layers {
-                if self.model.decoder().attention_config().mode == AttentionMode::Gated {
-                    let (gate, x) = (&self.model.decoder().gates()[layer], noise(n * c.hidden_size, start));
-                    kv.observe(0, layer, gate, Kernels::get()?, start, &x);
-                }
-                for position in start..start + n {
-                    let [k, v] = [0, 1].map(|i| noise(kv_dim, 2 * position + i));
-                    kv.write(0, layer, position, &k, &v);
-                }
-            }
-            kv.advance(n);
-        }
-        Ok(())
+        fill(self.model.decoder(), self.cache.kv_mut(), depth)
     }
 
     fn decode(&mut self, index_pos: usize) -> Result<()> {
@@ -209,6 +209,42 @@ impl Engine for Ours {
     fn active_fraction(&self) -> f64 {
         self.cache.sparse_stats().active_share()
     }
+}
+
+/// Decodes a token at the end of a cache.
+pub(crate) fn decode_one(
+    decoder: &Decoder,
+    i: usize,
+    kv: &mut KvCache,
+    scratch: &mut Scratch,
+    logits: &mut [f32],
+) -> Result<()> {
+    let token = (i * 7919 % logits.len()) as u32;
+    let step = Step { batch: 1, seq_len: 1, index_pos: kv.len() };
+    Ok(decoder.forward(Input::Ids(&[token]), step, kv, scratch, Logits::Last, logits)?)
+}
+
+/// Puts `depth` positions of random numbers in a cache: decode takes as long as after a prompt, which at this length would take
+/// minutes.
+fn fill(decoder: &Decoder, kv: &mut KvCache, depth: usize) -> Result<()> {
+    let c = decoder.config();
+    kv.clear();
+    for start in (0..depth).step_by(CHUNK) {
+        let n = CHUNK.min(depth - start);
+        kv.begin(1, start, n)?;
+        for layer in 0..c.num_hidden_layers {
+            if decoder.attention_config().mode == AttentionMode::Gated {
+                let (gate, x) = (&decoder.gates()[layer], noise(n * c.hidden_size, start));
+                kv.observe(0, layer, gate, Kernels::get()?, start, &x);
+            }
+            for position in start..start + n {
+                let [k, v] = [0, 1].map(|i| noise(c.kv_dim(), 2 * position + i));
+                kv.write(0, layer, position, &k, &v);
+            }
+        }
+        kv.advance(n);
+    }
+    Ok(())
 }
 
 /// candle's model.

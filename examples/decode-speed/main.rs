@@ -19,6 +19,7 @@ mod report;
 mod shapes;
 mod source;
 mod sparse;
+mod turns;
 
 use anyhow::{Result, bail};
 use candle_sparse::{Format, Threads};
@@ -54,6 +55,16 @@ pub(crate) struct Cli {
     /// Decode steps to time
     #[arg(long, default_value_t = 12)]
     steps: usize,
+    /// Instead of prompts and lone tokens: steps of so many sequences together, in turn with steps of one token
+    #[arg(long, value_delimiter = ',', value_name = "SEQUENCES", conflicts_with = "against")]
+    batch: Vec<usize>,
+    /// The same for steps of so many tokens of one sequence, as drafts are verified in
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", conflicts_with = "against")]
+    turn: Vec<usize>,
+    /// With --turn: tokens but the first are drafted by a copy of the weights in Q4_0, each accepted with this probability, which is
+    /// simulated, if those before it were
+    #[arg(long, value_name = "PROBABILITY", requires = "turn")]
+    accept: Option<f64>,
     /// Threads, at most those of candle's pool (CANDLE_NUM_THREADS)
     #[arg(long)]
     threads: Option<usize>,
@@ -83,7 +94,10 @@ pub(crate) struct Cli {
 }
 
 /// Flags that say what is measured, and nothing of a file that is written.
-const MEASURING: [&str; 16] = [
+const MEASURING: [&str; 19] = [
+    "accept",
+    "batch",
+    "turn",
     "model",
     "depth",
     "prefill",
@@ -124,6 +138,9 @@ fn run(cli: &Cli) -> Result<()> {
     if let Some(path) = &cli.write_gguf {
         candle_sparse::save::check(path)?;
         return write_gguf(cli, path);
+    }
+    if let Some(p) = cli.accept.filter(|p| !(0.0..=1.0).contains(p)) {
+        bail!("--accept {p} must be a probability, 0 to 1");
     }
     if cli.steps == 0 {
         bail!("--steps 0: give at least one step to time");
@@ -180,6 +197,18 @@ impl Cli {
     }
 }
 
+/// Our model, for what no other engine does.
+fn ours(cli: &Cli, threads: Threads) -> Result<Ours> {
+    let (source, positions) = (Source::new(cli)?, cli.depth + 32);
+    match cli.engine {
+        EngineName::CandleSparse => Ours::load(&source, threads, cli.drawn()?, positions)?.reading(cli),
+        EngineName::Dense => Ours::load(&source, threads, None, positions),
+        EngineName::Candle => {
+            bail!("--batch and --turn measure our model: --engine candle has no such steps")
+        }
+    }
+}
+
 fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
     let source = Source::new(cli)?;
     let positions = cli.positions();
@@ -205,6 +234,9 @@ fn load(cli: &Cli, threads: Threads) -> Result<Vec<Box<dyn Engine>>> {
 }
 
 fn measure(cli: &Cli, threads: Threads) -> Result<()> {
+    if !(cli.batch.is_empty() && cli.turn.is_empty()) {
+        return turns::measure(cli, &ours(cli, threads)?);
+    }
     let mut engines = load(cli, threads)?;
     let memory = [process_bytes("VmHWM").unwrap_or(0), process_bytes("VmRSS").unwrap_or(0)];
     let mut probe = probe::Probe::new(threads)?;

@@ -2,7 +2,7 @@
 
 use crate::{cli::output, generate::Past};
 use anyhow::{Result, bail};
-use candle_sparse_models::causal_lm::LlamaSession;
+use candle_sparse_models::{causal_lm::LlamaSession, speculation::Speculative};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -29,10 +29,10 @@ impl CacheArgs {
     }
 
     /// Fills `past` from the file, if one is given.
-    pub(crate) fn load(&self, past: &mut Past<LlamaSession>) -> Result<()> {
+    pub(crate) fn load(&self, past: &mut Past<Speculative<LlamaSession>>) -> Result<()> {
         let Some(path) = &self.load_cache else { return Ok(()) };
-        let ids = past.model.cache.load_tokens(path)?;
-        if ids.is_empty() && !past.model.cache.is_empty() {
+        let ids = past.model.model_mut().cache.load_tokens(path)?;
+        if ids.is_empty() && !past.model.model().cache.is_empty() {
             bail!(
                 "--load-cache {}: does not say which tokens it is of: write it with --save-cache",
                 path.display()
@@ -53,9 +53,9 @@ impl CacheArgs {
     }
 
     /// Writes the file, if one is wanted.
-    pub(crate) fn save(&self, past: &Past<LlamaSession>) -> Result<()> {
+    pub(crate) fn save(&self, past: &Past<Speculative<LlamaSession>>) -> Result<()> {
         let Some(path) = &self.save_cache else { return Ok(()) };
-        past.model.cache.save_tokens(path, past.held())?;
+        past.model.model().cache.save_tokens(path, past.held())?;
         output::status(format_args!(
             "keys and values of {} tokens written to {}",
             past.held().len(),

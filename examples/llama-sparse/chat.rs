@@ -16,6 +16,7 @@ use candle_sparse_models::{
     causal_lm::LlamaSession,
     chat::{Chat, ChatTemplate, Message, stop_tokens},
     pretrained::Pretrained,
+    speculation::Speculative,
 };
 use clap::Args;
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ impl ChatArgs {
 struct Session<'a> {
     cli: &'a Cli,
     loaded: &'a Pretrained,
-    past: &'a mut Past<LlamaSession>,
+    past: &'a mut Past<Speculative<LlamaSession>>,
     writer: Writer<'a>,
     template: ChatTemplate,
     chat: Chat,
@@ -63,7 +64,7 @@ struct Session<'a> {
 pub(crate) fn chat(
     cli: &Cli,
     loaded: &Pretrained,
-    past: &mut Past<LlamaSession>,
+    past: &mut Past<Speculative<LlamaSession>>,
     writer: Writer<'_>,
 ) -> Result<()> {
     let Some(template) = loaded.chat_template()? else {
@@ -216,7 +217,7 @@ impl Session<'_> {
     }
 
     fn report(&self) -> Result<()> {
-        let cache = &self.past.model.cache;
+        let cache = &self.past.model.model().cache;
         self.cli.model.memory.note_unused(cache.kv().config(), self.past.ids.len());
         if !self.cli.output.json {
             return Ok(());

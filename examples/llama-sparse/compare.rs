@@ -3,10 +3,7 @@
 //! Texts are written by the dense model itself, so every token is one it finds likely; each mode then reads the same
 //! tokens one by one, in turn with the others.
 
-use crate::{
-    cli::output,
-    sampling::draw::{Among, Drawer},
-};
+use crate::cli::output;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use candle_sparse::FfnMode;
@@ -14,6 +11,7 @@ use candle_sparse_models::{
     llama::{Cache, Llama},
     pretrained::Pretrained,
     quality::Quality,
+    sampling::{Sampler, Sampling},
 };
 use std::{io::Write, time::Instant};
 
@@ -71,12 +69,13 @@ fn write(
 ) -> Result<Vec<u32>> {
     let start = loaded.tokenizer.encode("Once upon a time", true).map_err(anyhow::Error::msg)?;
     let mut tokens = start.get_ids().to_vec();
-    let mut sampler = Drawer::new(1.0, Among { k: usize::MAX, p: 1.0, min_p: 0.0 }, seed);
+    let all = Sampling::default().with_temperature(1.0).with_top_k(0).with_top_p(1.0).with_min_p(0.0);
+    let mut sampler = Sampler::new(&all.with_seed(seed))?;
     cache.clear();
     let x = Tensor::new(tokens.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
     let mut logits = model.forward(&x, 0, cache)?.squeeze(0)?;
     while tokens.len() < length {
-        let next = sampler.draw(&logits)?;
+        let next = sampler.sample(&logits.to_vec1()?, &[])?;
         let x = Tensor::new(&[[next]], &Device::Cpu)?;
         logits = model.forward(&x, tokens.len(), cache)?.squeeze(0)?;
         tokens.push(next);

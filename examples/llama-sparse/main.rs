@@ -20,8 +20,8 @@ mod model;
 mod prompt;
 #[path = "../common/sampling.rs"]
 mod sampling;
-#[path = "../common/stops.rs"]
-mod stops;
+#[path = "../common/speculate.rs"]
+mod speculate;
 mod talk;
 
 use anyhow::{Result, bail};
@@ -31,6 +31,7 @@ use candle_sparse_models::{
     decoder::{Decoder, SparseStats},
     files::ModelFiles,
     pretrained::Pretrained,
+    speculation::Speculative,
 };
 use clap::Parser;
 use cli::{OutputArgs, output, process_bytes};
@@ -39,6 +40,7 @@ use interrupt::Interrupt;
 use model::ModelArgs;
 use prompt::PromptArgs;
 use sampling::SamplingArgs;
+use speculate::SpeculateArgs;
 use std::{process::ExitCode, time::Instant};
 
 const EXAMPLES: &str = "\
@@ -65,6 +67,8 @@ struct Cli {
     cache: cache_file::CacheArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculate: SpeculateArgs,
     #[command(flatten)]
     chat: chat::ChatArgs,
     #[command(flatten)]
@@ -133,7 +137,9 @@ fn run(cli: &Cli) -> Result<()> {
         bail!("--compare needs a profile: make one with `calibrate` and give it with --profile");
     }
     let cache = cli.model.cache(&loaded)?;
-    let mut past = Past::new(LlamaSession { model: loaded.model.clone(), cache });
+    let speculation = cli.speculate.speculation(&loaded.model)?;
+    let session = LlamaSession { model: loaded.model.clone(), cache };
+    let mut past = Past::new(Speculative::new(session, speculation));
     cli.cache.load(&mut past)?;
     let is_end = |token| loaded.is_eos(token);
     let mut writer = Writer {
@@ -158,7 +164,7 @@ fn run(cli: &Cli) -> Result<()> {
 fn continue_prompt(
     cli: &Cli,
     loaded: &Pretrained,
-    past: &mut Past<LlamaSession>,
+    past: &mut Past<Speculative<LlamaSession>>,
     writer: &mut Writer<'_>,
     load_s: f64,
 ) -> Result<()> {
@@ -177,13 +183,13 @@ fn continue_prompt(
 fn report(
     cli: &Cli,
     loaded: &Pretrained,
-    past: &Past<LlamaSession>,
+    past: &Past<Speculative<LlamaSession>>,
     out: &Written,
     [prompt_tokens, held]: [usize; 2],
     load_s: f64,
 ) -> Result<()> {
     let (decode, prefill) = (out.tokens_per_s(), (prompt_tokens - held) as f64 / out.prefill_s);
-    let (decoder, cache) = (loaded.model.decoder(), &past.model.cache);
+    let (decoder, cache) = (loaded.model.decoder(), &past.model.model().cache);
     cli.model.memory.note_unused(cache.kv().config(), past.ids.len());
     if cli.output.json {
         let logits = cli.logits.unwrap_or(0).min(out.first_logits.len());
@@ -194,6 +200,9 @@ fn report(
             "prompt_tokens": prompt_tokens,
             "cached_tokens": held,
             "generated_tokens": out.tokens,
+            "decode_steps": past.model.stats().steps,
+            "drafted_tokens": past.model.stats().drafted,
+            "accepted_tokens": past.model.stats().accepted,
             "end": out.end.name(),
             "load_s": load_s,
             "prefill_tokens_per_s": prefill,
@@ -216,7 +225,7 @@ fn report(
     }
     output::status(format_args!(
         "\n{} tokens at {decode:.1} tokens/s after a prompt of {prompt_tokens} at {prefill:.1} tokens/s{}; weights {:.1} MB, \
-         kv {:.2} MB, {} on {} threads, {}, {:.3} of the neurons active",
+         kv {:.2} MB, {} on {} threads, {}, {:.3} of the neurons active{}",
         out.tokens,
         out.end.remark(decoder.config().max_position_embeddings),
         decoder.weight_bytes() as f64 / 1e6,
@@ -225,6 +234,7 @@ fn report(
         decoder.threads().count(),
         ffn(decoder),
         cache.sparse_stats().active_share(),
+        speculate::remark(past.model.stats()),
     ));
     Ok(())
 }

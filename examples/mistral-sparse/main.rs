@@ -16,8 +16,8 @@ mod model;
 mod prompt;
 #[path = "../common/sampling.rs"]
 mod sampling;
-#[path = "../common/stops.rs"]
-mod stops;
+#[path = "../common/speculate.rs"]
+mod speculate;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -29,6 +29,7 @@ use candle_sparse_models::{
     llama::LlamaConfig,
     mistral::{Config, Model as Mistral},
     pretrained::{end_tokens, var_builder},
+    speculation::Speculative,
 };
 use clap::Parser;
 use cli::{OutputArgs, output};
@@ -37,6 +38,7 @@ use interrupt::Interrupt;
 use model::ModelArgs;
 use prompt::PromptArgs;
 use sampling::SamplingArgs;
+use speculate::SpeculateArgs;
 use std::process::ExitCode;
 
 /// The window of the built-in model, which was trained without one.
@@ -52,6 +54,8 @@ struct Cli {
     model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculate: SpeculateArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -71,7 +75,8 @@ fn run(cli: &Cli) -> Result<()> {
     let (model, context) = load(cli, &files)?;
     let tokenizer = files.load_tokenizer()?;
     let ends = end_tokens(&files, &tokenizer)?;
-    let mut past = Past::new(model);
+    let speculation = cli.speculate.speculation(model.llama())?;
+    let mut past = Past::new(Speculative::new(model, speculation));
     past.ids = cli.prompt.ids(&tokenizer)?;
     let prompt_tokens = past.ids.len();
     let mut writer = Writer {
@@ -117,13 +122,13 @@ fn load(cli: &Cli, files: &ModelFiles) -> Result<(Mistral, usize)> {
 
 fn report(
     cli: &Cli,
-    past: &Past<Mistral>,
+    past: &Past<Speculative<Mistral>>,
     out: &Written,
     prompt_tokens: usize,
     context: usize,
 ) -> Result<()> {
-    let kv_bytes = past.model.cache().kv_bytes();
-    cli.model.memory.note_unused(past.model.cache().kv().config(), past.ids.len());
+    let kv_bytes = past.model.model().cache().kv_bytes();
+    cli.model.memory.note_unused(past.model.model().cache().kv().config(), past.ids.len());
     if cli.output.json {
         let mut json = serde_json::json!({
             "text": out.text, "token_ids": past.ids, "prompt_tokens": prompt_tokens, "generated_tokens": out.tokens,
@@ -136,11 +141,12 @@ fn report(
         return output::line(json);
     }
     output::status(format_args!(
-        "\n{} tokens at {:.1} tokens/s after a prompt of {prompt_tokens}{}; kv {:.3} MB",
+        "\n{} tokens at {:.1} tokens/s after a prompt of {prompt_tokens}{}; kv {:.3} MB{}",
         out.tokens,
         out.tokens_per_s(),
         out.end.remark(context),
-        kv_bytes as f64 / 1e6
+        kv_bytes as f64 / 1e6,
+        speculate::remark(past.model.stats())
     ));
     Ok(())
 }

@@ -1,15 +1,12 @@
-//! The programs draw the tokens that candle draws.
+//! The library draws the tokens that candle draws.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../common/draw.rs"]
-mod draw;
-
 use candle_core::{Device, Tensor};
+use candle_sparse_models::sampling::{Sampler, Sampling};
 use candle_transformers::{
-    generation::{LogitsProcessor, Sampling},
+    generation::{LogitsProcessor, Sampling as Theirs},
     utils::apply_repeat_penalty,
 };
-use draw::{Among, Drawer, penalise};
 
 /// Logits without a pattern, many of them alike.
 fn logits(n: usize, seed: usize) -> Tensor {
@@ -17,48 +14,69 @@ fn logits(n: usize, seed: usize) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
 }
 
+fn all(temperature: f64) -> Sampling {
+    Sampling::default()
+        .with_temperature(temperature)
+        .with_top_k(0)
+        .with_top_p(1.0)
+        .with_min_p(0.0)
+        .with_seed(7)
+}
+
+fn draw(ours: &mut Sampler, x: &Tensor, written: &[u32]) -> u32 {
+    ours.sample(&x.to_vec1::<f32>().unwrap(), written).unwrap()
+}
+
 #[test]
 fn tokens_are_those_of_candle() {
-    const ALL: Among = Among { k: usize::MAX, p: 1.0, min_p: 0.0 };
     for temperature in [0.3, 1.0, 2.5] {
-        for (sampling, among) in [
-            (Sampling::All { temperature }, ALL),
-            (Sampling::TopK { k: 40, temperature }, Among { k: 40, ..ALL }),
-            (Sampling::TopP { p: 0.9, temperature }, Among { p: 0.9, ..ALL }),
-            (Sampling::TopKThenTopP { k: 40, p: 0.05, temperature }, Among { k: 40, p: 0.05, ..ALL }),
-            (Sampling::TopKThenTopP { k: 40, p: 0.99, temperature }, Among { k: 40, p: 0.99, ..ALL }),
-            (Sampling::TopKThenTopP { k: 2000, p: 0.5, temperature }, Among { k: 2000, p: 0.5, ..ALL }),
+        let all = all(temperature);
+        for (theirs, ours) in [
+            (Theirs::All { temperature }, all),
+            (Theirs::TopK { k: 40, temperature }, all.with_top_k(40)),
+            (Theirs::TopP { p: 0.9, temperature }, all.with_top_p(0.9)),
+            (Theirs::TopKThenTopP { k: 40, p: 0.05, temperature }, all.with_top_k(40).with_top_p(0.05)),
+            (Theirs::TopKThenTopP { k: 40, p: 0.99, temperature }, all.with_top_k(40).with_top_p(0.99)),
+            (Theirs::TopKThenTopP { k: 2000, p: 0.5, temperature }, all.with_top_k(2000).with_top_p(0.5)),
         ] {
-            let mut theirs = LogitsProcessor::from_sampling(7, sampling.clone());
-            let mut ours = Drawer::new(temperature, among, 7);
+            let mut processor = LogitsProcessor::from_sampling(7, theirs.clone());
+            let mut sampler = Sampler::new(&ours).unwrap();
             for seed in 0..100 {
                 let x = logits(1500, seed);
-                assert_eq!(ours.draw(&x).unwrap(), theirs.sample(&x).unwrap(), "{sampling:?}, {seed}");
+                assert_eq!(draw(&mut sampler, &x, &[]), processor.sample(&x).unwrap(), "{theirs:?}, {seed}");
             }
         }
     }
-    let (x, mut theirs) = (logits(1500, 1), LogitsProcessor::from_sampling(7, Sampling::ArgMax));
-    assert_eq!(Drawer::new(0.0, ALL, 7).draw(&x).unwrap(), theirs.sample(&x).unwrap());
+    // Of equals the same one.
+    for seed in 0..100 {
+        let (x, mut theirs) = (logits(1500, seed), LogitsProcessor::from_sampling(7, Theirs::ArgMax));
+        let mut ours = Sampler::new(&Sampling::greedy()).unwrap();
+        assert_eq!(draw(&mut ours, &x, &[]), theirs.sample(&x).unwrap());
+    }
 }
 
 #[test]
 fn unlikely_tokens_are_left_out_as_by_a_filter() {
-    let sampling = Sampling::TopK { k: 500, temperature: 1.0 };
-    let mut theirs = LogitsProcessor::from_sampling(3, sampling);
-    let mut ours = Drawer::new(1.0, Among { k: 500, p: 1.0, min_p: 0.7 }, 3);
+    let mut theirs = LogitsProcessor::from_sampling(7, Theirs::TopK { k: 500, temperature: 1.0 });
+    let mut ours = Sampler::new(&all(1.0).with_top_k(500).with_min_p(0.7)).unwrap();
     for seed in 0..100 {
         let filter = |p: &mut [f32]| {
             let least = p.iter().fold(0.0_f32, |a, b| a.max(*b)) * 0.7;
             p.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
         };
         let x = logits(1500, seed);
-        assert_eq!(ours.draw(&x).unwrap(), theirs.sample_f(&x, filter).unwrap());
+        assert_eq!(draw(&mut ours, &x, &[]), theirs.sample_f(&x, filter).unwrap());
     }
 }
 
 #[test]
 fn penalties_are_those_of_candle() {
-    let (x, tokens) = ((logits(50, 1) - 3.0).unwrap(), [3, 7, 7, 49, 50, 1000]);
-    let ours = penalise(&x, 1.3, &tokens).unwrap().to_vec1::<f32>().unwrap();
-    assert_eq!(ours, apply_repeat_penalty(&x, 1.3, &tokens).unwrap().to_vec1::<f32>().unwrap());
+    let tokens = [3, 7, 7, 49, 50, 1000];
+    let mut theirs = LogitsProcessor::from_sampling(7, Theirs::All { temperature: 1.0 });
+    let mut ours = Sampler::new(&all(1.0).with_repeat_penalty(1.3)).unwrap();
+    for seed in 0..300 {
+        let x = (logits(50, seed) - 3.0).unwrap();
+        let penalised = apply_repeat_penalty(&x, 1.3, &tokens).unwrap();
+        assert_eq!(draw(&mut ours, &x, &tokens), theirs.sample(&penalised).unwrap(), "{seed}");
+    }
 }

@@ -6,9 +6,6 @@ mod common;
 mod flags;
 #[path = "examples_terminal/sampling.rs"]
 mod sampling;
-#[path = "../common/stops.rs"]
-#[allow(dead_code, reason = "its tests are run here, for those of a program are not")]
-mod stops;
 
 use common::{example, example_reading, ok, one_line, outcome, program, testdata};
 use std::path::Path;

@@ -4,10 +4,13 @@ use crate::{
     llama::{Cache, Llama},
     mistral,
     quantized_llama::ModelWeights,
+    sampling::Sampler,
+    speculation::Decoding,
 };
 use candle_core::{DType, Result, Tensor};
 #[cfg(feature = "transformers")]
 pub use candle_models::{CandleLlama, CandleMistral, CandleQuantizedLlama};
+use candle_sparse::KvConfig;
 use std::time::Duration;
 
 #[cfg(feature = "transformers")]
@@ -57,6 +60,17 @@ pub trait CausalLm {
         limit.is_none()
     }
 
+    /// Hears what the next tokens are drawn with, what was written before them, and how many will be asked for at most: a model that
+    /// [drafts](crate::speculation) guesses better then.
+    fn expect(&mut self, sampler: &Sampler, written: &[u32], left: usize) {
+        let _ = (sampler, written, left);
+    }
+
+    /// What it runs on, of a model of this crate: several of its tokens can be verified in one step.
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        None
+    }
+
     /// Forgets everything.
     ///
     /// # Errors
@@ -92,6 +106,14 @@ pub struct LlamaSession {
     pub cache: Cache,
 }
 
+impl LlamaSession {
+    /// A model, whose weights are shared, with an empty cache.
+    #[must_use]
+    pub fn new(model: &Llama, kv: KvConfig) -> Self {
+        Self { model: model.clone(), cache: Cache::of(model, kv) }
+    }
+}
+
 impl CausalLm for LlamaSession {
     fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
         self.model.forward(ids, index_pos, &mut self.cache)
@@ -108,6 +130,11 @@ impl CausalLm for LlamaSession {
     fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
         self.cache.set_time_limit(limit);
         true
+    }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        let Self { model, cache } = self;
+        cache.decoding(model, DType::F32)
     }
 }
 
@@ -128,6 +155,10 @@ impl CausalLm for ModelWeights {
         self.cache_mut().set_time_limit(limit);
         true
     }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        Self::decoding(self)
+    }
 }
 
 impl CausalLm for mistral::Model {
@@ -146,6 +177,10 @@ impl CausalLm for mistral::Model {
     fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
         self.cache_mut().set_time_limit(limit);
         true
+    }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        Self::decoding(self)
     }
 }
 
@@ -166,6 +201,10 @@ impl CausalLm for crate::quantized_mistral::Model {
     fn set_time_limit(&mut self, limit: Option<Duration>) -> bool {
         self.cache_mut().set_time_limit(limit);
         true
+    }
+
+    fn decoding(&mut self) -> Option<Decoding<'_>> {
+        Self::decoding(self)
     }
 }
 

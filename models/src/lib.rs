@@ -31,12 +31,14 @@ pub use candle_sparse::{
     AttentionConfig, AttentionMode, DeadlineExceeded, Error, FastGrnnGate, FfnMode, Format, Guard, KvCache,
     KvConfig, KvDType, Profile, Selection, SparseConfig, Threads, Weight, ops,
 };
-pub use candle_sparse::{decoder, quality, simulate};
+pub use candle_sparse::{decoder, kv_cache, quality, simulate};
 
 pub mod causal_lm;
 pub mod chat;
 pub mod convert;
+pub mod engine;
 pub mod files;
+pub mod generate;
 pub mod generation;
 pub mod gguf;
 #[cfg(feature = "hub")]
@@ -48,4 +50,6 @@ pub mod pretrained;
 pub mod quantized_llama;
 #[cfg(feature = "transformers")]
 pub mod quantized_mistral;
+pub mod sampling;
+pub mod speculation;
 pub mod tokenizer;

@@ -10,7 +10,7 @@ pub use crate::decoder::{LayerStats, LayerTap, LoadOptions, SparseStats};
 pub use cache::Cache;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::{AttentionConfig, FastGrnnGate, SparseConfig};
+use candle_sparse::{AttentionConfig, FastGrnnGate, Format, SparseConfig};
 pub use config::{
     Config, DEFAULT_MAX_SEQ_LEN, Llama3RopeConfig, Llama3RopeType, LlamaConfig, LlamaEosToks, YarnRope,
 };
@@ -98,14 +98,12 @@ impl Llama {
         Ok(Self { decoder: Arc::new(self.decoder.with_sparse(config)?), dtype: self.dtype })
     }
 
-    /// This model with the same numbers as F32; see [`Decoder::in_f32`].
-    ///
-    /// Cost: 4 bytes of memory per element.
+    /// This model with its matrices in another format; see [`Decoder::in_format`].
     ///
     /// # Errors
-    /// See [`Decoder::in_f32`].
-    pub fn in_f32(&self) -> Result<Self> {
-        Ok(Self { decoder: Arc::new(self.decoder.in_f32()?), dtype: self.dtype })
+    /// See [`Decoder::in_format`].
+    pub fn in_format(&self, format: Format) -> Result<Self> {
+        Ok(Self { decoder: Arc::new(self.decoder.in_format(format)?), dtype: self.dtype })
     }
 
     /// This model with other settings of attention; the weights are shared.

@@ -10,7 +10,10 @@
 
 mod config;
 
-use crate::llama::{Cache, Llama, LoadOptions};
+use crate::{
+    llama::{Cache, Llama, LoadOptions},
+    speculation::Decoding,
+};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::{Embedding, VarBuilder};
 use candle_sparse::{AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig};
@@ -192,6 +195,10 @@ impl Model {
     /// The cache, to save, load, cut back or reserve.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
+    }
+
+    pub(crate) fn decoding(&mut self) -> Option<Decoding<'_>> {
+        self.cache.decoding(&self.llama, self.dtype)
     }
 
     /// The model underneath, which takes a cache with each call: many sequences, logits of all positions, steps without a

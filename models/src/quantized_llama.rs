@@ -7,9 +7,10 @@ use crate::{
     decoder::{Checkpoint, Extras, LoadOptions, Stored},
     gguf::{self, GgufFile, Model},
     llama::{Cache, Config, Llama},
+    speculation::Decoding,
 };
 use candle_core::{
-    Device, Error, Result, Tensor, bail,
+    DType, Device, Error, Result, Tensor, bail,
     quantized::{QTensor, ggml_file, gguf_file},
 };
 use candle_sparse::{
@@ -217,6 +218,10 @@ impl ModelWeights {
     /// The cache, to change or replace it.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
+    }
+
+    pub(crate) fn decoding(&mut self) -> Option<Decoding<'_>> {
+        self.cache.decoding(&self.llama, DType::F32)
     }
 }
 

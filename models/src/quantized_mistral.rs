@@ -8,8 +8,9 @@ use crate::{
     decoder::{Checkpoint, Extras, LoadOptions, Stored},
     llama::{Cache, Llama},
     quantized_llama::held,
+    speculation::Decoding,
 };
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_sparse::{AttentionConfig, FastGrnnGate, KvConfig, KvDType, SparseConfig};
 pub use candle_transformers::quantized_var_builder::VarBuilder;
 use std::sync::Arc;
@@ -159,5 +160,9 @@ impl Model {
     /// The cache, to save, load, cut back or replace.
     pub fn cache_mut(&mut self) -> &mut Cache {
         &mut self.cache
+    }
+
+    pub(crate) fn decoding(&mut self) -> Option<Decoding<'_>> {
+        self.cache.decoding(&self.llama, DType::F32)
     }
 }

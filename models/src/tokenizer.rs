@@ -16,12 +16,14 @@ mod check;
 mod config;
 mod ends;
 mod frame;
+mod stop_texts;
 mod text_stream;
 
 pub(crate) use check::MOST_ADDED_BYTES;
 pub(crate) use config::TokenizerConfig;
 pub use ends::end_tokens_by_text;
 pub(crate) use frame::{Frame, frame};
+pub use stop_texts::StopTexts;
 pub use text_stream::TextStream;
 pub(crate) use text_stream::bytes_of;
 

@@ -1,8 +1,10 @@
 //! Attention of one token over its sequence's past, shared by a [team](crate::team).
 
+mod several;
+
 use super::{
     Head, PIECE, Stats, Sums,
-    plan::{PagePlan, Recall, Selector, reserve},
+    plan::{ByToken, PagePlan, Recall, Selector, reserve},
 };
 use crate::tuning::{ATTENTION_SHARES, HEAD_SHARES, MIN_SHARE_PAGES};
 use crate::{
@@ -11,6 +13,7 @@ use crate::{
 };
 use candle_sparse_core::{Config, KernelSet, attention::plan::Sample};
 use candle_sparse_kernels::Kernels;
+pub(crate) use several::{TokensScratch, lone_tokens};
 use std::ops::Range;
 
 /// A thread's working memory of [`lone_token`], kept between steps.
@@ -151,44 +154,117 @@ pub(crate) fn lone_token(
     let piece = member.piece(kv_heads * cut.shares, all * PAGE_LEN * head_dim * 8, 1);
     member.phase(parts, piece * cut.part, |i, out| {
         for (j, out) in out.chunks_exact_mut(cut.part).enumerate() {
-            let (h, share) = ((i * piece + j) / cut.shares, (i * piece + j) % cut.shares);
-            let queries = &token.queries[h * group * head_dim..(h + 1) * group * head_dim];
-            let (values, ends) = out.split_at_mut(group * width);
-            values.fill(0.0);
-            stats.fill(Stats::EMPTY);
-            if share == 0 {
-                token.begin(kernels, h, queries, values, stats);
-            }
-            let pages = pages_of(h);
-            let exact = pages.len() - drawn;
-            let end = ((share + 1) * cut.share).min(pages.len());
-            let start = (share * cut.share).min(end);
-            let head = token.head(h, head_dim);
-            // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
-            let seen = |_, page: u32| {
-                let seen = head.seen(token.position, page);
-                seen.start..seen.end.min(head.stored - page as usize * PAGE_LEN)
-            };
-            for pages in [
-                (&pages[start.min(exact)..end.min(exact)], 0.0),
-                (&pages[start.max(exact)..end.max(exact)], weight),
-            ] {
-                let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
-                head.attend(kernels, queries, seen, pages, sums);
-            }
-            for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
-                *end = [stats.max, stats.denominator];
-            }
+            let (head, share) = ((i * piece + j) / cut.shares, (i * piece + j) % cut.shares);
+            let pages = Pages { all: pages_of(head), drawn, weight };
+            token.share(kernels, [head, head_dim], (cut, share), pages, scores, stats, out);
         }
     })?;
-    merge(parts, cut, group, width, head_dim, out);
+    let by_head = parts.chunks_exact(cut.shares * cut.part);
+    for (parts, out) in by_head.zip(out.chunks_exact_mut(group * head_dim)) {
+        let shares = || parts.chunks_exact(cut.part).map(|part| part.split_at(group * width));
+        merge(shares, [width, head_dim], out);
+    }
     Ok(())
+}
+
+/// The pages of a head, the last `drawn` of which stand for others too: `weight` is added to their scores.
+#[derive(Clone, Copy)]
+struct Pages<'a> {
+    all: &'a [u32],
+    drawn: usize,
+    weight: f32,
+}
+
+/// Working memory of [`share`]: scores `[columns, PIECE]`, and what is known of each column's softmax.
+struct Room<'a> {
+    scores: &'a mut [f32],
+    stats: &'a mut [Stats],
+}
+
+/// The sums, maxima and denominators of a share of a head's pages, for tokens of one sequence whose lists of pages are the same:
+/// `queries` `[tokens · group, head_dim]`, `out` a part for each.
+fn share(
+    kernels: &Kernels,
+    tokens: &[Token<'_>],
+    queries: &[f32],
+    [head, head_dim, group]: [usize; 3],
+    (cut, share): (Cut, usize),
+    list: Pages<'_>,
+    room: Room<'_>,
+    out: &mut [f32],
+) {
+    let (width, last) = (tokens[0].cache.width(), tokens[tokens.len() - 1]);
+    let Room { scores, stats } = room;
+    let (values, ends) = out.split_at_mut(tokens.len() * group * width);
+    values.fill(0.0);
+    stats.fill(Stats::EMPTY);
+    if share == 0 {
+        let of_tokens = queries.chunks_exact(group * head_dim).zip(values.chunks_exact_mut(group * width));
+        for ((token, (queries, values)), stats) in
+            tokens.iter().zip(of_tokens).zip(stats.chunks_exact_mut(group))
+        {
+            token.begin(kernels, head, queries, values, stats);
+        }
+    }
+    let Pages { all, drawn, weight } = list;
+    let exact = all.len() - drawn;
+    let end = ((share + 1) * cut.share).min(all.len());
+    let start = (share * cut.share).min(end);
+    let head = last.head(head, head_dim);
+    // Its own position is not in the cache; the first page of all, of which it may see nothing, is in the first share.
+    let seen = |column: usize, page: u32| {
+        let position = tokens[column / group].position;
+        let seen = head.seen(position, page);
+        seen.start..seen.end.min(position - page as usize * PAGE_LEN)
+    };
+    for pages in
+        [(&all[start.min(exact)..end.min(exact)], 0.0), (&all[start.max(exact)..end.max(exact)], weight)]
+    {
+        let sums = Sums { scores: &mut *scores, values: &mut *values, stats: &mut *stats };
+        head.attend(kernels, queries, seen, pages, sums);
+    }
+    for (end, stats) in ends.as_chunks_mut().0.iter_mut().zip(&*stats) {
+        *end = [stats.max, stats.denominator];
+    }
 }
 
 impl<'a> Token<'a> {
     fn head(self, head: usize, head_dim: usize) -> Head<'a> {
         let Self { cache, layer, position, .. } = self;
         Head { cache, sequence: 0, layer, head, head_dim, stored: position }
+    }
+
+    /// The sums, maxima and denominators of a share of a head's pages.
+    fn share(
+        self,
+        kernels: &Kernels,
+        head: [usize; 2],
+        cut: (Cut, usize),
+        list: Pages<'_>,
+        scores: &mut [f32],
+        stats: &mut [Stats],
+        out: &mut [f32],
+    ) {
+        let [head, head_dim] = head;
+        let group = stats.len();
+        let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
+        share(kernels, &[self], queries, [head, head_dim, group], cut, list, Room { scores, stats }, out);
+    }
+
+    /// The pages that a head's queries recall and draw, beside those `chosen`.
+    fn own_pages<'r>(
+        self,
+        kernels: &Kernels,
+        [head, head_dim, group]: [usize; 3],
+        candidates: &Range<usize>,
+        recall: &'r mut Recall,
+        chosen: &[u32],
+    ) -> ByToken<'r> {
+        let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
+        let cached = self.head(head, head_dim);
+        recall.score(kernels, cached, queries, group, candidates.clone());
+        let visible = cached.visible(self.position, candidates);
+        recall.choose(&self.select, 0, [self.position, self.layer, head], visible, chosen)
     }
 
     /// Lists the pages of each head with those that its queries recall, and behind them those that it draws.
@@ -210,12 +286,7 @@ impl<'a> Token<'a> {
         member.phase(recalled, piece * count, |i, out| {
             for (j, out) in out.chunks_exact_mut(count).enumerate() {
                 let head = i * piece + j;
-                let queries = &self.queries[head * group * head_dim..(head + 1) * group * head_dim];
-                let cached = self.head(head, head_dim);
-                recall.score(kernels, cached, queries, group, candidates.clone());
-                let visible = cached.visible(self.position, &candidates);
-                let at = [self.position, self.layer, head];
-                let own = recall.choose(&self.select, 0, at, visible, chosen(head));
+                let own = self.own_pages(kernels, [head, head_dim, group], &candidates, recall, chosen(head));
                 out.fill(-1.0);
                 let (best, sample) = out.split_at_mut(most);
                 best.iter_mut().zip(own.recalled).for_each(|(o, &page)| *o = page as f32);
@@ -248,20 +319,20 @@ impl<'a> Token<'a> {
     }
 }
 
-/// Adds up the shares of every head.
-fn merge(parts: &[f32], cut: Cut, group: usize, width: usize, head_dim: usize, out: &mut [f32]) {
-    let by_head = parts.chunks_exact(cut.shares * cut.part);
-    for (parts, out) in by_head.zip(out.chunks_exact_mut(group * head_dim)) {
-        for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let shares = || parts.chunks_exact(cut.part).map(|part| part.split_at(group * width));
-            let max = shares().map(|(_, ends)| ends[2 * g]).fold(f32::NEG_INFINITY, f32::max);
-            let scale = |ends: &[f32]| (ends[2 * g] - max).exp();
-            let denominator: f32 = shares().map(|(_, ends)| ends[2 * g + 1] * scale(ends)).sum();
-            out.fill(0.0);
-            for (sums, ends) in shares() {
-                let s = scale(ends) / denominator;
-                out.iter_mut().zip(&sums[g * width..]).for_each(|(o, v)| *o += s * v);
-            }
+/// Adds up the shares of a head: of each the sums `[group, width]`, and maximum and denominator of each column.
+fn merge<'a, I: Iterator<Item = (&'a [f32], &'a [f32])>>(
+    shares: impl Fn() -> I,
+    [width, head_dim]: [usize; 2],
+    out: &mut [f32],
+) {
+    for (g, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let max = shares().map(|(_, ends)| ends[2 * g]).fold(f32::NEG_INFINITY, f32::max);
+        let scale = |ends: &[f32]| (ends[2 * g] - max).exp();
+        let denominator: f32 = shares().map(|(_, ends)| ends[2 * g + 1] * scale(ends)).sum();
+        out.fill(0.0);
+        for (sums, ends) in shares() {
+            let s = scale(ends) / denominator;
+            out.iter_mut().zip(&sums[g * width..]).for_each(|(o, v)| *o += s * v);
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     sparse::candidate_factor,
 };
 use candle_core::Result;
-use candle_sparse_core::Config;
+use candle_sparse_core::{Config, Format};
 
 /// Past this share no rule saves bytes, so none is tried there.
 const LARGEST_SHARE: f32 = 0.9;
@@ -154,7 +154,7 @@ pub(super) fn noise_floor(
     if !model.rounds_activations() || model.parameters() > MOST_PARAMETERS {
         return Ok(0.0);
     }
-    let (mut exact, mut rounded) = (Run::new(&model.in_f32()?), Run::new(model));
+    let (mut exact, mut rounded) = (Run::new(&model.in_format(Format::F32)?), Run::new(model));
     let windows: Vec<_> = some(windows, FLOOR_TOKENS).into_iter().filter(|w| w.len() > 1).collect();
     let mut quality = Quality::default();
     for (done, window) in windows.iter().enumerate() {

@@ -49,6 +49,7 @@ impl Decoder {
         wanted: Logits,
         logits: &mut [f32],
     ) -> Result<()> {
+        self.settle(cache, s);
         self.check_all(input, step, cache, wanted, logits)?;
         cache.set_origin(&self.origin);
         let deadline = s.time_limit.map(Deadline::new);
@@ -75,6 +76,7 @@ impl Decoder {
     /// # Errors
     /// As [`Self::forward`].
     pub fn warm_up(&self, cache: &mut KvCache, s: &mut Scratch) -> Result<()> {
+        self.settle(cache, s);
         let (position, mut logits) = (cache.len(), vec![0.0; self.config.vocab_size]);
         if position >= self.config.max_position_embeddings || cache.batch_size() > 1 {
             return Ok(());
@@ -104,6 +106,7 @@ impl Decoder {
         tap: &mut dyn LayerTap,
         logits: &mut [f32],
     ) -> Result<()> {
+        self.settle(cache, s);
         self.check_all(input, step, cache, Logits::All, logits)?;
         cache.set_origin(&self.origin);
         self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, None, Some(tap))

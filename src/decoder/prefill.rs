@@ -23,27 +23,27 @@ pub(super) fn chunk(batch: usize) -> usize {
 /// Working memory, grown to the largest step.
 #[derive(Default)]
 pub(super) struct Scratch {
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
+    pub(super) x: Vec<f32>,
+    pub(super) normed: Vec<f32>,
+    pub(super) qkv: Vec<f32>,
+    pub(super) attended: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     partials: Vec<f32>,
     /// What a tap adds to the output of an FFN.
     added: Vec<f32>,
     last: Vec<f32>,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    groups: Vec<ActivationGroup>,
-    policies: Policies,
+    pub(super) cos: Vec<f32>,
+    pub(super) sin: Vec<f32>,
+    pub(super) groups: Vec<ActivationGroup>,
+    pub(super) policies: Policies,
 }
 
 /// Whether layers, and heads, of so many rows run on all threads.
 #[derive(Default)]
-struct Policies {
+pub(super) struct Policies {
     rows: usize,
-    layer: Policy,
+    pub(super) layer: Policy,
     head_rows: usize,
     head: Policy,
 }
@@ -119,15 +119,7 @@ impl Decoder {
         for (t, (cos, sin)) in s.cos.chunks_exact_mut(half).zip(s.sin.chunks_exact_mut(half)).enumerate() {
             rope::angles(|i| self.inv_freq[i], c.rope.attention_factor(), step.index_pos + t, cos, sin);
         }
-        resize(&mut s.normed, rows * c.hidden_size);
-        resize(&mut s.qkv, rows * (c.q_dim() + 2 * c.kv_dim()));
-        resize(&mut s.attended, rows * c.q_dim());
-        resize(&mut s.gate, rows * c.intermediate_size);
-        resize(&mut s.up, rows * c.intermediate_size);
-        self.resize_groups(rows, &mut s.groups);
-        if core::mem::replace(&mut s.policies.rows, rows) != rows {
-            s.policies.layer.forget_times();
-        }
+        self.resize_rows(rows, s);
         for (i, layer) in self.layers.iter().enumerate() {
             if let Some(deadline) = deadline {
                 deadline.check()?;
@@ -140,6 +132,20 @@ impl Decoder {
             s.policies.layer = policy;
         }
         Ok(())
+    }
+
+    /// Sizes the working memory of `rows` rows of activations.
+    pub(super) fn resize_rows(&self, rows: usize, s: &mut Scratch) {
+        let c = &self.config;
+        resize(&mut s.normed, rows * c.hidden_size);
+        resize(&mut s.qkv, rows * (c.q_dim() + 2 * c.kv_dim()));
+        resize(&mut s.attended, rows * c.q_dim());
+        resize(&mut s.gate, rows * c.intermediate_size);
+        resize(&mut s.up, rows * c.intermediate_size);
+        self.resize_groups(rows, &mut s.groups);
+        if core::mem::replace(&mut s.policies.rows, rows) != rows {
+            s.policies.layer.forget_times();
+        }
     }
 
     /// `x += o(attention(norm(x)))`
@@ -194,7 +200,7 @@ impl Decoder {
     }
 
     /// `x += down(act(gate(norm(x))) · up(norm(x)))`, or `x += down(act(up(norm(x))))`
-    fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn LayerTap>) {
+    pub(super) fn mlp(&self, i: usize, layer: &Layer, s: &mut Scratch, tap: &mut Option<&mut dyn LayerTap>) {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let gate_up = GateUp::of(&layer.ffn);
@@ -265,7 +271,12 @@ impl Decoder {
     }
 
     /// Logits of some rows of `x`.
-    fn head(&self, rows: impl ExactSizeIterator<Item = usize>, s: &mut Scratch, logits: &mut [f32]) {
+    pub(super) fn head(
+        &self,
+        rows: impl ExactSizeIterator<Item = usize>,
+        s: &mut Scratch,
+        logits: &mut [f32],
+    ) {
         let (c, hidden) = (&self.config, self.config.hidden_size);
         resize(&mut s.last, rows.len() * hidden);
         for (row, y) in rows.zip(s.last.chunks_exact_mut(hidden)) {
@@ -280,7 +291,7 @@ impl Decoder {
         self.threads.schedule(&mut p.head, rows, || self.lm_head.matmul(self.on(), last, groups, logits));
     }
 
-    fn norm(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {
+    pub(super) fn norm(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {
         let hidden = self.config.hidden_size;
         self.by_rows(hidden, y, |first, rows| {
             for (x, y) in x[first * hidden..].chunks_exact(hidden).zip(rows.chunks_exact_mut(hidden)) {
@@ -289,7 +300,7 @@ impl Decoder {
         });
     }
 
-    fn add(&self, x: &[f32], y: &mut [f32]) {
+    pub(super) fn add(&self, x: &[f32], y: &mut [f32]) {
         let hidden = self.config.hidden_size;
         self.by_rows(hidden, y, |first, rows| {
             let start = first * hidden;
@@ -311,7 +322,7 @@ impl Decoder {
 }
 
 impl Projection {
-    fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+    pub(super) fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
         self.weight.matmul(on, x, groups, y);
         for y in y.chunks_exact_mut(self.weight.rows()) {
             add_bias(y, self.bias.as_deref());

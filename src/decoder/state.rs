@@ -207,6 +207,11 @@ impl State {
         }
     }
 
+    /// Notes what a token did in layer `i`.
+    pub(super) fn note_layer(&mut self, plans: &ModelSelection, i: usize, run: &LayerRun) {
+        self.layers[i].note(run, self.neurons, &plans.layers[i], plans.config.guard);
+    }
+
     pub(super) fn stats(&self) -> SparseStats {
         let per = |sum: f64, n: u64| sum / n.max(1) as f64;
         let layer = |l: &LayerState| LayerStats {

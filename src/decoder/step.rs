@@ -1,6 +1,6 @@
 //! What a forward call is given: tokens or embeddings, their place, working memory.
 
-use super::{SparseStats, decode, prefill, state};
+use super::{SparseStats, decode, prefill, state, turns::Trial};
 use crate::attention::PagePlan;
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ pub struct Scratch {
     pub(super) decode: decode::Scratch,
     pub(super) state: state::State,
     pub(super) plan: PagePlan,
+    /// Those of the further tokens of a turn.
+    pub(super) more_plans: Vec<PagePlan>,
+    pub(super) trial: Option<Trial>,
     pub(super) time_limit: Option<Duration>,
 }
 

@@ -3,7 +3,7 @@
 //! A `safetensors` file: per sequence and layer a tensor of bytes `sequences.S.layers.L`, page after page in the form they
 //! have in memory, and their tiers; what [`KvConfig`] says and the shape as metadata; the [`Origin`], `origin.inv_freq` and
 //! `origin.fingerprint`, where it is known; the tokens, `token_ids`, where they were given. What the gate said is not kept: after
-//! loading, pages that are already there count as wanted.
+//! loading, pages that are already there count as wanted. The metadata has a checksum of all that follows them.
 
 use super::{KvCache, KvConfig, KvDType, Notes, Origin, PAGE_LEN, Page, Tier, page::PageShape};
 use crate::{
@@ -13,11 +13,13 @@ use crate::{
     save::save,
 };
 use candle_core::{DType, Error, Result, bail};
+use crc::{CRC_32_ISO_HDLC, Crc, Table};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
-    io::{BufWriter, Write},
+    fs::File,
+    io::{BufWriter, Read, Seek, SeekFrom, Write},
     path::Path,
     sync::Arc,
 };
@@ -28,6 +30,7 @@ const FORMAT: u64 = 2;
 const INV_FREQ: &str = "origin.inv_freq";
 const FINGERPRINT: &str = "origin.fingerprint";
 const TOKEN_IDS: &str = "token_ids";
+const CHECKSUM: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 
 impl KvCache {
     /// Writes the cache to a file, page by page; one that was there is replaced when the new one is whole.
@@ -80,13 +83,25 @@ impl KvCache {
                 add(format!("{}.tiers", name(s, l)), Dtype::U8, pages);
             }
         }
-        let about = HashMap::from([(ABOUT.to_string(), self.about().to_string())]);
+        let mut sum = Checksum(CHECKSUM.digest());
+        self.write_data(token_ids, &mut sum)?;
+        let mut about = self.about();
+        about["crc32"] = sum.0.finalize().into();
+        let about = HashMap::from([(ABOUT.to_string(), about.to_string())]);
         let header = Metadata::new(Some(about), tensors).map_err(Error::wrap)?;
         let mut header = serde_json::to_vec(&header).map_err(Error::wrap)?;
         header.resize(header.len().next_multiple_of(8), b' ');
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for number in numbers.iter().flatten().flat_map(|(_, numbers)| numbers.iter()) {
+        self.write_data(token_ids, out)?;
+        Ok(out.flush()?)
+    }
+
+    /// Writes what the tensors hold, in their order.
+    fn write_data(&self, token_ids: &[u32], out: &mut impl Write) -> Result<()> {
+        let pages = self.len.div_ceil(PAGE_LEN) - self.first;
+        let numbers = self.origin.iter().flat_map(|o| o.inv_freq.iter().chain(o.fingerprint.iter()));
+        for number in numbers {
             out.write_all(&number.to_le_bytes())?;
         }
         for id in token_ids {
@@ -97,7 +112,7 @@ impl KvCache {
             let tiers: Vec<u8> = all[..pages].iter().map(|p| p.tier() as u8).collect();
             out.write_all(&tiers)?;
         }
-        Ok(out.flush()?)
+        Ok(())
     }
 
     /// Fills this cache, made for the same model, with what [`Self::save`] wrote. How positions are kept is then as the file says;
@@ -143,15 +158,24 @@ impl KvCache {
     pub fn load_tokens(&mut self, path: impl AsRef<Path>) -> Result<Vec<u32>> {
         let path = path.as_ref();
         let generation = self.generation + 1;
-        let (read, token_ids) = self.read(path).map_err(|e| match Reason::of(&e) {
-            Some(_) => e,
-            None => {
-                let problem = e.to_string().lines().next().unwrap_or_default().to_string();
-                Reason::File { path: path.into(), problem }.into()
-            }
-        })?;
+        let (read, token_ids) = self.read(path).map_err(|e| with_path(path, e))?;
         *self = Self { generation, ..read };
         Ok(token_ids)
+    }
+
+    /// The tokens that [`Self::save_tokens`] was given, none for a file of [`Self::save`]; keys and values are not read.
+    ///
+    /// # Errors
+    /// [`Error::File`](Reason::File): it is no saved cache, or its beginning is damaged.
+    pub fn saved_tokens(path: impl AsRef<Path>) -> Result<Vec<u32>> {
+        let path = path.as_ref();
+        let read = || {
+            if !loading::metadata(path)?.contains_key(ABOUT) {
+                bail!("is no saved kv cache");
+            }
+            read_tokens(&SafetensorsFiles::open(&[path])?)
+        };
+        read().map_err(|e| with_path(path, e))
     }
 
     fn about(&self) -> Value {
@@ -201,15 +225,12 @@ impl KvCache {
             bail!("first_page {} is past what {len} positions need", cache.first);
         }
         let file = SafetensorsFiles::open(&[path])?;
+        if let Some(sum) = about["crc32"].as_u64() {
+            check_sum(path, sum)?;
+        }
         cache.origin = self.read_origin(&file, about["interleaved"].as_bool())?;
         cache.fill(&file, number("sequences")?, len)?;
-        let token_ids = match file.dtype(TOKEN_IDS) {
-            None => Vec::new(),
-            Some(DType::U32) => {
-                file.bytes(TOKEN_IDS)?.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
-            }
-            Some(other) => bail!("{TOKEN_IDS} is in {other:?}, not in U32"),
-        };
+        let token_ids = read_tokens(&file)?;
         cache.check_tokens(token_ids.len())?;
         Ok((cache, token_ids))
     }
@@ -322,6 +343,52 @@ impl KvCache {
             first.iter().all(|p| p.tier() == Tier::Hot) && rest.is_sorted_by(|a, b| a.tier() >= b.tier());
         sorted.then_some([self.first + sinks + cooled, self.first + sinks + cold])
     }
+}
+
+/// Adds up what is written.
+struct Checksum(crc::Digest<'static, u32, Table<16>>);
+
+impl Write for Checksum {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether what follows the header of a file is what was written.
+fn check_sum(path: &Path, wanted: u64) -> Result<()> {
+    let (mut file, mut length) = (File::open(path)?, [0; 8]);
+    file.read_exact(&mut length)?;
+    file.seek(SeekFrom::Current(i64::from_le_bytes(length)))?;
+    let mut sum = Checksum(CHECKSUM.digest());
+    std::io::copy(&mut file, &mut sum)?;
+    if u64::from(sum.0.finalize()) != wanted {
+        bail!("is damaged: its checksum is another one than when it was written");
+    }
+    Ok(())
+}
+
+fn read_tokens(file: &SafetensorsFiles) -> Result<Vec<u32>> {
+    match file.dtype(TOKEN_IDS) {
+        None => Ok(Vec::new()),
+        Some(DType::U32) => {
+            Ok(file.bytes(TOKEN_IDS)?.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect())
+        }
+        Some(other) => bail!("{TOKEN_IDS} is in {other:?}, not in U32"),
+    }
+}
+
+/// An error that names the file.
+fn with_path(path: &Path, error: Error) -> Error {
+    if Reason::of(&error).is_some() {
+        return error;
+    }
+    let problem = error.to_string().lines().next().unwrap_or_default().to_string();
+    Reason::File { path: path.into(), problem }.into()
 }
 
 fn name(sequence: usize, layer: usize) -> String {

@@ -10,6 +10,7 @@ use candle_sparse_core::{
     kv_cache::page::{self, PageMut},
 };
 use half::{bf16, f16};
+use std::sync::Arc;
 
 /// Heads and their size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +19,14 @@ pub(super) struct PageShape {
     pub(super) head_dim: usize,
 }
 
+/// `Clone` shares the memory: who writes to a page that others hold too gets one of its own.
 #[derive(Clone, Debug)]
 pub(super) enum Page {
-    F32(Box<[f32]>),
-    F16(Box<[f16]>),
-    BF16(Box<[bf16]>),
-    Q8_0(Box<[BlockQ8_0]>),
-    Q4_1(Box<[BlockQ4_1]>),
+    F32(Arc<[f32]>),
+    F16(Arc<[f16]>),
+    BF16(Arc<[bf16]>),
+    Q8_0(Arc<[BlockQ8_0]>),
+    Q4_1(Arc<[BlockQ4_1]>),
 }
 
 impl PageShape {
@@ -46,16 +48,31 @@ impl PageShape {
     pub(super) fn new_page(self, tier: Tier, dtype: KvDType) -> Page {
         let (n, blocks) = (self.rule().elements(), self.rule().blocks());
         match (tier, dtype) {
-            (Tier::Hot, KvDType::F32) => Page::F32(vec![0.0; n].into()),
-            (Tier::Hot, KvDType::F16) => Page::F16(vec![f16::ZERO; n].into()),
-            (Tier::Hot, KvDType::BF16) => Page::BF16(vec![bf16::ZERO; n].into()),
-            (Tier::Warm, _) => Page::Q8_0(vec![bytemuck::Zeroable::zeroed(); blocks].into()),
-            _ => Page::Q4_1(vec![bytemuck::Zeroable::zeroed(); blocks].into()),
+            (Tier::Hot, KvDType::F32) => Page::F32(zeroed(n)),
+            (Tier::Hot, KvDType::F16) => Page::F16(zeroed(n)),
+            (Tier::Hot, KvDType::BF16) => Page::BF16(zeroed(n)),
+            (Tier::Warm, _) => Page::Q8_0(zeroed(blocks)),
+            _ => Page::Q4_1(zeroed(blocks)),
         }
     }
 }
 
+fn zeroed<T: bytemuck::Zeroable + Copy>(n: usize) -> Arc<[T]> {
+    core::iter::repeat_n(T::zeroed(), n).collect()
+}
+
 impl Page {
+    /// Whether nobody else holds its memory.
+    pub(super) fn is_own(&mut self) -> bool {
+        match self {
+            Self::F32(p) => Arc::get_mut(p).is_some(),
+            Self::F16(p) => Arc::get_mut(p).is_some(),
+            Self::BF16(p) => Arc::get_mut(p).is_some(),
+            Self::Q8_0(p) => Arc::get_mut(p).is_some(),
+            Self::Q4_1(p) => Arc::get_mut(p).is_some(),
+        }
+    }
+
     pub(super) fn tier(&self) -> Tier {
         match self {
             Self::F32(_) | Self::F16(_) | Self::BF16(_) => Tier::Hot,
@@ -76,11 +93,11 @@ impl Page {
 
     fn memory(&mut self) -> PageMut<'_> {
         match self {
-            Self::F32(p) => PageMut::F32(p),
-            Self::F16(p) => PageMut::F16(p),
-            Self::BF16(p) => PageMut::BF16(p),
-            Self::Q8_0(p) => PageMut::Q8_0(p),
-            Self::Q4_1(p) => PageMut::Q4_1(p),
+            Self::F32(p) => PageMut::F32(Arc::make_mut(p)),
+            Self::F16(p) => PageMut::F16(Arc::make_mut(p)),
+            Self::BF16(p) => PageMut::BF16(Arc::make_mut(p)),
+            Self::Q8_0(p) => PageMut::Q8_0(Arc::make_mut(p)),
+            Self::Q4_1(p) => PageMut::Q4_1(Arc::make_mut(p)),
         }
     }
 
@@ -118,11 +135,11 @@ impl Page {
 
     pub(super) fn as_bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Self::F32(p) => bytemuck::cast_slice_mut(p),
-            Self::F16(p) => bytemuck::cast_slice_mut(p),
-            Self::BF16(p) => bytemuck::cast_slice_mut(p),
-            Self::Q8_0(p) => bytemuck::cast_slice_mut(p),
-            Self::Q4_1(p) => bytemuck::cast_slice_mut(p),
+            Self::F32(p) => bytemuck::cast_slice_mut(Arc::make_mut(p)),
+            Self::F16(p) => bytemuck::cast_slice_mut(Arc::make_mut(p)),
+            Self::BF16(p) => bytemuck::cast_slice_mut(Arc::make_mut(p)),
+            Self::Q8_0(p) => bytemuck::cast_slice_mut(Arc::make_mut(p)),
+            Self::Q4_1(p) => bytemuck::cast_slice_mut(Arc::make_mut(p)),
         }
     }
 }

@@ -39,6 +39,10 @@ impl Pool {
         self.keep = pages;
     }
 
+    pub(super) fn set_max_bytes(&mut self, max_bytes: Option<usize>) {
+        self.max_bytes = max_bytes.unwrap_or(usize::MAX);
+    }
+
     /// A page, its content of no meaning. Where the budget asks for it others that wait are given up.
     pub(super) fn take(&mut self, tier: Tier) -> Page {
         if let Some(page) = self.spare[tier as usize].pop() {
@@ -56,10 +60,11 @@ impl Pool {
         self.shape.new_page(tier, self.dtype)
     }
 
-    /// Takes a page back, to wait or to be freed.
-    pub(super) fn give(&mut self, page: Page) {
+    /// Takes a page back, to wait or to be freed; one that others hold too stays theirs.
+    pub(super) fn give(&mut self, mut page: Page) {
         let tier = page.tier() as usize;
-        if self.spare[tier].len() < self.keep[tier] || self.alive[tier] <= self.reserved[tier] {
+        let wanted = self.spare[tier].len() < self.keep[tier] || self.alive[tier] <= self.reserved[tier];
+        if wanted && page.is_own() {
             self.spare[tier].push(page);
         } else {
             self.alive[tier] -= 1;
@@ -91,6 +96,11 @@ impl Pool {
     pub(super) fn recount<'a>(&mut self, held: impl Iterator<Item = &'a Page>) {
         self.alive = [0, 1, 2].map(|i| self.spare[i].len());
         held.for_each(|page| self.alive[page.tier() as usize] += 1);
+    }
+
+    /// Pages that wait.
+    pub(super) fn spare(&self) -> impl Iterator<Item = &Page> {
+        self.spare.iter().flatten()
     }
 
     /// Pages of a tier that wait.

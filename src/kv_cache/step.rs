@@ -100,6 +100,7 @@ impl KvCache {
     /// is unchanged then.
     pub fn begin(&mut self, batch: usize, index_pos: usize, seq_len: usize) -> Result<()> {
         self.check(batch, index_pos, seq_len)?;
+        self.end_trial();
         self.truncate(index_pos);
         self.grow(batch, index_pos + seq_len);
         Ok(())

@@ -131,21 +131,32 @@ impl KvCache {
 
     /// Moves pages that have become old to their tiers: whole pages, once each.
     pub(super) fn settle(&mut self) {
-        // The first page holds the sinks; those before the first one that is held are gone.
-        let (held, layers) = (self.first.max(1), self.shape.layers);
-        for layer in 0..self.cooled.len() {
-            let [warm, cold] = self.config.cooled((layer, layers), self.len);
-            let [was_warm, was_cold] = self.cooled[layer];
-            // Whether a prompt ends here or a token: what would be warm for a while is rounded twice, always.
-            if !self.config.skips_warm() {
-                (was_warm.max(held)..warm).for_each(|page| self.cool(layer, page, Tier::Warm));
-            }
-            (was_cold.max(held)..cold).for_each(|page| self.cool(layer, page, Tier::Cold));
-            self.cooled[layer] = [was_warm.max(warm), was_cold.max(cold)];
-        }
+        (0..self.cooled.len()).for_each(|layer| self.settle_layer(layer, self.len));
     }
 
-    fn cool(&mut self, layer: usize, page: usize, tier: Tier) {
+    /// Moves the pages of a layer to the tiers that they have in a sequence of `len` positions.
+    pub(crate) fn settle_layer(&mut self, layer: usize, len: usize) {
+        // The first page holds the sinks; those before the first one that is held are gone.
+        let held = self.first.max(1);
+        let [warm, cold] = self.config.cooled((layer, self.shape.layers), len);
+        let [was_warm, was_cold] = self.cooled[layer];
+        // Whether a prompt ends here or a token: what would be warm for a while is rounded twice, always.
+        if !self.config.skips_warm() {
+            (was_warm.max(held)..warm).for_each(|page| self.cool(layer, page, Tier::Warm, len));
+        }
+        (was_cold.max(held)..cold).for_each(|page| self.cool(layer, page, Tier::Cold, len));
+        self.cooled[layer] = [was_warm.max(warm), was_cold.max(cold)];
+    }
+
+    /// Whether a token makes pages of a layer colder that is the `len`th of its sequence.
+    #[must_use]
+    pub(crate) fn settles_at(&self, layer: usize, len: usize) -> bool {
+        let [warm, cold] = self.config.cooled((layer, self.shape.layers), len);
+        let was = self.cooled[layer];
+        warm > was[0] || cold > was[1]
+    }
+
+    fn cool(&mut self, layer: usize, page: usize, tier: Tier, len: usize) {
         let shape = self.shape.page;
         for (sequence, layers) in self.sequences.iter_mut().enumerate() {
             let mut to = self.pool.take(tier);
@@ -153,7 +164,7 @@ impl KvCache {
             held.fill(shape, &mut to);
             let was = std::mem::replace(held, to);
             match &mut self.undo {
-                Some(undo) => undo.push(([sequence, layer, page], was)),
+                Some(undo) => undo.push(len, [sequence, layer, page], was),
                 None => self.pool.give(was),
             }
         }
@@ -241,6 +252,35 @@ impl KvCache {
             all.iter().zip(sizes).fold(0_usize, |sum, (n, size)| sum.saturating_add(n.saturating_mul(size)));
         // One that is filled while the one it replaces is still held.
         each.saturating_mul(batch).saturating_add(one_more)
+    }
+
+    /// The most bytes that are held at any time while `positions` positions of one sequence are read from the start, at most `part`
+    /// at a time, whatever is held now.
+    ///
+    /// ```
+    /// use candle_sparse::{KvCache, KvConfig};
+    ///
+    /// # use candle_sparse_models::llama::LlamaConfig;
+    /// # let json = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/config.json"));
+    /// # let config: LlamaConfig = serde_json::from_slice(json).map_err(candle_core::Error::wrap)?;
+    /// # let config = config.into_config(false).to_core()?;
+    /// // Prompts are hot while they are read.
+    /// let cache = KvCache::new(&config, KvConfig::q4());
+    /// assert!(cache.bytes_to_read(1024, 512) > cache.bytes_to_read(1024, 32));
+    /// assert!(cache.bytes_to_read(1024, 32) > cache.bytes_at(1, 1024));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn bytes_to_read(&self, positions: usize, part: usize) -> usize {
+        let (empty, part) = (Self::empty(self.shape, self.config, self.limit, self.window), part.max(1));
+        let most = |start: usize| empty.bytes_of_part(1, 0, start, part.min(positions - start));
+        (0..positions).step_by(part).map(most).max().unwrap_or(0)
+    }
+
+    /// Sets how many bytes pages may take from now on, see [`KvConfig::max_bytes`].
+    pub fn set_max_bytes(&mut self, max_bytes: Option<usize>) {
+        self.config.max_bytes = max_bytes;
+        self.pool.set_max_bytes(max_bytes);
     }
 
     /// Bytes of `positions` positions of `batch` sequences once they have settled; the step that reads them takes more for

@@ -40,12 +40,12 @@ impl Stack {
         Ok(Self { rows: weights.iter().map(Weight::rows).sum(), cols, weights })
     }
 
-    /// The same numbers as F32.
+    /// The same numbers in another format.
     ///
     /// # Errors
-    /// As [`Weight::to_f32`].
-    pub(crate) fn to_f32(&self) -> Result<Self> {
-        Self::new(self.weights.iter().map(Weight::to_f32).collect::<Result<_>>()?)
+    /// As [`Weight::to_format`].
+    pub(crate) fn to_format(&self, format: Format) -> Result<Self> {
+        Self::new(self.weights.iter().map(|w| w.to_format(format)).collect::<Result<_>>()?)
     }
 
     /// Rows.

@@ -1,12 +1,13 @@
 //! What a Llama has seen: keys and values, and the working memory of a step.
 
 use super::{Config, Llama, SparseStats, on_cpu};
-use crate::decoder::Scratch;
+use crate::{decoder::Scratch, speculation::Decoding};
 use candle_core::{DType, Device, Result};
 use candle_sparse::kv_cache::{KvCache, KvConfig, KvDType};
 use std::{path::Path, time::Duration};
 
-/// Keys and values of the tokens seen so far, and the working memory of a step. `Clone` is a snapshot: a deep copy.
+/// Keys and values of the tokens seen so far, and the working memory of a step. `Clone` is a snapshot, which
+/// shares pages until one of both writes to them.
 ///
 /// ```
 /// use candle_sparse_models::{KvConfig, llama::Cache};
@@ -58,6 +59,12 @@ impl Cache {
         let mut kv = KvCache::new(model.decoder.config(), kv);
         kv.set_origin(model.decoder.origin());
         Self { use_kv_cache: true, kv, scratch: Scratch::default() }
+    }
+
+    /// What `model` runs on with this cache.
+    pub(crate) fn decoding<'a>(&'a mut self, model: &'a Llama, logits_dtype: DType) -> Option<Decoding<'a>> {
+        let (alone, decoder) = (self.use_kv_cache && self.kv.batch_size() <= 1, model.decoder());
+        alone.then(|| Decoding { decoder, cache: &mut self.kv, scratch: &mut self.scratch, logits_dtype })
     }
 
     /// Number of positions held.

@@ -1,6 +1,7 @@
 //! Text out of tokens, one by one.
 
 use serde_json::Value;
+use std::{ops::Deref, sync::Arc};
 use tokenizers::Tokenizer;
 
 /// The text of tokens as they come.
@@ -24,7 +25,7 @@ use tokenizers::Tokenizer;
 /// ```
 #[derive(Debug)]
 pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+    tokenizer: Shared<'a>,
     how: How,
     /// The beginning of a character.
     pending: Vec<u8>,
@@ -32,6 +33,24 @@ pub struct TextStream<'a> {
     at_start: bool,
     /// With [`How::Whole`]: the tokens whose text decides how the next one is written.
     context: Vec<u32>,
+}
+
+/// A tokenizer that somebody else holds, or that is held together with others.
+#[derive(Clone, Debug)]
+enum Shared<'a> {
+    Lent(&'a Tokenizer),
+    Counted(Arc<Tokenizer>),
+}
+
+impl Deref for Shared<'_> {
+    type Target = Tokenizer;
+
+    fn deref(&self) -> &Tokenizer {
+        match self {
+            Self::Lent(tokenizer) => tokenizer,
+            Self::Counted(tokenizer) => tokenizer,
+        }
+    }
 }
 
 /// How a token becomes bytes.
@@ -49,10 +68,22 @@ enum How {
 /// Tokens before one that are decoded with it where its own text is not enough.
 const CONTEXT: usize = 4;
 
+impl TextStream<'static> {
+    /// As [`Self::new`], for a stream that lives as long as it likes.
+    #[must_use]
+    pub fn shared(tokenizer: Arc<Tokenizer>) -> Self {
+        Self::of(Shared::Counted(tokenizer))
+    }
+}
+
 impl<'a> TextStream<'a> {
     /// A stream that no token has entered yet.
     #[must_use]
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self::of(Shared::Lent(tokenizer))
+    }
+
+    fn of(tokenizer: Shared<'a>) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|d| serde_json::to_value(d).ok());
         let how = decoder.as_ref().and_then(how).unwrap_or(How::Whole);
         Self { tokenizer, how, pending: Vec::new(), at_start: true, context: Vec::new() }
@@ -66,22 +97,53 @@ impl<'a> TextStream<'a> {
         if self.tokenizer.get_added_vocabulary().is_special_token(&token) {
             return String::new();
         }
-        match &self.how {
-            How::ByteLevel => self.pending.extend(bytes_of(&token)),
-            How::Pieces { replace, bytes, .. } => match byte_of(&token).filter(|_| *bytes) {
-                Some(byte) => self.pending.push(byte),
-                None => {
-                    let text = replace.iter().fold(token, |text, (from, to)| text.replace(from, to));
-                    self.pending.extend(text.bytes());
-                }
-            },
-            How::Whole => {
+        match self.own_bytes(&token) {
+            Some(bytes) => self.pending.extend(bytes),
+            None => {
                 let text = self.text_behind_context(id);
                 self.pending.extend(text.bytes());
             }
         }
         self.strip_start();
         self.complete()
+    }
+
+    /// The bytes of a token by itself, those of a special token's name too: what probabilities of tokens are told of. It changes
+    /// nothing.
+    ///
+    /// ```
+    /// # use candle_sparse_models::{files::ModelFiles, tokenizer::TextStream};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// # let tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
+    /// let ids = tokenizer.encode("Once upon", false).unwrap();
+    /// let stream = TextStream::new(&tokenizer);
+    /// let bytes: Vec<u8> = ids.get_ids().iter().flat_map(|&id| stream.token_bytes(id)).collect();
+    /// assert_eq!(bytes, b"Once upon");
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.tokenizer.id_to_token(id) else { return Vec::new() };
+        if self.tokenizer.get_added_vocabulary().is_special_token(&token) {
+            return token.into_bytes();
+        }
+        self.own_bytes(&token)
+            .unwrap_or_else(|| self.tokenizer.decode(&[id], false).unwrap_or_default().into_bytes())
+    }
+
+    /// The bytes of a token, where they do not depend on the tokens before it.
+    fn own_bytes(&self, token: &str) -> Option<Vec<u8>> {
+        match &self.how {
+            How::ByteLevel => Some(bytes_of(token)),
+            How::Pieces { replace, bytes, .. } => Some(match byte_of(token).filter(|_| *bytes) {
+                Some(byte) => vec![byte],
+                None => replace
+                    .iter()
+                    .fold(token.to_string(), |text, (from, to)| text.replace(from, to))
+                    .into_bytes(),
+            }),
+            How::Whole => None,
+        }
     }
 
     /// The rest of the text: U+FFFD for a character that was not completed.

@@ -20,7 +20,7 @@ pub(super) struct SparseLocal {
 
 impl Decoder {
     /// What a sample of the guard puts out at most, of which a step takes one.
-    pub(super) fn declare_sample(&self, outputs: &mut Outputs) {
+    pub(in crate::decoder) fn declare_sample(&self, outputs: &mut Outputs) {
         if self.sparse.as_ref().is_some_and(|s| s.plans.config.guard.is_some()) {
             TokenFfn::declare_sample([self.config.intermediate_size, self.config.hidden_size], outputs);
         }

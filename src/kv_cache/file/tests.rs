@@ -27,6 +27,28 @@ fn a_file_brings_everything_back() {
     }
 }
 
+#[test]
+fn every_damaged_byte_is_found() {
+    let (c, folder) = (config(1, 16), tempfile::tempdir().unwrap());
+    let path = folder.path().join("chat.safetensors");
+    let mut cache = KvCache::new(&c, tiered(32, 64));
+    fill(&mut cache, &c, 0..130);
+    cache.save_tokens(&path, &(0..130).collect::<Vec<_>>()).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    assert_eq!(KvCache::saved_tokens(&path).unwrap(), (0..130).collect::<Vec<_>>());
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for at in (header..whole.len()).step_by(97).chain([whole.len() - 1]) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        let mut other = KvCache::new(&c, KvConfig::exact(KvDType::F32));
+        let error = other.load(&path).unwrap_err().to_string();
+        assert!(error.contains("damaged") && error.contains("chat.safetensors"), "{at}: {error}");
+    }
+    std::fs::write(&path, "no cache").unwrap();
+    assert!(KvCache::saved_tokens(&path).unwrap_err().to_string().contains("chat.safetensors"));
+}
+
 fn origin(interleaved: bool, theta: f32, weight: f32) -> Arc<Origin> {
     let mut fingerprint = vec![weight; 65 * 19];
     fingerprint.iter_mut().step_by(65).for_each(|rounds| *rounds = 0.0);

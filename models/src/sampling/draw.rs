@@ -1,8 +1,7 @@
-//! The next token from logits, as candle's `LogitsProcessor` draws it: the same seed gives the same tokens. candle-transformers
-//! has it, but costs a program that needs nothing else of it two minutes of compiling; a test holds that both draw the same.
+//! The next token as candle's `LogitsProcessor` draws it; candle-transformers has it, but costs a program that needs nothing else of
+//! it two minutes of compiling. A test holds that both draw the same.
 
-use anyhow::Result;
-use candle_core::{D, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 use rand::{
     SeedableRng,
     distr::{Distribution, weighted::WeightedIndex},
@@ -12,17 +11,18 @@ use std::collections::HashSet;
 
 /// Which tokens may be drawn.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Among {
+pub(super) struct Among {
     /// The k most likely ones; as many as there are, or more: all.
-    pub(crate) k: usize,
+    pub(super) k: usize,
     /// Of these the smallest set with this total probability; 1: all of them.
-    pub(crate) p: f32,
+    pub(super) p: f32,
     /// Of these those that have at least this share of the most likely one's probability.
-    pub(crate) min_p: f32,
+    pub(super) min_p: f32,
 }
 
 /// Draws tokens.
-pub(crate) struct Drawer {
+#[derive(Clone, Debug)]
+pub(super) struct Drawer {
     /// Divides the logits; 0: the most likely token always.
     temperature: f64,
     among: Among,
@@ -30,16 +30,16 @@ pub(crate) struct Drawer {
 }
 
 impl Drawer {
-    pub(crate) fn new(temperature: f64, among: Among, seed: u64) -> Self {
+    pub(super) fn new(temperature: f64, among: Among, seed: u64) -> Self {
         Self { temperature, among, random: StdRng::seed_from_u64(seed) }
     }
 
-    /// A token by its logits `[vocab_size]`, F32.
-    pub(crate) fn draw(&mut self, logits: &Tensor) -> Result<u32> {
+    /// A token by its logits `[vocab_size]`, which are numbers.
+    pub(super) fn draw(&mut self, logits: &[f32]) -> Result<u32> {
         if self.temperature == 0.0 {
-            return Ok(logits.argmax(D::Minus1)?.to_scalar()?);
+            return Ok(most_likely(logits));
         }
-        let mut probabilities = candle_nn::ops::softmax_last_dim(&(logits / self.temperature)?)?.to_vec1()?;
+        let mut probabilities = probabilities(logits, self.temperature)?;
         let Among { k, p, min_p } = self.among;
         let least = probabilities.iter().fold(0.0_f32, |a, b| a.max(*b)) * min_p;
         probabilities.iter_mut().filter(|p| **p < least).for_each(|p| *p = 0.0);
@@ -48,8 +48,20 @@ impl Drawer {
         if p < 1.0 && (ids.len() == probabilities.len() || p < of_ids.iter().sum()) {
             keep_sum(&mut of_ids, p);
         }
-        Ok(ids[WeightedIndex::new(&of_ids)?.sample(&mut self.random)] as u32)
+        Ok(ids[WeightedIndex::new(&of_ids).map_err(Error::wrap)?.sample(&mut self.random)] as u32)
     }
+}
+
+/// The first of the largest.
+fn most_likely(logits: &[f32]) -> u32 {
+    let first = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, first) as u32
+}
+
+/// `softmax(logits / temperature)` with candle's bits.
+fn probabilities(logits: &[f32], temperature: f64) -> Result<Vec<f32>> {
+    let logits = Tensor::from_slice(logits, logits.len(), &Device::Cpu)?;
+    candle_nn::ops::softmax_last_dim(&(logits / temperature)?)?.to_vec1()
 }
 
 /// The indices of the `k` largest, in no order; all, in order, where there are no more.
@@ -77,12 +89,10 @@ fn keep_sum(values: &mut [f32], sum: f32) {
 }
 
 /// Divides the logits of `tokens` by `penalty`, and multiplies those below 0 (Keskar et al. 2019).
-pub(crate) fn penalise(logits: &Tensor, penalty: f32, tokens: &[u32]) -> Result<Tensor> {
-    let mut values = logits.to_vec1::<f32>()?;
+pub(super) fn penalise(logits: &mut [f32], penalty: f32, tokens: &[u32]) {
     for token in tokens.iter().collect::<HashSet<_>>() {
-        if let Some(logit) = values.get_mut(*token as usize) {
+        if let Some(logit) = logits.get_mut(*token as usize) {
             *logit = if *logit >= 0.0 { *logit / penalty } else { *logit * penalty };
         }
     }
-    Ok(Tensor::from_vec(values, logits.shape(), logits.device())?)
 }

@@ -1,0 +1,12 @@
+//! Several sequences on one set of weights.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod company;
+mod drafts;
+mod ends;
+mod folder;
+mod generate;
+mod memory;
+mod parts;
+mod prefix;
+mod schedule;
