@@ -36,6 +36,7 @@ use crate::{
     decoder::BatchScratch,
     kv_cache::{KvCache, unique_bytes},
     llama::Llama,
+    speculation::Costs,
 };
 use candle_core::Result;
 use candle_sparse::Error;
@@ -99,6 +100,8 @@ pub struct Engine {
     /// Steps so far.
     clock: u64,
     batch: BatchScratch,
+    /// Of steps by their rows.
+    costs: Costs,
     logits: Vec<f32>,
 }
 
@@ -124,6 +127,7 @@ impl Engine {
             shares: Shares::default(),
             clock: 0,
             batch: BatchScratch::default(),
+            costs: Costs::default(),
             logits: Vec::new(),
         })
     }
@@ -255,7 +259,14 @@ impl Engine {
             let (decoder, kv) = (self.model.decoder(), self.options.kv);
             let mut cache = KvCache::new(decoder.config(), kv.with_max_bytes(kv.max_bytes.map(|_| needed)));
             cache.set_origin(decoder.origin());
-            match Sequence::new(id, request, self.tokenizer.as_ref(), cache, needed) {
+            match Sequence::new(
+                id,
+                request,
+                self.tokenizer.as_ref(),
+                cache,
+                needed,
+                &self.options.speculation,
+            ) {
                 Ok(sequence) => self.running.push(sequence),
                 Err(_) => unreachable!("the request was checked when it was added"),
             }
@@ -268,21 +279,14 @@ impl Engine {
         budget.saturating_sub(self.running.iter().map(|s| s.reserved).fold(0, usize::saturating_add))
     }
 
-    /// Tells of a token, and ends its sequence where it is the last one or there is none.
-    fn tell(&mut self, id: SequenceId, written: core::result::Result<Written, String>) {
-        let written = match written {
-            Ok(written) => written,
-            Err(error) => {
-                self.end(id, FinishReason::Failed, Some(error));
-                return;
-            }
-        };
-        if let Some(kind) = written.token {
-            self.stats.tokens_written += 1;
-            self.events.push(Event { id, kind });
-        }
+    /// Tells of tokens, and ends their sequence where nothing follows.
+    fn tell(&mut self, id: SequenceId, written: Written) {
+        self.stats.tokens_written += written.tokens.len() as u64;
+        self.stats.drafts_made += written.drafted as u64;
+        self.stats.drafts_accepted += written.accepted as u64;
+        self.events.extend(written.tokens.into_iter().map(|kind| Event { id, kind }));
         if let Some(reason) = written.end {
-            self.end(id, reason, None);
+            self.end(id, reason, written.error);
         }
     }
 

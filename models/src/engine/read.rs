@@ -9,7 +9,6 @@ use super::{
 use crate::{
     decoder::{Decoder, Input, LayerTap, Logits, Step},
     kv_cache::KvCache,
-    pretrained::first_line,
 };
 use candle_core::{Error, Result, bail};
 use std::{cmp::Reverse, path::PathBuf};
@@ -43,8 +42,8 @@ impl Engine {
         self.keep_prefix(i);
         let sequence = &mut self.running[i];
         if sequence.cache.len() == sequence.prompt_len {
-            sequence.stage = Stage::Writing;
-            let written = sequence.write(&self.logits).map_err(|e| first_line(&e));
+            sequence.begin_writing();
+            let written = sequence.write(&self.logits, vocab_size);
             self.tell(id, written);
         }
     }

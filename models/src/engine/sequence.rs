@@ -2,9 +2,11 @@
 
 use super::{EventKind, FinishReason, Finished, Request, SequenceId, TokenLogprobs};
 use crate::{
-    decoder::{Scratch, Turn},
+    decoder::{Decoder, Scratch, Turn},
     kv_cache::KvCache,
+    pretrained::first_line,
     sampling::Sampler,
+    speculation::{Costs, Drafter, Expected, Speculation},
     tokenizer::{StopTexts, TextStream},
 };
 use candle_core::Result;
@@ -59,13 +61,27 @@ pub(super) struct Sequence {
     sampler: Sampler,
     stream: Option<TextStream<'static>>,
     text: StopTexts,
+    drafter: Drafter,
+    /// What it reads in this step: its last token, and guesses of those that follow.
+    turn: Vec<u32>,
 }
 
-/// A token, or the end of a text, or both.
+/// Tokens, or the end of a text, or both.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    pub(super) token: Option<EventKind>,
+    pub(super) tokens: Vec<EventKind>,
     pub(super) end: Option<FinishReason>,
+    pub(super) error: Option<String>,
+    /// Tokens that were guessed, and those of them that were right.
+    pub(super) drafted: usize,
+    pub(super) accepted: usize,
+}
+
+impl Written {
+    /// Nothing: its step failed.
+    pub(super) fn failed(error: String) -> Self {
+        Self { end: Some(FinishReason::Failed), error: Some(error), ..Self::default() }
+    }
 }
 
 impl Sequence {
@@ -77,6 +93,7 @@ impl Sequence {
         tokenizer: Option<&Arc<Tokenizer>>,
         cache: KvCache,
         reserved: usize,
+        speculation: &Speculation,
     ) -> Result<Self> {
         Ok(Self {
             id,
@@ -97,6 +114,8 @@ impl Sequence {
             sampler: Sampler::new(&request.sampling)?,
             stream: tokenizer.cloned().map(TextStream::shared),
             text: StopTexts::new(request.stop),
+            drafter: Drafter::new(speculation.clone()),
+            turn: Vec::new(),
         })
     }
 
@@ -113,22 +132,94 @@ impl Sequence {
         matches!(self.stage, Stage::New | Stage::Reading)
     }
 
-    /// What it reads next.
-    pub(super) fn turn(&mut self) -> Turn<'_> {
-        let Self { ids, cache, scratch, .. } = self;
-        Turn { ids: &ids[cache.len()..], cache, scratch }
+    /// Its prompt is read.
+    pub(super) fn begin_writing(&mut self) {
+        self.stage = Stage::Writing;
+        if !self.drafter.is_off() {
+            self.drafter.read(0, &self.ids);
+        }
     }
 
-    /// Chooses the next token by `logits` `[vocab_size]`.
-    ///
-    /// # Errors
-    /// The logits are no numbers.
-    pub(super) fn write(&mut self, logits: &[f32]) -> Result<Written> {
-        let id = self.sampler.sample(logits, &self.ids[self.prompt_len..])?;
+    /// Decides what it reads in this step beside so many tokens of others; how many tokens that is.
+    pub(super) fn choose_turn(&mut self, decoder: &Decoder, costs: &Costs, others: usize) -> usize {
+        let last = self.ids[self.cache.len()];
+        self.turn.clear();
+        self.turn.push(last);
+        if self.drafter.is_off() {
+            return 1;
+        }
+        let left = self.max_tokens.saturating_sub(self.ids.len() - self.prompt_len + 1);
+        let most = left.min(decoder.most_tokens(self.cache.len()) - 1);
+        let draft = match others {
+            0 => {
+                let (sampler, written) = (Some(self.sampler.clone()), self.ids[self.prompt_len..].to_vec());
+                let expected = Expected { sampler, written, left };
+                // A guess that fails is none.
+                self.drafter.draft(last, decoder, &self.cache, costs, &expected, most).unwrap_or_default()
+            }
+            _ => self.drafter.looked_up(costs, most, others).0,
+        };
+        self.turn.extend(draft);
+        if decoder.check_turn(&self.turn, &self.cache).is_err() {
+            self.turn.truncate(1);
+        }
+        self.turn.len()
+    }
+
+    /// Tokens that it reads in this step.
+    pub(super) fn rows(&self) -> usize {
+        self.turn.len()
+    }
+
+    pub(super) fn turn(&mut self) -> Turn<'_> {
+        let Self { turn, cache, scratch, .. } = self;
+        Turn { ids: turn, cache, scratch }
+    }
+
+    /// Chooses the next tokens by `logits` `[rows, vocab_size]`: one, and another one as long as the token before was guessed.
+    pub(super) fn write(&mut self, logits: &[f32], vocab_size: usize) -> Written {
+        let mut written = Written::default();
+        let draft = std::mem::take(&mut self.turn);
+        let (draft, end) = (draft.get(1..).unwrap_or_default(), self.cache.len());
+        let mut rows = 0;
+        for logits in logits.chunks_exact(vocab_size) {
+            rows += 1;
+            let Some(id) = self.write_one(logits, &mut written) else { break };
+            if draft.get(rows - 1) != Some(&id) {
+                break;
+            }
+            written.accepted += 1;
+            if written.end.is_some() {
+                break;
+            }
+        }
+        // What was guessed wrong is as if it had never been read.
+        self.cache.truncate(end - draft.len() + rows - 1);
+        written.drafted = draft.len();
+        if !draft.is_empty() {
+            let wrong = written.accepted < rows && rows <= draft.len();
+            self.drafter.judged(draft.len(), written.accepted, wrong);
+        }
+        written
+    }
+
+    /// Chooses a token; `None`: it is no part of the text, which has ended.
+    fn write_one(&mut self, logits: &[f32], written: &mut Written) -> Option<u32> {
+        let id = match self.sampler.sample(logits, &self.ids[self.prompt_len..]) {
+            Ok(id) => id,
+            Err(error) => {
+                (written.end, written.error) = (Some(FinishReason::Failed), Some(first_line(&error)));
+                return None;
+            }
+        };
         if self.end_tokens.contains(&id) {
-            return Ok(Written { token: None, end: Some(FinishReason::EndToken) });
+            written.end = Some(FinishReason::EndToken);
+            return None;
         }
         let logprobs = self.top_logprobs.map(|top| logprobs(logits, id, top));
+        if !self.drafter.is_off() {
+            self.drafter.read(self.ids.len(), &[id]);
+        }
         self.ids.push(id);
         let piece = self.stream.as_mut().map(|stream| stream.push(id)).unwrap_or_default();
         let text = self.text.push(&piece);
@@ -137,8 +228,9 @@ impl Sequence {
             (self.ids.len() - self.prompt_len >= self.max_tokens, FinishReason::Length),
             (self.ids.len() >= self.cache.max_positions(), FinishReason::Context),
         ];
-        let end = ends.into_iter().find(|(ends, _)| *ends).map(|(_, reason)| reason);
-        Ok(Written { token: Some(EventKind::Token { id, text, logprobs }), end })
+        written.end = ends.into_iter().find(|(ends, _)| *ends).map(|(_, reason)| reason);
+        written.tokens.push(EventKind::Token { id, text, logprobs });
+        Some(id)
     }
 
     /// What is told of its end.

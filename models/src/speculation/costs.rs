@@ -37,7 +37,7 @@ impl Costs {
     }
 
     /// A step of so many rows in steps of one: measured, between what was measured, or guessed.
-    pub(super) fn steps(&self, rows: usize) -> f64 {
+    pub(crate) fn steps(&self, rows: usize) -> f64 {
         let Some(one) = self.seconds[0] else { return 1.0 + GUESS * (rows - 1) as f64 };
         let known = || WIDTHS.iter().zip(self.seconds).filter_map(|(w, s)| Some((*w as f64, s? / one)));
         let rows = rows as f64;

@@ -144,6 +144,17 @@ impl Drafter {
         (self.lookup.draft(found, n), gain)
     }
 
+    /// Notes what became of a draft whose logits nobody has to keep: so many of its tokens were `right`, and the one behind them was
+    /// wrong unless nothing was drawn for it.
+    pub(crate) fn judged(&mut self, drafted: usize, right: usize, wrong: bool) {
+        self.stats.drafted += drafted;
+        self.stats.accepted += right;
+        if std::mem::take(&mut self.ahead.by_copy) {
+            (0..right).for_each(|_| self.copy.note(true));
+            (0..usize::from(wrong)).for_each(|_| self.copy.note(false));
+        }
+    }
+
     /// Keeps the logits `[draft, vocab_size]` after each token of a draft until they are asked for.
     pub(crate) fn verified(&mut self, draft: &[u32], logits: &[f32]) {
         self.stats.drafted += draft.len();
@@ -189,7 +200,8 @@ impl Drafter {
         Ok(())
     }
 
-    fn draft(
+    /// Guesses of what comes after `id`, the last token of the text: as many as pay, `most` at most, of a sequence that is alone.
+    pub(crate) fn draft(
         &mut self,
         id: u32,
         decoder: &Decoder,

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod company;
+mod drafts;
 mod ends;
 mod folder;
 mod generate;
