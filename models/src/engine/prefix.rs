@@ -126,14 +126,17 @@ impl Prefixes {
         if self.cuts == Cuts::Anywhere && continues(cache, len) { len } else { 0 }
     }
 
-    /// The longest prefix of a prompt that is held, and where.
-    pub(super) fn find(&mut self, prompt: &[u32]) -> Option<(usize, Place)> {
+    /// The longest prefix of a prompt that is held, and where; of files those alone whose positions `fits`.
+    pub(super) fn find(&mut self, prompt: &[u32], fits: &dyn Fn(usize) -> bool) -> Option<(usize, Place)> {
         self.clock += 1;
         let wanted = &prompt[..prompt.len() - 1];
         let best = (0..self.entries.len()).map(|i| (self.of_entry(i, wanted), i)).max();
         let (len, i) = best.unwrap_or_default();
-        let file =
-            self.folder.as_ref().and_then(|f| f.find(wanted, self.cuts)).filter(|(of, _)| *of >= len + LEAST);
+        let file = self
+            .folder
+            .as_ref()
+            .and_then(|f| f.find(wanted, self.cuts, fits))
+            .filter(|(of, _)| *of >= len + LEAST);
         if let Some((len, path)) = file {
             return Some((len, Place::File(path)));
         }

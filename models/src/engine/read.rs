@@ -77,7 +77,10 @@ impl Engine {
         let running = |s: &Sequence| self.prefixes.shared_now(&prompt, s.prompt(), &s.cache);
         let best = (0..self.running.len()).filter(|j| *j != i).map(|j| (running(&self.running[j]), j)).max();
         let (shared, j) = best.unwrap_or_default();
-        let found = self.prefixes.find(&prompt).filter(|(len, _)| *len > shared);
+        // A file is read whole: one that is longer than the sequence may come to be has no room.
+        let (empty, reserved) = (self.running[i].cache.clone(), self.running[i].reserved);
+        let fits = |positions: usize| empty.bytes_at(1, positions) <= reserved;
+        let found = self.prefixes.find(&prompt, &fits).filter(|(len, _)| *len > shared);
         let held = found.as_ref().map_or(shared, |(len, _)| *len);
         if self.waits_for_another(i, &prompt, held) {
             return false;
@@ -110,7 +113,10 @@ impl Engine {
         };
         let best = (0..self.running.len()).map(|j| (promise(&self.running[j]), j)).max();
         let Some((len, j)) = best.filter(|(len, _)| *len > held) else { return false };
-        self.running[j].marks.push(len);
+        let marks = &mut self.running[j].marks;
+        if !marks.contains(&len) {
+            marks.push(len);
+        }
         true
     }
 

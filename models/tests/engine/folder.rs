@@ -132,6 +132,16 @@ fn files_take_no_more_than_they_may() {
 }
 
 #[test]
+fn a_file_that_has_no_room_in_the_budget_is_left_alone() {
+    let (folder, model, prompt) = (tempfile::tempdir().unwrap(), model(), Draw(2).ids(300));
+    once(&model, options(folder.path()), &prompt);
+    // For 80 positions of the 300.
+    let kv = KvConfig::exact(KvDType::F16).with_max_bytes(Some(120_000));
+    let (came, notices) = once(&model, options(folder.path()).with_kv(kv), &prompt[..60]);
+    assert_eq!((cached(&came), came.ids.len(), notices), (0, 12, Vec::<String>::new()));
+}
+
+#[test]
 fn a_folder_that_cannot_be_used_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");

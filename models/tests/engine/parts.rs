@@ -6,7 +6,7 @@ use candle_sparse_models::{
     engine::{Engine, EngineOptions, Event, EventKind, FinishReason, Finished, Request, SequenceId},
     files::ModelFiles,
     llama::{Llama, LoadOptions},
-    pretrained::Pretrained,
+    pretrained::{self, Pretrained},
     sampling::Sampling,
 };
 use std::{
@@ -49,6 +49,15 @@ pub(crate) struct Case {
     pub(crate) kv: KvConfig,
 }
 
+/// As a Mistral: a token sees 100 positions.
+fn windowed(options: &LoadOptions) -> Llama {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    let files = ModelFiles::from_folder(folder).unwrap();
+    let mut config = loaded(options.clone()).config;
+    config.sliding_window = Some(100);
+    Llama::load_with(pretrained::var_builder(&files, None).unwrap(), &config, options.clone()).unwrap()
+}
+
 pub(crate) fn tiered() -> KvConfig {
     KvConfig::tiered().with_hot(40).with_warm(100)
 }
@@ -74,6 +83,7 @@ pub(crate) fn cases(options: &LoadOptions) -> Vec<Case> {
         case("recall", &attention(AttentionMode::Recall), exact),
         case("recall, tiered", &attention(AttentionMode::Recall), tiered()),
         case("gated", &attention(AttentionMode::Gated), exact),
+        case("window", &windowed(options), exact),
         case("profile", &sparse, exact),
         case("profile, tiered", &sparse, tiered()),
     ]
