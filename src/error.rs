@@ -21,7 +21,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file is missing, damaged, or something else than its name says.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", path.display(), plain(problem))]
     File {
         /// The file.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum Error {
         problem: String,
     },
     /// A setting makes no sense, or asks for what this model or machine has not.
-    #[error("{name}: {problem}")]
+    #[error("{name}: {}", plain(problem))]
     Setting {
         /// The field or flag.
         name: &'static str,
@@ -37,7 +37,7 @@ pub enum Error {
         problem: String,
     },
     /// A profile, a saved cache or a tokenizer belongs to another model.
-    #[error("{what} belongs to another model: {problem}")]
+    #[error("{what} belongs to another model: {}", plain(problem))]
     WrongModel {
         /// What was given.
         what: &'static str,
@@ -45,7 +45,7 @@ pub enum Error {
         problem: String,
     },
     /// A file did not come from the Hub.
-    #[error("{what}: {problem}")]
+    #[error("{what}: {}", plain(problem))]
     Download {
         /// The file, and the model it is of.
         what: String,
@@ -53,7 +53,7 @@ pub enum Error {
         problem: String,
     },
     /// A step needs more positions than the model's context has, or more memory than the budget allows.
-    #[error("{problem}")]
+    #[error("{}", plain(problem))]
     Full {
         /// What it needs, what there is, and what can be done.
         problem: String,
@@ -83,6 +83,33 @@ impl From<Error> for candle_core::Error {
         // `WrappedContext` prints it as `{:?}`.
         Self::Io(std::io::Error::other(error))
     }
+}
+
+/// What stands at the beginning and the end of a long message: what is wrong, and how to mend it.
+const START: usize = 600;
+const END: usize = 200;
+
+/// A message that may quote a file or a server, made fit for a terminal and for a reader: control characters are written as
+/// escapes, and of a long message the middle is left out.
+///
+/// ```
+/// use candle_sparse::error::plain;
+///
+/// assert_eq!(plain("no tensor \u{1b}[2J"), r"no tensor \u{1b}[2J");
+/// assert!(plain(&"x".repeat(10_000)).len() < 1000);
+/// ```
+#[must_use]
+pub fn plain(message: &str) -> String {
+    let mut out = String::new();
+    for c in message.chars() {
+        if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
+    }
+    if out.len() > START + END {
+        let end = out.split_off(out.ceil_char_boundary(out.len() - END));
+        out.truncate(out.floor_char_boundary(START));
+        out = format!("{out} […] {end}");
+    }
+    out
 }
 
 #[cfg(test)]

@@ -3,8 +3,11 @@
 //! Names lie: a clone without Git LFS leaves 130 bytes of text in place of the weights, a browser saves the login page under
 //! the model's name. So every file is looked at where it is opened, once and for all kinds.
 
+mod json;
+
 use crate::Error;
 use candle_core::Result;
+pub use json::check_json;
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
@@ -197,7 +200,7 @@ impl Read for Reader<'_> {
 /// ```
 ///
 /// # Errors
-/// As [`InputFile::open`], but a pipe may be read; also a file of more than 256 MB.
+/// As [`InputFile::open`], but a pipe may be read; also a file of more than 256 MB, and JSON that [`check_json`] refuses.
 pub fn read(path: impl AsRef<Path>, expected: Expected) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let unreadable = |e: io::Error| unreadable(path, &e);
@@ -220,6 +223,9 @@ pub fn read(path: impl AsRef<Path>, expected: Expected) -> Result<Vec<u8>> {
     }
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);
+    }
+    if expected == Expected::Json {
+        check_json(&bytes).map_err(|e| file_error(path, e.to_string()))?;
     }
     Ok(bytes)
 }

@@ -9,7 +9,7 @@ pub use candle_sparse_core;
 pub use candle_sparse_kernels;
 
 mod deadline;
-mod error;
+pub mod error;
 
 mod team;
 mod threads;

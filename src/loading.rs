@@ -3,7 +3,7 @@
 //! candle's `VarBuilder::from_mmaped_safetensors` maps the files: while a model loads, the touched pages and the
 //! loaded tensors are both resident. [`var_builder`] reads each tensor when it is asked for, straight into its place.
 
-use crate::input::{Expected, InputFile, MAX_HEADER, file_error};
+use crate::input::{Expected, InputFile, MAX_HEADER, check_json, file_error};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use half::{bf16, f16};
@@ -17,6 +17,9 @@ use std::{
     fmt,
     path::Path,
 };
+
+/// Longest name of a tensor; those of models have some 60 bytes.
+const MOST_NAME: usize = 1024;
 
 /// Safetensors files (the shards of one model) that are read on demand.
 ///
@@ -168,6 +171,7 @@ fn read_header(input: &InputFile) -> Result<(u64, Metadata)> {
     }
     let mut header = vec![0; header_len as usize];
     input.read_at(8, &mut header)?;
+    check_json(&header).map_err(|e| file_error(input.path(), format!("its header {e}")))?;
     check_names(&header).map_err(|e| bad(e.to_string()))?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| bad(e.to_string()))?;
     let data_len = check_layout(&metadata).map_err(bad)?;
@@ -195,6 +199,7 @@ fn check_names(header: &[u8]) -> serde_json::Result<()> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
             let mut seen = HashSet::new();
             while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+                check_name(&name).map_err(de::Error::custom)?;
                 if let Some(name) = seen.replace(name) {
                     return Err(de::Error::custom(format!("{name} is there twice")));
                 }
@@ -204,6 +209,19 @@ fn check_names(header: &[u8]) -> serde_json::Result<()> {
     }
 
     serde_json::Deserializer::from_slice(header).deserialize_map(Names)
+}
+
+/// Names stand in messages and in the names of other tensors.
+fn check_name(name: &str) -> std::result::Result<(), String> {
+    match name.len() {
+        len if len > MOST_NAME => {
+            Err(format!("the name of a tensor has {len} bytes, {MOST_NAME} are possible"))
+        }
+        _ if name.contains(char::is_control) => {
+            Err(format!("the name of a tensor has control characters: {}", name.escape_debug()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of the data part: tensors must follow one another without gap or overlap, each as long as its shape says.

@@ -99,7 +99,9 @@ pub fn save_checked(
 fn unwritable(path: &Path, e: &io::Error) -> Error {
     let mend = match e.kind() {
         ErrorKind::NotFound => " (its folder must exist)",
-        ErrorKind::StorageFull => " (what was there before is unchanged)",
+        ErrorKind::StorageFull | ErrorKind::FileTooLarge | ErrorKind::QuotaExceeded => {
+            " (what was there before is unchanged)"
+        }
         _ => "",
     };
     file_error(path, format!("cannot be written: {e}{mend}"))

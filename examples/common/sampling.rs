@@ -77,20 +77,30 @@ impl SamplingArgs {
         Instant::now().checked_add(Duration::from_secs_f64(self.time_limit?))
     }
 
-    /// The choice, by the flags, or else by what the model's files say.
-    pub(crate) fn sampler(&self, model: GenerationConfig) -> Result<Sampler> {
+    /// The settings of the choice, by the flags, or else by what the model's files say.
+    pub(crate) fn sampling(&self, model: GenerationConfig) -> Result<Sampling> {
         self.check()?;
         let or = Sampling::of(&model);
-        let sampling = Sampling::default()
+        Ok(Sampling::default()
             .with_temperature(self.temperature.unwrap_or(or.temperature))
             .with_top_k(self.top_k.unwrap_or(or.top_k))
             .with_top_p(self.top_p.unwrap_or(or.top_p))
             .with_min_p(self.min_p.unwrap_or(or.min_p))
             .with_repeat_penalty(self.repeat_penalty.unwrap_or(or.repeat_penalty))
             .with_repeat_last_n(self.repeat_last_n.unwrap_or(or.repeat_last_n))
-            .with_seed(self.seed.unwrap_or(or.seed));
+            .with_seed(self.seed.unwrap_or(or.seed)))
+    }
+
+    /// The choice by these settings.
+    pub(crate) fn sampler(&self, model: GenerationConfig) -> Result<Sampler> {
+        let sampling = self.sampling(model)?;
         self.note_unused(&sampling);
         Ok(Sampler::new(&sampling)?)
+    }
+
+    /// Whether a seed was given.
+    pub(crate) fn has_seed(&self) -> bool {
+        self.seed.is_some()
     }
 
     /// Says which flags change nothing.

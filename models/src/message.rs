@@ -1,8 +1,10 @@
 //! Messages of errors.
 
 use candle_core::Error;
+use candle_sparse::error::plain;
 
-/// The message of an error without the backtrace that candle appends to it where `RUST_BACKTRACE` is set.
+/// The message of an error without the backtrace that candle appends to it where `RUST_BACKTRACE` is set, and
+/// [`plain`].
 ///
 /// ```
 /// use candle_sparse_models::pretrained::first_line;
@@ -12,5 +14,5 @@ use candle_core::Error;
 /// ```
 #[must_use]
 pub fn first_line(e: &Error) -> String {
-    e.to_string().lines().next().unwrap_or_default().to_string()
+    plain(e.to_string().lines().next().unwrap_or_default())
 }

@@ -12,12 +12,14 @@
 //! **A prompt** ([`prompt_tokens`]) is a text to be continued: an end token is never put behind it, and a first token
 //! that the text brings along (a template that writes its own, a prompt that begins with `<s>`) is not put there twice.
 
+mod check;
 mod config;
 mod ends;
 mod frame;
 mod stop_texts;
 mod text_stream;
 
+pub(crate) use check::MOST_ADDED_BYTES;
 pub(crate) use config::TokenizerConfig;
 pub use ends::end_tokens_by_text;
 pub(crate) use frame::{Frame, frame};
@@ -26,6 +28,7 @@ pub use text_stream::TextStream;
 pub(crate) use text_stream::bytes_of;
 
 use candle_core::{Error, Result};
+use candle_sparse::error::plain;
 use tokenizers::Tokenizer;
 
 /// Reads a `tokenizer.json`, together with the `tokenizer_config.json` beside it: the tokenizer, and notices of what was
@@ -43,11 +46,12 @@ use tokenizers::Tokenizer;
 /// ```
 ///
 /// # Errors
-/// `tokenizer_json` is no tokenizer.
+/// `tokenizer_json` is no tokenizer, or one that would do harm: take all memory, or fail on a text.
 pub fn from_json(
     tokenizer_json: &[u8],
     tokenizer_config_json: Option<&[u8]>,
 ) -> Result<(Tokenizer, Vec<String>)> {
+    check::check(tokenizer_json)?;
     let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|e| failed(&*e))?;
     tokenizer.with_truncation(None).map_err(|e| failed(&*e))?;
     tokenizer.with_padding(None);
@@ -89,5 +93,5 @@ pub(crate) fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool
 
 fn failed(error: &(dyn core::error::Error + 'static)) -> Error {
     let text = error.to_string();
-    Error::Msg(format!("the tokenizer: {}", text.lines().next().unwrap_or_default()))
+    Error::Msg(format!("the tokenizer: {}", plain(text.lines().next().unwrap_or_default())))
 }

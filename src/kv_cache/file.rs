@@ -8,6 +8,7 @@
 use super::{KvCache, KvConfig, KvDType, Notes, Origin, PAGE_LEN, Page, Tier, page::PageShape};
 use crate::{
     Error as Reason,
+    input::check_json,
     loading::{self, SafetensorsFiles},
     save::save,
 };
@@ -190,6 +191,7 @@ impl KvCache {
     fn read(&self, path: &Path) -> Result<(Self, Vec<u32>)> {
         let metadata = loading::metadata(path)?;
         let Some(about) = metadata.get(ABOUT) else { bail!("is no saved kv cache") };
+        check_json(about.as_bytes())?;
         let about: Value = serde_json::from_str(about).map_err(Error::wrap)?;
         let number = |key: &str| match about[key].as_u64() {
             Some(n) => Ok(n as usize),

@@ -32,7 +32,7 @@ use super::{
     HeldOut, LayerProfile, LayerRule, Profile, Rule, gates,
     tensors::{put, vector},
 };
-use crate::{Error as Reason, loading, save::save};
+use crate::{Error as Reason, input::check_json, loading, save::save};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::{collections::HashMap, io::Write, path::Path};
@@ -73,6 +73,9 @@ impl Profile {
     /// # Errors
     /// As [`Self::load`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let len = bytes.first_chunk().map_or(0, |len| u64::from_le_bytes(*len));
+        let header = usize::try_from(len).ok().and_then(|len| bytes.get(8..8_usize.checked_add(len)?));
+        check_json(header.unwrap_or_default())?;
         let vb = VarBuilder::from_slice_safetensors(bytes, DType::F32, &Device::Cpu)?;
         let Some(mut profile) = Self::from_tensors(&vb)? else { bail!("profile: has no tensor {SHARES}") };
         let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(Error::wrap)?;
@@ -132,6 +135,7 @@ impl Profile {
     }
 
     fn set_about(&mut self, text: &str) -> Result<()> {
+        check_json(text.as_bytes()).map_err(|e| Error::msg(format!("metadata {ABOUT} {e}")))?;
         self.about = serde_json::from_str(text).map_err(|e| Error::msg(format!("metadata {ABOUT}: {e}")))?;
         self.check()
     }

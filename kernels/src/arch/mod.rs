@@ -119,7 +119,13 @@ impl Token {
 /// Asks for the cache line with a byte of `row`, or of what follows it.
 #[inline(always)]
 pub(crate) fn prefetch<T>(row: &[T], byte: usize) {
-    let address = row.as_ptr().cast::<u8>().wrapping_add(byte);
+    prefetch_at(row.as_ptr().addr().wrapping_add(byte));
+}
+
+/// The same for an address, whatever is there.
+#[inline(always)]
+pub(crate) fn prefetch_at(address: usize) {
+    let address = core::ptr::without_provenance::<u8>(address);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: asking for memory is allowed at any address; every x86-64 CPU has the instruction.
     unsafe {

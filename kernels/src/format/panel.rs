@@ -18,6 +18,7 @@ use super::{
     products::{Block, Kind, MOST_PLANES, dot, last},
 };
 use crate::{
+    arch::prefetch_at,
     isa::{Isa, Kernel},
     kernel::matmul::ask,
 };
@@ -115,7 +116,8 @@ fn columns<I: Isa, T: Block<N>, const N: usize>(
         for (&part, out) in parts.iter().zip(&mut chunks).take(if keep { parts.len() } else { 0 }) {
             isa.leaf(Unpack::<T, N> { panel, part, out });
         }
-        for (x, y) in x.chunks(COLUMNS * per_column).zip(y.chunks_mut(COLUMNS)) {
+        let groups = n.div_ceil(COLUMNS);
+        for (c, (x, y)) in x.chunks(COLUMNS * per_column).zip(y.chunks_mut(COLUMNS)).enumerate() {
             // A whole chunk begins all sums.
             let whole = parts.first().is_some_and(|p| p.groups == 4);
             if !whole {
@@ -128,7 +130,8 @@ fn columns<I: Isa, T: Block<N>, const N: usize>(
                 }
                 let kind = PhantomData::<T::Kind>;
                 let first = whole && i == 0;
-                isa.leaf(Multiply { chunk, part, x, per_column, first, sums: &mut sums, kind });
+                let next = panel.next::<N>(part, [c, groups]);
+                isa.leaf(Multiply { chunk, part, x, per_column, first, next, sums: &mut sums, kind });
             }
             for (sums, y) in sums.iter().zip(y.iter_mut()) {
                 write(isa, sums, &mut y[start..panel.end]);
@@ -159,6 +162,13 @@ struct Panel<'a, T> {
     rows: RowsOf<'a, T>,
     start: usize,
     end: usize,
+}
+
+/// Memory that is read later.
+#[derive(Clone, Copy)]
+struct Next {
+    address: usize,
+    bytes: usize,
 }
 
 /// Makes a chunk of a part of rows.
@@ -218,15 +228,28 @@ impl<'a, T: Copy + Zeroable> Panel<'a, T> {
 }
 
 impl<T: Copy> Panel<'_, T> {
-    /// Asks for as much of the next panel as a unit of four rows takes, the `i`-th such part. Little at a time: a burst waits for
-    /// the memory, and nothing is computed meanwhile.
+    /// Asks for half as much of the next panel as a unit of four rows takes, the `i`-th such part. Little at a time: a burst waits
+    /// for the memory, and nothing is computed meanwhile.
     #[inline(always)]
     fn ask_for_next<const N: usize>(self, i: usize) {
         let row = self.rows.row(self.start);
         if self.rows.stride() == row.len() {
-            let bytes = 4 * N * size_of::<T>();
+            let bytes = 2 * N * size_of::<T>();
             ask(row, ROWS * size_of_val(row) + i * bytes, bytes);
         }
+    }
+
+    /// The other half of the next panel, of which the `c`-th of `n` products with a part asks for a share.
+    #[inline(always)]
+    fn next<const N: usize>(self, part: Part, [c, n]: [usize; 2]) -> Next {
+        let row = self.rows.row(self.start);
+        if self.rows.stride() != row.len() {
+            return Next { address: 0, bytes: 0 };
+        }
+        let unit = ROWS / 2 * N * size_of::<T>();
+        let share = (part.units * unit).div_ceil(n);
+        let half = (ROWS + ROWS / 2) * size_of_val(row);
+        Next { address: row.as_ptr().addr().wrapping_add(half + part.unit * unit + c * share), bytes: share }
     }
 }
 
@@ -281,6 +304,7 @@ struct Multiply<'a, K> {
     per_column: usize,
     /// Whether there are no sums yet.
     first: bool,
+    next: Next,
     sums: &'a mut [Sums],
     kind: PhantomData<K>,
 }
@@ -290,10 +314,12 @@ impl<K: Kind> Kernel for Multiply<'_, K> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { chunk, part: Part { group, groups, .. }, x, per_column, first, sums, .. } = self;
+        let Self { chunk, part: Part { group, groups, .. }, x, per_column, first, next, sums, .. } = self;
         // Only a whole chunk has more than one class per block.
         let (step, groups) = if groups == 4 { (1, 4) } else { (0, groups.min(2)) };
         let mut columns = x.chunks_exact(per_column);
+        let each = next.bytes.div_ceil((groups * columns.len().div_ceil(2)).max(1)).next_multiple_of(64);
+        let mut asked = 0;
         for sums in sums.as_chunks_mut::<2>().0 {
             let Some(a) = columns.next() else { return };
             let b = columns.next().unwrap_or(a);
@@ -301,6 +327,10 @@ impl<K: Kind> Kernel for Multiply<'_, K> {
             let [sums_a, sums_b] = sums;
             for g in 0..groups {
                 let (acc_a, acc_b) = (&mut sums_a.0[g * step], &mut sums_b.0[g * step]);
+                for line in (asked..next.bytes.min(asked + each)).step_by(64) {
+                    prefetch_at(next.address.wrapping_add(line));
+                }
+                asked += each;
                 if I::PAIRS {
                     add_group::<I, K, 2>(isa, chunk, g, [&a[g], &b[g]], first, [acc_a, acc_b]);
                 } else {

@@ -13,8 +13,8 @@ mod strings;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 
-/// What one rendering may make, all of its texts and lists together.
-const MOST_BYTES: usize = 256 << 20;
+/// What one rendering may make, all of its texts and lists together; twice as much is held while a text grows.
+const MOST_BYTES: usize = 48 << 20;
 /// What an element of a list counts for.
 const ELEMENT_BYTES: usize = 32;
 /// Namespaces can hold themselves.

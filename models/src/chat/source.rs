@@ -12,6 +12,9 @@ use minijinja::{Error, ErrorKind};
 use parser::Parser;
 use tokens::{Tag, Token};
 
+/// So many tags may stand in one another; templates of models have some ten.
+const MOST_NESTED: usize = 100;
+
 /// What Python calls white space; Rust does not count the four separators of ASCII.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
@@ -22,7 +25,7 @@ pub(super) fn translated(source: &str) -> Result<String, Error> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     // As with `keep_trailing_newline=False`.
     let source = source.strip_suffix('\n').unwrap_or(&source);
-    let mut reader = Reader { source, at: 0, out: String::new(), lines: 0 };
+    let mut reader = Reader { source, at: 0, out: String::new(), lines: 0, open: Vec::new() };
     reader.run()?;
     Ok(reader.out)
 }
@@ -40,6 +43,8 @@ struct Reader<'s> {
     out: String,
     /// Lines that `out` has less than what was read.
     lines: usize,
+    /// The tags that are open, and for each how many `elif` it has: the engine goes down all of them on its stack.
+    open: Vec<usize>,
 }
 
 impl<'s> Reader<'s> {
@@ -146,6 +151,9 @@ impl<'s> Reader<'s> {
             Tag::Block => Parser::new(&read.tokens).statement(),
         };
         let inner = inner.map_err(|problem| self.error(&problem))?;
+        if tag == Tag::Block {
+            self.nest(&inner)?;
+        }
         let (open, close) = match tag {
             Tag::Variable => ("{{ ", " }}"),
             Tag::Block => ("{% ", " %}"),
@@ -155,6 +163,28 @@ impl<'s> Reader<'s> {
         self.pass_end(self.at + read.length, read.sign, tag == Tag::Block);
         self.out.push_str(&"\n".repeat(core::mem::take(&mut self.lines)));
         self.out.push_str(close);
+        Ok(())
+    }
+
+    /// Counts how deep tags nest, of which `statement` is the next.
+    fn nest(&mut self, statement: &str) -> Result<(), Error> {
+        let mut words = statement.split(|c: char| !c.is_alphanumeric() && c != '_');
+        match words.next().unwrap_or_default() {
+            "elif" => {
+                if let Some(last) = self.open.last_mut() {
+                    *last += 1;
+                }
+            }
+            end if end.starts_with("end") => {
+                self.open.pop();
+            }
+            "else" | "include" | "import" | "from" | "extends" | "break" | "continue" => {}
+            "set" if statement.split(' ').nth(2) == Some("=") => {}
+            _ => self.open.push(1),
+        }
+        if self.open.iter().sum::<usize>() > MOST_NESTED {
+            return Err(self.error(&format!("more than {MOST_NESTED} tags stand in one another")));
+        }
         Ok(())
     }
 

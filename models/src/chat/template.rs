@@ -3,6 +3,7 @@
 use super::{Message, environment, source};
 use crate::{gguf::tokenizer::metadata, pretrained::first_line};
 use candle_core::{Error, Result, quantized::gguf_file};
+use candle_sparse::{error::plain, input::check_json};
 use core::{error::Error as _, fmt};
 use minijinja::{Environment, Value, context};
 use serde::Deserialize;
@@ -109,7 +110,8 @@ impl ChatTemplate {
     /// # Errors
     /// A syntax error in `source`, with its line.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self> {
-        let invalid = |e: minijinja::Error| Error::Msg(format!("the chat template cannot be read: {e}"));
+        let invalid =
+            |e: minijinja::Error| Error::Msg(plain(&format!("the chat template cannot be read: {e}")));
         let mut environment = environment::environment().map_err(invalid)?;
         let translated = source::translated(source).map_err(invalid)?;
         environment.add_template_owned(NAME, translated).map_err(invalid)?;
@@ -132,6 +134,7 @@ impl ChatTemplate {
         tokenizer_config_json: &[u8],
         chat_template_jinja: Option<&[u8]>,
     ) -> Result<Option<Self>> {
+        check_json(tokenizer_config_json).map_err(|e| Error::Msg(format!("tokenizer_config.json {e}")))?;
         let config: TokenizerConfig = serde_json::from_slice(tokenizer_config_json)
             .map_err(|e| Error::Msg(format!("tokenizer_config.json: {e}")))?;
         let source = match (chat_template_jinja, config.chat_template) {
@@ -185,7 +188,7 @@ fn explain(error: &minijinja::Error) -> Error {
     let mut cause = error.source();
     while let Some(e) = cause {
         if let Some(refusal) = e.downcast_ref::<environment::Refusal>() {
-            return Error::Msg(format!("the chat template refuses this conversation: {refusal}"));
+            return Error::Msg(plain(&format!("the chat template refuses this conversation: {refusal}")));
         }
         cause = e.source();
     }

@@ -132,7 +132,9 @@ fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
         return Err(bad("the weight_map is empty".into()));
     }
     // The names come from outside: none may lead out of the model's folder.
-    let outside = |name: &&String| name.contains(['/', '\\', ':']) || name.contains("..");
+    let outside = |name: &&String| {
+        name.contains(['/', '\\', ':']) || name.contains("..") || name.contains(char::is_control)
+    };
     match shards.iter().find(|name| outside(name) || !name.ends_with(".safetensors")) {
         Some(name) => Err(bad(format!("`{name}` is not the name of a .safetensors shard"))),
         None => Ok(shards),

@@ -12,8 +12,19 @@ use std::{collections::HashMap, io::Read};
 
 /// Longest header that is read: those of the largest vocabularies take some 20 MB.
 const MOST_BYTES: u64 = 256 << 20;
-/// Most elements of all arrays together, 32 bytes each in memory: the largest vocabularies have 1.4 million.
-const MOST_ELEMENTS: u64 = 1 << 23;
+/// What is read may take three times its bytes in the file, and this: the largest vocabularies take some 70 MB.
+const FREE_BYTES: u64 = 64_000_000;
+/// What an element of an array takes in memory.
+const ELEMENT_BYTES: u64 = size_of::<Value>() as u64;
+/// What a value with its key takes beside their texts, and what a tensor takes beside its name.
+const VALUE_BYTES: u64 = 160;
+const TENSOR_BYTES: u64 = 320;
+/// Texts in files are not always UTF-8; a longer one is no text.
+const MOST_MENDED: usize = 1 << 16;
+/// Longest key, as the format says.
+const MOST_KEY: u64 = (1 << 16) - 1;
+/// Longest name of a tensor: the format says 64.
+const MOST_NAME: u64 = 1024;
 const MOST_NESTED: usize = 4;
 const MOST_DIMS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -22,7 +33,7 @@ type Result<T> = core::result::Result<T, String>;
 
 /// The header of a file of `len` bytes, read from its start.
 pub(super) fn read(input: impl Read, len: u64) -> Result<Content> {
-    let mut r = Reader { input, at: 0, len, wide: true, elements: 0 };
+    let mut r = Reader { input, at: 0, len, wide: true, held: 0 };
     if r.array("the first bytes")? != *b"GGUF" {
         return Err("it does not begin as a GGUF file does".into());
     }
@@ -30,8 +41,9 @@ pub(super) fn read(input: impl Read, len: u64) -> Result<Content> {
     let (tensors, values) = (r.length("the number of tensors")?, r.length("the number of values")?);
     let mut metadata = HashMap::new();
     for _ in 0..values {
-        let key = r.string("a key")?;
+        let key = r.name("a key", MOST_KEY)?;
         let what = format!("value {key}");
+        r.hold(VALUE_BYTES, &what)?;
         let kind = r.u32(&what)?;
         let value = r.value(kind, &what, 0)?;
         if metadata.insert(key, value).is_some() {
@@ -91,8 +103,8 @@ struct Reader<R> {
     len: u64,
     /// Lengths have 64 bits, in version 1 32.
     wide: bool,
-    /// Elements of all arrays so far.
-    elements: u64,
+    /// What all that was read so far takes in memory.
+    held: u64,
 }
 
 impl<R: Read> Reader<R> {
@@ -105,6 +117,18 @@ impl<R: Read> Reader<R> {
             return Err(format!("{what} ends past the first {} MB: that is no header", MOST_BYTES >> 20));
         }
         self.at = end;
+        Ok(())
+    }
+
+    /// Counts what is about to be held in memory.
+    fn hold(&mut self, bytes: u64, what: &str) -> Result<()> {
+        self.held = self.held.saturating_add(bytes);
+        if self.held > 3 * self.at + FREE_BYTES {
+            let (held, at) = (self.held / 1_000_000, self.at / 1_000_000);
+            return Err(format!(
+                "{what} and what is before it take {held} MB of memory for {at} MB: that is absurd"
+            ));
+        }
         Ok(())
     }
 
@@ -146,13 +170,33 @@ impl<R: Read> Reader<R> {
     fn string(&mut self, what: &str) -> Result<String> {
         let len = self.length(what)?;
         self.advance(len, what)?;
+        self.hold(len, what)?;
         let mut bytes = vec![0; len as usize];
         self.input.read_exact(&mut bytes).map_err(|e| format!("{what} cannot be read: {e}"))?;
         // As in candle: some files end their strings with zeros, and some are not quite UTF-8.
         while bytes.last() == Some(&0) {
             bytes.pop();
         }
-        Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            Err(e) if e.as_bytes().len() <= MOST_MENDED => {
+                Ok(String::from_utf8_lossy(e.as_bytes()).into_owned())
+            }
+            Err(e) => Err(format!("{what} has {} bytes that are no UTF-8", e.as_bytes().len())),
+        }
+    }
+
+    /// A text that stands in messages.
+    fn name(&mut self, what: &str, most: u64) -> Result<String> {
+        let start = self.at;
+        let name = self.string(what)?;
+        match self.at - start {
+            len if len > most + 8 => Err(format!("{what} has {} bytes, {most} are possible", len - 8)),
+            _ if name.contains(char::is_control) => {
+                Err(format!("{what} has control characters: {}", name.escape_debug()))
+            }
+            _ => Ok(name),
+        }
     }
 
     fn value(&mut self, kind: u32, what: &str, depth: usize) -> Result<Value> {
@@ -179,20 +223,28 @@ impl<R: Read> Reader<R> {
 
     fn values(&mut self, what: &str, depth: usize) -> Result<Value> {
         let (kind, n) = (self.u32(what)?, self.length(what)?);
-        self.elements = self.elements.saturating_add(n);
-        if self.elements > MOST_ELEMENTS || depth > MOST_NESTED {
+        if depth > MOST_NESTED {
+            return Err(format!("{what} is an array nested {depth} deep: that is absurd"));
+        }
+        self.hold(n.saturating_mul(ELEMENT_BYTES), what)?;
+        // No element takes less than a byte.
+        if n > self.len - self.at {
             return Err(format!(
-                "{what} is an array of {n} elements, nested {depth} deep, of {} in all: that is absurd",
-                self.elements
+                "{what} is an array of {n} elements, the file ends before (truncated download?)"
             ));
         }
-        (0..n).map(|_| self.value(kind, what, depth)).collect::<Result<_>>().map(Value::Array)
+        let mut values = Vec::with_capacity(n as usize);
+        for _ in 0..n {
+            values.push(self.value(kind, what, depth)?);
+        }
+        Ok(Value::Array(values))
     }
 
     /// A tensor's name, what is said of it, and its bytes.
     fn tensor(&mut self, alignment: u64) -> Result<(String, TensorInfo, u64)> {
-        let name = self.string("a tensor's name")?;
+        let name = self.name("a tensor's name", MOST_NAME)?;
         let what = format!("tensor {name}");
+        self.hold(TENSOR_BYTES + 2 * name.len() as u64, &what)?;
         let dims = self.u32(&what)?;
         if dims == 0 || dims > MOST_DIMS {
             return Err(format!("{what} has {dims} dimensions, 1 to {MOST_DIMS} are possible"));

@@ -1,7 +1,10 @@
 //! What the metadata of a GGUF file says about the model.
 
 use super::tokenizer::{self, metadata::integer};
-use crate::llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks, YarnRope, activation};
+use crate::{
+    llama::{Config, Llama3RopeConfig, Llama3RopeType, LlamaEosToks, YarnRope, activation},
+    message::first_line,
+};
 use candle_core::{
     Error, Result, bail,
     quantized::gguf_file::{Content, Value},
@@ -155,6 +158,11 @@ fn architecture(content: &Content) -> Result<&str> {
 /// # Errors
 /// An architecture that is not supported, a mixture of experts, or metadata that are missing or make no sense; named.
 pub fn config(content: &Content) -> Result<Config> {
+    // Names in the file stand in the messages.
+    read(content).map_err(|e| Error::Msg(first_line(&e)))
+}
+
+fn read(content: &Content) -> Result<Config> {
     let m = Metadata { content, architecture: architecture(content)? };
     if let Some(n) = m.size("expert_count")?.filter(|n| *n > 0) {
         bail!("the model is a mixture of {n} experts, which is not supported");

@@ -10,6 +10,7 @@ pub(crate) mod vocabulary;
 
 use crate::tokenizer::{Frame, end_tokens_by_text};
 use candle_core::{Error, Result, quantized::gguf_file::Content};
+use candle_sparse::error::plain;
 use metadata::{Metadata, fail, flag, id, string};
 use own::Own;
 use tokenizers::Tokenizer;
@@ -159,5 +160,8 @@ pub fn eos_tokens(content: &Content) -> Vec<u32> {
 
 fn wrong(error: impl core::fmt::Display) -> Error {
     let text = error.to_string();
-    Error::Msg(format!("the tokenizer in the GGUF metadata: {}", text.lines().next().unwrap_or_default()))
+    Error::Msg(format!(
+        "the tokenizer in the GGUF metadata: {}",
+        plain(text.lines().next().unwrap_or_default())
+    ))
 }

@@ -1,7 +1,8 @@
 //! What `tokenizer_config.json` says about tokens.
 
-use super::{failed, frame};
+use super::{MOST_ADDED_BYTES, failed, frame};
 use candle_core::{Error, Result};
+use candle_sparse::input::check_json;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
@@ -18,6 +19,7 @@ const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 impl TokenizerConfig {
     pub(crate) fn from_json(json: &[u8]) -> Result<Self> {
+        check_json(json).map_err(|e| Error::Msg(format!("tokenizer_config.json {e}")))?;
         match serde_json::from_slice(json) {
             Ok(value @ Value::Object(_)) => Ok(Self(value)),
             Ok(_) => Err(Error::Msg("tokenizer_config.json: not an object".into())),
@@ -62,6 +64,12 @@ impl TokenizerConfig {
             }
             None => false,
         });
+        let bytes: usize = tokens.iter().map(|(_, token)| token.content.len()).sum();
+        if bytes > MOST_ADDED_BYTES {
+            return Err(Error::Msg(format!(
+                "tokenizer_config.json adds tokens of {bytes} bytes, {MOST_ADDED_BYTES} are possible"
+            )));
+        }
         tokenizer.add_tokens(tokens.into_iter().map(|(_, token)| token)).map_err(|e| failed(&*e))?;
         Ok(())
     }

@@ -97,22 +97,53 @@ impl<'a> TextStream<'a> {
         if self.tokenizer.get_added_vocabulary().is_special_token(&token) {
             return String::new();
         }
-        match &self.how {
-            How::ByteLevel => self.pending.extend(bytes_of(&token)),
-            How::Pieces { replace, bytes, .. } => match byte_of(&token).filter(|_| *bytes) {
-                Some(byte) => self.pending.push(byte),
-                None => {
-                    let text = replace.iter().fold(token, |text, (from, to)| text.replace(from, to));
-                    self.pending.extend(text.bytes());
-                }
-            },
-            How::Whole => {
+        match self.own_bytes(&token) {
+            Some(bytes) => self.pending.extend(bytes),
+            None => {
                 let text = self.text_behind_context(id);
                 self.pending.extend(text.bytes());
             }
         }
         self.strip_start();
         self.complete()
+    }
+
+    /// The bytes of a token by itself, those of a special token's name too: what probabilities of tokens are told of. It changes
+    /// nothing.
+    ///
+    /// ```
+    /// # use candle_sparse_models::{files::ModelFiles, tokenizer::TextStream};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    /// # let tokenizer = ModelFiles::from_folder(folder)?.load_tokenizer()?;
+    /// let ids = tokenizer.encode("Once upon", false).unwrap();
+    /// let stream = TextStream::new(&tokenizer);
+    /// let bytes: Vec<u8> = ids.get_ids().iter().flat_map(|&id| stream.token_bytes(id)).collect();
+    /// assert_eq!(bytes, b"Once upon");
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.tokenizer.id_to_token(id) else { return Vec::new() };
+        if self.tokenizer.get_added_vocabulary().is_special_token(&token) {
+            return token.into_bytes();
+        }
+        self.own_bytes(&token)
+            .unwrap_or_else(|| self.tokenizer.decode(&[id], false).unwrap_or_default().into_bytes())
+    }
+
+    /// The bytes of a token, where they do not depend on the tokens before it.
+    fn own_bytes(&self, token: &str) -> Option<Vec<u8>> {
+        match &self.how {
+            How::ByteLevel => Some(bytes_of(token)),
+            How::Pieces { replace, bytes, .. } => Some(match byte_of(token).filter(|_| *bytes) {
+                Some(byte) => vec![byte],
+                None => replace
+                    .iter()
+                    .fold(token.to_string(), |text, (from, to)| text.replace(from, to))
+                    .into_bytes(),
+            }),
+            How::Whole => None,
+        }
     }
 
     /// The rest of the text: U+FFFD for a character that was not completed.

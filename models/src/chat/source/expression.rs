@@ -319,6 +319,7 @@ impl Parser<'_> {
     pub(super) fn filter(&mut self) -> Parsed<String> {
         let mut name = self.name()?.to_string();
         while self.take(".") {
+            self.count()?;
             name = format!("{name}.{}", self.name()?);
         }
         if name.starts_with("__") {

@@ -57,6 +57,7 @@ impl Parser<'_> {
                 _ if text.is_empty() => return Err(self.unexpected()),
                 _ => return Ok(text),
             }
+            self.count()?;
             self.at += 1;
         }
     }
@@ -93,6 +94,7 @@ impl Parser<'_> {
     fn filter_chain(&mut self) -> Parsed<String> {
         let mut text = self.filter()?;
         while self.take("|") {
+            self.count()?;
             text = format!("{text}|{}", self.filter()?);
         }
         Ok(text)

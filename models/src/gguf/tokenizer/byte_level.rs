@@ -29,6 +29,10 @@ pub(super) fn tokenizer(metadata: &Metadata, notices: &mut Vec<String>) -> Resul
     let parts = merges.iter().flat_map(|(a, b)| [a.as_str(), b.as_str()]);
     let needed: HashSet<&str> = parts.chain(joined.iter().map(String::as_str)).collect();
     let ids = vocabulary.ids(&needed)?;
+    // Of a merge that is longer than every token its maker reads past the end.
+    if let Some(text) = joined.iter().find(|text| !ids.contains_key(*text)) {
+        return fail(format!("GGUF metadata: `{MERGES}` puts together '{text}', which is no token"));
+    }
     let ignore_merges = flag(metadata, "tokenizer.ggml.ignore_merges")?.unwrap_or(splits.ignore_merges);
     let mut bpe = BPE::builder().ignore_merges(ignore_merges);
     // Files name an unknown token where there is none: it serves only if its type says so.

@@ -1,6 +1,7 @@
 //! GGUF metadata with errors that name the key.
 
 use candle_core::{Error, Result, quantized::gguf_file::Value};
+use candle_sparse::error::plain;
 use std::collections::HashMap;
 
 pub(crate) type Metadata = HashMap<String, Value>;
@@ -9,7 +10,7 @@ pub(crate) const TOKENS: &str = "tokenizer.ggml.tokens";
 
 pub(super) fn fail<T>(message: String) -> Result<T> {
     // No backtrace, as `bail!` would add one: the file is to blame.
-    Err(Error::Msg(message))
+    Err(Error::Msg(plain(&message)))
 }
 
 pub(crate) fn string<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a str>> {

@@ -9,7 +9,7 @@ use super::{
     wrong,
 };
 use candle_core::{Result, quantized::gguf_file::Value};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use tokenizers::{Tokenizer, models::bpe::BPE};
 
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -26,7 +26,8 @@ pub(super) fn tokenizer(metadata: &Metadata, notices: &mut Vec<String>) -> Resul
     let Some(unknown) = vocabulary.texts.get(unknown as usize) else {
         return fail(format!("GGUF metadata: `tokenizer.ggml.unknown_token_id` is {unknown}: no such token"));
     };
-    let (ids, merges) = (vocabulary.ids(&HashSet::from([unknown.as_str()]))?, merges(&vocabulary, &scores));
+    let ids = vocabulary.ids(&HashSet::from([unknown.as_str()]))?;
+    let merges = merges(&vocabulary, &scores)?;
     let bpe = BPE::builder()
         .vocab_and_merges(ids, merges)
         .unk_token(unknown.clone())
@@ -62,37 +63,103 @@ fn scores(metadata: &Metadata) -> Result<Vec<f32>> {
     scores.iter().enumerate().map(score).collect()
 }
 
+/// More merges, or more text in them, no vocabulary has: the largest has 0.6 million of some 10 bytes.
+const MOST_MERGES: usize = 1 << 20;
+const MOST_MERGE_BYTES: usize = 1 << 25;
+
+/// A token that texts are put together of.
+struct Piece<'a> {
+    id: u32,
+    text: &'a str,
+    score: f32,
+    chars: usize,
+}
+
 /// All ways to put a piece together of two others, best pieces first: [`generate_merges`].
 ///
 /// [`generate_merges`]: https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/convert_slow_tokenizer.py#L122-L143
-fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Vec<(String, String)> {
+fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Result<Vec<(String, String)>> {
     let all = (0_u32..).zip(&vocabulary.texts).zip(scores).zip(&vocabulary.kinds);
-    let pieces: Vec<(u32, &str, f32)> = all
+    let pieces: Vec<Piece<'_>> = all
         .filter(|(_, kind)| **kind == Kind::Normal)
-        .map(|(((id, text), score), _)| (id, text.as_str(), *score))
+        .map(|(((id, text), score), _)| Piece { id, text, score: *score, chars: text.chars().count() })
         .collect();
-    let ids: HashMap<&str, u32> = pieces.iter().map(|&(id, text, _)| (text, id)).collect();
-    // Only where both parts have a length that some piece has is there anything to look up: a piece of a megabyte would
-    // otherwise take a megabyte's look-ups of a megabyte each.
-    let lengths: HashSet<usize> = pieces.iter().map(|(_, text, _)| text.len()).collect();
-    let mut merges = Vec::new();
-    for &(_, text, score) in &pieces {
+    let (begins, ends) = (longest_parts(&pieces, Side::Start), longest_parts(&pieces, Side::End));
+    let mut merges: Vec<[u32; 3]> = Vec::new();
+    let (mut lefts, mut rights, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (whole, piece) in pieces.iter().enumerate() {
         let first = merges.len();
-        for (chars, (at, _)) in text.char_indices().enumerate().skip(1) {
-            if !(lengths.contains(&at) && lengths.contains(&(text.len() - at))) {
-                continue;
-            }
-            let (left, right) = text.split_at(at);
-            if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
-                merges.push((score, chars, (left, right), (l, r)));
-            }
+        parts_of(whole, &begins, &mut lefts);
+        parts_of(whole, &ends, &mut rights);
+        // The longer the left part, the shorter the right one.
+        let mut right = rights.iter().rev().copied().peekable();
+        for &left in &lefts {
+            let missing = piece.text.len() - pieces[left as usize].text.len();
+            while right.next_if(|right| pieces[*right as usize].text.len() < missing).is_some() {}
+            merges.extend(
+                right
+                    .next_if(|right| pieces[*right as usize].text.len() == missing)
+                    .map(|right| [whole as u32, left, right]),
+            );
         }
-        merges[first..].sort_by_key(|&(.., ids)| ids);
+        bytes += (merges.len() - first) * piece.text.len();
+        if merges.len() > MOST_MERGES || bytes > MOST_MERGE_BYTES {
+            return fail(format!(
+                "GGUF metadata: the tokens up to {} of `{TOKENS}` are made of one another in {} ways, which are merges of {} \
+                 MB: no vocabulary is",
+                piece.id,
+                merges.len(),
+                bytes >> 20
+            ));
+        }
+        merges[first..]
+            .sort_by_key(|[_, left, right]| (pieces[*left as usize].id, pieces[*right as usize].id));
     }
+    let at = |piece: &u32| &pieces[*piece as usize];
     // Pieces of the same score and the same left length: the one whose right part is longer is itself longer.
-    merges.sort_by(|(score_a, chars_a, a, _), (score_b, chars_b, b, _)| {
-        let right = |pair: &(&str, &str)| pair.1.chars().count();
-        score_b.total_cmp(score_a).then(chars_b.cmp(chars_a)).then_with(|| right(b).cmp(&right(a)))
+    merges.sort_by(|[a, left_a, right_a], [b, left_b, right_b]| {
+        let chars = |piece: &u32| at(piece).chars;
+        let scores = at(b).score.total_cmp(&at(a).score);
+        scores.then(chars(left_b).cmp(&chars(left_a))).then_with(|| chars(right_b).cmp(&chars(right_a)))
     });
-    merges.into_iter().map(|(_, _, (left, right), _)| (left.to_string(), right.to_string())).collect()
+    let texts = |[_, left, right]: &[u32; 3]| (at(left).text.to_string(), at(right).text.to_string());
+    Ok(merges.iter().map(texts).collect())
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Start,
+    End,
+}
+
+/// Of each piece the longest other one that it begins or ends with. In the order of their texts a piece stands behind all that it
+/// begins with, and those are a chain: one pass finds them, however long and alike the pieces are.
+fn longest_parts(pieces: &[Piece<'_>], side: Side) -> Vec<Option<u32>> {
+    let text = |piece: u32| pieces[piece as usize].text;
+    let is_part = |part: u32, whole: u32| match side {
+        Side::Start => text(whole).starts_with(text(part)),
+        Side::End => text(whole).ends_with(text(part)),
+    };
+    let mut order: Vec<u32> = (0..pieces.len() as u32).collect();
+    match side {
+        Side::Start => order.sort_by_key(|piece| text(*piece)),
+        Side::End => order.sort_by(|a, b| text(*a).bytes().rev().cmp(text(*b).bytes().rev())),
+    }
+    let (mut longest, mut chain) = (vec![None; pieces.len()], Vec::new());
+    for piece in order {
+        while chain.pop_if(|last| !is_part(*last, piece)).is_some() {}
+        longest[piece as usize] = chain.last().copied();
+        chain.push(piece);
+    }
+    longest
+}
+
+/// All parts of a piece on one side, the longest first.
+fn parts_of(piece: usize, longest: &[Option<u32>], parts: &mut Vec<u32>) {
+    parts.clear();
+    let mut next = longest[piece];
+    while let Some(part) = next {
+        parts.push(part);
+        next = longest[part as usize];
+    }
 }

@@ -6,6 +6,7 @@ use super::{
     own::Own,
     wrong,
 };
+use crate::tokenizer::MOST_ADDED_BYTES;
 use candle_core::{Result, quantized::gguf_file::Value};
 use std::collections::HashSet;
 use tokenizers::{AddedToken, Tokenizer, models::bpe::Vocab};
@@ -98,12 +99,19 @@ impl Vocabulary {
     /// Adds the tokens that stand for themselves in a text.
     pub(super) fn add_tokens(&self, tokenizer: &mut Tokenizer, own: &Own) -> Result<()> {
         let mut tokens: Vec<AddedToken> = Vec::new();
-        for (text, kind) in self.texts.iter().zip(&self.kinds) {
+        let mut bytes = 0;
+        for (id, (text, kind)) in self.texts.iter().zip(&self.kinds).enumerate() {
             let special = match kind {
                 Kind::Unknown | Kind::Control => true,
                 Kind::UserDefined => false,
                 _ => continue,
             };
+            bytes += text.len();
+            if bytes > MOST_ADDED_BYTES {
+                return fail(format!(
+                    "GGUF metadata: with token {id} those that are looked for in texts have more than {MOST_ADDED_BYTES} bytes"
+                ));
+            }
             let token = AddedToken::from(text.clone(), special).normalized(false);
             tokens.push(own.flags_of(text).map_or(token.clone(), |flags| flags.apply(token)));
         }

@@ -1,0 +1,16 @@
+//! The server as clients meet it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "serve/answers.rs"]
+mod answers;
+#[path = "serve/clients.rs"]
+mod clients;
+mod common;
+#[path = "../common/fields.rs"]
+mod fields;
+#[path = "serve/others.rs"]
+mod others;
+#[path = "serve/server.rs"]
+mod server;
+#[path = "serve/wrong.rs"]
+mod wrong;
