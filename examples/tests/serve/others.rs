@@ -121,7 +121,7 @@ fn replicas_behind_nginx_know_what_belongs_to_them() {
         println!("{SKIPPED}");
         return;
     }
-    let [a, b] = [(); 2].map(|()| Server::start(&["--threads", "1"]));
+    let [a, b] = [(); 2].map(|()| Server::slow(&["--threads", "1"]));
     let nginx = Nginx::start([&a, &b]);
     let document =
         |i: usize| format!("Tale {i}: {}", "the king had a daughter who was beautiful. ".repeat(20));

@@ -52,6 +52,11 @@ impl Server {
         Self::with_env(args, &[])
     }
 
+    /// One that takes its time, so that something can happen meanwhile.
+    pub(crate) fn slow(args: &[&str]) -> Self {
+        Self::with_env(args, &[("CANDLE_SPARSE_LEVEL", "scalar")])
+    }
+
     pub(crate) fn with_env(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = program("serve");
         command.args(["--port", "0"]).args(args).env_remove("CANDLE_SPARSE_API_KEY");
