@@ -22,6 +22,8 @@ use tokenizers::Tokenizer;
 
 /// Texts of `stop` at most: each is looked for in all that is written.
 const MOST_STOPS: usize = 16;
+/// Bytes of all of them: every text that a request asks for has its own copy.
+const MOST_STOP_BYTES: usize = 4096;
 
 /// What a model needs to know to be asked.
 #[derive(Debug)]
@@ -145,6 +147,11 @@ impl Asker {
         };
         if stops.len() > MOST_STOPS {
             let problem = format!("{} texts are more than {MOST_STOPS}", stops.len());
+            return Err(Wrong::value(fields.name("stop"), problem));
+        }
+        let bytes: usize = stops.iter().map(String::len).sum();
+        if bytes > MOST_STOP_BYTES {
+            let problem = format!("{bytes} bytes are more than {MOST_STOP_BYTES}");
             return Err(Wrong::value(fields.name("stop"), problem));
         }
         if stops.iter().any(String::is_empty) {

@@ -6,8 +6,9 @@ use crate::{
     fields::{Fields, Wrong},
 };
 use axum::http::StatusCode;
+use candle_sparse::input::check_json;
 use candle_sparse_models::engine::Request;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Answers to one prompt at most.
 const MOST_CHOICES: u64 = 16;
@@ -52,15 +53,18 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Reads the body of a request to the model `name`.
-    pub(crate) fn new(asker: &Asker, kind: Kind, name: &str, body: &[u8]) -> Result<Self, ApiError> {
-        let value = serde_json::from_slice(body).map_err(|error| {
-            ApiError::invalid(
-                StatusCode::BAD_REQUEST,
-                "invalid_json",
-                format!("the body is no JSON: {error}"),
-            )
-        })?;
+    /// Reads the body of a request to the model `name`, which may ask for `most` texts.
+    pub(crate) fn new(
+        asker: &Asker,
+        kind: Kind,
+        name: &str,
+        most: usize,
+        body: &[u8],
+    ) -> Result<Self, ApiError> {
+        let invalid = |problem| ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_json", problem);
+        check_json(body).map_err(|error| invalid(format!("the body {error}")))?;
+        let value = serde_json::from_slice(body);
+        let value = value.map_err(|error| invalid(format!("the body is no JSON: {error}")))?;
         let mut fields = Fields::new(value, "")?;
         check_model(&mut fields, name)?;
         refuse(&mut fields, kind)?;
@@ -76,13 +80,28 @@ impl Asked {
         let prompt = fields.needed(if kind == Kind::Chat { "messages" } else { "prompt" })?;
         // Before the prompt is read, which can take a while.
         fields.finish()?;
+        let n = n as usize;
+        check_texts(&prompt, n, most)?;
         let prompts = match kind {
             Kind::Chat => vec![asker.chat(prompt)?],
             Kind::Text => asker.texts(prompt)?,
         };
-        let n = n as usize;
         let requests = requests(asker, &prompts, &wish, n, alternatives);
         Ok(Self { kind, stream, include_usage, logprobs: alternatives.is_some(), n, requests })
+    }
+}
+
+/// Refuses more texts than could ever wait, before any of them is read: each has the stops and the settings of the request.
+fn check_texts(prompt: &Value, n: usize, most: usize) -> Result<(), Wrong> {
+    let prompts = match prompt {
+        Value::Array(list) if !list.iter().all(|item| item.is_number() || item.is_object()) => list.len(),
+        _ => 1,
+    };
+    match prompts.saturating_mul(n) {
+        texts if texts > most => {
+            Err(Wrong::value("n", format_args!("{texts} texts at a time are more than {most}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,6 @@ use crate::{
     asked::{Asked, Kind, no_model},
     engine::Handle,
     error::{ApiError, json_response},
-    fields::Wrong,
     guard,
     logprobs::Spelling,
     metrics::Metrics,
@@ -87,15 +86,11 @@ async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> 
     let body = body(&app, request).await?;
     // A long text takes a while to become tokens: others are answered meanwhile.
     let reader = app.clone();
-    let read = move || Asked::new(&reader.asker, kind, &reader.name, &body);
+    let read = move || Asked::new(&reader.asker, kind, &reader.name, reader.max_queued, &body);
     let asked = tokio::task::spawn_blocking(read).await;
     let mut asked = asked.map_err(|_| ApiError::internal("the request could not be read"))??;
     let requests = std::mem::take(&mut asked.requests);
     let texts = requests.len();
-    if texts > app.max_queued {
-        let most = app.max_queued;
-        return Err(Wrong::value("n", format_args!("{texts} texts at a time are more than {most}")).into());
-    }
     let events = app.engine.add(requests).await?;
     let spelling = Spelling::new(app.asker.tokenizer.clone());
     let shape = Shape::new(&asked, random(), seconds(SystemTime::now()), &app.name, spelling);

@@ -8,6 +8,8 @@ mod clients;
 mod common;
 #[path = "../common/fields.rs"]
 mod fields;
+#[path = "serve/hostile.rs"]
+mod hostile;
 #[path = "serve/others.rs"]
 mod others;
 #[path = "serve/server.rs"]
