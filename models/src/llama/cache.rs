@@ -64,7 +64,7 @@ impl Cache {
     /// What `model` runs on with this cache.
     pub(crate) fn decoding<'a>(&'a mut self, model: &'a Llama, logits_dtype: DType) -> Option<Decoding<'a>> {
         let (alone, decoder) = (self.use_kv_cache && self.kv.batch_size() <= 1, model.decoder());
-        alone.then(|| Decoding { decoder, cache: &mut self.kv, scratch: &mut self.scratch, logits_dtype })
+        alone.then_some(Decoding { decoder, cache: &mut self.kv, scratch: &mut self.scratch, logits_dtype })
     }
 
     /// Number of positions held.

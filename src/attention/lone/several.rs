@@ -113,7 +113,7 @@ impl Token<'_> {
         let plain = self.select.recalls(self.cache, self.position / PAGE_LEN).is_empty();
         // The first token of a page does not read it. What is not a number would spoil those that do not see it.
         let same_page =
-            other.position % PAGE_LEN > 0 && self.position / PAGE_LEN == other.position / PAGE_LEN;
+            !other.position.is_multiple_of(PAGE_LEN) && self.position / PAGE_LEN == other.position / PAGE_LEN;
         plain
             && same_page
             && std::ptr::eq(self.cache, other.cache)
