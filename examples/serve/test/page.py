@@ -1,6 +1,6 @@
-"""The page in a headless Chromium: type, stream, stop, second turn, new chat, a phone, a key.
+"""The page in a headless Chromium: type, stream, stop, second turn, new chat, a phone, a key, a model that does not converse.
 
-    page.py URL [KEY] [FOLDER for pictures]
+    page.py URL KEY URL-OF-A-MODEL-WITHOUT-TEMPLATE [FOLDER for pictures]
 
 Needs Debian's chromium and chromium-driver, and nothing of Python's but its library: WebDriver is JSON over HTTP.
 """
@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
-URL, KEY, PICTURES = (sys.argv[1:] + [None, None])[:3]
+URL, KEY, PLAIN, PICTURES = (sys.argv[1:] + [None])[:4]
 OPTIONS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1100,800"]
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
@@ -80,9 +80,8 @@ def wait(what, come, seconds=30):
 
 def check(browser):
     browser.ask("POST", "/url", {"url": URL})
-    if KEY:
-        wait("it asks for the key", lambda: browser.shown("#key"))
-        browser.type("#key", KEY + "\n")
+    wait("it asks for the key", lambda: browser.shown("#key"))
+    browser.type("#key", KEY + "\n")
     wait("the model's name", lambda: browser.run("return document.title") and
          browser.run("return document.getElementById('memory').textContent") != "")
     assert not browser.shown("#stop") and browser.shown("#send")
@@ -166,9 +165,22 @@ def check(browser):
     assert not wrong, wrong
 
 
+def check_plain(browser):
+    """Without a template the text goes on, and what was said before is its beginning."""
+    browser.ask("POST", "/url", {"url": PLAIN})
+    wait("it says so", lambda: "does not converse" in browser.run("return document.getElementById('text').placeholder"))
+    assert not browser.shown("#key")
+    for number, text in enumerate(["Once upon a time", " Then"], 1):
+        browser.type("#text", text + "\n")
+        wait("the text goes on", lambda: len(browser.said("assistant")) == number and browser.shown("#send"))
+        assert browser.said("assistant")[-1] and not browser.said("wrong"), browser.said("wrong")
+    assert "read" in browser.run("return document.getElementById('speed').textContent")
+
+
 browser = Browser()
 try:
     check(browser)
+    check_plain(browser)
     print("page ok")
 finally:
     try:

@@ -64,7 +64,8 @@ fn the_page_works_in_a_browser() {
     let folder = tempfile::tempdir().unwrap();
     // Slow enough for a click on Stop.
     let server = chat_server(folder.path(), "scalar");
-    succeeds(Command::new(python).arg(file("page.py")).args([&server.url(), "s3cret"]));
+    let plain = Server::start(&[]);
+    succeeds(Command::new(python).arg(file("page.py")).args([&server.url(), "s3cret", &plain.url()]));
 }
 
 /// nginx with the configuration that the documentation gives, for these replicas.
