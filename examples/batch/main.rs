@@ -109,7 +109,7 @@ fn run(cli: &Cli) -> Result<()> {
     interrupt.let_end();
     let report = run.report(start.elapsed().as_secs_f64());
     if cli.output.json {
-        output::line(&report.json())?;
+        output::line(report.json())?;
     }
     output::status(report.line(&cli.out));
     ended?;

@@ -106,7 +106,7 @@ impl Fields {
 
     /// An integer within a range; 3.0 is one too.
     pub(crate) fn integer(&mut self, field: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Wrong> {
-        let whole = |n: f64| (n.fract() == 0.0 && n >= 0.0 && n < 9e15).then_some(n as u64);
+        let whole = |n: f64| (n.fract() == 0.0 && (0.0..9e15).contains(&n)).then_some(n as u64);
         let get = |value: &Value| value.as_u64().or_else(|| whole(value.as_f64()?));
         // A negative one is of the right kind, so it is told that it is too small.
         let negative = self.left.get(field).and_then(Value::as_i64).filter(|n| *n < 0);

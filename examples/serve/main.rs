@@ -160,7 +160,8 @@ fn run(cli: &Cli) -> Result<()> {
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
     if key.is_none() && !cli.http.host.is_loopback() {
         output::note(format_args!(
-            "anybody who reaches {address} may ask: set {} to ask for a key",
+            "anybody who reaches {} may ask: set {} to ask for a key",
+            cli.http.host,
             guard::KEY
         ));
     }

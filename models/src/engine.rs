@@ -111,7 +111,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Setting`]: an option makes no sense. [`Error::File`]: the folder of prefixes cannot be used.
     pub fn new(model: &Llama, tokenizer: Option<Arc<Tokenizer>>, options: EngineOptions) -> Result<Self> {
-        options.check()?;
+        options.check(model.decoder())?;
         let prefixes = Prefixes::new(model.decoder(), &options)?;
         Ok(Self {
             model: model.clone(),

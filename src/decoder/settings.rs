@@ -1,6 +1,7 @@
 //! What can be set on a loaded model: which neurons and which positions it leaves out.
 
 use super::{Decoder, DenseFfn, Ffn, Layer, Projection, Sparse};
+use crate::tuning::FEW_ROWS;
 use crate::{
     AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::ModelSelection,
 };
@@ -86,6 +87,13 @@ impl Decoder {
     pub(super) fn selector(&self) -> Selector<'_> {
         let checked = Selector::new(self.attention, &self.gates, self.layers.len());
         checked.expect("settings are checked where they are set, gates where they are given")
+    }
+
+    /// Tokens that a part of a prompt must have so that its numbers have the bits that they have in the whole: 1, or 8 where an FFN is
+    /// held neuron by neuron, whose sums are cut in another way for few tokens. A prompt of fewer is a part by itself.
+    #[must_use]
+    pub fn least_part(&self) -> usize {
+        if self.layers.iter().any(|l| l.ffn.sparse().is_some()) { FEW_ROWS } else { 1 }
     }
 
     /// Whether products round activations to 8 bits, as products with quantised matrices do.

@@ -80,7 +80,7 @@ fn joined(events: &[&str], index: usize, text: impl Fn(&Value) -> Option<&str>) 
     let pieces = events.iter().filter(|data| **data != "[DONE]");
     let pieces: Vec<Value> = pieces.map(|data| serde_json::from_str(data).unwrap()).collect();
     let choices = pieces.iter().filter_map(|piece| piece["choices"].get(0));
-    choices.filter(|choice| choice["index"] == index).filter_map(|choice| text(choice)).collect()
+    choices.filter(|choice| choice["index"] == index).filter_map(text).collect()
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn two_requests_on_one_connection_are_answered_in_turn() {
 /// A text that nobody waits for any more is not written to its end.
 #[test]
 fn who_goes_away_is_not_written_for() {
-    let server = Server::start(&[]);
+    let server = Server::slow(&[]);
     for stream in [false, true] {
         let before = server.wait_idle()["tokens"]["written"].as_u64().unwrap();
         let mut body =
@@ -188,7 +188,7 @@ fn refused(server: &Server) -> bool {
 #[test]
 #[cfg(unix)]
 fn what_takes_longer_than_the_grace_is_told_so() {
-    let mut server = Server::start(&["--threads", "1", "--grace", "0"]);
+    let mut server = Server::slow(&["--threads", "1", "--grace", "0"]);
     let body = json!({ "prompt": "The king", "max_tokens": 900, "seed": 5, "temperature": 1.2, "n": 8 });
     let mut connection = server.connect();
     connection.write_all(post(&body).as_bytes()).unwrap();

@@ -12,13 +12,11 @@ use std::{
     process::{Child, Command},
 };
 
+const SKIPPED: &str = "skipped: CANDLE_SPARSE_TEST_CLIENTS names no Python with OpenAI's client";
+
 /// The Python to use, where these tests are wanted.
 fn python() -> Option<PathBuf> {
-    let python = std::env::var_os("CANDLE_SPARSE_TEST_CLIENTS");
-    if python.is_none() {
-        println!("skipped: CANDLE_SPARSE_TEST_CLIENTS names no Python with OpenAI's client");
-    }
-    python.map(PathBuf::from)
+    std::env::var_os("CANDLE_SPARSE_TEST_CLIENTS").map(PathBuf::from)
 }
 
 fn file(name: &str) -> PathBuf {
@@ -43,7 +41,11 @@ fn succeeds(command: &mut Command) {
 
 #[test]
 fn the_official_client_is_served() {
-    let (Some(python), folder) = (python(), tempfile::tempdir().unwrap()) else { return };
+    let Some(python) = python() else {
+        println!("{SKIPPED}");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
     let server = chat_server(folder.path(), "");
     succeeds(Command::new(python).arg(file("openai_client.py")).args([&server.url(), "s3cret"]));
     // The client that stopped reading.
@@ -55,7 +57,11 @@ fn the_official_client_is_served() {
 
 #[test]
 fn the_page_works_in_a_browser() {
-    let (Some(python), folder) = (python(), tempfile::tempdir().unwrap()) else { return };
+    let Some(python) = python() else {
+        println!("{SKIPPED}");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
     // Slow enough for a click on Stop.
     let server = chat_server(folder.path(), "scalar");
     succeeds(Command::new(python).arg(file("page.py")).args([&server.url(), "s3cret"]));
@@ -112,9 +118,10 @@ impl Drop for Nginx {
 #[test]
 fn replicas_behind_nginx_know_what_belongs_to_them() {
     if python().is_none() {
+        println!("{SKIPPED}");
         return;
     }
-    let [a, b] = [(); 2].map(|()| Server::start(&["--threads", "1"]));
+    let [a, b] = [(); 2].map(|()| Server::slow(&["--threads", "1"]));
     let nginx = Nginx::start([&a, &b]);
     let document =
         |i: usize| format!("Tale {i}: {}", "the king had a daughter who was beautiful. ".repeat(20));

@@ -3,7 +3,7 @@
 use super::common::program;
 use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     process::{Child, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -50,6 +50,11 @@ impl Reply {
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Self {
         Self::with_env(args, &[])
+    }
+
+    /// One that takes its time, so that something can happen meanwhile.
+    pub(crate) fn slow(args: &[&str]) -> Self {
+        Self::with_env(args, &[("CANDLE_SPARSE_LEVEL", "scalar")])
     }
 
     pub(crate) fn with_env(args: &[&str], env: &[(&str, &str)]) -> Self {
@@ -165,8 +170,13 @@ pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 /// All that comes until the end, or until the connection is reset.
 pub(crate) fn rest(stream: &mut TcpStream) -> String {
     let (mut all, mut part) = (Vec::new(), [0; 4096]);
-    while let Ok(n @ 1..) = stream.read(&mut part) {
-        all.extend_from_slice(&part[..n]);
+    loop {
+        match stream.read(&mut part) {
+            Ok(n @ 1..) => all.extend_from_slice(&part[..n]),
+            // A process that was stopped for a while goes on so.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => break,
+        }
     }
     String::from_utf8(all).unwrap()
 }

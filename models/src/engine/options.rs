@@ -1,6 +1,6 @@
 //! What an engine is allowed to use.
 
-use crate::{KvConfig, KvDType, speculation::Speculation};
+use crate::{KvConfig, KvDType, decoder::Decoder, speculation::Speculation};
 use candle_core::Result;
 use candle_sparse::Error;
 use std::path::PathBuf;
@@ -84,13 +84,16 @@ impl EngineOptions {
 
     /// # Errors
     /// [`Error::Setting`]: a number that leaves nothing to do.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, decoder: &Decoder) -> Result<()> {
         let wrong = |name, problem: &str| Err(Error::Setting { name, problem: problem.into() }.into());
         if self.max_sequences == 0 {
             return wrong("max_sequences", "0 sequences: give at least 1");
         }
-        if self.prompt_chunk == 0 {
-            return wrong("prompt_chunk", "0 positions: give at least 1, 128 is a good number");
+        if self.prompt_chunk < decoder.least_part() {
+            let (given, least) = (self.prompt_chunk, decoder.least_part());
+            let problem =
+                format!("{given} positions: this model needs at least {least}, 128 is a good number");
+            return wrong("prompt_chunk", &problem);
         }
         if self.prefix_folder.is_some() && self.prefix_bytes == 0 {
             return wrong(

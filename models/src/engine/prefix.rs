@@ -22,17 +22,17 @@ const LEAST: usize = PAGE_LEN;
 /// Where what was read can be cut so that what is read behind it has the same bits as if all were read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cuts {
-    /// Keys and values are exact, and a row's bits do not depend on the rows beside it.
+    /// Keys and values are exact, and a row's bits do not depend on the rows beside it, of [enough](Decoder::least_part) rows.
     Anywhere,
-    /// Pages become colder, gates see whole texts, or blocks that leave neurons out sum few rows in another way: only what was read
-    /// by the same chunks of so many positions is the same, and it cannot be cut.
+    /// Pages become colder, or gates see whole texts: only what was read by the same chunks of so many positions is the same, and it
+    /// cannot be cut.
     AtChunks(usize),
 }
 
 impl Cuts {
     pub(super) fn of(decoder: &Decoder, options: &EngineOptions) -> Self {
         let gated = decoder.attention_config().mode == AttentionMode::Gated;
-        match options.kv.is_tiered() || gated || decoder.sparse_config().is_some() {
+        match options.kv.is_tiered() || gated {
             true => Self::AtChunks(options.prompt_chunk),
             false => Self::Anywhere,
         }
@@ -82,6 +82,8 @@ pub(super) enum Place {
 #[derive(Debug)]
 pub(super) struct Prefixes {
     cuts: Cuts,
+    /// Tokens of a prompt that are read always: the last one, whose logits are wanted, and [as many](Decoder::least_part) as belong to it.
+    least_read: usize,
     max_bytes: usize,
     entries: Vec<Entry>,
     clock: u64,
@@ -104,7 +106,16 @@ impl Prefixes {
             }
             None => None,
         };
-        Ok(Self { cuts, max_bytes: options.prefix_bytes, entries: Vec::new(), clock: 0, folder, notices })
+        let least_read = decoder.least_part();
+        Ok(Self {
+            cuts,
+            least_read,
+            max_bytes: options.prefix_bytes,
+            entries: Vec::new(),
+            clock: 0,
+            folder,
+            notices,
+        })
     }
 
     /// Whether anything is shared.
@@ -112,12 +123,16 @@ impl Prefixes {
         self.max_bytes == 0
     }
 
-    /// How much of a prompt the others' `ids`, of which `len` were or will be read, can serve; its last token is read always: its
-    /// logits are wanted.
+    /// How much of a prompt the others' `ids`, of which `len` were or will be read, can serve.
     pub(super) fn shared(&self, prompt: &[u32], ids: &[u32], len: usize) -> usize {
         let ids = &ids[..len.min(ids.len())];
-        let usable = self.cuts.usable(common(&prompt[..prompt.len() - 1], ids));
+        let usable = self.cuts.usable(common(self.sharable(prompt), ids));
         if usable < LEAST { 0 } else { usable }
+    }
+
+    /// What of a prompt others can have read.
+    fn sharable<'a>(&self, prompt: &'a [u32]) -> &'a [u32] {
+        &prompt[..prompt.len().saturating_sub(self.least_read)]
     }
 
     /// How much of a running sequence's prompt, as far as it is read, another one can begin with.
@@ -126,14 +141,17 @@ impl Prefixes {
         if self.cuts == Cuts::Anywhere && continues(cache, len) { len } else { 0 }
     }
 
-    /// The longest prefix of a prompt that is held, and where.
-    pub(super) fn find(&mut self, prompt: &[u32]) -> Option<(usize, Place)> {
+    /// The longest prefix of a prompt that is held, and where; of files those alone whose positions `fits`.
+    pub(super) fn find(&mut self, prompt: &[u32], fits: &dyn Fn(usize) -> bool) -> Option<(usize, Place)> {
         self.clock += 1;
-        let wanted = &prompt[..prompt.len() - 1];
+        let wanted = self.sharable(prompt);
         let best = (0..self.entries.len()).map(|i| (self.of_entry(i, wanted), i)).max();
         let (len, i) = best.unwrap_or_default();
-        let file =
-            self.folder.as_ref().and_then(|f| f.find(wanted, self.cuts)).filter(|(of, _)| *of >= len + LEAST);
+        let file = self
+            .folder
+            .as_ref()
+            .and_then(|f| f.find(wanted, self.cuts, fits))
+            .filter(|(of, _)| *of >= len + LEAST);
         if let Some((len, path)) = file {
             return Some((len, Place::File(path)));
         }

@@ -43,7 +43,7 @@ impl Engine {
         let sequence = &mut self.running[i];
         if sequence.cache.len() == sequence.prompt_len {
             sequence.begin_writing();
-            let written = sequence.write(&self.logits, vocab_size);
+            let written = sequence.write_caught(&self.logits, vocab_size);
             self.tell(id, written);
         }
     }
@@ -77,7 +77,10 @@ impl Engine {
         let running = |s: &Sequence| self.prefixes.shared_now(&prompt, s.prompt(), &s.cache);
         let best = (0..self.running.len()).filter(|j| *j != i).map(|j| (running(&self.running[j]), j)).max();
         let (shared, j) = best.unwrap_or_default();
-        let found = self.prefixes.find(&prompt).filter(|(len, _)| *len > shared);
+        // A file is read whole: one that is longer than the sequence may come to be has no room.
+        let (empty, reserved) = (self.running[i].cache.clone(), self.running[i].reserved);
+        let fits = |positions: usize| empty.bytes_at(1, positions) <= reserved;
+        let found = self.prefixes.find(&prompt, &fits).filter(|(len, _)| *len > shared);
         let held = found.as_ref().map_or(shared, |(len, _)| *len);
         if self.waits_for_another(i, &prompt, held) {
             return false;
@@ -110,7 +113,10 @@ impl Engine {
         };
         let best = (0..self.running.len()).map(|j| (promise(&self.running[j]), j)).max();
         let Some((len, j)) = best.filter(|(len, _)| *len > held) else { return false };
-        self.running[j].marks.push(len);
+        let marks = &mut self.running[j].marks;
+        if !marks.contains(&len) {
+            marks.push(len);
+        }
         true
     }
 
@@ -181,7 +187,8 @@ impl Engine {
         let wanted = match self.cuts {
             Cuts::Anywhere => len == prompt_len,
             Cuts::AtChunks(chunk) => {
-                len % chunk == 0 && (len == (prompt_len - 1) / chunk * chunk || sequence.marks.contains(&len))
+                let last = prompt_len.saturating_sub(self.model.decoder().least_part()) / chunk * chunk;
+                len % chunk == 0 && (len == last || sequence.marks.contains(&len))
             }
         };
         if wanted && !self.prefixes.is_off() {
@@ -195,7 +202,13 @@ impl Engine {
 fn read_chunk(decoder: &Decoder, s: &mut Sequence, chunk: usize, logits: &mut [f32]) -> Result<()> {
     let start = s.cache.len();
     // From the beginning of the prompt, so that company changes no chunk of it.
-    let end = (start / chunk + 1).saturating_mul(chunk).min(s.prompt_len);
+    let (mut end, least) = ((start / chunk + 1).saturating_mul(chunk), decoder.least_part());
+    if end - start < least {
+        end = end.saturating_add(chunk);
+    }
+    if s.prompt_len.saturating_sub(end) < least {
+        end = s.prompt_len;
+    }
     let (ids, step) =
         (Input::Ids(&s.ids[start..end]), Step { batch: 1, seq_len: end - start, index_pos: start });
     if end - start == 1 && s.prompt_len > 1 {

@@ -1,6 +1,6 @@
 //! A sequence that is read or written.
 
-use super::{EventKind, FinishReason, Finished, Request, SequenceId, TokenLogprobs};
+use super::{EventKind, FinishReason, Finished, Request, SequenceId, TokenLogprobs, failure::caught};
 use crate::{
     decoder::{Decoder, Scratch, Turn},
     kv_cache::KvCache,
@@ -176,8 +176,14 @@ impl Sequence {
         Turn { ids: turn, cache, scratch }
     }
 
+    /// [`Self::write`], whatever goes wrong.
+    pub(super) fn write_caught(&mut self, logits: &[f32], vocab_size: usize) -> Written {
+        let written = caught(|| Ok(self.write(logits, vocab_size)));
+        written.unwrap_or_else(|failure| Written::failed(failure.text()))
+    }
+
     /// Chooses the next tokens by `logits` `[rows, vocab_size]`: one, and another one as long as the token before was guessed.
-    pub(super) fn write(&mut self, logits: &[f32], vocab_size: usize) -> Written {
+    fn write(&mut self, logits: &[f32], vocab_size: usize) -> Written {
         let mut written = Written::default();
         let draft = std::mem::take(&mut self.turn);
         let (draft, end) = (draft.get(1..).unwrap_or_default(), self.cache.len());

@@ -124,7 +124,7 @@ fn choose(
     };
     let each: Vec<_> = ready.into_iter().zip(read).map(with_logits).collect();
     let one = |(s, read, logits): (&mut Sequence, Result<(), Failure>, &[f32])| match read {
-        Ok(()) => (s.id, s.write(logits, vocab_size)),
+        Ok(()) => (s.id, s.write_caught(logits, vocab_size)),
         Err(failure) => (s.id, Written::failed(failure.text())),
     };
     if one_thread || each.len() == 1 {

@@ -61,7 +61,8 @@ impl Costs {
         most: usize,
         others: usize,
     ) -> (usize, f64) {
-        let plain = (others + 1) as f64 / self.steps(others + 1);
+        // Sequences are read one by one where a step of all is dearer.
+        let plain = (others + 1) as f64 / self.steps(others + 1).min((others + 1) as f64);
         let (mut best, mut kept, mut sum) = ((0, 1.0), 1.0, (others + 1) as f64);
         for (n, right) in (1..=most.min(WIDTHS[WIDTHS.len() - 1] - 1)).zip(right) {
             kept *= right;

@@ -56,7 +56,7 @@ fn texts_are_the_same_with_any_number_of_threads() {
         let all = cases(&LoadOptions::default().with_threads(Threads::new(threads).ok()));
         let text = |case: Case| {
             let came = run(&mut engine(&case.model, options(&case)), requests());
-            came.into_iter().map(|o| o.ids).collect::<Vec<_>>()
+            came.into_iter().map(|o| (o.ids, o.logprobs)).collect::<Vec<_>>()
         };
         all.into_iter().map(text).collect::<Vec<_>>()
     };

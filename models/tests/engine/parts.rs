@@ -6,7 +6,7 @@ use candle_sparse_models::{
     engine::{Engine, EngineOptions, Event, EventKind, FinishReason, Finished, Request, SequenceId},
     files::ModelFiles,
     llama::{Llama, LoadOptions},
-    pretrained::Pretrained,
+    pretrained::{self, Pretrained},
     sampling::Sampling,
 };
 use std::{
@@ -49,6 +49,15 @@ pub(crate) struct Case {
     pub(crate) kv: KvConfig,
 }
 
+/// As a Mistral: a token sees 100 positions.
+fn windowed(options: &LoadOptions) -> Llama {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
+    let files = ModelFiles::from_folder(folder).unwrap();
+    let mut config = loaded(options.clone()).config;
+    config.sliding_window = Some(100);
+    Llama::load_with(pretrained::var_builder(&files, None).unwrap(), &config, options.clone()).unwrap()
+}
+
 pub(crate) fn tiered() -> KvConfig {
     KvConfig::tiered().with_hot(40).with_warm(100)
 }
@@ -74,6 +83,7 @@ pub(crate) fn cases(options: &LoadOptions) -> Vec<Case> {
         case("recall", &attention(AttentionMode::Recall), exact),
         case("recall, tiered", &attention(AttentionMode::Recall), tiered()),
         case("gated", &attention(AttentionMode::Gated), exact),
+        case("window", &windowed(options), exact),
         case("profile", &sparse, exact),
         case("profile, tiered", &sparse, tiered()),
     ]
@@ -102,7 +112,7 @@ pub(crate) fn requests() -> Vec<Request> {
         let prompt = [&common[..shared], &draw.ids(own)].concat();
         let drawn = Sampling::default().with_temperature(1.0).with_top_k(200).with_seed(i as u64);
         let sampling = if i % 2 == 0 { Sampling::greedy() } else { drawn.with_repeat_penalty(1.1) };
-        Request::new(prompt).with_sampling(sampling).with_max_tokens(10 + 3 * i)
+        Request::new(prompt).with_sampling(sampling).with_max_tokens(10 + 3 * i).with_top_logprobs(Some(0))
     };
     lengths.into_iter().enumerate().map(request).collect()
 }
@@ -112,6 +122,8 @@ pub(crate) fn requests() -> Vec<Request> {
 pub(crate) struct Outcome {
     pub(crate) ids: Vec<u32>,
     pub(crate) text: String,
+    /// Bits of the tokens' log-probabilities, where they were asked for: they tell whether all logits were the same.
+    pub(crate) logprobs: Vec<u32>,
     pub(crate) finished: Option<Finished>,
 }
 
@@ -127,8 +139,9 @@ pub(crate) fn note(outcomes: &mut HashMap<SequenceId, Outcome>, events: Vec<Even
         let outcome = outcomes.entry(id).or_default();
         assert!(outcome.finished.is_none(), "nothing comes behind the end");
         match kind {
-            EventKind::Token { id, text, .. } => {
+            EventKind::Token { id, text, logprobs } => {
                 outcome.ids.push(id);
+                outcome.logprobs.extend(logprobs.map(|l| l.logprob.to_bits()));
                 outcome.text += &text;
             }
             EventKind::Finished(finished) => {
@@ -168,6 +181,6 @@ pub(crate) fn alone(case: &Case, requests: &[Request]) -> Vec<Outcome> {
 }
 
 /// What was written, without what tells of shared prefixes.
-pub(crate) fn written(outcomes: &[Outcome]) -> Vec<(&[u32], &str, FinishReason)> {
-    outcomes.iter().map(|o| (&*o.ids, &*o.text, o.reason())).collect()
+pub(crate) fn written(outcomes: &[Outcome]) -> Vec<(&[u32], &str, &[u32], FinishReason)> {
+    outcomes.iter().map(|o| (&*o.ids, &*o.text, &*o.logprobs, o.reason())).collect()
 }

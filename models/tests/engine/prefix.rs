@@ -8,7 +8,7 @@ use candle_sparse_models::{
 };
 
 fn request(prompt: &[u32]) -> Request {
-    Request::new(prompt).with_sampling(Sampling::greedy()).with_max_tokens(8)
+    Request::new(prompt).with_sampling(Sampling::greedy()).with_max_tokens(8).with_top_logprobs(Some(0))
 }
 
 fn cached(outcomes: &[crate::parts::Outcome]) -> Vec<usize> {
@@ -130,5 +130,28 @@ fn the_store_changes_no_text_of_requests_that_come_again() {
         }
         let Case { name, .. } = case;
         assert!(engine.stats().prefix_hits >= 10, "{name}: {:?}", engine.stats());
+    }
+}
+
+/// Cuts that leave few tokens to read: a part of them alone would be summed in another way where there is a profile.
+#[test]
+fn few_tokens_behind_a_prefix_or_a_chunk_have_the_bits_of_the_whole() {
+    for case in cases(&one_thread()) {
+        let mut draw = Draw(21);
+        let base = draw.ids(280);
+        let mut prompts = vec![base.clone()];
+        for cut in [120, 124, 127, 128, 129, 130, 135, 250, 255, 256, 257, 263] {
+            prompts.push(base[..cut].to_vec());
+            let own = 1 + draw.below(9);
+            prompts.push([&base[..cut], &draw.ids(own)].concat());
+        }
+        let requests: Vec<_> = prompts.iter().map(|prompt| request(prompt).with_max_tokens(2)).collect();
+        let wanted = alone(&case, &requests);
+        let mut engine = engine(&case.model, EngineOptions::default().with_kv(case.kv));
+        let came: Vec<_> = requests.iter().map(|r| run(&mut engine, [r.clone()]).remove(0)).collect();
+        for ((came, wanted), prompt) in came.iter().zip(&wanted).zip(&prompts) {
+            let same = written(std::slice::from_ref(came)) == written(std::slice::from_ref(wanted));
+            assert!(same, "{}, a prompt of {}: {:?}", case.name, prompt.len(), came.finished);
+        }
     }
 }

@@ -90,14 +90,20 @@ impl Folder {
         Ok(folder)
     }
 
-    /// The longest prefix of `wanted`, and its file.
-    pub(super) fn find(&self, wanted: &[u32], cuts: Cuts) -> Option<(usize, PathBuf)> {
+    /// The longest prefix of `wanted` in a file whose positions `fits`, and that file.
+    pub(super) fn find(
+        &self,
+        wanted: &[u32],
+        cuts: Cuts,
+        fits: &dyn Fn(usize) -> bool,
+    ) -> Option<(usize, PathBuf)> {
         let usable = |saved: &Saved| match (cuts, common(wanted, &saved.ids)) {
             (Cuts::Anywhere, same) => same,
             (Cuts::AtChunks(_), same) if same == saved.ids.len() => same,
             _ => 0,
         };
-        let best = self.files.iter().max_by_key(|saved| usable(saved))?;
+        let fitting = self.files.iter().filter(|saved| fits(saved.ids.len()));
+        let best = fitting.max_by_key(|saved| usable(saved))?;
         Some((usable(best), best.path.clone())).filter(|(len, _)| *len >= LEAST)
     }
 
