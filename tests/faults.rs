@@ -1,6 +1,6 @@
 //! What a killed process or a full disk leaves of the files that are written: the old one or the new one, whole.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use candle_core::quantized::gguf_file::Value;
 use candle_sparse::{
@@ -28,8 +28,10 @@ const CHILD: &str = "CANDLE_SPARSE_FAULT_CHILD";
 /// How often each kind is killed; 200 by hand.
 const ROUNDS: &str = "CANDLE_SPARSE_FAULT_ROUNDS";
 
-/// Writes a file of a kind, in one of two versions.
-fn writer(kind: &str) -> Box<dyn Fn(&Path, u32) -> candle_core::Result<()>> {
+/// Writes a file, in one of two versions.
+type Writer = Box<dyn Fn(&Path, u32) -> candle_core::Result<()>>;
+
+fn writer(kind: &str) -> Writer {
     match kind {
         "profile" => Box::new(|path, version| profile(version as f32 + 0.25).save(path)),
         "cache" => {

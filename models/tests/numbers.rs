@@ -1,6 +1,6 @@
 //! Weights that no training gives: zeros, huge and tiny numbers, NaN and infinity. Each is an error that says so or a result, and
 //! the same one at every SIMD level.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 #[path = "llama/cases.rs"]
 #[allow(dead_code, reason = "shared with the tests of the Llama")]
@@ -17,8 +17,10 @@ use std::{collections::HashMap, env, fs, process::Command};
 
 const CHILD: &str = "CANDLE_SPARSE_NUMBERS_CHILD";
 
-/// What happens to the numbers of one tensor, or of all.
-const CHANGES: [(&str, &str, fn(f32) -> f32); 9] = [
+/// A name, what the names of the tensors hold, and what happens to their numbers.
+type Change = (&'static str, &'static str, fn(f32) -> f32);
+
+const CHANGES: [Change; 9] = [
     ("zeros", "", |_| 0.0),
     ("negative zeros", "", |_| -0.0),
     ("subnormal", "", |x| x * 1e-40),
