@@ -21,9 +21,16 @@ fi
 cargo build --release --target "$host"
 # The files that a target writes are small and many.
 if [ -d /dev/shm ]; then export TMPDIR=${TMPDIR:-/dev/shm}; fi
-for target in "${targets[@]}"; do
+fuzz() {
+  local target=$1
   mkdir -p "corpus/$target" "artifacts/$target" "regressions/$target"
   "${CARGO_TARGET_DIR:-target}/$host/release/$target" "corpus/$target" "seeds/$target" "regressions/$target" \
     -artifact_prefix="artifacts/$target/" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    -max_len=65536 -len_control=20
-done
+    -max_len=65536 -len_control=20 >"artifacts/$target.log" 2>&1 || { tail -50 "artifacts/$target.log"; return 1; }
+  echo "$target: $(grep -h 'stat::number_of_executed_units' "artifacts/$target.log" | grep -o '[0-9]*$') inputs, nothing found"
+}
+export -f fuzz
+export host seconds
+mkdir -p artifacts
+# As many at a time as there are cores.
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'fuzz {}'
