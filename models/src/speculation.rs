@@ -32,7 +32,9 @@ pub use speculative::Speculative;
 /// };
 /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
 /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
-/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
+/// # let dense = candle_sparse_models::SparseConfig::default().with_mode(candle_sparse_models::FfnMode::Dense);
+/// # let options = LoadOptions::default().with_sparse(dense);
+/// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, options)?;
 /// let prompt = prompt_tokens(&loaded.tokenizer, "Once upon a time")?;
 /// let text = |speculation| -> candle_core::Result<String> {
 ///     let session = LlamaSession::new(&loaded.model, KvConfig::exact(KvDType::F16));

@@ -193,3 +193,21 @@ fn a_session_goes_back_and_forth() {
     drafting.truncate(1).unwrap();
     assert_eq!(drafting.into_model().unwrap().cached_len(), 1);
 }
+
+#[test]
+fn what_the_model_read_by_itself_stays() {
+    let loaded = load();
+    let kv = KvConfig::exact(KvDType::F16);
+    let ids = |ids: &[u32]| Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let mut plain = LlamaSession::new(&loaded.model, kv);
+    plain.forward(&ids(&[5, 6, 7]), 0).unwrap();
+    let speculation = Speculation::auto().with_copy(Some(loaded.model.clone())).with_tokens(Some(4));
+    let mut drafting = Speculative::new(plain.clone(), speculation);
+    assert_eq!(drafting.cached_len(), 3);
+    for (token, at) in [(8, 3), (9, 4), (10, 5), (11, 3)] {
+        let both = [plain.forward(&ids(&[token]), at), drafting.forward(&ids(&[token]), at)];
+        let [a, b] = both.map(|l| l.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        assert!(a == b, "{token} at {at}");
+        assert_eq!(drafting.cached_len(), at + 1);
+    }
+}

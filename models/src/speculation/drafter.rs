@@ -126,6 +126,11 @@ impl Drafter {
         Some(&self.ahead.logits[(self.ahead.used - 1) * vocab..self.ahead.used * vocab])
     }
 
+    /// Positions of the cache that are guesses.
+    pub(crate) fn guesses(&self) -> usize {
+        self.ahead.ids.len() - self.ahead.used
+    }
+
     fn drop_ahead(&mut self) {
         self.ahead.ids.clear();
         self.ahead.logits.clear();

@@ -64,13 +64,9 @@ impl<M: CausalLm> Speculative<M> {
         self.drafter.stats
     }
 
-    /// Positions that are not guesses.
+    /// Positions that are not guesses; what the model read by itself, from a file for example, is none.
     fn len(&self) -> usize {
-        if self.drafter.is_off() {
-            self.model.cached_len()
-        } else {
-            self.drafter.len().min(self.model.cached_len())
-        }
+        self.model.cached_len().saturating_sub(self.drafter.guesses())
     }
 
     fn drop_guesses(&mut self) -> Result<()> {
