@@ -146,7 +146,10 @@ impl Decoder {
         };
         let layer = |l: &Layer| -> Result<_> {
             let Ffn::Dense(f) = &l.ffn else {
-                bail!("in {}: a block of this model leaves neurons out", format.name())
+                bail!(
+                    "in {}: a block leaves neurons out: load it with all of them (ffn dense)",
+                    format.name()
+                )
             };
             let (gate_proj, up_proj) = (f.gate_proj.as_ref().map(single).transpose()?, single(&f.up_proj)?);
             Ok(Layer {
