@@ -12,6 +12,7 @@
 mod costs;
 mod drafter;
 mod lookup;
+mod measured;
 mod speculative;
 
 use crate::llama::Llama;

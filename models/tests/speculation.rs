@@ -1,7 +1,7 @@
 //! Drafts change no token: whatever is drafted, however tokens are drawn, whatever the cache and attention.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_sparse_models::{
     AttentionConfig, AttentionMode, FfnMode, Format, KvConfig, KvDType, SparseConfig, Threads,
     causal_lm::{CausalLm, LlamaSession},
@@ -210,4 +210,9 @@ fn what_the_model_read_by_itself_stays() {
         assert!(a == b, "{token} at {at}");
         assert_eq!(drafting.cached_len(), at + 1);
     }
+    // Token ids may be I64, as the model takes them.
+    let id = ids(&[12]).to_dtype(DType::I64).unwrap();
+    let both = [plain.forward(&id, 4), drafting.forward(&id, 4)];
+    let [a, b] = both.map(|l| l.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    assert!(a == b);
 }

@@ -16,9 +16,10 @@ use crate::{
     team::{Cancelled, Member, Outcome, Outputs, Team},
     weight::ROW_STEP,
 };
-use candle_core::{Error, Result, bail};
+use candle_core::{Error, Result};
 use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
 use sparse::SparseLocal;
+pub(super) use sparse::not_finite;
 use std::sync::{Mutex, PoisonError};
 
 /// Working memory of all threads.
@@ -117,10 +118,7 @@ impl Decoder {
         let outcome = self.threads.team(&mut s.team, &self.outputs(cache), &s.local, program);
         let local = s.local[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(i) = local.sparse.damaged {
-            bail!(
-                "layer {i}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its \
-                 dtype too narrow?"
-            );
+            return Err(not_finite(i));
         }
         if let (Err(Cancelled), Some(deadline)) = (outcome, deadline) {
             deadline.check()?;

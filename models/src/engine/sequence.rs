@@ -154,8 +154,7 @@ impl Sequence {
             0 => {
                 let (sampler, written) = (Some(self.sampler.clone()), self.ids[self.prompt_len..].to_vec());
                 let expected = Expected { sampler, written, left };
-                // A guess that fails is none.
-                self.drafter.draft(last, decoder, &self.cache, costs, &expected, most).unwrap_or_default()
+                self.drafter.draft(last, decoder, &self.cache, costs, &expected, most)
             }
             _ => self.drafter.looked_up(costs, most, others).0,
         };

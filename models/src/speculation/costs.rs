@@ -1,15 +1,12 @@
 //! What steps of several tokens cost, as they were measured, and how many tokens are worth drafting.
 
+use super::measured::usual;
 use std::time::Duration;
 
 /// Rows of the steps that are chosen among: few, so that each is soon measured.
 const WIDTHS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 /// What a further row costs in steps of one, before it was measured.
 const GUESS: f64 = 0.33;
-/// How much a measurement counts beside those before it.
-const NEWS: f64 = 0.2;
-/// Steps that take so many times as long as usual were disturbed.
-const DISTURBED: f64 = 3.0;
 /// A draft must promise so much: its gain is uncertain.
 const LEAST_GAIN: f64 = 1.05;
 
@@ -24,11 +21,7 @@ impl Costs {
     /// Notes what a step took.
     pub(crate) fn note(&mut self, rows: usize, took: Duration) {
         let Some(at) = WIDTHS.iter().position(|w| *w == rows) else { return };
-        let (seconds, took) = (&mut self.seconds[at], took.as_secs_f64());
-        *seconds = Some(match *seconds {
-            None => took,
-            Some(usual) => usual + NEWS * (took.min(DISTURBED * usual) - usual),
-        });
+        self.seconds[at] = Some(usual(self.seconds[at], took.as_secs_f64()));
     }
 
     /// Seconds of a step of one row, if one was measured.

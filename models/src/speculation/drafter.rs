@@ -1,7 +1,12 @@
 //! The drafts of one sequence, and the logits of those that were verified.
 
-use super::{Speculation, SpeculationStats, costs::Costs, lookup::Lookup};
-use crate::sampling::Sampler;
+use super::{
+    Speculation, SpeculationStats,
+    costs::Costs,
+    lookup::Lookup,
+    measured::{Seen, usual},
+};
+use crate::sampling::{Sampler, Sampling};
 use candle_core::{DType, Result};
 use candle_sparse::{
     KvCache,
@@ -56,8 +61,7 @@ struct Ahead {
 #[derive(Clone, Debug, Default)]
 struct Copy {
     scratch: Scratch,
-    right: f64,
-    all: f64,
+    seen: Seen,
     /// Seconds of a token.
     seconds: Option<f64>,
     /// It is not tried before this position, for so many tokens.
@@ -114,7 +118,7 @@ impl Drafter {
         self.lookup.push(id);
         let right = self.ahead.ids.get(self.ahead.used) == Some(&id);
         if self.ahead.by_copy && self.ahead.used < self.ahead.ids.len() {
-            self.copy.note(right);
+            self.copy.seen.note(right, MEMORY);
         }
         if !right {
             self.drop_ahead();
@@ -155,8 +159,8 @@ impl Drafter {
         self.stats.drafted += drafted;
         self.stats.accepted += right;
         if std::mem::take(&mut self.ahead.by_copy) {
-            (0..right).for_each(|_| self.copy.note(true));
-            (0..usize::from(wrong)).for_each(|_| self.copy.note(false));
+            (0..right).for_each(|_| self.copy.seen.note(true, MEMORY));
+            (0..usize::from(wrong)).for_each(|_| self.copy.seen.note(false, MEMORY));
         }
     }
 
@@ -187,7 +191,7 @@ impl Drafter {
         cache.truncate(position);
         let vocab = decoder.config().vocab_size;
         let most = (decoder.most_tokens(position) - 1).min(expected.left);
-        let draft = self.draft(id, decoder, cache, costs, expected, most)?;
+        let draft = self.draft(id, decoder, cache, costs, expected, most);
         let ids: Vec<u32> = std::iter::once(id).chain(draft).collect();
         let ids = if decoder.check_turn(&ids, cache).is_ok() { &ids[..] } else { &ids[..1] };
         logits.resize(ids.len() * vocab, 0.0);
@@ -214,41 +218,33 @@ impl Drafter {
         costs: &Costs,
         expected: &Expected,
         most: usize,
-    ) -> Result<Vec<u32>> {
+    ) -> Vec<u32> {
         let (looked_up, gain) = self.looked_up(costs, most, 0);
         self.ahead.by_copy = false;
-        let Some(copy) = &self.settings.copy else { return Ok(looked_up) };
+        let Some(copy) = &self.settings.copy else { return looked_up };
         let copy = copy.decoder();
         let share = copy.weight_bytes_per_token() as f64 / decoder.weight_bytes_per_token() as f64;
         let each = self.copy.seconds.zip(costs.one()).map_or(share, |(copy, one)| copy / one);
-        let right = (self.copy.right + GUESS * GUESS_COUNTS) / (self.copy.all + GUESS_COUNTS);
+        let right = self.copy.seen.share(GUESS, GUESS_COUNTS);
         let (n, by_copy) = match self.settings.tokens {
             Some(n) => (n.min(most), if looked_up.is_empty() { f64::INFINITY } else { 0.0 }),
             None => costs.best(std::iter::repeat(right), each, most, 0),
         };
         if n == 0 || by_copy <= gain || self.copy.rests(self.lookup.ids().len(), by_copy <= 1.0) {
-            return Ok(looked_up);
+            return looked_up;
         }
         self.ahead.by_copy = true;
         let start = Instant::now();
-        let draft = self.copy.draft(copy, id, cache.clone(), expected, n)?;
+        // A guess that fails is none.
+        let draft = self.copy.draft(copy, id, cache.clone(), expected, n).unwrap_or_default();
         self.copy.note_time(start.elapsed(), draft.len());
-        Ok(draft)
+        draft
     }
 }
 
 impl Copy {
-    fn note(&mut self, right: bool) {
-        if self.all >= MEMORY {
-            (self.right, self.all) = (self.right / 2.0, self.all / 2.0);
-        }
-        self.all += 1.0;
-        self.right += f64::from(u8::from(right));
-    }
-
     fn note_time(&mut self, took: Duration, tokens: usize) {
-        let each = took.as_secs_f64() / tokens.max(1) as f64;
-        self.seconds = Some(self.seconds.map_or(each, |usual| usual + 0.2 * (each.min(3.0 * usual) - usual)));
+        self.seconds = Some(usual(self.seconds, took.as_secs_f64() / tokens.max(1) as f64));
     }
 
     /// Whether it is left alone for a while.
@@ -269,7 +265,11 @@ impl Copy {
         expected: &Expected,
         n: usize,
     ) -> Result<Vec<u32>> {
-        let (mut sampler, mut written) = (expected.sampler.clone(), expected.written.clone());
+        let mut sampler = match &expected.sampler {
+            Some(sampler) => sampler.clone(),
+            None => Sampler::new(&Sampling::greedy())?,
+        };
+        let mut written = expected.written.clone();
         let mut logits = vec![0.0; copy.config().vocab_size];
         let mut draft = Vec::with_capacity(n);
         while draft.len() < n {
@@ -278,18 +278,10 @@ impl Copy {
                 break;
             }
             copy.forward(Input::Ids(&[id]), step, &mut cache, &mut self.scratch, Logits::Last, &mut logits)?;
-            id = match &mut sampler {
-                Some(sampler) => sampler.sample(&logits, &written)?,
-                None => largest(&logits),
-            };
+            id = sampler.sample(&logits, &written)?;
             written.push(id);
             draft.push(id);
         }
         Ok(draft)
     }
-}
-
-fn largest(logits: &[f32]) -> u32 {
-    let all = logits.iter().enumerate().rev();
-    all.max_by(|(_, a), (_, b)| a.total_cmp(b)).map_or(0, |(i, _)| i as u32)
 }

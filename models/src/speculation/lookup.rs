@@ -1,5 +1,6 @@
 //! Drafts from the text itself: what followed where its last tokens stood before.
 
+use super::measured::Seen;
 use std::collections::HashMap;
 
 /// Tokens that must match at least.
@@ -23,13 +24,6 @@ pub(super) struct Lookup {
     seen: [Seen; 5],
 }
 
-/// How often a guess of a class was right.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    right: f64,
-    all: f64,
-}
-
 /// What stood behind an earlier place of the last tokens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Match {
@@ -47,12 +41,7 @@ impl Lookup {
     /// A token comes: what would have been guessed is compared with it.
     pub(super) fn push(&mut self, id: u32) {
         if let Some(found) = self.find() {
-            let seen = &mut self.seen[class(found.len)];
-            if seen.all >= MEMORY {
-                (seen.right, seen.all) = (seen.right / 2.0, seen.all / 2.0);
-            }
-            seen.all += 1.0;
-            seen.right += f64::from(u8::from(self.ids[found.from] == id));
+            self.seen[class(found.len)].note(self.ids[found.from] == id, MEMORY);
         }
         if let [.., a, b] = self.ids[..] {
             self.behind.insert([a, b], self.ids.len());
@@ -88,8 +77,7 @@ impl Lookup {
     }
 
     fn share(&self, class: usize) -> f64 {
-        let Seen { right, all } = self.seen[class];
-        (right + GUESS[class] * GUESS_COUNTS) / (all + GUESS_COUNTS)
+        self.seen[class].share(GUESS[class], GUESS_COUNTS)
     }
 }
 

@@ -79,8 +79,8 @@ impl<M: CausalLm> Speculative<M> {
 impl<M: CausalLm> CausalLm for Speculative<M> {
     fn forward(&mut self, ids: &Tensor, index_pos: usize) -> Result<Tensor> {
         let next = index_pos == self.len() && self.drafter.len() == index_pos && index_pos > 0;
-        let alone = ids.dims() == [1, 1] && !self.drafter.is_off() && !self.limited;
-        if next && alone && self.model.decoding().is_some() {
+        let alone = ids.dims() == [1, 1] && ids.dtype() == DType::U32;
+        if next && alone && !self.drafter.is_off() && !self.limited {
             let id = ids.flatten_all()?.to_vec1::<u32>()?[0];
             let Self { model, drafter, costs, batch, expected, logits, .. } = self;
             if let Some(on) = model.decoding() {
@@ -98,7 +98,7 @@ impl<M: CausalLm> CausalLm for Speculative<M> {
         self.drop_guesses()?;
         let logits = self.model.forward(ids, index_pos)?;
         if !self.drafter.is_off() && ids.dim(0)? == 1 {
-            self.drafter.read(index_pos, &ids.flatten_all()?.to_vec1()?);
+            self.drafter.read(index_pos, &ids.to_dtype(DType::U32)?.flatten_all()?.to_vec1()?);
         }
         Ok(logits)
     }

@@ -6,6 +6,7 @@ use crate::{
     sparse::{SparseFfn, TokenFfn, TokenRun, TokenScratch, TokenSelection},
     team::{Cancelled, Member, Outcome, Outputs},
 };
+use candle_core::Error;
 use candle_sparse_core::{Columns, Format, GluActivation, KernelSet};
 
 /// A thread's own vectors for sparse FFNs.
@@ -16,6 +17,14 @@ pub(super) struct SparseLocal {
     pub(super) runs: Vec<LayerRun>,
     /// The block whose input is not finite.
     pub(super) damaged: Option<usize>,
+}
+
+/// The input of a block's FFN is NaN or infinite.
+pub(in crate::decoder) fn not_finite(layer: usize) -> Error {
+    Error::msg(format!(
+        "layer {layer}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its dtype too \
+         narrow?"
+    ))
 }
 
 impl Decoder {

@@ -2,11 +2,11 @@
 
 use super::{BatchScratch, Turn};
 use crate::{
-    decoder::{Decoder, Layer, resize, state::LayerRun},
+    decoder::{Decoder, Layer, decode::not_finite, resize, state::LayerRun},
     sparse::{ModelSelection, SparseFfn, TokenFfn, TokenRun, TokenScratch, TokenSelection},
     team::{Cancelled, Outputs, Team},
 };
-use candle_core::{Result, bail};
+use candle_core::Result;
 use candle_sparse_core::{ActivationGroup, Columns, Format, GluActivation, KernelSet};
 use std::sync::{Mutex, PoisonError};
 
@@ -93,10 +93,7 @@ impl Decoder {
             Ok(())
         });
         if outcome.is_err() {
-            bail!(
-                "layer {i}: the input of the FFN is not finite (NaN or infinity): is the checkpoint damaged, or its dtype too \
-                 narrow?"
-            );
+            return Err(not_finite(i));
         }
         let local = s.local[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         let run = local.run.take().unwrap_or_else(|| unreachable!("the calling thread ran"));
