@@ -21,15 +21,26 @@ fi
 cargo build --release --target "$host"
 # The files that a target writes are small and many.
 if [ -d /dev/shm ]; then export TMPDIR=${TMPDIR:-/dev/shm}; fi
+# Everything that is needed to see it again: this output may be all that is left of the machine.
+found() {
+  local target=$1 input
+  echo "$target: something is found"
+  grep -a -A2 'panicked at\|^==[0-9]*== \?ERROR\|^SUMMARY' "artifacts/$target.log" | cut -c 1-2000
+  for input in "artifacts/$target"/*; do
+    echo "$input, of $(wc -c <"$input") bytes, by gzip and base64:"
+    gzip -c "$input" | base64 -w 0 | cut -c 1-20000
+    echo
+  done
+}
 fuzz() {
   local target=$1
   mkdir -p "corpus/$target" "artifacts/$target" "regressions/$target"
   "${CARGO_TARGET_DIR:-target}/$host/release/$target" "corpus/$target" "seeds/$target" "regressions/$target" \
     -artifact_prefix="artifacts/$target/" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    -max_len=65536 -len_control=20 >"artifacts/$target.log" 2>&1 || { tail -50 "artifacts/$target.log"; return 1; }
+    -max_len=65536 -len_control=20 >"artifacts/$target.log" 2>&1 || { found "$target"; return 1; }
   echo "$target: $(grep -h 'stat::number_of_executed_units' "artifacts/$target.log" | grep -o '[0-9]*$') inputs, nothing found"
 }
-export -f fuzz
+export -f fuzz found
 export host seconds
 mkdir -p artifacts
 # As many at a time as there are cores.

@@ -12,7 +12,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
-use candle_sparse::loading::SafetensorsFiles;
+use candle_sparse::{error::plain, loading::SafetensorsFiles};
 use std::{collections::HashSet, sync::Arc};
 use tokenizers::Tokenizer;
 
@@ -212,8 +212,8 @@ impl Opened {
         let name = &files.name;
         match (&files.config, self) {
             (Some(json), _) => {
-                let config: LlamaConfig = serde_json::from_slice(json)
-                    .map_err(|e| Error::msg(format!("{name}: config.json: {e}")))?;
+                let config: LlamaConfig =
+                    serde_json::from_slice(json).map_err(|e| damaged(name, "config.json", &e))?;
                 let mut config = config.into_config(false);
                 if let Self::Floats(vb) = self {
                     // Biases that are there are used, whatever `config.json` says.
@@ -355,13 +355,18 @@ fn named_ends(config: &Config, files: &ModelFiles) -> Result<Vec<u32>> {
     };
     add(&config.eos_token_id);
     if let Some(bytes) = &files.generation_config {
-        let generation: Generation = serde_json::from_slice(bytes)
-            .map_err(|e| Error::msg(format!("{}: generation_config.json: {e}", files.name)))?;
+        let generation: Generation =
+            serde_json::from_slice(bytes).map_err(|e| damaged(&files.name, "generation_config.json", &e))?;
         add(&generation.eos_token_id);
     }
     let mut seen = HashSet::new();
     ids.retain(|id| seen.insert(*id));
     Ok(ids)
+}
+
+/// What is wrong with a JSON file of the model `name`: `serde_json` quotes of the file what it likes.
+fn damaged(name: &str, file: &str, e: &serde_json::Error) -> Error {
+    Error::Msg(format!("{name}: {file}: {}", plain(&e.to_string())))
 }
 
 /// An error of the model `name`; one that can be told apart keeps its kind, and names the file itself.

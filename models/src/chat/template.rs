@@ -136,7 +136,7 @@ impl ChatTemplate {
     ) -> Result<Option<Self>> {
         check_json(tokenizer_config_json).map_err(|e| Error::Msg(format!("tokenizer_config.json {e}")))?;
         let config: TokenizerConfig = serde_json::from_slice(tokenizer_config_json)
-            .map_err(|e| Error::Msg(format!("tokenizer_config.json: {e}")))?;
+            .map_err(|e| Error::Msg(format!("tokenizer_config.json: {}", plain(&e.to_string()))))?;
         let source = match (chat_template_jinja, config.chat_template) {
             (Some(bytes), _) => String::from_utf8(bytes.to_vec())
                 .map_err(|e| Error::Msg(format!("chat_template.jinja: not UTF-8: {e}")))?,

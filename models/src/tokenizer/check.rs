@@ -4,6 +4,7 @@
 mod charsmap;
 
 use candle_core::{Error, Result};
+use candle_sparse::error::plain;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -60,7 +61,8 @@ struct Model<'a> {
 pub(super) fn check(tokenizer_json: &[u8]) -> Result<()> {
     candle_sparse::input::check_json(tokenizer_json)?;
     // A field that is there twice is refused here: which of the two the crate takes is its own affair.
-    let parts: Parts<'_> = serde_json::from_slice(tokenizer_json).map_err(|e| Error::Msg(e.to_string()))?;
+    let parts: Parts<'_> =
+        serde_json::from_slice(tokenizer_json).map_err(|e| Error::Msg(plain(&e.to_string())))?;
     let bytes: usize = parts.added_tokens.iter().map(|token| token.content.len()).sum();
     if bytes > MOST_ADDED_BYTES {
         return fail(format!("added_tokens have {bytes} bytes, {MOST_ADDED_BYTES} are possible"));

@@ -2,7 +2,7 @@
 
 use super::{MOST_ADDED_BYTES, failed, frame};
 use candle_core::{Error, Result};
-use candle_sparse::input::check_json;
+use candle_sparse::{error::plain, input::check_json};
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
@@ -23,7 +23,7 @@ impl TokenizerConfig {
         match serde_json::from_slice(json) {
             Ok(value @ Value::Object(_)) => Ok(Self(value)),
             Ok(_) => Err(Error::Msg("tokenizer_config.json: not an object".into())),
-            Err(e) => Err(Error::Msg(format!("tokenizer_config.json: {e}"))),
+            Err(e) => Err(Error::Msg(format!("tokenizer_config.json: {}", plain(&e.to_string())))),
         }
     }
 

@@ -54,6 +54,12 @@ fn sizes_of_a_configuration() {
         ("rms_norm_eps", "-1.0", "rms_norm_eps"),
         ("rope_theta", "-1.0", "theta"),
         ("hidden_act", r#""constructor""#, "hidden_act"),
+        ("hidden_act", "\"si\u{7f}u\"", r"si\u{7f}u"),
+        ("hidden_act", r#""\u001b[2J\nsilu""#, r"\u{1b}[2J"),
+        ("model_type", r#""\u0085""#, r"\u{85}"),
+        ("rope_scaling", r#"{"rope_type":"\u001b","factor":2.0}"#, r"\u{1b}"),
+        ("hidden_act", &format!("{:?}", "x".repeat(1 << 20)), "hidden_act"),
+        ("rms_norm_eps", r#""\u001b""#, "config.json"),
         ("quantization_config", &"[".repeat(1000), "config.json"),
     ] {
         let text = config_with(&[(key, value)]);
