@@ -90,6 +90,7 @@ pub(crate) trait Isa: Copy {
     /// `sums + Σ w · x` over four pairs, as [`Self::dot`]; `w` has at most `bits` bits.
     fn dot_four(self, bits: u32, sums: Self::S, w: [Self::B; 4], x: [Self::B; 4]) -> Self::S;
     fn zero_sums(self) -> Self::S;
+    fn load_sums(self, x: &[i32; 16], i: usize) -> Self::S;
     fn add_sums(self, a: Self::S, b: Self::S) -> Self::S;
     /// `sums · 2^SHIFT`.
     fn shift_sums<const SHIFT: u32>(self, sums: Self::S) -> Self::S;
@@ -101,6 +102,11 @@ pub(crate) trait Isa: Copy {
     fn load_fours(self, x: [&[f32; 4]; 4], q: usize) -> Self::V;
     fn load_four_sums(self, x: [&[i32; 4]; 4], q: usize) -> Self::S;
     fn widen_fours(self, x: [[f16; 4]; 4], q: usize) -> Self::V;
+    /// [`Self::widen_fours`] of f16s that are word `AT` of blocks of `N` words.
+    #[inline(always)]
+    fn widen_words<const N: usize, const AT: usize>(self, x: [&[[u16; N]; 4]; 4], q: usize) -> Self::V {
+        self.widen_fours(fours::<N, AT>(x), q)
+    }
     fn bytes_to_f32(self, x: [[u8; 4]; 4], q: usize) -> Self::V;
     fn signed_to_f32(self, x: [[u8; 4]; 4], q: usize) -> Self::V;
     /// `16 / LANES` such vectors, with fours and numbers exchanged; others stay.
@@ -110,4 +116,16 @@ pub(crate) trait Isa: Copy {
     fn spread_four_sums(self, x: &[i32; 4], i: usize) -> Self::S;
     /// `Σ_b v[b, r]` of `16 / LANES` vectors whose lane `4b + r` it is: (b₀ + b₂) + (b₁ + b₃).
     fn sum_fours(self, v: [Self::V; 4]) -> [f32; 4];
+}
+
+/// Word `AT` of each of four times four blocks.
+#[inline(always)]
+pub(crate) fn fours<const N: usize, const AT: usize>(x: [&[[u16; N]; 4]; 4]) -> [[f16; 4]; 4] {
+    let mut fours = [[f16::ZERO; 4]; 4];
+    for (four, x) in fours.iter_mut().zip(x) {
+        for (number, block) in four.iter_mut().zip(x) {
+            *number = f16::from_bits(block[AT]);
+        }
+    }
+    fours
 }

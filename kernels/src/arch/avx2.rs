@@ -285,6 +285,11 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     }
 
     #[inline(always)]
+    fn load_sums(self, x: &[i32; 16], i: usize) -> __m256i {
+        must_cast(x.as_chunks::<8>().0[i])
+    }
+
+    #[inline(always)]
     fn load_fours(self, x: [&[f32; 4]; 4], q: usize) -> __m256 {
         self.pair_f32(must_cast(*x[2 * q]), must_cast(*x[2 * q + 1]))
     }

@@ -255,6 +255,11 @@ impl<P: ByteProducts> Isa for Neon<P> {
     }
 
     #[inline(always)]
+    fn load_sums(self, x: &[i32; 16], i: usize) -> int32x4_t {
+        must_cast(x.as_chunks::<4>().0[i])
+    }
+
+    #[inline(always)]
     fn load_fours(self, x: [&[f32; 4]; 4], q: usize) -> float32x4_t {
         must_cast(*x[q])
     }

@@ -13,6 +13,7 @@ use crate::{
         matmul_t::{self, MatmulT},
     },
 };
+use bytemuck::must_cast_ref;
 use candle_sparse_core::{
     ActivationGroup, BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, Columns,
 };
@@ -33,9 +34,9 @@ macro_rules! four {
     };
 }
 
-/// `Block` of four: its quants, and one or two numbers that each block has.
+/// `Block` of four: its quants, and where its minimum stands. Its scale stands first.
 macro_rules! block {
-    ($t:ty: $kind:ty, |$isa:ident, $w:ident, $v:ident| $quants:expr, |$b:ident| $d:expr $(, $m:expr)?) => {
+    ($t:ty: $kind:ty, |$isa:ident, $w:ident, $v:ident| $quants:expr $(, $m:literal)?) => {
         impl Block<4> for $t {
             type Kind = $kind;
             const GROUPS: usize = 1;
@@ -49,9 +50,10 @@ macro_rules! block {
             #[inline(always)]
             fn planes<I: Isa>(isa: I, w: [&[Self; 4]; 4], _: [usize; 4], q: usize) -> Planes<I> {
                 let mut planes = [isa.splat(0.0); _];
-                planes[0] = isa.widen_fours(four!(w, |w| four!(w, |$b| $d)), q);
+                let w = four!(w, |w| must_cast_ref::<_, [[u16; size_of::<$t>() / 2]; 4]>(*w));
+                planes[0] = isa.widen_words::<_, 0>(w, q);
                 // Their minima are added.
-                $(planes[1] = isa.sub(planes[1], isa.widen_fours(four!(w, |w| four!(w, |$b| $m)), q));)?
+                $(planes[1] = isa.sub(planes[1], isa.widen_words::<_, $m>(w, q));)?
                 planes
             }
         }
@@ -61,11 +63,11 @@ macro_rules! block {
 block!(BlockQ8_0: Signed, |isa, w, v| {
     let [low, high] = isa.load_halves(four!(w, |w| &w.qs), v);
     [isa.biased(low), isa.biased(high)]
-}, |b| b.d);
-block!(BlockQ4_0: Centred<3>, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d);
-block!(BlockQ4_1: Above, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), |b| b.d, b.m);
-block!(BlockQ5_0: Centred<4>, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d);
-block!(BlockQ5_1: Above, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), |b| b.d, b.m);
+});
+block!(BlockQ4_0: Centred<3>, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v));
+block!(BlockQ4_1: Above, |isa, w, v| nibbles(isa, four!(w, |w| &w.qs), v), 1);
+block!(BlockQ5_0: Centred<4>, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v));
+block!(BlockQ5_1: Above, |isa, w, v| fives(isa, four!(w, |w| (&w.qs, w.qh)), v), 1);
 
 #[inline(always)]
 fn fives<I: Isa>(isa: I, w: [(&[u8; 16], [u8; 4]); 4], i: usize) -> [I::B; 2] {

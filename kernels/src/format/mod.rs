@@ -8,6 +8,7 @@ pub(crate) mod elements;
 #[macro_use]
 mod products;
 mod blocks;
+mod few;
 mod floats;
 pub(crate) mod operand;
 mod panel;

@@ -14,7 +14,7 @@
 //! the hardware does not see coming: the next panel is asked for, in the order of its memory.
 
 use super::{
-    RowsOf,
+    RowsOf, few,
     products::{Block, Kind, MOST_PLANES, dot, last},
 };
 use crate::{
@@ -79,6 +79,9 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
     y: &mut [&mut [f32]],
 ) {
     let per_column = x.len() / y.len().max(1);
+    if few::pays::<I>(y.len(), size_of_val(x)) {
+        return few::matmul::<I, T, N>(isa, rows, x, per_column, y);
+    }
     if y.len() <= FEW {
         // Row after row, as one column is: what is read in order costs less than what is unpacked once.
         for r in 0..y.first().map_or(0, |y| y.len()) {

@@ -215,6 +215,12 @@ pub(super) fn dot<I: Isa, T: Block<N>, const N: usize, const AHEAD: bool>(
     if let (Some(w), [.., x]) = (last(w, &mut room), x) {
         acc[0] = add_group::<I, T, N, 0>(isa, acc[0], w, x);
     }
+    sum_of_classes(isa, acc)
+}
+
+/// The sum of a row, from those of its classes.
+#[inline(always)]
+pub(super) fn sum_of_classes<I: Isa>(isa: I, acc: [I::V; 4]) -> f32 {
     let sum = match I::LANES {
         16 => acc[0],
         8 => isa.add(acc[0], acc[1]),
@@ -243,7 +249,7 @@ pub(super) fn last<'a, T: Zeroable + Copy, const N: usize>(
 
 /// Both halves of vector `V` of group `G` of some units.
 #[inline(always)]
-fn quants_of<I: Isa, T: Block<N>, const N: usize, const G: usize, const V: usize>(
+pub(super) fn quants_of<I: Isa, T: Block<N>, const N: usize, const G: usize, const V: usize>(
     isa: I,
     w: &[[T; N]],
 ) -> [I::B; 2] {
@@ -295,13 +301,14 @@ fn add_chunk<I: Isa, T: Block<N>, const N: usize>(
             let s = &sums[h];
             both[h] = isa.sum_blocks([s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]]);
         }
-        acc[q] = add_blocks::<I, T::Kind>(isa, acc[q], &planes, both, x, q);
+        let (neg, d) = numbers_of(isa, x, q);
+        acc[q] = add_blocks::<I, T::Kind>(isa, acc[q], &planes, both, neg, d);
     }
 }
 
 /// `acc += w · x` for group `G` of a unit alone.
 #[inline(always)]
-fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
+pub(super) fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
     isa: I,
     acc: I::V,
     w: &[T; N],
@@ -325,12 +332,13 @@ fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
     let planes = T::planes(isa, [w, &none, &none, &none], [G; 4], 0);
     let both = [isa.sum_blocks(sums[0]), if T::Kind::SPLIT { isa.sum_blocks(sums[1]) } else { zero }];
     let no_x = &ActivationGroup::ZERO;
-    add_blocks::<I, T::Kind>(isa, acc, &planes, both, [x, no_x, no_x, no_x], 0)
+    let (neg, d) = numbers_of(isa, [x, no_x, no_x, no_x], 0);
+    add_blocks::<I, T::Kind>(isa, acc, &planes, both, neg, d)
 }
 
 /// Sums of lanes: of both halves, or of each.
 #[inline(always)]
-fn sums_of<I: Isa, K: Kind>(isa: I, w: [I::B; 2], x: &ActivationGroup, v: usize) -> (I::S, I::S) {
+pub(super) fn sums_of<I: Isa, K: Kind>(isa: I, w: [I::B; 2], x: &ActivationGroup, v: usize) -> (I::S, I::S) {
     let x = [isa.load_bytes(&x.qs[0], v), isa.load_bytes(&x.qs[1], v)];
     if K::SPLIT {
         (isa.dot(K::BITS, [w[0]], [x[0]]), isa.dot(K::BITS, [w[1]], [x[1]]))
@@ -341,23 +349,28 @@ fn sums_of<I: Isa, K: Kind>(isa: I, w: [I::B; 2], x: &ActivationGroup, v: usize)
 
 /// `acc += t · d`, a lane per block.
 #[inline(always)]
-fn add_blocks<I: Isa, K: Kind>(
+pub(super) fn add_blocks<I: Isa, K: Kind>(
     isa: I,
     acc: I::V,
     planes: &Planes<I>,
     sums: [I::S; 2],
-    x: [&ActivationGroup; 4],
-    q: usize,
+    neg: [I::S; 3],
+    d: I::V,
 ) -> I::V {
+    let offsets = K::offsets(isa, neg);
+    let sums = [isa.add_sums(sums[0], offsets[0]), isa.add_sums(sums[1], offsets[1])];
+    isa.mul_add(K::times(isa, planes, sums, neg), d, acc)
+}
+
+/// `−Σ x` and scales of the blocks of four groups, a lane each.
+#[inline(always)]
+fn numbers_of<I: Isa>(isa: I, x: [&ActivationGroup; 4], q: usize) -> ([I::S; 3], I::V) {
     let mut neg = [isa.zero_sums(); 3];
     for i in 0..3 {
         let x = [&x[0].neg_sums[i], &x[1].neg_sums[i], &x[2].neg_sums[i], &x[3].neg_sums[i]];
         neg[i] = isa.load_four_sums(x, q);
     }
-    let offsets = K::offsets(isa, neg);
-    let sums = [isa.add_sums(sums[0], offsets[0]), isa.add_sums(sums[1], offsets[1])];
-    let t = K::times(isa, planes, sums, neg);
-    isa.mul_add(t, isa.load_fours([&x[0].d, &x[1].d, &x[2].d, &x[3].d], q), acc)
+    (neg, isa.load_fours([&x[0].d, &x[1].d, &x[2].d, &x[3].d], q))
 }
 
 #[inline(always)]
