@@ -29,7 +29,13 @@ pub(super) fn matmul<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y
         let columns = x.chunks((width * cols).max(1)).zip(y.chunks_mut(width));
         for (i, (x, y)) in columns.enumerate() {
             let few = Few { rows, start, end, ask: i == 0, x, y };
-            if I::LANES == 8 { isa.leaf(Of::<T, 2, 3>(few)) } else { isa.leaf(Of::<T, 3, 4>(few)) }
+            // Columns that are not there cost as much as others.
+            match (I::LANES, few.y.len()) {
+                (8, 1) => isa.leaf(Of::<T, 2, 1>(few)),
+                (8, _) => isa.leaf(Of::<T, 2, 3>(few)),
+                (_, 1 | 2) => isa.leaf(Of::<T, 3, 2>(few)),
+                _ => isa.leaf(Of::<T, 3, 4>(few)),
+            }
         }
     }
 }
