@@ -12,7 +12,7 @@
 
 use super::{
     RowsOf,
-    products::{Block, Kind, Planes, add_blocks, last, quants_of, sum_of_classes, sums_of},
+    products::{Block, Group, Kind, Planes, add_blocks, last, quants_of, sum_of_classes, sums_of},
 };
 use crate::isa::{Isa, Kernel};
 use candle_sparse_core::ActivationGroup;
@@ -203,9 +203,9 @@ fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
     x: &[ActivationGroup],
     [per_column, at]: [usize; 2],
 ) {
+    let w = Group::<I, T::Kind>::of::<T, N, G>(isa, w);
     for (c, acc) in acc.iter_mut().enumerate() {
-        let x = &x[c * per_column + at];
-        let sum = super::products::add_group::<I, T, N, G>(isa, isa.load(acc, 0), w, x);
+        let sum = w.add(isa, isa.load(acc, 0), &x[c * per_column + at]);
         isa.store(sum, acc, 0);
     }
 }

@@ -13,6 +13,7 @@
 use crate::{isa::Isa, kernel::matmul::ask};
 use bytemuck::Zeroable;
 use candle_sparse_core::ActivationGroup;
+use core::marker::PhantomData;
 
 /// A block, `N` of which make a unit of [`Self::GROUPS`] groups.
 pub(super) trait Block<const N: usize>: Copy + Zeroable {
@@ -308,32 +309,53 @@ fn add_chunk<I: Isa, T: Block<N>, const N: usize>(
 
 /// `acc += w · x` for group `G` of a unit alone.
 #[inline(always)]
-pub(super) fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
+fn add_group<I: Isa, T: Block<N>, const N: usize, const G: usize>(
     isa: I,
     acc: I::V,
     w: &[T; N],
     x: &ActivationGroup,
 ) -> I::V {
-    let zero = isa.zero_sums();
-    let mut sums = [[zero; 4]; 2];
-    macro_rules! vectors {
-        ($($v:literal)*) => {$(
-            (sums[0][$v], sums[1][$v]) = sums_of::<I, T::Kind>(isa, T::quants::<I, G, $v>(isa, w), x, $v);
-        )*};
+    Group::<I, T::Kind>::of::<T, N, G>(isa, w).add(isa, acc, x)
+}
+
+/// An unpacked group of a unit alone.
+pub(super) struct Group<I: Isa, K> {
+    quants: [[I::B; 2]; 4],
+    planes: Planes<I>,
+    kind: PhantomData<K>,
+}
+
+impl<I: Isa, K: Kind> Group<I, K> {
+    #[inline(always)]
+    pub(super) fn of<T: Block<N, Kind = K>, const N: usize, const G: usize>(isa: I, w: &[T; N]) -> Self {
+        let mut quants = [T::quants::<I, G, 0>(isa, w); 4];
+        macro_rules! vectors {
+            ($($v:literal)*) => {$(quants[$v] = T::quants::<I, G, $v>(isa, w);)*};
+        }
+        if I::LANES < 16 {
+            vectors!(1);
+        }
+        if I::LANES < 8 {
+            vectors!(2 3);
+        }
+        let none = [T::zeroed(); N];
+        let planes = T::planes(isa, [w, &none, &none, &none], [G; 4], 0);
+        Self { quants, planes, kind: PhantomData }
     }
-    vectors!(0);
-    if I::LANES < 16 {
-        vectors!(1);
+
+    /// `acc += w · x`
+    #[inline(always)]
+    pub(super) fn add(&self, isa: I, acc: I::V, x: &ActivationGroup) -> I::V {
+        let zero = isa.zero_sums();
+        let mut sums = [[zero; 4]; 2];
+        for v in 0..16 / I::LANES {
+            (sums[0][v], sums[1][v]) = sums_of::<I, K>(isa, self.quants[v], x, v);
+        }
+        let both = [isa.sum_blocks(sums[0]), if K::SPLIT { isa.sum_blocks(sums[1]) } else { zero }];
+        let no_x = &ActivationGroup::ZERO;
+        let (neg, d) = numbers_of(isa, [x, no_x, no_x, no_x], 0);
+        add_blocks::<I, K>(isa, acc, &self.planes, both, neg, d)
     }
-    if I::LANES < 8 {
-        vectors!(2 3);
-    }
-    let none = [T::zeroed(); N];
-    let planes = T::planes(isa, [w, &none, &none, &none], [G; 4], 0);
-    let both = [isa.sum_blocks(sums[0]), if T::Kind::SPLIT { isa.sum_blocks(sums[1]) } else { zero }];
-    let no_x = &ActivationGroup::ZERO;
-    let (neg, d) = numbers_of(isa, [x, no_x, no_x, no_x], 0);
-    add_blocks::<I, T::Kind>(isa, acc, &planes, both, neg, d)
 }
 
 /// Sums of lanes: of both halves, or of each.
