@@ -353,50 +353,73 @@ fn add_group<I: Isa, K: Kind, const C: usize>(
     g: usize,
     x: [&ActivationGroup; C],
     first: bool,
-    acc: [&mut [[f32; 16]; FOURS]; C],
+    mut acc: [&mut [[f32; 16]; FOURS]; C],
 ) {
+    // What all rows need of two columns, or of both halves, would not stay in registers.
+    let halved = K::SPLIT || (I::PAIRS && K::PLANES > 1);
+    let fours = if halved { FOURS / 2 } else { FOURS };
     for v in 0..16 / I::LANES {
-        let zero = isa.zero_sums();
-        let (mut negs, mut sums) = ([[zero; 3]; C], [[[zero; 2]; C]; FOURS]);
-        for c in 0..C {
-            for i in 0..3 {
-                negs[c][i] = isa.spread_four_sums(&x[c].neg_sums[i], v);
-            }
-            let offsets = K::offsets(isa, negs[c]);
-            for k in 0..FOURS {
-                sums[k][c] = offsets;
+        for from in (0..FOURS).step_by(fours) {
+            if halved {
+                add_fours::<I, K, { FOURS / 2 }, C>(isa, w, [g, v, from], x, first, &mut acc);
+            } else {
+                add_fours::<I, K, FOURS, C>(isa, w, [g, v, from], x, first, &mut acc);
             }
         }
-        for h in 0..2 {
-            let mut xs = [isa.spread(isa.load_bytes(&x[0].qs[h], v)); C];
-            for c in 1..C {
-                xs[c] = isa.spread(isa.load_bytes(&x[c].qs[h], v));
-            }
-            for k in 0..FOURS {
-                let q = &w.quants[g][k][h];
-                let q = [
-                    isa.load_bytes(&q[0], v),
-                    isa.load_bytes(&q[1], v),
-                    isa.load_bytes(&q[2], v),
-                    isa.load_bytes(&q[3], v),
-                ];
-                for c in 0..C {
-                    let of = if K::SPLIT { h } else { 0 };
-                    sums[k][c][of] = isa.dot_four(K::BITS, sums[k][c][of], q, xs[c]);
-                }
+    }
+}
+
+/// [`add_group`] for vector `v` of `R` times four rows.
+#[inline(always)]
+fn add_fours<I: Isa, K: Kind, const R: usize, const C: usize>(
+    isa: I,
+    w: &Chunk,
+    [g, v, from]: [usize; 3],
+    x: [&ActivationGroup; C],
+    first: bool,
+    acc: &mut [&mut [[f32; 16]; FOURS]; C],
+) {
+    let zero = isa.zero_sums();
+    let (mut negs, mut sums) = ([[zero; 3]; C], [[[zero; 2]; C]; R]);
+    for c in 0..C {
+        for i in 0..3 {
+            negs[c][i] = isa.spread_four_sums(&x[c].neg_sums[i], v);
+        }
+        let offsets = K::offsets(isa, negs[c]);
+        for k in 0..R {
+            sums[k][c] = offsets;
+        }
+    }
+    for h in 0..2 {
+        let mut xs = [isa.spread(isa.load_bytes(&x[0].qs[h], v)); C];
+        for c in 1..C {
+            xs[c] = isa.spread(isa.load_bytes(&x[c].qs[h], v));
+        }
+        for k in 0..R {
+            let q = &w.quants[g][from + k][h];
+            let q = [
+                isa.load_bytes(&q[0], v),
+                isa.load_bytes(&q[1], v),
+                isa.load_bytes(&q[2], v),
+                isa.load_bytes(&q[3], v),
+            ];
+            for c in 0..C {
+                let of = if K::SPLIT { h } else { 0 };
+                sums[k][c][of] = isa.dot_four(K::BITS, sums[k][c][of], q, xs[c]);
             }
         }
-        for c in 0..C {
-            let d = isa.spread_four(&x[c].d, v);
-            for k in 0..FOURS {
-                let mut planes = [isa.splat(0.0); MOST_PLANES];
-                for p in 0..K::PLANES {
-                    planes[p] = isa.load(&w.planes[p][g][k], v);
-                }
-                let t = K::times(isa, &planes, sums[k][c], negs[c]);
-                let sum = if first { isa.splat(0.0) } else { isa.load(&acc[c][k], v) };
-                isa.store(isa.mul_add(t, d, sum), &mut acc[c][k], v);
+    }
+    for c in 0..C {
+        let d = isa.spread_four(&x[c].d, v);
+        for k in 0..R {
+            let mut planes = [isa.splat(0.0); MOST_PLANES];
+            for p in 0..K::PLANES {
+                planes[p] = isa.load(&w.planes[p][g][from + k], v);
             }
+            let t = K::times(isa, &planes, sums[k][c], negs[c]);
+            let acc = &mut acc[c][from + k];
+            let sum = if first { isa.splat(0.0) } else { isa.load(acc, v) };
+            isa.store(isa.mul_add(t, d, sum), acc, v);
         }
     }
 }
