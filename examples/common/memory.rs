@@ -168,7 +168,7 @@ impl Kv {
 }
 
 impl Attention {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Dense => "dense",
             Self::Window => "window",
