@@ -269,6 +269,37 @@ mod tests {
     }
 
     #[test]
+    fn divergence_and_agreement_are_those_of_the_definition() -> Result<()> {
+        let noise = |i: usize, seed: f64| ((i as f64 * 1.7 + seed).sin() * 6.0) as f32;
+        let (vocab_size, tokens) = (97, [3_u32, 96, 40]);
+        let logits = |seed: f64| -> Vec<f32> { (0..3 * vocab_size).map(|i| noise(i, seed)).collect() };
+        let (setting, dense) = (logits(0.1), logits(0.0));
+        let mut quality = Quality::default();
+        quality.add_rows(&tokens, &setting, &dense)?;
+        let (mut kld, mut nll, mut agreed) = (0.0, 0.0, 0.0);
+        for (row, &token) in tokens.iter().enumerate() {
+            let log = |x: &[f32]| -> Vec<f64> {
+                let x = &x[row * vocab_size..(row + 1) * vocab_size];
+                let sum: f64 = x.iter().map(|x| f64::from(*x).exp()).sum();
+                x.iter().map(|x| f64::from(*x) - sum.ln()).collect()
+            };
+            let best = |x: &[f64]| (0..x.len()).max_by(|&a, &b| x[a].total_cmp(&x[b]));
+            let (q, p) = (log(&setting), log(&dense));
+            kld += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() / 3.0;
+            nll -= q[token as usize] / 3.0;
+            agreed += f64::from(u8::from(best(&q) == best(&p))) / 3.0;
+        }
+        assert!(kld > 1e-4 && (quality.kld() - kld).abs() < 1e-6, "{quality:?} {kld}");
+        assert!(
+            (quality.nll() - nll).abs() < 1e-6 && quality.top1_agreement() == agreed,
+            "{quality:?} {nll}"
+        );
+        assert!(quality.add_rows(&tokens, &setting, &dense[1..]).is_err());
+        assert!(quality.add_rows(&[0], &[f32::NAN, 0.0], &[0.0, 0.0]).is_err());
+        Ok(())
+    }
+
+    #[test]
     fn a_first_token_follows_none() {
         let t = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
         for first in [0, 2, 3] {

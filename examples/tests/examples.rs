@@ -93,6 +93,40 @@ fn perplexity_tells_a_setting_from_the_dense_model() {
     assert_eq!(same["tokens"], q4["tokens"]);
 }
 
+#[test]
+fn perplexity_counts_what_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("tale.txt");
+    std::fs::write(&text, tales(1)).unwrap();
+    let text = text.display().to_string();
+    let run = |more: &[&str]| {
+        let args = ["--text", &text, "--context", "128", "--ffn", "dense", "--json"];
+        ok("perplexity", &[&args, more].concat()).json()
+    };
+    // The model in Q8_0 beside itself, and beside what is stored.
+    let q8 = ["--dtype", "q8_0", "--kv", "f32", "--stride", "128", "--count", "63", "--tokens", "189"];
+    let same = run(&[&q8[..], &["--reference", "q8_0"]].concat());
+    assert_eq!(
+        (same["tokens"].as_u64(), same["kld"].as_f64().map(|k| k < 1e-7)),
+        (Some(189), Some(true)),
+        "{same}"
+    );
+    assert_eq!(
+        (same["ppl_change"].as_f64(), same["top1_agreement"].as_f64()),
+        (Some(0.0), Some(1.0)),
+        "{same}"
+    );
+    let stored = run(&q8);
+    assert!(stored["kld"].as_f64().unwrap() > 1e-6, "{stored}");
+    assert_eq!(stored["ppl"], same["ppl"]);
+    // Every token but the first of each window.
+    assert_eq!(run(&["--stride", "128", "--tokens", "250"])["tokens"], 254);
+    one_line(
+        &example("perplexity", &["--text", &text, "--context", "64", "--count", "64"]),
+        "--count 64 must be 1 to 63",
+    );
+}
+
 /// Texts by the built-in model, some 900 tokens each.
 fn tales(n: usize) -> String {
     (0..n).map(tale).collect::<Vec<_>>().join("<|endoftext|>")
