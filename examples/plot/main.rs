@@ -116,7 +116,10 @@ impl Picture {
         Ok(root.present()?)
     }
 
-    fn fill<X, Y>(&self, mut chart: ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>) -> Result<()>
+    fn fill<'a, 'b: 'a, X, Y>(
+        &self,
+        mut chart: ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+    ) -> Result<()>
     where
         X: Ranged<ValueType = f64> + ValueFormatter<f64>,
         Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
