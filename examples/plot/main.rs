@@ -1,7 +1,7 @@
 //! Draws the pictures of a record: a JSON file of points becomes an SVG file.
 //!
 //! ```json
-//! { "title": "…", "x": "bits per weight", "y": "KL, nats per token", "log_y": true,
+//! { "title": "…", "x": "bits per weight", "x_from": 4, "y": "KL, nats per token", "log_y": true,
 //!   "series": [ { "name": "weights", "line": false, "points": [ { "x": 4.5, "y": 0.05, "label": "Q4_0" } ] } ] }
 //! ```
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
@@ -16,7 +16,7 @@ use clap::Parser;
 use cli::input;
 use plotters::{coord::ranged1d::ValueFormatter, prelude::*};
 use serde_json::Value;
-use std::{io::Write, ops::Range, path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 const COLOURS: [RGBColor; 6] =
     [BLUE, RED, RGBColor(0, 140, 140), RGBColor(190, 140, 60), BLACK, RGBColor(150, 150, 150)];
@@ -36,8 +36,9 @@ struct Cli {
 struct Picture {
     title: String,
     x: String,
+    /// Where the axis begins.
+    x_from: f64,
     y: String,
-    log_x: bool,
     log_y: bool,
     series: Vec<Series>,
 }
@@ -73,31 +74,29 @@ fn list<'a>(json: &'a Value, key: &str) -> Result<&'a Vec<Value>> {
 
 impl Picture {
     fn new(json: &Value) -> Result<Self> {
-        let log = |key: &str| json[key].as_bool().unwrap_or_default();
         let picture = Self {
             title: text(json, "title")?,
             x: text(json, "x")?,
+            x_from: json["x_from"].as_f64().unwrap_or_default(),
             y: text(json, "y")?,
-            log_x: log("log_x"),
-            log_y: log("log_y"),
+            log_y: json["log_y"].as_bool().unwrap_or_default(),
             series: list(json, "series")?.iter().map(Series::new).collect::<Result<_>>()?,
         };
-        let points = || picture.series.iter().flat_map(|s| &s.points);
-        if points().any(|(x, y, _)| (picture.log_x && *x <= 0.0) || (picture.log_y && *y <= 0.0)) {
+        if picture.log_y && picture.points().any(|(_, y, _)| *y <= 0.0) {
             bail!("a logarithmic axis has no place for numbers that are not above 0");
         }
         Ok(picture)
     }
 
-    /// From the least to the largest number, with room around.
-    fn range(&self, log: bool, of: impl Fn(&(f64, f64, String)) -> f64) -> Range<f64> {
-        let all = || self.series.iter().flat_map(|s| &s.points).map(&of);
-        let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
-        if log { least / 1.5..most * 1.5 } else { 0.0..most * 1.12 }
+    fn points(&self) -> impl Iterator<Item = &(f64, f64, String)> {
+        self.series.iter().flat_map(|s| &s.points)
     }
 
     fn draw(&self, svg: &mut String) -> Result<()> {
-        let (x, y) = (self.range(self.log_x, |p| p.0), self.range(self.log_y, |p| p.1));
+        let most_x = self.points().map(|p| p.0).fold(self.x_from, f64::max);
+        let most_y = self.points().map(|p| p.1).fold(0.0, f64::max);
+        let least_y = self.points().map(|p| p.1).fold(f64::INFINITY, f64::min);
+        let x = self.x_from..most_x + 0.1 * (most_x - self.x_from);
         let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&root);
@@ -107,18 +106,20 @@ impl Picture {
             .margin_right(30)
             .x_label_area_size(42)
             .y_label_area_size(64);
-        match (self.log_x, self.log_y) {
-            (false, false) => self.fill(chart.build_cartesian_2d(x, y)?),
-            (true, false) => self.fill(chart.build_cartesian_2d(x.log_scale(), y)?),
-            (false, true) => self.fill(chart.build_cartesian_2d(x, y.log_scale())?),
-            (true, true) => self.fill(chart.build_cartesian_2d(x.log_scale(), y.log_scale())?),
-        }?;
+        // With room for the names of the series.
+        if self.log_y {
+            let y = (least_y / 1.5..most_y * 8.0).log_scale();
+            self.fill(chart.build_cartesian_2d(x, y)?, SeriesLabelPosition::UpperRight)?;
+        } else {
+            self.fill(chart.build_cartesian_2d(x, 0.0..most_y * 1.12)?, SeriesLabelPosition::LowerLeft)?;
+        }
         Ok(root.present()?)
     }
 
     fn fill<'a, 'b: 'a, X, Y>(
         &self,
         mut chart: ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+        names: SeriesLabelPosition,
     ) -> Result<()>
     where
         X: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -127,6 +128,8 @@ impl Picture {
         chart
             .configure_mesh()
             .light_line_style(WHITE)
+            .x_label_formatter(&|x| format!("{x}"))
+            .y_label_formatter(&|y| format!("{y}"))
             .x_desc(&self.x)
             .y_desc(&self.y)
             .label_style(("sans-serif", 13))
@@ -149,7 +152,7 @@ impl Picture {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(names)
             .label_font(("sans-serif", 13))
             .background_style(WHITE)
             .border_style(RGBColor(200, 200, 200))
