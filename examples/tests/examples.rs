@@ -216,6 +216,45 @@ fn a_long_memory_costs_what_perplexity_says() {
 }
 
 #[test]
+fn long_memory_asks_every_way_the_same() {
+    let run = |args: &[&str]| {
+        ok("long-memory", &[&["--sizes", "200", "--texts", "2", "--json"], args].concat()).json()
+    };
+    let json = run(&["--ways", "dense,window,gated"]);
+    assert_eq!(json["ways"], serde_json::json!(["dense", "window", "gated"]));
+    let rows = json["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{json}");
+    assert!(
+        rows.iter().all(|r| r["tokens"].as_u64() > Some(200) && r["right"].as_array().unwrap().len() == 3)
+    );
+    one_line(&example("long-memory", &["--attention", "recall"]), "give --ways");
+    one_line(&example("long-memory", &["--texts", "0"]), "1 or more");
+}
+
+#[test]
+fn pictures_are_made_from_points() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let point = r#"{ "x": 5, "y": 0.2, "label": "here" }"#;
+    let json = |y: &str| {
+        let series = format!(
+            r#"[{{ "name": "weights", "line": true, "points": [{point}, {{ "x": 8, "y": {y} }}] }}]"#
+        );
+        format!(
+            r#"{{ "title": "quality", "x": "bits", "x_from": 4, "y": "KL", "log_y": true, "series": {series} }}"#
+        )
+    };
+    std::fs::write(path("good.json"), json("0.001")).unwrap();
+    std::fs::write(path("zero.json"), json("0")).unwrap();
+    std::fs::write(path("none.json"), r#"{ "title": "quality" }"#).unwrap();
+    ok("plot", &[&path("good.json"), "--out", &path("good.svg")]);
+    let svg = std::fs::read_to_string(path("good.svg")).unwrap();
+    assert!(["quality", "weights", "here", "KL"].iter().all(|text| svg.contains(text)), "{svg}");
+    one_line(&example("plot", &[&path("zero.json"), "--out", &path("zero.svg")]), "not above 0");
+    one_line(&example("plot", &[&path("none.json"), "--out", &path("none.svg")]), "\"x\" must be a text");
+}
+
+#[test]
 fn decode_speed_counts_bytes_and_labels_random_weights() {
     let args = ["--model", "tales-silu", "--steps", "3", "--prefill", "16", "--json", "--against", "candle"];
     let json = ok("decode-speed", &args).json();
