@@ -7,8 +7,10 @@
 //! `llama-perplexity` states them: the change of perplexity is a mean of differences at the same tokens, so it is far
 //! better known than either perplexity.
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
-use candle_nn::ops::log_softmax;
+use candle_core::{DType, Error, Result, Tensor, bail};
+use candle_sparse_core::KernelSet;
+use candle_sparse_kernels::Kernels;
+use rayon::prelude::*;
 
 /// How far a setting is from the dense model, as sums over the tokens that were counted.
 ///
@@ -45,29 +47,66 @@ impl Quality {
     /// `[window, vocab_size]`.
     ///
     /// # Errors
-    /// The logits are not numbers, or no token of the window follows another from `first` on.
+    /// The logits are not numbers, their shapes differ, or no token of the window follows another from `first` on.
     pub fn add(&mut self, window: &[u32], first: usize, logits: &Tensor, dense: &Tensor) -> Result<()> {
         if first == 0 || first >= window.len() {
             bail!("quality: tokens {first} and on of {} are none that follow another", window.len());
         }
-        let n = window.len() - first;
-        let targets = Tensor::new(&window[first..], &Device::Cpu)?.unsqueeze(1)?;
-        let log = |t: &Tensor| log_softmax(&t.narrow(0, first - 1, n)?, D::Minus1);
-        let (q, p) = (log(logits)?, log(dense)?);
-        let sum = |t: &Tensor| -> Result<f64> { t.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>() };
-        let (of_q, of_p) = (q.gather(&targets, 1)?, p.gather(&targets, 1)?);
-        let nll = -sum(&of_q)?;
-        if !nll.is_finite() {
+        let rows = |t: &Tensor| -> Result<Vec<f32>> {
+            t.narrow(0, first - 1, window.len() - first)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+        };
+        self.add_rows(&window[first..], &rows(logits)?, &rows(dense)?)
+    }
+
+    /// Adds tokens, of which each was predicted by its row of the setting's `logits` and of the `dense` model's, `[tokens, vocab_size]`.
+    ///
+    /// Cost: two exponentials per logit, on all threads of rayon's pool.
+    ///
+    /// ```
+    /// use candle_sparse::quality::Quality;
+    ///
+    /// let mut quality = Quality::default();
+    /// quality.add_rows(&[1, 0], &[0.0, 1.0, 0.5, 0.0], &[0.0, 1.0, 1.0, 0.0])?;
+    /// assert_eq!((quality.tokens(), quality.top1_agreement()), (2, 1.0));
+    /// assert!(quality.add_rows(&[2], &[0.0, 1.0], &[0.0, 1.0]).is_err(), "there is no token 2");
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The logits are not numbers or not of so many tokens, or a token is not in the vocabulary.
+    pub fn add_rows(&mut self, tokens: &[u32], logits: &[f32], dense: &[f32]) -> Result<()> {
+        let vocab_size = logits.len() / tokens.len().max(1);
+        let fit = logits.len() == dense.len() && vocab_size * tokens.len() == logits.len();
+        if !fit || tokens.iter().any(|&t| t as usize >= vocab_size) {
+            bail!(
+                "quality: {} and {} logits are not those of {} tokens, or a token is past the vocabulary",
+                logits.len(),
+                dense.len(),
+                tokens.len()
+            );
+        }
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let kernels = Kernels::get().map_err(Error::wrap)?;
+        let rows = logits.par_chunks(vocab_size).zip(dense.par_chunks(vocab_size)).zip(tokens);
+        let rows: Vec<Row> = rows
+            .map_init(Default::default, |rooms, ((q, p), &token)| {
+                Row::of(kernels, q, p, token as usize, rooms)
+            })
+            .collect();
+        if !rows.iter().all(|row| row.nll.is_finite() && row.dense_nll.is_finite()) {
             bail!("the logits are not numbers: the checkpoint holds NaN or infinity");
         }
-        let kld = (p.exp()? * (&p - &q)?)?.sum(1)?;
-        self.nll += nll;
-        self.dense_nll -= sum(&of_p)?;
-        self.change_square += sum(&(of_p - of_q)?.sqr()?)?;
-        self.kld += sum(&kld)?;
-        self.kld_square += sum(&kld.sqr()?)?;
-        self.agreed += sum(&p.argmax(1)?.eq(&q.argmax(1)?)?)?;
-        self.tokens += n;
+        for row in rows {
+            self.nll += row.nll;
+            self.dense_nll += row.dense_nll;
+            self.change_square += (row.nll - row.dense_nll).powi(2);
+            self.kld += row.kld;
+            self.kld_square += row.kld.powi(2);
+            self.agreed += f64::from(u8::from(row.agreed));
+        }
+        self.tokens += tokens.len();
         Ok(())
     }
 
@@ -174,9 +213,43 @@ impl Loss {
     }
 }
 
+/// What one token adds.
+struct Row {
+    nll: f64,
+    dense_nll: f64,
+    kld: f64,
+    agreed: bool,
+}
+
+impl Row {
+    /// From the logits `q` of the setting and `p` of the dense model, with `rooms` for both.
+    fn of(kernels: &Kernels, q: &[f32], p: &[f32], token: usize, rooms: &mut [Vec<f32>; 2]) -> Self {
+        let [q_max, p_max] = [q, p].map(|x| x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        for (room, x) in rooms.iter_mut().zip([q, p]) {
+            room.clear();
+            room.extend_from_slice(x);
+            kernels.exp_sum(room, f32::NEG_INFINITY);
+        }
+        let sum = |x: &[f32]| x.chunks(64).map(|x| f64::from(x.iter().sum::<f32>())).sum::<f64>();
+        let (q_sum, p_sum) = (sum(&rooms[0]), sum(&rooms[1]));
+        let (q_log, p_log) = (f64::from(q_max) + q_sum.ln(), f64::from(p_max) + p_sum.ln());
+        // Σ p (ln p − ln q): the logarithms of the sums stand for every element.
+        let apart = rooms[1].iter().zip(q.iter().zip(p)).map(|(e, (q, p))| f64::from(e * (p - q)));
+        let kld = apart.sum::<f64>() / p_sum - p_log + q_log;
+        let first = |x: &[f32], max: f32| x.iter().position(|x| *x == max);
+        Self {
+            nll: q_log - f64::from(q[token]),
+            dense_nll: p_log - f64::from(p[token]),
+            kld,
+            agreed: first(q, q_max) == first(p, p_max),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
 
     #[test]
     fn errors_are_those_of_the_tokens() -> Result<()> {
@@ -192,6 +265,37 @@ mod tests {
         assert!((q.ppl_change_error() - mean.exp() * error).abs() < 1e-6, "{q:?}, expected {error}");
         assert!(q.at_most().ppl > q.loss().ppl && q.at_most().kld > q.loss().kld);
         assert!(!q.at_most().is_within(q.loss()) && q.loss().is_within(q.at_most()));
+        Ok(())
+    }
+
+    #[test]
+    fn divergence_and_agreement_are_those_of_the_definition() -> Result<()> {
+        let noise = |i: usize, seed: f64| ((i as f64 * 1.7 + seed).sin() * 6.0) as f32;
+        let (vocab_size, tokens) = (97, [3_u32, 96, 40]);
+        let logits = |seed: f64| -> Vec<f32> { (0..3 * vocab_size).map(|i| noise(i, seed)).collect() };
+        let (setting, dense) = (logits(0.1), logits(0.0));
+        let mut quality = Quality::default();
+        quality.add_rows(&tokens, &setting, &dense)?;
+        let (mut kld, mut nll, mut agreed) = (0.0, 0.0, 0.0);
+        for (row, &token) in tokens.iter().enumerate() {
+            let log = |x: &[f32]| -> Vec<f64> {
+                let x = &x[row * vocab_size..(row + 1) * vocab_size];
+                let sum: f64 = x.iter().map(|x| f64::from(*x).exp()).sum();
+                x.iter().map(|x| f64::from(*x) - sum.ln()).collect()
+            };
+            let best = |x: &[f64]| (0..x.len()).max_by(|&a, &b| x[a].total_cmp(&x[b]));
+            let (q, p) = (log(&setting), log(&dense));
+            kld += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() / 3.0;
+            nll -= q[token as usize] / 3.0;
+            agreed += f64::from(u8::from(best(&q) == best(&p))) / 3.0;
+        }
+        assert!(kld > 1e-4 && (quality.kld() - kld).abs() < 1e-6, "{quality:?} {kld}");
+        assert!(
+            (quality.nll() - nll).abs() < 1e-6 && quality.top1_agreement() == agreed,
+            "{quality:?} {nll}"
+        );
+        assert!(quality.add_rows(&tokens, &setting, &dense[1..]).is_err());
+        assert!(quality.add_rows(&[0], &[f32::NAN, 0.0], &[0.0, 0.0]).is_err());
         Ok(())
     }
 

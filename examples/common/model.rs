@@ -244,11 +244,11 @@ impl ModelArgs {
         Ok(())
     }
 
-    /// The dense model in its stored dtype.
-    pub(crate) fn as_stored(&self) -> Result<Pretrained> {
+    /// The dense model in a format, or as it is stored.
+    pub(crate) fn dense(&self, format: Option<Format>) -> Result<Pretrained> {
         self.load_as(
             &self.files()?,
-            None,
+            format,
             SparseConfig::default().with_mode(FfnMode::Dense),
             AttentionConfig::default(),
         )

@@ -1,7 +1,7 @@
 //! Perplexity of a setting on text files, and its distance from the dense model as stored.
 //!
-//! Sparse settings are measured as they decode: token by token, every token's FFN sparse. `--sweep` compares ways of
-//! choosing neurons over all shares instead.
+//! Sparse settings, tiers and choices of pages are measured as they decode: every token has the bits of one that is decoded
+//! alone. `--sweep` compares ways of choosing neurons over all shares instead.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
@@ -14,24 +14,23 @@ mod model;
 mod sweep;
 #[path = "../common/text.rs"]
 mod text;
+mod windows;
 
 use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
-    AttentionMode,
+    Format,
+    kv_cache::{KvConfig, KvDType},
     sparse::{FfnMode, SparseConfig},
 };
 use candle_sparse_models::{
-    llama::{Cache, Llama},
-    pretrained::Pretrained,
-    quality::Quality,
-    tokenizer::prompt_tokens,
+    llama::Llama, pretrained::Pretrained, quality::Quality, tokenizer::prompt_tokens,
 };
 use clap::Parser;
-use cli::{OutputArgs, input, output, process_bytes};
+use cli::{OutputArgs, format, input, output, process_bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
 use std::{io::Write, path::PathBuf, process::ExitCode};
+use windows::{Reader, measure};
 
 /// Measure the quality of a setting against the dense model.
 #[derive(Parser, Debug)]
@@ -45,12 +44,19 @@ struct Cli {
     /// Tokens per window; the model's context, at most 1024, where not given
     #[arg(long, help_heading = "Text")]
     context: Option<usize>,
-    /// Tokens from one window to the next; only the last `stride` tokens of a window count; half of --context where not given
+    /// Tokens from one window to the next; half of --context where not given
     #[arg(long, conflicts_with = "sweep", help_heading = "Text")]
     stride: Option<usize>,
+    /// So many last tokens of each window count; those that no window before has read where not given. `--context 512 --stride
+    /// 512 --count 255` counts what llama.cpp's `llama-perplexity` does
+    #[arg(long, conflicts_with = "sweep", help_heading = "Text")]
+    count: Option<usize>,
     /// Stop after this many counted tokens
     #[arg(long, help_heading = "Text")]
     tokens: Option<usize>,
+    /// Format of the dense model that the setting is compared with, such as f32; as stored where not given
+    #[arg(long, value_parser = format, conflicts_with = "sweep", help_heading = "Text")]
+    reference: Option<Format>,
     /// Compare random, static, low-rank, gate, cascade and oracle choices at every share of the profile, and draw them
     /// into this SVG file; windows are then documents (separated by <|endoftext|>) cut at --context, 256 if not given
     #[arg(long, help_heading = "Output")]
@@ -73,38 +79,18 @@ fn run(cli: &Cli) -> Result<()> {
     }
     // What a rule costs, whether or not it is faster here.
     let setting = ModelArgs { force_sparse: true, ..cli.model.clone() }.load()?;
-    let dense = cli.model.as_stored()?;
+    let dense = cli.model.dense(cli.reference)?;
     let ids = encode(cli, &setting)?;
-    let limit = setting.config.max_position_embeddings;
-    let context = cli.context.unwrap_or(limit.min(1024));
-    let stride = cli.stride.unwrap_or(context / 2);
-    if !(2..=limit).contains(&context) || stride == 0 || stride >= context {
-        bail!(
-            "--context {context} must be 2 to {limit} (the model's context) and --stride {stride} 1 to below it"
-        );
-    }
-    if ids.len() < context {
-        bail!(
-            "the text has {} tokens, a window needs {context}: give more --text or a smaller --context",
-            ids.len()
-        );
-    }
-    let mut cache = cli.model.cache(&setting)?;
-    let mut dense_cache = Cache::new(true, DType::F32, &dense.config, &Device::Cpu)?;
-    let windows = 1 + (ids.len() - context) / stride;
-    let bar = ProgressBar::new(windows as u64);
+    let layout = Layout::new(cli, setting.config.max_position_embeddings, ids.len())?;
+    let mut reader = Reader::new(setting.model.decoder(), cli.model.memory.kv(setting.default_kv_dtype())?);
+    let mut dense = Reader::new(dense.model.decoder(), KvConfig::exact(KvDType::F32));
+    let bar = ProgressBar::new(layout.windows as u64);
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} windows, {eta} left, ppl {msg}")?);
     let mut quality = Quality::default();
     let mut failed = None;
-    for w in 0..windows {
-        let window = &ids[w * stride..w * stride + context];
-        // Tokens before the overlap were counted by the window before.
-        let first = if w == 0 { 1 } else { context - stride };
-        let measured = all_logits(&setting.model, window, &mut cache).and_then(|logits| {
-            let dense = prefill(&dense.model, window, &mut dense_cache)?;
-            Ok(quality.add(window, first, &logits, &dense)?)
-        });
-        if let Err(error) = measured {
+    for w in 0..layout.windows {
+        let window = &ids[w * layout.stride..w * layout.stride + layout.context];
+        if let Err(error) = measure(window, layout.first(w), [&mut reader, &mut dense], &mut quality) {
             failed = Some(error);
             break;
         }
@@ -115,15 +101,54 @@ fn run(cli: &Cli) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    cli.model.memory.note_unused(cache.kv().config(), context);
+    cli.model.memory.note_unused(reader.cache.config(), layout.context);
     match failed {
         // What was measured before is reported too.
         Some(error) if quality.tokens() > 0 => {
-            report(cli, &quality, &setting.model, &cache)?;
+            report(cli, &quality, &setting.model, &reader)?;
             Err(error)
         }
         Some(error) => Err(error),
-        None => report(cli, &quality, &setting.model, &cache),
+        None => report(cli, &quality, &setting.model, &reader),
+    }
+}
+
+/// Where windows lie in the text, and what of them counts.
+struct Layout {
+    context: usize,
+    stride: usize,
+    count: Option<usize>,
+    windows: usize,
+}
+
+impl Layout {
+    fn new(cli: &Cli, limit: usize, tokens: usize) -> Result<Self> {
+        let context = cli.context.unwrap_or(limit.min(1024));
+        let stride = cli.stride.unwrap_or(context / 2);
+        if !(2..=limit).contains(&context) || !(1..=context).contains(&stride) {
+            bail!(
+                "--context {context} must be 2 to {limit} (the model's context) and --stride {stride} 1 to that"
+            );
+        }
+        if let Some(count) = cli.count.filter(|c| !(1..context).contains(c)) {
+            bail!("--count {count} must be 1 to {}: the first token of a window follows none", context - 1);
+        }
+        if tokens < context {
+            bail!(
+                "the text has {tokens} tokens, a window needs {context}: give more --text or a smaller --context"
+            );
+        }
+        Ok(Self { context, stride, count: cli.count, windows: 1 + (tokens - context) / stride })
+    }
+
+    /// The first token of a window that counts.
+    fn first(&self, window: usize) -> usize {
+        match self.count {
+            Some(count) => self.context - count,
+            None if window == 0 => 1,
+            // Tokens before were counted by the window before.
+            None => (self.context - self.stride).max(1),
+        }
     }
 }
 
@@ -165,30 +190,8 @@ fn encode(cli: &Cli, loaded: &Pretrained) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// Logits `[window, vocab_size]`, all positions at once: dense in the FFN.
-fn prefill(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
-    let x = Tensor::new(window, &Device::Cpu)?.unsqueeze(0)?;
-    Ok(model.forward_all(&x, 0, cache)?.squeeze(0)?)
-}
-
-/// The same as the setting decodes.
-fn all_logits(model: &Llama, window: &[u32], cache: &mut Cache) -> Result<Tensor> {
-    let sparse = model.decoder().sparse_config().is_some_and(|c| c.mode != FfnMode::Dense);
-    let attention = model.decoder().attention_config().mode != AttentionMode::Dense;
-    // A prompt's tokens see the pages of their own run before these cool.
-    if !(sparse || attention || cache.kv().config().is_tiered()) {
-        return prefill(model, window, cache);
-    }
-    let vocab = model.decoder().config().vocab_size;
-    let mut logits = vec![0.0; window.len() * vocab];
-    for (i, (&token, logits)) in window.iter().zip(logits.chunks_exact_mut(vocab)).enumerate() {
-        model.decode(token, i, cache, logits)?;
-    }
-    Ok(Tensor::from_vec(logits, (window.len(), vocab), &Device::Cpu)?)
-}
-
-fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
-    let active = cache.sparse_stats().active_share();
+fn report(cli: &Cli, q: &Quality, model: &Llama, reader: &Reader<'_>) -> Result<()> {
+    let active = reader.sparse_stats().active_share();
     let mode = model.decoder().sparse_config().map_or(FfnMode::Dense, |SparseConfig { mode, .. }| mode);
     let mut out = output::stdout();
     if cli.output.json {
@@ -198,27 +201,32 @@ fn report(cli: &Cli, q: &Quality, model: &Llama, cache: &Cache) -> Result<()> {
             "ppl": q.ppl(),
             "dense_nll": q.dense_nll(),
             "dense_ppl": q.dense_nll().exp(),
+            "ppl_change": q.ppl_change(),
+            "ppl_change_error": q.ppl_change_error(),
             "kld": q.kld(),
+            "kld_error": q.kld_error(),
             "top1_agreement": q.top1_agreement(),
             "ffn": format!("{mode:?}"),
             "active_fraction": active,
-            "kv_bytes": cache.kv_bytes(),
+            "kv_bytes": reader.cache.bytes(),
             "rss_bytes": process_bytes("VmRSS").ok(),
         });
         writeln!(out, "{json}")?;
         return Ok(());
     }
+    let reference = cli.reference.map_or_else(|| "as stored".to_string(), |f| format!("in {}", f.name()));
     writeln!(
         out,
-        "{} tokens, {mode:?}, {:.3} of the neurons active: ppl {:.4} (nll {:.5} nats/token), dense as stored {:.4}, \
-         change {:+.3} %, kld {:.6}, top-1 agreement {:.4}",
+        "{} tokens, {mode:?}, {active:.3} of the neurons active: ppl {:.4} (nll {:.5} nats/token), dense {reference} {:.4}, \
+         change {:+.3} ± {:.3} %, kld {:.6} ± {:.6}, top-1 agreement {:.4}",
         q.tokens(),
-        active,
         q.ppl(),
         q.nll(),
         q.dense_nll().exp(),
         q.ppl_change() * 100.0,
+        q.ppl_change_error() * 100.0,
         q.kld(),
+        q.kld_error(),
         q.top1_agreement()
     )?;
     Ok(())

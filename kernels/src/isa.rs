@@ -64,6 +64,8 @@ pub(crate) trait Isa: Copy {
     fn scale2(self, x: Self::V, n: Self::V) -> Self::V;
     /// `x` where `a < b`, else `y` (also where a or b is NaN).
     fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// `x` in the lanes of vector `i` of 32 elements whose bit is set, else `y`.
+    fn select_bits(self, bits: u32, i: usize, x: Self::V, y: Self::V) -> Self::V;
     fn reduce_add(self, v: Self::V) -> f32;
     fn reduce_max(self, v: Self::V) -> f32;
 

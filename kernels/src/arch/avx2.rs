@@ -31,6 +31,11 @@ impl<P> Avx2<P> {
         pub(super) fn widen_f16(x: __m128i) -> __m256 = _mm256_cvtph_ps(x);
         pub(super) fn widen_bf16(x: __m128i) -> __m256 =
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
+        pub(super) fn select_lanes(set: u32, x: __m256, y: __m256) -> __m256 = {
+            let lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let set = _mm256_and_si256(_mm256_set1_epi32(set.cast_signed()), lane);
+            _mm256_blendv_ps(y, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)))
+        };
         pub(super) fn widen_i8(x: u64) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(x.cast_signed())));
         pub(super) fn splat_16(x: u16) -> __m128i = _mm_set1_epi16(x.cast_signed());
@@ -168,6 +173,11 @@ impl<P: ByteProducts> Isa for Avx2<P> {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 32], i: usize) -> __m256 {
         self.widen_i8(must_cast(x.as_chunks::<8>().0[i]))
+    }
+
+    #[inline(always)]
+    fn select_bits(self, bits: u32, i: usize, x: __m256, y: __m256) -> __m256 {
+        self.select_lanes(bits >> (8 * i), x, y)
     }
 
     #[inline(always)]

@@ -20,6 +20,7 @@ impl Avx512 {
         fn widen_f16(x: __m256i) -> __m512 = _mm512_cvtph_ps(x);
         fn widen_bf16(x: __m256i) -> __m512 =
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)));
+        fn select_lanes(set: u16, x: __m512, y: __m512) -> __m512 = _mm512_mask_blend_ps(set, y, x);
         fn widen_i8(x: __m128i) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
         fn splat_16(x: u16) -> __m256i = _mm256_set1_epi16(x.cast_signed());
         fn join_16(x: [u16; 16]) -> __m256i = {
@@ -159,6 +160,11 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 32], i: usize) -> __m512 {
         self.widen_i8(must_cast(x.as_chunks::<16>().0[i]))
+    }
+
+    #[inline(always)]
+    fn select_bits(self, bits: u32, i: usize, x: __m512, y: __m512) -> __m512 {
+        self.select_lanes((bits >> (16 * i)) as u16, x, y)
     }
 
     #[inline(always)]

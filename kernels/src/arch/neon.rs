@@ -45,6 +45,10 @@ impl<P> Neon<P> {
             let nibbles = if low { vshl_n_u8::<4>(packed) } else { vand_u8(packed, vdup_n_u8(0xf0)) };
             vreinterpret_s8_u8(veor_u8(nibbles, vdup_n_u8(0x80)))
         };
+        fn select_lanes(set: u32, x: float32x4_t, y: float32x4_t) -> float32x4_t = {
+            let lane = vcombine_u32(vcreate_u32(0x2_0000_0001), vcreate_u32(0x8_0000_0004));
+            vbslq_f32(vtstq_u32(vdupq_n_u32(set), lane), x, y)
+        };
         fn round_to_i32(v: float32x4_t) -> int32x4_t = vcvtnq_s32_f32(v);
         fn narrow(v: [int32x4_t; 4]) -> int8x16_t = {
             let low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1]));
@@ -144,6 +148,11 @@ impl<P: ByteProducts> Isa for Neon<P> {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 32], i: usize) -> float32x4_t {
         self.eight_to_f32(must_cast(x.as_chunks::<8>().0[i / 2]), !i.is_multiple_of(2))
+    }
+
+    #[inline(always)]
+    fn select_bits(self, bits: u32, i: usize, x: float32x4_t, y: float32x4_t) -> float32x4_t {
+        self.select_lanes(bits >> (4 * i), x, y)
     }
 
     #[inline(always)]

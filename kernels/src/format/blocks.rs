@@ -122,6 +122,12 @@ units!(BlockQ4_1, |isa, unit, i| {
     let start = isa.mul_add(d, isa.splat(8.0), isa.splat_f16(unit.m));
     isa.mul_add(isa.load_nibbles(&unit.qs, i), isa.mul(d, isa.splat(1.0 / 16.0)), start)
 });
+units!(BlockQ5_1, |isa, unit, i| {
+    // 16 · q from 16 · (q − 8) of the nibble, and 16 · 16 for the fifth bit: exact, so d · q + m is rounded once.
+    let above = isa.select_bits(u32::from_le_bytes(unit.qh), i, isa.splat(384.0), isa.splat(128.0));
+    let q = isa.add(isa.load_nibbles(&unit.qs, i), above);
+    isa.mul_add(q, isa.mul(isa.splat_f16(unit.d), isa.splat(1.0 / 16.0)), isa.splat_f16(unit.m))
+});
 
 impl Summand for BlockQ8_0 {
     const STEP: f32 = 1.0;
@@ -195,5 +201,5 @@ macro_rules! element {
 element!(BlockQ8_0, sums rows);
 element!(BlockQ4_0, sums rows);
 element!(BlockQ4_1, sums);
+element!(BlockQ5_1, sums);
 unpack!(BlockQ5_0: 1, |block| constant(block.d, 0.0));
-unpack!(BlockQ5_1: 1, |block| constant(block.d, number(block.m)));

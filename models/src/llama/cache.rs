@@ -15,7 +15,7 @@ use std::{path::Path, time::Duration};
 /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::Pretrained};
 /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/tales-silu"));
 /// let loaded = Pretrained::load(&ModelFiles::from_folder(folder)?, LoadOptions::default())?;
-/// // Older keys and values take 8 and then 5 bits per element; never more than 4 MB in all.
+/// // Older keys and values take 8.5 and then 5.5 bits per element; never more than 4 MB in all.
 /// let mut cache = Cache::of(&loaded.model, KvConfig::tiered().with_max_bytes(Some(4 << 20)));
 /// let mut logits = vec![0.0; 2048];
 /// for (position, token) in [0, 5, 6].into_iter().enumerate() {

@@ -6,10 +6,9 @@
 
 use super::{
     KvConfig,
-    page::{PAGE_LEN, PageShape},
+    page::{PAGE_LEN, PageFormat, PageShape},
     tiers::Tier,
 };
-use crate::format::Format;
 
 /// Sizes of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +51,7 @@ impl Layout {
         [1 + most_hot.min(self.held() - 1), between.min(cooler(hot)), cooler(warm)]
     }
 
-    pub(crate) fn format(&self, tier: Tier) -> Format {
+    pub(crate) fn format(&self, tier: Tier) -> PageFormat {
         tier.format(self.config.dtype)
     }
 
