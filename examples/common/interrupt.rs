@@ -35,6 +35,7 @@ impl Interrupt {
 }
 
 #[cfg(unix)]
+#[allow(unused_imports, reason = "not every program edits lines")]
 pub(crate) use unix::keep_terminal;
 #[cfg(unix)]
 use unix::watch;

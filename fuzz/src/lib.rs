@@ -49,8 +49,8 @@ pub const CONFIG: &str = r#"{"model_type":"llama","hidden_size":8,"intermediate_
 pub const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"c":3,"d":4,"e":5},"merges":["a b"]}}"#;
 /// Longer messages are no messages.
 const LONGEST_MESSAGE: usize = 1000;
-/// Positions of a prefix: more than a page.
-const PREFIX: usize = 40;
+/// Tokens of the prompt whose prefix is in a file: more than a page.
+const PROMPT: u32 = 44;
 
 /// A message must fit a terminal, whatever of the file is quoted in it.
 fn told<T>(result: Result<T>) -> Option<T> {
@@ -259,34 +259,41 @@ pub fn model(chat_template: Option<&str>) -> Pretrained {
 
 /// The header of a file in a folder of prefixes, its bytes; an engine begins a prompt with it, or reads the prompt anew.
 pub fn prefixes(data: &[u8]) {
-    let [header, tensors] = parts(data);
-    begin_with(Some(&sealed(header, tensors)));
+    begun_with(data);
 }
 
-/// Lets an engine begin with a file; the file that it wrote where there was none.
-pub fn begin_with(file: Option<&[u8]>) -> PathBuf {
+/// How many positions of a prompt an engine takes from a file of prefixes.
+pub fn begun_with(data: &[u8]) -> usize {
     static MODEL: LazyLock<Pretrained> = LazyLock::new(|| model(None));
-    static NAME: LazyLock<PathBuf> = LazyLock::new(|| begin_with(None));
-    let folder = folder("prefixes");
-    if let Some(file) = file {
-        write(&NAME, file);
-    }
-    let options = EngineOptions::default().with_prefix_folder(Some(folder.clone()));
-    let mut engine = Engine::new(&MODEL.model, None, options).expect("an engine");
-    let prompt: Vec<u32> = (0..PREFIX as u32 + 4).map(|i| i * i % 6).collect();
+    /// What the engine calls the file of this prompt.
+    static NAME: LazyLock<PathBuf> = LazyLock::new(|| {
+        run(&MODEL.model);
+        let entries =
+            fs::read_dir(folder("prefixes")).expect("a folder").map(|entry| entry.expect("a file").path());
+        entries.last().expect("a prefix was written")
+    });
+    let [header, tensors] = parts(data);
+    write(&NAME, &sealed(header, tensors));
+    run(&MODEL.model)
+}
+
+/// Has an engine write a few tokens behind the prompt; how much of that came from the folder.
+fn run(model: &Llama) -> usize {
+    let options = EngineOptions::default().with_prefix_folder(Some(folder("prefixes")));
+    let mut engine = Engine::new(model, None, options).expect("an engine");
+    let prompt: Vec<u32> = (0..PROMPT).map(|i| i * i % 6).collect();
     engine.add(Request::new(prompt).with_max_tokens(3)).expect("a request");
+    let mut cached = 0;
     while !engine.is_idle() {
         for event in engine.step() {
-            if let EventKind::Finished(finished) = event.kind
-                && let Some(error) = finished.error
-            {
-                fits(&error);
+            if let EventKind::Finished(finished) = event.kind {
+                cached = finished.cached_tokens;
+                finished.error.iter().for_each(|error| fits(error));
             }
         }
     }
     engine.take_notices().iter().for_each(|notice| fits(notice));
-    drop(engine);
-    fs::read_dir(&folder).ok().and_then(|mut all| Some(all.next()?.ok()?.path())).unwrap_or_default()
+    cached
 }
 
 /// A template, and what the user says.

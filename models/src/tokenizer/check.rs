@@ -24,6 +24,8 @@ const LONGEST_PIECE: usize = 256;
 /// All of them together, 250 bytes for each in memory; the largest vocabularies have 2 MB.
 const MOST_PIECE_BYTES: usize = 4 << 20;
 
+/// A normalizer, a pre-tokenizer, a decoder or a post-processor; the largest, with a table of characters, have 0.4 MB.
+const MOST_PART_BYTES: usize = 2_000_000;
 /// Tokens that are put around a text; models have one or two.
 const MOST_AROUND: usize = 64;
 /// Longest word that `WordPiece` cuts: the time grows with the third power. BERT's has 100.
@@ -88,7 +90,11 @@ pub(super) fn check_read(tokenizer: &Tokenizer) -> Result<()> {
 }
 
 fn written(part: impl Serialize) -> Result<Value> {
-    serde_json::to_value(part).map_err(Error::wrap)
+    let json = serde_json::to_vec(&part).map_err(Error::wrap)?;
+    if json.len() > MOST_PART_BYTES {
+        return fail(format!("a part of it has {} bytes, {MOST_PART_BYTES} are possible", json.len()));
+    }
+    serde_json::from_slice(&json).map_err(Error::wrap)
 }
 
 fn fail<T>(problem: impl Into<String>) -> Result<T> {
