@@ -4,7 +4,7 @@
 //! A target that needs two or three files takes them in one input, cut at bytes of `0xff`, which no text has.
 
 use candle_core::{Error, Result};
-use candle_sparse::{KvCache, KvConfig, KvDType, Profile};
+use candle_sparse::{KvCache, KvConfig, KvDType, Profile, Threads};
 use candle_sparse_core::{
     ActivationGroup, Config as CoreConfig, Model, Scalar, Scratch,
     forward::forward,
@@ -100,6 +100,11 @@ pub fn safetensors_file(header: &[u8], data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header, data].concat()
 }
 
+/// As many fuzzers run as there are cores.
+fn options() -> LoadOptions {
+    LoadOptions::default().with_threads(Threads::new(1).ok())
+}
+
 /// Some tokens of a loaded model: whatever its numbers are, there is a result.
 fn decode(model: &Llama) {
     let config = model.decoder().config();
@@ -123,7 +128,7 @@ pub fn safetensors(data: &[u8]) {
     write(&folder.join("config.json"), config);
     write(&folder.join("tokenizer.json"), TOKENIZER.as_bytes());
     write(&folder.join("model.safetensors"), &safetensors_file(header, tensors));
-    let loaded = ModelFiles::from_folder(&folder).and_then(|f| Pretrained::load(&f, LoadOptions::default()));
+    let loaded = ModelFiles::from_folder(&folder).and_then(|f| Pretrained::load(&f, options()));
     if let Some(loaded) = told(loaded) {
         loaded.notices.iter().for_each(|notice| fits(notice));
         decode(&loaded.model);
@@ -140,7 +145,7 @@ pub fn index(data: &[u8]) {
     write(&folder.join("m.safetensors"), shard);
     let files = ModelFiles::from_folder(&folder);
     if let Some(files) = told(files) {
-        told(Pretrained::load(&files, LoadOptions::default()));
+        told(Pretrained::load(&files, options()));
     }
 }
 
@@ -151,7 +156,7 @@ pub fn gguf(data: &[u8]) {
     let Some(file) = told(GgufFile::open(&path)) else { return };
     told(file.profile());
     told(gguf::config(file.content()));
-    if let Some(model) = told(Llama::from_gguf(&file, LoadOptions::default())) {
+    if let Some(model) = told(Llama::from_gguf(&file, options())) {
         decode(&model);
     }
 }
@@ -254,7 +259,7 @@ pub fn model(chat_template: Option<&str>) -> Pretrained {
     write(&folder.join("model.safetensors"), &safetensors_file(header, tensors));
     let mut files = ModelFiles::from_folder(&folder).expect("a model's files");
     files.chat_template = chat_template.map(Into::into);
-    Pretrained::load(&files, LoadOptions::default()).expect("a model")
+    Pretrained::load(&files, options()).expect("a model")
 }
 
 /// The header of a file in a folder of prefixes, its bytes; an engine begins a prompt with it, or reads the prompt anew.
