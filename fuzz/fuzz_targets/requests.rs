@@ -98,8 +98,8 @@ fn answer(mut asked: Asked) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Numbers that are none would have become `null`.
+/// A number that is none would be `null`.
 fn is_json(value: &Value) {
-    let again: Value = serde_json::from_str(&value.to_string()).expect("JSON");
-    assert_eq!(again, *value);
+    let text = value.to_string();
+    assert!(serde_json::from_str::<Value>(&text).is_ok() && !text.contains("\"logprob\":null"), "{text}");
 }
