@@ -45,7 +45,7 @@ pub enum Error {
         problem: String,
     },
     /// A file did not come from the Hub.
-    #[error("{what}: {}", plain(problem))]
+    #[error("{}: {}", plain(what), plain(problem))]
     Download {
         /// The file, and the model it is of.
         what: String,

@@ -1,12 +1,14 @@
 //! Putting a file in its place: whole, or not at all.
 
+mod part;
+
 use crate::input::{file_error, irregular};
 use candle_core::{Error, Result};
+use part::Part;
 use std::{
     fs::{self, File},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// So many symbolic links may lead to a file, as in Linux.
@@ -143,56 +145,6 @@ fn place(path: &Path) -> Result<PathBuf> {
     refuse("leads through too many symbolic links")
 }
 
-/// A new file beside its later place, removed unless it was put there.
-struct Part {
-    path: PathBuf,
-    file: File,
-    is_there: bool,
-}
-
-impl Part {
-    fn beside(place: &Path) -> io::Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        loop {
-            let n = COUNT.fetch_add(1, Ordering::Relaxed);
-            // Short whatever the file is called: names have a greatest length.
-            let path = place.with_file_name(format!(".candle-sparse-{}-{n}.part", std::process::id()));
-            match File::options().write(true).read(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Self { path, file, is_there: true }),
-                // Left by a process of the same number that was killed.
-                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    fn put(mut self, place: &Path) -> io::Result<()> {
-        if let Ok(about) = fs::metadata(place) {
-            self.file.set_permissions(about.permissions())?;
-        }
-        self.file.sync_all()?;
-        fs::rename(&self.path, place)?;
-        self.is_there = false;
-        // The new name lasts when the folder is on the disk too. Some file systems cannot do that for a folder; the file
-        // is whole and in its place either way.
-        #[cfg(unix)]
-        if let Some(folder) = place.parent() {
-            let folder = if folder == Path::new("") { Path::new(".") } else { folder };
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if self.is_there {
-            // What is there of it is of no use; that it cannot be removed either changes nothing.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +215,27 @@ mod tests {
         assert!(e.unwrap_err().to_string().contains("the reason"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(names(dir.path()), ["a.txt"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_killed_save_left_of_the_same_file_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let part = |name: &str, n: u32| format!("{}1-{n}.part", part::start_of_parts(&at(name)));
+        for (name, n) in [("a.txt", 0), ("a.txt", 1), ("b.txt", 0)] {
+            fs::write(at(&part(name, n)), "half").unwrap();
+        }
+        // A process that still writes holds its own.
+        let held = File::open(at(&part("a.txt", 1))).unwrap();
+        held.lock().unwrap();
+        put(&at("a.txt"), "new").unwrap();
+        let mut left = [part("a.txt", 1), part("b.txt", 0), "a.txt".to_string()];
+        left.sort();
+        assert_eq!(names(dir.path()), left);
+        drop(held);
+        check(at("a.txt")).unwrap();
+        assert_eq!(names(dir.path()), [&part("b.txt", 0), "a.txt"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The fields of a JSON object that somebody else wrote: each is taken by name, and what nobody took is refused by name.
 #![allow(dead_code, reason = "not every program uses all of it")]
 
+use candle_sparse::error::plain;
 use serde_json::{Map, Value};
 use std::{fmt, ops::RangeInclusive};
 
@@ -15,15 +16,17 @@ pub(crate) struct Wrong {
 }
 
 impl Wrong {
-    /// Something that is not one field's fault.
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), param: None, code: None }
+    /// Something that is not one field's fault. What it quotes of the request neither fills nor steers a terminal.
+    pub(crate) fn new(message: impl AsRef<str>) -> Self {
+        Self { message: plain(message.as_ref()), param: None, code: None }
     }
 
     /// A value of a field that makes no sense.
     pub(crate) fn value(param: impl Into<String>, message: impl fmt::Display) -> Self {
-        let param = param.into();
-        Self { message: format!("{param}: {message}"), param: Some(param), code: Some("invalid_value") }
+        // A name that nobody knows is as long as who asks made it.
+        let param = plain(&param.into());
+        let wrong = Self::new(format!("{param}: {message}"));
+        Self { param: Some(param), code: Some("invalid_value"), ..wrong }
     }
 
     /// A field that is not known here, or not with this value.
@@ -219,6 +222,18 @@ mod tests {
         let mut inner = Fields::new(json!({"x": [1]}), "messages[2]").unwrap();
         assert_eq!(inner.neutral("x", &[json!([])]).unwrap_err().param.unwrap(), "messages[2].x");
         assert!(Fields::new(json!([1]), "").unwrap_err().message.contains("this is a list"));
+    }
+
+    #[test]
+    fn what_is_quoted_neither_fills_nor_steers_a_terminal() {
+        let long = "x".repeat(100_000);
+        for name in [long.as_str(), "\u{1b}[2J\n"] {
+            let wrong = fields(json!({ name: 1 })).finish().unwrap_err();
+            let param = wrong.param.unwrap();
+            assert!(param.len() < 1000 && wrong.message.len() < 1000, "{}", wrong.message.len());
+            assert!(!(param + &wrong.message).contains(char::is_control), "{}", wrong.message);
+        }
+        assert!(Wrong::new(&long).message.len() < 1000);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::{
     cli::{input, output},
     commands::{Said, command},
-    interrupt::Interrupt,
+    interrupt::{Interrupt, keep_terminal},
 };
 use anyhow::Result;
 use rustyline::{Behavior, Config, Editor, error::ReadlineError, history::MemHistory};
@@ -36,6 +36,7 @@ impl Source {
         if !stdin.is_terminal() {
             return Self::Pipe(lines(), interrupt);
         }
+        keep_terminal();
         // Standard output may be a file: the prompt goes to the terminal itself.
         let config = Config::builder().behavior(Behavior::PreferTerm).build();
         let history = MemHistory::with_config(&config);

@@ -22,13 +22,13 @@ impl ApiError {
         status: StatusCode,
         kind: &'static str,
         code: Option<&'static str>,
-        message: impl Into<String>,
+        message: impl AsRef<str>,
     ) -> Self {
         Self { status, kind, wrong: Wrong { code, ..Wrong::new(message) } }
     }
 
     /// The client can mend it.
-    pub(crate) fn invalid(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(status: StatusCode, code: &'static str, message: impl AsRef<str>) -> Self {
         Self::new(status, "invalid_request_error", Some(code), message)
     }
 
@@ -38,7 +38,7 @@ impl ApiError {
     }
 
     /// More is asked for than can wait.
-    pub(crate) fn overloaded(message: impl Into<String>) -> Self {
+    pub(crate) fn overloaded(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message)
     }
 
@@ -49,14 +49,14 @@ impl ApiError {
     }
 
     /// Something that the client has no part in.
-    pub(crate) fn internal(message: impl Into<String>) -> Self {
+    pub(crate) fn internal(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
     }
 
     /// Why the engine does not take a request.
     pub(crate) fn from_engine(error: &candle_core::Error) -> Self {
         match candle_sparse::Error::of(error) {
-            Some(candle_sparse::Error::Full { problem }) => Self::overloaded(problem.as_str()),
+            Some(candle_sparse::Error::Full { problem }) => Self::overloaded(problem),
             Some(candle_sparse::Error::Setting { name, problem }) => Wrong::value(*name, problem).into(),
             _ => Self::internal(first_line(error)),
         }

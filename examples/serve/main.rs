@@ -54,7 +54,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{net::TcpListener, runtime::Runtime, sync::Semaphore};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,6 +63,9 @@ Examples:
   serve --model model.gguf --kv tiered --kv-mb 2000 --max-sequences 16
   CANDLE_SPARSE_API_KEY=secret serve --model model.gguf --host 0.0.0.0
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' -d '{\"prompt\": \"The sea\"}'";
+
+/// Bodies of requests that are read at a time at most: the engine has the same cores.
+const READERS: usize = 4;
 
 /// Serve a model over HTTP, as OpenAI's clients ask for it.
 #[derive(Parser, Debug)]
@@ -154,7 +157,8 @@ fn run(cli: &Cli) -> Result<()> {
     let (limits, max_body, key) = (cli.http.limits()?, cli.http.max_body()?, Key::from_env()?);
     cli.sampling.check()?;
     let files = files(cli)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(READERS).build()?;
     let address = SocketAddr::new(cli.http.host, cli.http.port);
     let listener = runtime.block_on(TcpListener::bind(address));
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
@@ -179,6 +183,7 @@ fn run(cli: &Cli) -> Result<()> {
         key,
         max_queued: cli.http.max_queued,
         max_body,
+        turn: Arc::new(Semaphore::new(1)),
         patience: limits.patience,
         started: SystemTime::now(),
         metrics: Arc::new(Metrics::default()),

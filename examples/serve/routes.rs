@@ -30,9 +30,12 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::Semaphore;
 
 /// A stream says something at least so often, so that proxies do not take it for dead while a long prompt is read.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// Bytes of a body that is read whatever else is: some 40 times as much is taken meanwhile, by each of the connections at most.
+const SHORT: usize = 32 << 10;
 
 /// What all requests share.
 pub(crate) struct App {
@@ -45,6 +48,8 @@ pub(crate) struct App {
     pub(crate) max_queued: usize,
     /// Bytes of a request's body at most.
     pub(crate) max_body: usize,
+    /// Whose turn it is to have a long body read.
+    pub(crate) turn: Arc<Semaphore>,
     /// How long a body may take to come.
     pub(crate) patience: Duration,
     pub(crate) started: SystemTime,
@@ -84,9 +89,17 @@ async fn wrong_method(request: Request) -> ApiError {
 
 async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> Result<Response, ApiError> {
     let body = body(&app, request).await?;
+    let turn = match body.len() > SHORT {
+        true => app.turn.clone().acquire_owned().await.ok(),
+        false => None,
+    };
     // A long text takes a while to become tokens: others are answered meanwhile.
     let reader = app.clone();
-    let read = move || Asked::new(&reader.asker, kind, &reader.name, reader.max_queued, &body);
+    let read = move || {
+        // Over when the text is read, even where nobody waits for it any more.
+        let _turn = turn;
+        Asked::new(&reader.asker, kind, &reader.name, reader.max_queued, &body)
+    };
     let asked = tokio::task::spawn_blocking(read).await;
     let mut asked = asked.map_err(|_| ApiError::internal("the request could not be read"))??;
     let requests = std::mem::take(&mut asked.requests);

@@ -4,7 +4,7 @@
 //! A target that needs two or three files takes them in one input, cut at bytes of `0xff`, which no text has.
 
 use candle_core::{Error, Result};
-use candle_sparse::{KvCache, KvConfig, KvDType, Profile};
+use candle_sparse::{KvCache, KvConfig, KvDType, Profile, Threads};
 use candle_sparse_core::{
     ActivationGroup, Config as CoreConfig, Model, Scalar, Scratch,
     forward::forward,
@@ -12,25 +12,32 @@ use candle_sparse_core::{
 };
 use candle_sparse_models::{
     chat::{Chat, ChatTemplate, Message},
+    engine::{Engine, EngineOptions, EventKind, Request},
     files::ModelFiles,
     gguf::{self, GgufFile},
     llama::{Cache, Llama, LlamaConfig, LoadOptions},
     pretrained::Pretrained,
     tokenizer::{TextStream, from_json, prompt_tokens},
 };
-use std::{fs, path::PathBuf};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 /// A target: a name, and what is done with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them; the names are those of the folders with inputs.
-pub const TARGETS: [Target; 9] = [
+/// All but `requests`, which is a program of its own; the names are those of the folders with inputs.
+pub const TARGETS: [Target; 10] = [
     ("cache", cache),
     ("chat", chat),
     ("gguf", gguf),
     ("gguf_tokenizer", gguf_tokenizer),
     ("image", image),
     ("index", index),
+    ("prefixes", prefixes),
     ("profile", profile),
     ("safetensors", safetensors),
     ("tokenizer", tokenizer),
@@ -42,6 +49,8 @@ pub const CONFIG: &str = r#"{"model_type":"llama","hidden_size":8,"intermediate_
 pub const TOKENIZER: &str = r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"c":3,"d":4,"e":5},"merges":["a b"]}}"#;
 /// Longer messages are no messages.
 const LONGEST_MESSAGE: usize = 1000;
+/// Tokens of the prompt whose prefix is in a file: more than a page.
+const PROMPT: u32 = 44;
 
 /// A message must fit a terminal, whatever of the file is quoted in it.
 fn told<T>(result: Result<T>) -> Option<T> {
@@ -56,11 +65,15 @@ fn told<T>(result: Result<T>) -> Option<T> {
 
 fn check_message(e: &Error) {
     let text = e.to_string();
-    let first = text.lines().next().unwrap_or_default();
-    assert!(!first.is_empty() && first.len() <= LONGEST_MESSAGE, "a message of {} bytes", first.len());
-    assert!(!first.contains(char::is_control), "{first:?}");
+    fits(text.lines().next().unwrap_or_default());
+}
+
+/// What is said is neither empty nor long, and one line.
+pub fn fits(message: &str) {
+    assert!(!message.is_empty() && message.len() <= LONGEST_MESSAGE, "a message of {} bytes", message.len());
+    assert!(!message.contains(char::is_control), "{message:?}");
     if cfg!(test) {
-        println!("    {first}");
+        println!("    {message}");
     }
 }
 
@@ -77,7 +90,7 @@ fn folder(target: &str) -> PathBuf {
     folder
 }
 
-fn write(path: &std::path::Path, bytes: &[u8]) {
+fn write(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("a temporary file");
 }
 
@@ -85,6 +98,11 @@ fn write(path: &std::path::Path, bytes: &[u8]) {
 #[must_use]
 pub fn safetensors_file(header: &[u8], data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header, data].concat()
+}
+
+/// As many fuzzers run as there are cores.
+fn options() -> LoadOptions {
+    LoadOptions::default().with_threads(Threads::new(1).ok())
 }
 
 /// Some tokens of a loaded model: whatever its numbers are, there is a result.
@@ -110,8 +128,9 @@ pub fn safetensors(data: &[u8]) {
     write(&folder.join("config.json"), config);
     write(&folder.join("tokenizer.json"), TOKENIZER.as_bytes());
     write(&folder.join("model.safetensors"), &safetensors_file(header, tensors));
-    let loaded = ModelFiles::from_folder(&folder).and_then(|f| Pretrained::load(&f, LoadOptions::default()));
+    let loaded = ModelFiles::from_folder(&folder).and_then(|f| Pretrained::load(&f, options()));
     if let Some(loaded) = told(loaded) {
+        loaded.notices.iter().for_each(|notice| fits(notice));
         decode(&loaded.model);
     }
 }
@@ -126,7 +145,7 @@ pub fn index(data: &[u8]) {
     write(&folder.join("m.safetensors"), shard);
     let files = ModelFiles::from_folder(&folder);
     if let Some(files) = told(files) {
-        told(Pretrained::load(&files, LoadOptions::default()));
+        told(Pretrained::load(&files, options()));
     }
 }
 
@@ -137,7 +156,7 @@ pub fn gguf(data: &[u8]) {
     let Some(file) = told(GgufFile::open(&path)) else { return };
     told(file.profile());
     told(gguf::config(file.content()));
-    if let Some(model) = told(Llama::from_gguf(&file, LoadOptions::default())) {
+    if let Some(model) = told(Llama::from_gguf(&file, options())) {
         decode(&model);
     }
 }
@@ -149,7 +168,7 @@ pub fn gguf_tokenizer(data: &[u8]) {
     let Some(file) = told(GgufFile::open(&path)) else { return };
     let _ = gguf::tokenizer::eos_tokens(file.content());
     if let Some((tokenizer, notices)) = told(gguf::tokenizer::tokenizer_and_notices(file.content())) {
-        assert!(notices.iter().all(|notice| notice.len() < LONGEST_MESSAGE), "a notice of many bytes");
+        notices.iter().for_each(|notice| fits(notice));
         speak(&tokenizer, "ab  é\n<s>1234");
     }
     if let Some(Some(template)) = told(ChatTemplate::from_gguf(&file.content().metadata)) {
@@ -171,7 +190,8 @@ fn speak(tokenizer: &tokenizers::Tokenizer, text: &str) {
 pub fn tokenizer(data: &[u8]) {
     let [json, config, text] = parts(data);
     let config = (!config.is_empty()).then_some(config);
-    if let Some((tokenizer, _)) = told(from_json(json, config)) {
+    if let Some((tokenizer, notices)) = told(from_json(json, config)) {
+        notices.iter().for_each(|notice| fits(notice));
         speak(&tokenizer, &String::from_utf8_lossy(text));
         speak(&tokenizer, "ab c");
     }
@@ -197,7 +217,7 @@ pub fn cache(data: &[u8]) {
     let [header, tensors] = parts(data);
     let folder = folder("cache");
     let path = folder.join("c.safetensors");
-    write(&path, &safetensors_file(header, tensors));
+    write(&path, &sealed(header, tensors));
     let config: LlamaConfig = serde_json::from_str(CONFIG).expect("a configuration");
     let config: CoreConfig = config.into_config(false).to_core().expect("a configuration");
     let mut cache = KvCache::new(&config, KvConfig::exact(KvDType::F32));
@@ -214,6 +234,71 @@ pub fn cache(data: &[u8]) {
     cache.advance(2);
     cache.truncate(len / 2);
     told(cache.save(&again));
+}
+
+/// A saved cache; its checksum, where it has one, is made right: the checks behind it are what is looked at.
+fn sealed(header: &[u8], tensors: &[u8]) -> Vec<u8> {
+    let seal = || {
+        let mut header: Value = serde_json::from_slice(header).ok()?;
+        let about = header.get_mut("__metadata__")?.get_mut("candle_sparse_kv_cache")?;
+        let mut fields: Value = serde_json::from_str(about.as_str()?).ok()?;
+        *fields.get_mut("crc32").filter(|sum| sum.is_u64())? = crc32(tensors).into();
+        *about = fields.to_string().into();
+        serde_json::to_vec(&header).ok()
+    };
+    safetensors_file(&seal().unwrap_or_else(|| header.to_vec()), tensors)
+}
+
+/// A tiny model with random weights, and perhaps a template for conversations.
+#[must_use]
+pub fn model(chat_template: Option<&str>) -> Pretrained {
+    let [config, header, tensors] = parts(include_bytes!("../seeds/safetensors/llama"));
+    let folder = folder("model");
+    write(&folder.join("config.json"), config);
+    write(&folder.join("tokenizer.json"), TOKENIZER.as_bytes());
+    write(&folder.join("model.safetensors"), &safetensors_file(header, tensors));
+    let mut files = ModelFiles::from_folder(&folder).expect("a model's files");
+    files.chat_template = chat_template.map(Into::into);
+    Pretrained::load(&files, options()).expect("a model")
+}
+
+/// The header of a file in a folder of prefixes, its bytes; an engine begins a prompt with it, or reads the prompt anew.
+pub fn prefixes(data: &[u8]) {
+    begun_with(data);
+}
+
+/// How many positions of a prompt an engine takes from a file of prefixes.
+pub fn begun_with(data: &[u8]) -> usize {
+    static MODEL: LazyLock<Pretrained> = LazyLock::new(|| model(None));
+    /// What the engine calls the file of this prompt.
+    static NAME: LazyLock<PathBuf> = LazyLock::new(|| {
+        run(&MODEL.model);
+        let entries =
+            fs::read_dir(folder("prefixes")).expect("a folder").map(|entry| entry.expect("a file").path());
+        entries.last().expect("a prefix was written")
+    });
+    let [header, tensors] = parts(data);
+    write(&NAME, &sealed(header, tensors));
+    run(&MODEL.model)
+}
+
+/// Has an engine write a few tokens behind the prompt; how much of that came from the folder.
+fn run(model: &Llama) -> usize {
+    let options = EngineOptions::default().with_prefix_folder(Some(folder("prefixes")));
+    let mut engine = Engine::new(model, None, options).expect("an engine");
+    let prompt: Vec<u32> = (0..PROMPT).map(|i| i * i % 6).collect();
+    engine.add(Request::new(prompt).with_max_tokens(3)).expect("a request");
+    let mut cached = 0;
+    while !engine.is_idle() {
+        for event in engine.step() {
+            if let EventKind::Finished(finished) = event.kind {
+                cached = finished.cached_tokens;
+                finished.error.iter().for_each(|error| fits(error));
+            }
+        }
+    }
+    engine.take_notices().iter().for_each(|notice| fits(notice));
+    cached
 }
 
 /// A template, and what the user says.

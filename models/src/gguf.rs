@@ -25,7 +25,7 @@ use candle_core::{
     Error, Result, bail,
     quantized::gguf_file::{Content, TensorInfo, VersionedMagic},
 };
-use candle_sparse::profile::Profile;
+use candle_sparse::{error::plain, profile::Profile};
 use candle_sparse_core::Config;
 use part::{Bytes, Split, failed};
 pub(crate) use part::{Place, part_names};
@@ -254,30 +254,35 @@ pub(crate) fn model(
 ) -> Result<Model> {
     let origin = stored.origin().to_string();
     let named = |e: Error| Error::Msg(format!("{origin}: {}", first_line(&e)));
+    let wrong = |problem: String| Err(Error::Msg(format!("{origin}: {}", plain(&problem))));
     let config = config(content).map_err(named)?;
     let mut rope_freqs = None;
     for (name, info) in &content.tensor_infos {
         let dims = info.shape.dims();
         let Some(format) = format(info.ggml_dtype) else {
-            bail!("{origin}: tensor {name} has type {:?}, which is not supported", info.ggml_dtype);
+            return wrong(format!("tensor {name} has type {:?}, which is not supported", info.ggml_dtype));
         };
         let (rows, cols) = match *dims {
             [n] => (1, n),
             [rows, cols] => (rows, cols),
-            _ => bail!("{origin}: tensor {name} has shape {dims:?}, a llama has vectors and matrices"),
+            _ => {
+                return wrong(format!("tensor {name} has shape {dims:?}, a llama has vectors and matrices"));
+            }
         };
         let start = content.tensor_data_offset.saturating_add(info.offset);
         let held = hold(name, Place { rows, cols, format, start })?;
         match shape::hugging_face_name(name, config.num_hidden_layers) {
             Some(other) if stored.contains(&other) => {
-                bail!("{origin}: tensor {name} is there under another name too")
+                return wrong(format!("tensor {name} is there under another name too"));
             }
             Some(name) => stored.insert(name, held, dims),
             None if name == "rope_freqs.weight" => {
                 rope_freqs = Some(held.weight()?.dequantize()?.flatten_all()?.to_vec1()?);
             }
             None => {
-                bail!("{origin}: tensor {name} is not part of a llama: this model would run wrongly here")
+                return wrong(format!(
+                    "tensor {name} is not part of a llama: this model would run wrongly here"
+                ));
             }
         }
     }

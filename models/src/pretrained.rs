@@ -99,6 +99,8 @@ impl Pretrained {
         notices.extend(opened.notices());
         let (model, stored_dtype) = opened.load(&config, options).map_err(|e| named(name, e))?;
         notices.extend_from_slice(model.decoder().notices());
+        // They quote files.
+        notices.iter_mut().for_each(|notice| *notice = plain(notice));
         Ok(Self { model, config, tokenizer, stored_dtype, notices, generation, chat_template })
     }
 

@@ -53,6 +53,7 @@ pub fn from_json(
 ) -> Result<(Tokenizer, Vec<String>)> {
     check::check(tokenizer_json)?;
     let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|e| failed(&*e))?;
+    check::check_read(&tokenizer)?;
     tokenizer.with_truncation(None).map_err(|e| failed(&*e))?;
     tokenizer.with_padding(None);
     let mut notices = Vec::new();
@@ -62,7 +63,7 @@ pub fn from_json(
             Err(e) => notices.push(format!("{e}: what it says about tokens is not used")),
         }
     }
-    Ok((tokenizer, notices))
+    Ok((tokenizer, notices.iter().map(|notice| plain(notice)).collect()))
 }
 
 /// The tokens of a text that the model is to continue: see the rule for prompts [above](self).

@@ -37,4 +37,9 @@ fn kept_inputs_come_back() {
             target(&bytes);
         }
     }
+    let prefix = fs::read(fuzz.join("seeds/prefixes/one")).unwrap();
+    assert!(
+        targets::begun_with(&prefix) > 0,
+        "the engine reads the prompt anew: what is behind is not reached"
+    );
 }

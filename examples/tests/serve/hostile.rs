@@ -2,6 +2,7 @@
 
 use super::server::Server;
 use serde_json::{Value, json};
+use std::{path::Path, process::Command};
 
 /// What bodies are damaged with.
 const SIGNS: &[u8] = b"0\"[]{},:-.ex\\\xff\0";
@@ -87,4 +88,48 @@ fn damaged_bodies_are_refused_or_answered() {
     }
     assert!(answered > 10 && refused > 100, "{answered} answered, {refused} refused");
     assert_eq!(server.wait_idle()["running"], Value::from(0));
+}
+
+/// What the fuzz target `requests` began with and has found.
+#[test]
+fn kept_bodies_are_refused_or_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = folder.path().join("t.jinja").display().to_string();
+    std::fs::write(&template, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let server = Server::start(&["--chat-template", &template, "--time-limit", "2", "--name", "tiny"]);
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+    let folders = ["seeds/requests", "regressions/requests"].map(|name| fuzz.join(name));
+    let kept = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
+    let (mut answered, mut all) = (0, 0);
+    for path in kept.map(|entry| entry.unwrap().path()) {
+        let body = std::fs::read(&path).unwrap();
+        for url in ["/v1/completions", "/v1/chat/completions"] {
+            let head = format!(
+                "POST {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            );
+            let head = format!("{head}Content-Length: {}\r\n\r\n", body.len());
+            let reply = super::server::reply(&server.raw(&[head.as_bytes(), &body].concat()));
+            assert!([200, 400, 404].contains(&reply.status), "{}: {reply:?}", path.display());
+            if reply.status != 200 {
+                let message = reply.json()["error"]["message"].as_str().unwrap().to_string();
+                assert!(message.len() < 1000 && !message.contains(char::is_control), "{message:?}");
+            }
+            (answered, all) = (answered + usize::from(reply.status == 200), all + 1);
+        }
+    }
+    assert!(answered >= 5 && all > answered, "{answered} of {all} answered");
+}
+
+/// `serve/test/abuse.py`, for a short time; by hand it goes on for minutes.
+#[test]
+fn an_ordinary_client_is_answered_among_rude_ones() {
+    let server = Server::start(&["--patience", "2"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("serve/test/abuse.py");
+    let mut python = Command::new("python3");
+    python.arg(script).args([&server.url(), "--pid", &server.id(), "--patience", "2"]);
+    match python.args(["--clients", "60", "--seconds", "8", "--wait", "40"]).output() {
+        Ok(out) => assert!(out.status.success(), "{out:?}"),
+        Err(error) => println!("skipped: python3: {error}"),
+    }
+    assert_eq!(server.get("/health").status, 200);
 }

@@ -97,9 +97,8 @@ impl Templates {
         let names: Vec<_> = named.iter().map(|n| format!("'{}'", n.name)).collect();
         let names = names.join(", ");
         named.into_iter().find(|n| n.name == "default").map(|n| n.template).ok_or_else(|| {
-            Error::Msg(format!(
-                "tokenizer_config.json: none of the chat templates {names} is called 'default'"
-            ))
+            let problem = format!("none of the chat templates {names} is called 'default'");
+            Error::Msg(plain(&format!("tokenizer_config.json: {problem}")))
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Whether a tokenizer came back as it was.
 
 use candle_core::{Error, Result};
+use candle_sparse::error::plain;
 use std::collections::BTreeSet;
 use tokenizers::{ModelWrapper, Tokenizer};
 
@@ -121,7 +122,7 @@ fn merges(tokenizer: &Tokenizer) -> Result<BTreeSet<(String, String)>> {
 }
 
 fn differs<T>(how: String) -> Result<T> {
-    Err(Error::Msg(format!("the tokenizer would not come back from a GGUF file as it is: {how}")))
+    Err(Error::Msg(plain(&format!("the tokenizer would not come back from a GGUF file as it is: {how}"))))
 }
 
 #[cfg(test)]

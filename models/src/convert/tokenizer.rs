@@ -13,6 +13,7 @@ use crate::{
     tokenizer::{end_tokens_by_text, frame},
 };
 use candle_core::{Error, Result, quantized::gguf_file::Value};
+use candle_sparse::error::plain;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use tokenizers::{DecoderWrapper, Tokenizer};
@@ -315,7 +316,7 @@ impl Words {
 /// The first few of many.
 fn list(texts: &[&str]) -> String {
     let shown: Vec<_> = texts.iter().take(8).map(|text| format!("'{text}'")).collect();
-    shown.join(", ") + if texts.len() > shown.len() { ", …" } else { "" }
+    plain(&shown.join(", ")) + if texts.len() > shown.len() { ", …" } else { "" }
 }
 
 fn shown(part: &impl serde::Serialize) -> String {
@@ -331,5 +332,5 @@ fn strings(all: impl IntoIterator<Item = String>) -> Value {
 }
 
 fn no_words<T>(what: &str) -> Result<T> {
-    Err(Error::Msg(format!("GGUF has no words for this tokenizer: {what}")))
+    Err(Error::Msg(plain(&format!("GGUF has no words for this tokenizer: {what}"))))
 }

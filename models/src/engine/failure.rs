@@ -1,6 +1,7 @@
 //! What goes wrong in a step, kept to the sequences that it concerns.
 
 use candle_core::Result;
+use candle_sparse::error::plain;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Why a step was not done.
@@ -16,7 +17,7 @@ impl Failure {
     pub(super) fn text(self) -> String {
         match self {
             Self::Error(text) => text,
-            Self::Panic(text) => format!("the step panicked: {text}: please report this"),
+            Self::Panic(text) => format!("the step panicked: {}: please report this", plain(&text)),
         }
     }
 }

@@ -177,6 +177,11 @@ impl Engine {
         if cache.len() < len || !ids.starts_with(&self.running[i].prompt()[..len]) {
             bail!("it holds another text than it did");
         }
+        // Its name says that it was made with these settings, and whoever writes to the folder could write any.
+        let (kept, ours) = (cache.config(), self.options.kv);
+        if cache.batch_size() != 1 || kept.with_max_bytes(None) != ours.with_max_bytes(None) {
+            bail!("it is kept in another way than its name says");
+        }
         Ok((cache, ids))
     }
 

@@ -4,7 +4,10 @@ use super::{CONFIG, WEIGHTS, WEIGHTS_INDEX, fail, has_extension};
 #[cfg(feature = "hub")]
 use crate::hub::HubRepo;
 use candle_core::{Error, Result};
-use candle_sparse::input::{self, Expected};
+use candle_sparse::{
+    error::plain,
+    input::{self, Expected},
+};
 use core::fmt;
 use serde::Deserialize;
 use std::{
@@ -19,7 +22,7 @@ pub(super) trait Source: fmt::Display {
 
     /// An error of the whole place.
     fn error(&self, problem: String) -> Error {
-        Error::Msg(format!("{self}: {problem}"))
+        Error::Msg(format!("{self}: {}", plain(&problem)))
     }
 
     /// Whether there is such a file, as far as it can be told without fetching it.

@@ -87,7 +87,7 @@ pub(crate) fn from_metadata(metadata: &Metadata) -> Result<(Tokenizer, Vec<Strin
     if named_ends(metadata).is_empty() && end_tokens_by_text(&tokenizer).is_empty() {
         notices.push(format!("GGUF metadata: `{EOS}` is missing: no token ends an answer"));
     }
-    Ok((tokenizer, notices))
+    Ok((tokenizer, notices.iter().map(|notice| plain(notice)).collect()))
 }
 
 /// What is put around texts where a file does not say.

@@ -4,6 +4,7 @@ mod family;
 mod rope;
 
 use candle_core::{Error, Result};
+use candle_sparse::error::plain;
 use candle_sparse_core::{Activation, Rope, RopeScaling};
 use family::Family;
 use rope::RawRope;
@@ -324,6 +325,12 @@ impl TryFrom<Raw> for LlamaConfig {
     type Error = String;
 
     fn try_from(raw: Raw) -> std::result::Result<Self, String> {
+        Self::of(raw).map_err(|problem| plain(&problem))
+    }
+}
+
+impl LlamaConfig {
+    fn of(raw: Raw) -> std::result::Result<Self, String> {
         let family = Family::of(raw.model_type.as_deref(), raw.architectures.as_deref())?;
         if let Some(part) = raw.partial_rotary_factor.filter(|f| *f != 1.0) {
             return Err(format!("partial_rotary_factor {part} is not supported, only 1"));

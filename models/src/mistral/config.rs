@@ -3,6 +3,7 @@
 use crate::llama;
 use candle_core::{Result, bail};
 use candle_nn::Activation;
+use candle_sparse::error::plain;
 
 use serde::Deserialize;
 
@@ -152,6 +153,12 @@ impl TryFrom<Raw> for Config {
     type Error = String;
 
     fn try_from(raw: Raw) -> std::result::Result<Self, String> {
+        Self::of(raw).map_err(|problem| plain(&problem))
+    }
+}
+
+impl Config {
+    fn of(raw: Raw) -> std::result::Result<Self, String> {
         if let Some(other) = raw.model_type.as_deref().filter(|t| *t != "mistral") {
             return Err(format!("model_type '{other}' is not supported here, only mistral"));
         }

@@ -6,11 +6,12 @@ mod charsmap;
 use candle_core::{Error, Result};
 use candle_sparse::error::plain;
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Value;
 use std::{borrow::Cow, fmt};
+use tokenizers::Tokenizer;
 
 /// Tokens that are looked for in texts as they stand, together: what finds them takes some 120 times as much. Files that have
 /// most have 0.1 MB.
@@ -23,6 +24,10 @@ const LONGEST_PIECE: usize = 256;
 /// All of them together, 250 bytes for each in memory; the largest vocabularies have 2 MB.
 const MOST_PIECE_BYTES: usize = 4 << 20;
 
+/// A normalizer, a pre-tokenizer, a decoder or a post-processor; the largest, with a table of characters, have 0.4 MB.
+const MOST_PART_BYTES: usize = 2_000_000;
+/// Tokens that are put around a text; models have one or two.
+const MOST_AROUND: usize = 64;
 /// Longest word that `WordPiece` cuts: the time grows with the third power. BERT's has 100.
 const LONGEST_WORD: u64 = 200;
 
@@ -74,6 +79,22 @@ pub(super) fn check(tokenizer_json: &[u8]) -> Result<()> {
     check_normalizer(&parts.normalizer, &mut growth)?;
     check_pre_tokenizer(&parts.pre_tokenizer)?;
     check_decoder(&parts.decoder, &mut 1)
+}
+
+/// As [`check`], of what the crate has read: it takes parts in more ways than one, and writes them in one alone.
+pub(super) fn check_read(tokenizer: &Tokenizer) -> Result<()> {
+    check_normalizer(&written(tokenizer.get_normalizer())?, &mut 1)?;
+    check_pre_tokenizer(&written(tokenizer.get_pre_tokenizer())?)?;
+    check_decoder(&written(tokenizer.get_decoder())?, &mut 1)?;
+    check_post_processor(&written(tokenizer.get_post_processor())?)
+}
+
+fn written(part: impl Serialize) -> Result<Value> {
+    let json = serde_json::to_vec(&part).map_err(Error::wrap)?;
+    if json.len() > MOST_PART_BYTES {
+        return fail(format!("a part of it has {} bytes, {MOST_PART_BYTES} are possible", json.len()));
+    }
+    serde_json::from_slice(&json).map_err(Error::wrap)
 }
 
 fn fail<T>(problem: impl Into<String>) -> Result<T> {
@@ -181,6 +202,39 @@ fn check_decoder(decoder: &Value, growth: &mut usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A template may name tokens and texts that are not there, and a second one sees parts where it wants a text: the crate panics.
+fn check_post_processor(post_processor: &Value) -> Result<()> {
+    let mut around = steps(post_processor, "processors")
+        .into_iter()
+        .filter(|step| step["type"] != "ByteLevel" && !step.is_null());
+    let Some(template) = around.next() else { return Ok(()) };
+    if around.next().is_some() {
+        return fail("its post-processor puts tokens around a text twice, which is not supported");
+    }
+    let (mut tokens, mut texts) = (0, 0);
+    for piece in template["single"].as_array().into_iter().flatten() {
+        match piece["SpecialToken"]["id"].as_str() {
+            Some(id) => tokens += put_by(&template["special_tokens"][id])?,
+            None if piece["Sequence"]["id"] == "A" => texts += 1,
+            None => return fail("its post-processor asks for a second text, where there is one"),
+        }
+    }
+    if tokens > MOST_AROUND || texts > 1 {
+        return fail(format!(
+            "its post-processor makes {texts} texts and {tokens} tokens of a text, 1 and {MOST_AROUND} are possible"
+        ));
+    }
+    Ok(())
+}
+
+/// How many tokens a special token of a template stands for.
+fn put_by(token: &Value) -> Result<usize> {
+    match (token["ids"].as_array(), token["tokens"].as_array()) {
+        (Some(ids), Some(tokens)) if ids.len() == tokens.len() => Ok(ids.len()),
+        _ => fail("its post-processor names a special token that it does not have"),
+    }
 }
 
 /// How long the texts of a vocabulary, or of merges with their two parts together, are.

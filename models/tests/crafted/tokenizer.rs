@@ -134,3 +134,33 @@ fn many_tokens_of_two_kinds_in_turn() {
     let json = with(bpe(json!({"a": 0}), json!([])), "added_tokens", json!(tokens));
     reads("in turn", &json, "a<1>");
 }
+
+#[test]
+fn what_is_put_around_a_text_and_is_not_there() {
+    let _alone = memory::alone();
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let second = json!({"Sequence": {"id": "B", "type_id": 0}});
+    let token = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let special = json!({
+        "<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+        "odd": {"id": "odd", "ids": [0, 0], "tokens": ["<s>"]},
+        "many": {"id": "many", "ids": vec![0; 1000], "tokens": vec!["a"; 1000]},
+    });
+    let template = |single: &[Value]| json!({"type": "TemplateProcessing", "single": single, "pair": [text, second], "special_tokens": special});
+    let sound = template(&[token("<s>"), text.clone()]);
+    let with = |processor| with(bpe(json!({"a": 0}), json!([])), "post_processor", processor);
+    for (what, processor) in [
+        ("a token", template(&[token("</s>"), text.clone()])),
+        ("a text", template(&[text.clone(), second.clone()])),
+        ("tokens of other lengths", template(&[token("odd"), text.clone()])),
+        ("many tokens", template(&[token("many"), text.clone()])),
+        ("many texts", template(&vec![text.clone(); 100_000])),
+        ("a template of parts", json!({"type": "Sequence", "processors": [sound, sound]})),
+        ("a list as a template", json!(["TemplateProcessing", [token("</s>"), text], [], special])),
+    ] {
+        let json = with(processor);
+        refused(what, json.len(), "", || from_json(&json, None));
+    }
+    let (tokenizer, _) = from_json(&with(sound), None).unwrap();
+    assert_eq!(prompt_tokens(&tokenizer, "a").unwrap(), [0]);
+}
