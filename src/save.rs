@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(names(dir.path()), left);
         drop(held);
         check(at("a.txt")).unwrap();
-        assert_eq!(names(dir.path()), [&part("b.txt", 0), "a.txt"]);
+        assert_eq!(names(dir.path()), [part("b.txt", 0), "a.txt".to_string()]);
     }
 
     #[test]
