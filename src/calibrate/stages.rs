@@ -118,7 +118,7 @@ fn fits(
     act: GluActivation,
     course: &mut Course<'_>,
 ) -> Result<Vec<LayerFit>> {
-    let config = run.model.config().clone();
+    let config = *run.model.config();
     let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
     let name = |l: usize| format!("fits.{l}");
     let shape = [config.intermediate_size, hidden, c.settings.rank];
