@@ -1,4 +1,5 @@
 //! `calibrate`, interrupted and run again.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
