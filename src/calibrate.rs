@@ -14,6 +14,7 @@
 mod attention;
 mod block;
 mod budgets;
+mod course;
 mod gate;
 mod held_out;
 mod layer;
@@ -25,28 +26,20 @@ mod run;
 mod sample;
 mod scores;
 mod search;
+mod stages;
 mod thresholds;
 
-use crate::{
-    FfnMode,
-    decoder::Decoder,
-    profile::{Profile, Rule},
-    quality::Loss,
-};
-use block::FfnWeights;
+use crate::{decoder::Decoder, profile::Profile, quality::Loss};
 pub use block::Settings;
-use budgets::budgets;
-use candle_core::{DType, Result, bail};
+use candle_core::Result;
 use candle_nn::VarBuilder;
 use candle_sparse_core::with_methods;
-use candle_sparse_core::{Config, GluActivation};
+use course::Course;
 pub use gate::{GateFit, GateSettings};
 pub use held_out::RuleReport;
-use layer::{LayerFit, fit_layer};
 pub use own_text::{OwnText, own_text};
-use run::{Inputs, Run};
-use sample::{Moments, Sample};
-use search::Search;
+use run::Run;
+use std::path::Path;
 
 /// What a profile is to aim at.
 ///
@@ -102,7 +95,7 @@ pub struct Calibrator {
     pub target: Target,
     /// Inputs of each FFN that are kept for thresholds; they take `sample_rows · hidden_size · layers · 4` bytes.
     pub sample_rows: usize,
-    /// Tokens on which settings are compared, some 27 times over and once more for each four blocks; models with more than
+    /// Tokens on which settings are compared, some 15 times over and once more for each four blocks; models with more than
     /// 40 million FFN parameters take fewer, in proportion, but no less than 1024.
     pub compare_tokens: usize,
     /// How the gates of sparse attention are fitted; `None` fits none.
@@ -165,7 +158,7 @@ pub struct Fitted {
     pub runs: Vec<[f32; 2]>,
     /// Divergence with only this block sparse, per unit of its mean square error.
     pub sensitivities: Vec<f32>,
-    /// In the order of [`Rule`]: each at its fitted point, on the held-out text.
+    /// In the order of [`Rule`](crate::profile::Rule): each at its fitted point, on the held-out text.
     pub held_out: [RuleReport; 3],
     /// Divergence of the dense model from the same weights with activations that are not rounded, nats per token; 0 where
     /// it rounds none, or where it is too large to hold in F32 as well.
@@ -208,15 +201,6 @@ impl Fitted {
 const UNKNOWN_TEXT: f64 = 8.0;
 /// Share of the positions at which the most likely token should stay the same.
 const LEAST_AGREEMENT: f64 = 0.85;
-/// Tokens that the model writes to see how well it knows a text.
-const OWN_TOKENS: usize = 512;
-
-/// Shares that every profile has a point at.
-const POINTS: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
-/// FFN parameters of a model for which all of [`Calibrator::compare_tokens`] are affordable, and how many always are.
-const FAST_PARAMETERS: f64 = 40e6;
-const LEAST_COMPARED: usize = 1024;
-
 impl Calibrator {
     /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit`, `tune` and `held_out` are windows
     /// of tokens of different texts.
@@ -224,8 +208,8 @@ impl Calibrator {
     /// A rule that misses the target on the held-out text is tried there at larger shares, up to 0.9; one that still misses
     /// it stands in the profile as [not kept](crate::profile::HeldOut).
     ///
-    /// Cost: `fit` and `tune` are read once, [`Self::compare_tokens`] tokens of `tune` as often as said there, `held_out` four
-    /// times, and again where a rule misses the target; per block some `20 · sample_rows · intermediate_size ·
+    /// Cost: `fit` and `tune` are read once, without the head, [`Self::compare_tokens`] tokens of `tune` as often as said there,
+    /// `held_out` four times, and again where a rule misses the target; per block some `20 · sample_rows · intermediate_size ·
     /// hidden_size` multiply-adds and two decompositions of matrices `[hidden_size, hidden_size]`. Memory beside the model,
     /// however long the texts: `hidden_size²` f32 per block, the samples, and the work of one block. Where gates are fitted,
     /// before that, [`GateSettings::memory`] or the inputs of one block, whichever is more, and a copy of the latter.
@@ -236,92 +220,32 @@ impl Calibrator {
         &self,
         model: &Decoder,
         vb: &VarBuilder<'_>,
-        [fit, tune, held_out]: [&[Vec<u32>]; 3],
+        texts: [&[Vec<u32>]; 3],
         mut progress: impl FnMut(Progress),
     ) -> Result<Fitted> {
-        if held_out.iter().all(|w| w.len() < 2) {
-            bail!("calibrate: there is no held-out text to check the profile on: give more text");
-        }
-        let config = model.config();
-        if model.has_ffn_bias() {
-            bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
-        }
-        match model.sparse_config().map(|c| c.mode) {
-            None => {}
-            Some(FfnMode::ExactZero) => {
-                bail!("calibrate: the model leaves exact zeros out: load it with FfnMode::Dense")
-            }
-            Some(_) => bail!(
-                "calibrate: the checkpoint holds a profile already: leave it out, or set CANDLE_SPARSE=off"
-            ),
-        }
-        let mut run = Run::new(model);
-        let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
-        let gates = match &self.gate {
-            Some(s) => attention::gates(&mut run, vb, [fit, tune], s, &mut progress)?,
-            None => Vec::new(),
-        };
-        let mut moments = Inputs::new(vec![Moments::new(hidden); layers], Moments::add);
-        run.over(fit, &mut moments, "reading the fit text", &mut progress)?;
-        let mut samples = Inputs::new(vec![Sample::new(hidden, self.sample_rows); layers], Sample::add);
-        run.over(tune, &mut samples, "reading the tune text", &mut progress)?;
-        let act = GluActivation { act: config.hidden_act, shift: config.gate_shift };
-        let mut fits = Vec::with_capacity(layers);
-        for l in 0..layers {
-            progress(Progress { stage: "fitting blocks", done: l, steps: layers });
-            let weights = ffn_weights(vb, config, act, l)?;
-            fits.push(fit_layer(&weights, &moments.each[l], &samples.each[l], &self.settings)?);
-        }
-        drop((moments, samples));
-        let (own, windows) =
-            (own_text(model, OWN_TOKENS, &start(fit), 0)?, some(tune, self.compared(config)));
-        let noise_floor = held_out::noise_floor(model, held_out, &mut progress)?;
-        let target = match self.target {
-            Target::Loss(limit) => Target::Loss(Loss { kld: limit.kld + noise_floor, ..limit }),
-            share @ Target::ActiveShare(_) => share,
-        };
-        let mut search = Search::new(run, &fits, act, windows)?;
-        let sensitivities = search.sensitivities(&mut progress)?;
-        let mut shares = [0.0; 3];
-        for (i, rule) in Rule::ALL.into_iter().enumerate() {
-            progress(Progress { stage: "searching shares", done: i, steps: 3 });
-            shares[i] = search.fitted(rule, target, &sensitivities)?;
-        }
-        let reports = search.on_held_out(held_out, target, &sensitivities, shares, &mut progress)?;
-        let dense_ppl = reports[0].quality.dense_nll().exp();
-        let points = points(reports.each_ref().map(|r| r.share));
-        let fitted = reports.each_ref().map(|r| points.iter().position(|p| *p == r.share).unwrap_or(0));
-        let shares: Vec<Vec<f32>> = points.iter().map(|&p| divide(&fits, &sensitivities, p)).collect();
-        let of_layer = |l: usize| -> Vec<f32> { shares.iter().map(|s| s[l]).collect() };
-        let (layers, runs) = fits.iter().enumerate().map(|(l, f)| f.ordered(&of_layer(l))).unzip();
-        let fingerprint = model.origin().fingerprint.to_vec();
-        let mut about = serde_json::json!({ "format": 1, "rank": self.settings.rank });
-        if let Some(s) = &self.gate {
-            about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));
-        }
-        let profile_gates = gates.iter().map(|g| g.gate.clone()).collect();
-        let verdict = held_out::verdict(&reports, target, config, self.settings.rank);
-        let profile = Profile {
-            layers,
-            gates: profile_gates,
-            shares: points,
-            fitted,
-            held_out: verdict,
-            fingerprint,
-            about,
-        };
-        let ppl = [dense_ppl, own.perplexity()];
-        Ok(Fitted { profile, runs, sensitivities, held_out: reports, noise_floor, ppl, gates })
+        stages::calibrate(self, model, vb, texts, &mut Course::new(&mut progress))
     }
-}
 
-impl Calibrator {
-    /// So many tokens that comparing takes minutes and not hours.
-    fn compared(&self, c: &Config) -> usize {
-        let matrices = if c.gated_mlp { 3 } else { 2 };
-        let parameters = matrices * c.num_hidden_layers * c.intermediate_size * c.hidden_size;
-        let affordable = (4096.0 * FAST_PARAMETERS / parameters as f64) as usize;
-        self.compare_tokens.min(affordable.max(LEAST_COMPARED))
+    /// As [`Self::calibrate`], but what was found stands in the file `checkpoint`, from which the next run goes on where this
+    /// one is interrupted; both give the same profile, bit for bit. The file stays: delete it when the profile is saved.
+    ///
+    /// It is written at the end of each stage, and every 20 s within the long ones; it takes about as many bytes as
+    /// `4 · (rank + 90) · (hidden_size + 2 · intermediate_size)` per block.
+    ///
+    /// # Errors
+    /// As [`Self::calibrate`], and [`Error::File`](crate::Error::File): the file belongs to another model, text, setting or version,
+    /// is damaged, or cannot be written.
+    pub fn calibrate_resumable(
+        &self,
+        model: &Decoder,
+        vb: &VarBuilder<'_>,
+        texts: [&[Vec<u32>]; 3],
+        checkpoint: impl AsRef<Path>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Fitted> {
+        let about = course::about(self, model, texts);
+        let mut course = Course::kept(checkpoint.as_ref(), about, &mut progress)?;
+        stages::calibrate(self, model, vb, texts, &mut course)
     }
 }
 
@@ -358,42 +282,7 @@ pub fn fit_gates(
     mut progress: impl FnMut(Progress),
 ) -> Result<Vec<GateFit>> {
     let mut run = Run::new(model);
-    attention::gates(&mut run, vb, [fit, tune], settings, &mut progress)
-}
-
-/// What every window begins with, or the first token of one.
-fn start(windows: &[Vec<u32>]) -> Vec<u32> {
-    windows.iter().find(|w| !w.is_empty()).map_or(vec![0], |w| vec![w[0]])
-}
-
-/// The FFN of a block as the fit wants it.
-fn ffn_weights(vb: &VarBuilder<'_>, c: &Config, act: GluActivation, layer: usize) -> Result<FfnWeights> {
-    let vb = vb.pp(format!("model.layers.{layer}.mlp"));
-    let get =
-        |name: &str, dims: (usize, usize)| vb.get(dims, &format!("{name}.weight"))?.to_dtype(DType::F32);
-    let (inner, hidden) = (c.intermediate_size, c.hidden_size);
-    let up = get("up_proj", (inner, hidden))?;
-    let (gate, up) = if c.gated_mlp { (get("gate_proj", (inner, hidden))?, Some(up)) } else { (up, None) };
-    Ok(FfnWeights { gate, up, down: get("down_proj", (hidden, inner))?, act })
-}
-
-/// Whole windows of at least `tokens` tokens, spread over all.
-fn some(windows: &[Vec<u32>], tokens: usize) -> Vec<&Vec<u32>> {
-    let len = windows.first().map_or(1, Vec::len);
-    let step = (windows.len() * len / tokens.max(1)).max(1);
-    windows.iter().step_by(step).collect()
-}
-
-fn points(fitted: [f32; 3]) -> Vec<f32> {
-    let mut points: Vec<f32> = POINTS.into_iter().chain(fitted).collect();
-    points.sort_by(f32::total_cmp);
-    points.dedup();
-    points
-}
-
-fn divide(fits: &[LayerFit], sensitivities: &[f32], mean: f32) -> Vec<f32> {
-    let errors: Vec<&[f32]> = fits.iter().map(|f| f.error.as_slice()).collect();
-    budgets(&errors, sensitivities, mean)
+    attention::gates(&mut run, vb, [fit, tune], settings, &mut Course::new(&mut progress))
 }
 
 #[cfg(test)]

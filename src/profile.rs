@@ -15,7 +15,7 @@
 
 mod check;
 mod fingerprint;
-mod gates;
+pub(crate) mod gates;
 mod shape;
 mod store;
 mod tensors;

@@ -110,6 +110,21 @@ impl Quality {
         Ok(())
     }
 
+    /// All sums, to be kept; see [`Self::of_sums`].
+    #[cfg(feature = "calibrate")]
+    pub(crate) fn sums(&self) -> [f64; 7] {
+        let Self { tokens, nll, dense_nll, kld, agreed, change_square, kld_square } = *self;
+        [tokens as f64, nll, dense_nll, kld, agreed, change_square, kld_square]
+    }
+
+    /// From [`Self::sums`].
+    #[cfg(feature = "calibrate")]
+    pub(crate) fn of_sums(
+        [tokens, nll, dense_nll, kld, agreed, change_square, kld_square]: [f64; 7],
+    ) -> Self {
+        Self { tokens: tokens as usize, nll, dense_nll, kld, agreed, change_square, kld_square }
+    }
+
     /// Number of tokens that were counted.
     #[must_use]
     pub fn tokens(&self) -> usize {
@@ -296,6 +311,41 @@ mod tests {
         );
         assert!(quality.add_rows(&tokens, &setting, &dense[1..]).is_err());
         assert!(quality.add_rows(&[0], &[f32::NAN, 0.0], &[0.0, 0.0]).is_err());
+        Ok(())
+    }
+
+    /// As many logits as a model's, as far apart, and no whole number of lanes.
+    #[test]
+    fn many_logits_are_compared_as_few_are() -> Result<()> {
+        let n = 9011;
+        let value = |i: usize, seed: usize| ((i * 7919 + seed * 104_729) % 4001) as f32 / 160.0 - 12.0;
+        let row = |seed: usize| (0..n).map(|i| value(i, seed)).collect::<Vec<f32>>();
+        let (p, q) = (row(1), row(2));
+        let log = |x: &[f32]| -> Vec<f64> {
+            let sum: f64 = x.iter().map(|v| f64::from(*v).exp()).sum();
+            x.iter().map(|v| f64::from(*v) - sum.ln()).collect()
+        };
+        let (log_p, log_q) = (log(&p), log(&q));
+        let kld: f64 = log_p.iter().zip(&log_q).map(|(p, q)| p.exp() * (p - q)).sum();
+        let tensor = |x: &[f32]| Tensor::from_slice(&[x, x].concat(), (2, n), &Device::Cpu);
+        let mut quality = Quality::default();
+        quality.add(&[0, n as u32 - 1], 1, &tensor(&q)?, &tensor(&p)?)?;
+        assert!((quality.kld() - kld).abs() < 1e-5 * kld, "{} {kld}", quality.kld());
+        assert!((quality.nll() + log_q[n - 1]).abs() < 1e-5, "{} {}", quality.nll(), -log_q[n - 1]);
+        assert!((quality.dense_nll() + log_p[n - 1]).abs() < 1e-5, "{quality:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_number_or_no_token_is_an_error() -> Result<()> {
+        let good = Tensor::new(&[[0_f32, 1.0], [0.5, 0.0]], &Device::Cpu)?;
+        for broken in [f32::NAN, f32::INFINITY] {
+            let bad = Tensor::new(&[[0_f32, broken], [0.5, 0.0]], &Device::Cpu)?;
+            assert!(Quality::default().add(&[0, 0], 1, &bad, &good).is_err(), "{broken}");
+        }
+        assert!(Quality::default().add(&[0, 2], 1, &good, &good).is_err());
+        assert!(Quality::default().add(&[0, 1, 1, 1], 1, &good, &good).is_err());
+        assert!(Quality::default().add(&[0, 1], 1, &good, &good.narrow(1, 0, 1)?).is_err());
         Ok(())
     }
 

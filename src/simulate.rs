@@ -11,10 +11,8 @@ use crate::{
     profile::{LayerProfile, Rule},
 };
 use candle_core::{Device, Error, Result, Tensor};
-use candle_sparse_core::{
-    GluActivation,
-    kernel::{activation, select},
-};
+use candle_sparse_core::{GluActivation, KernelSet, kernel::select};
+use candle_sparse_kernels::Kernels;
 use rayon::prelude::*;
 
 /// How the active neurons of a simulation are chosen; shares are above 0 and at most 1.
@@ -44,7 +42,7 @@ pub enum Choice {
 /// A tap that sets skipped neurons to zero, as a [`Choice`] says for each block, and counts what was active.
 ///
 /// ```
-/// use candle_sparse::decoder::{Input, Scratch, Step};
+/// use candle_sparse::decoder::{Input, Logits, Scratch, Step};
 /// use candle_sparse::simulate::{Choice, Simulation};
 /// use candle_sparse::{FfnMode, GluActivation, KvCache, KvConfig, KvDType, Profile, SparseConfig};
 ///
@@ -60,9 +58,9 @@ pub enum Choice {
 /// let act = GluActivation { act: config.hidden_act, shift: config.gate_shift };
 /// let mut simulation = Simulation::new(&profile.layers, act, Choice::Oracle(0.25))?;
 /// let mut cache = KvCache::new(config, KvConfig::exact(KvDType::F16));
-/// let mut logits = vec![0.0; 2 * config.vocab_size];
+/// let (mut scratch, mut logits) = (Scratch::default(), vec![0.0; 2 * config.vocab_size]);
 /// let (ids, step) = (Input::Ids(&[5, 6]), Step { batch: 1, seq_len: 2, index_pos: 0 });
-/// decoder.forward_tapped(ids, step, &mut cache, &mut Scratch::default(), &mut simulation, &mut logits)?;
+/// decoder.forward_tapped(ids, step, &mut cache, &mut scratch, &mut simulation, Logits::All, &mut logits)?;
 /// simulation.check()?;
 /// assert_eq!(simulation.active_share(), [0.25; 4]);
 /// // A quarter of the neurons holds far more than a quarter of what all add.
@@ -72,9 +70,8 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Simulation<'a> {
     layers: &'a [LayerProfile],
-    /// Per block: where in the profile each neuron of the checkpoint stands.
-    places: Vec<Vec<u32>>,
-    predictors: Vec<[Tensor; 3]>,
+    blocks: Vec<Block>,
+    kernels: &'static Kernels,
     act: GluActivation,
     choices: Vec<Choice>,
     /// Per block: tokens, active neurons, importance of those that were active, and of all.
@@ -91,15 +88,10 @@ impl<'a> Simulation<'a> {
     /// # Errors
     /// A block of the profile is malformed.
     pub fn new(layers: &'a [LayerProfile], act: GluActivation, choice: Choice) -> Result<Self> {
-        let predictor = |l: &LayerProfile| -> Result<[Tensor; 3]> {
-            let (r, n, h) = (l.rank, l.order.len(), l.p.len() / l.rank.max(1));
-            let matrix = |v: &[f32], dims: (usize, usize)| Tensor::from_slice(v, dims, &Device::Cpu)?.t();
-            Ok([matrix(&l.p, (r, h))?, matrix(&l.q_gate, (n, r))?, matrix(&l.q_up, (n, r))?])
-        };
         Ok(Self {
             layers,
-            places: layers.iter().map(places).collect::<Result<_>>()?,
-            predictors: layers.iter().map(predictor).collect::<Result<_>>()?,
+            blocks: layers.iter().map(Block::new).collect::<Result<_>>()?,
+            kernels: Kernels::get().map_err(Error::wrap)?,
             act,
             choices: vec![choice; layers.len()],
             sums: vec![[0.0; 4]; layers.len()],
@@ -142,97 +134,156 @@ impl<'a> Simulation<'a> {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    fn passes(&self, layer: usize, rows: &Rows<'_>) -> Result<Vec<bool>> {
-        let (l, inner) = (&self.layers[layer], rows.inner);
-        let share = |s: f32| ((s * inner as f32).round() as usize).min(inner);
-        Ok(match self.choices[layer] {
-            Choice::All => vec![true; rows.a.len()],
-            Choice::Rule(rule, point) => {
-                let (gate_hat, up_hat) = match rule {
-                    Rule::Gate | Rule::ExactZero => (Vec::new(), Vec::new()),
-                    Rule::LowRank | Rule::Cascade => {
-                        let [p, q_gate, q_up] = &self.predictors[layer];
-                        let z =
-                            Tensor::from_slice(rows.x, (rows.a.len() / inner, rows.hidden), &Device::Cpu)?;
-                        let z = z.matmul(p)?;
-                        let flat = |q: &Tensor| z.matmul(q)?.flatten_all()?.to_vec1();
-                        (flat(q_gate)?, flat(q_up)?)
-                    }
-                };
-                let place = &self.places[layer];
-                let decide = |i: usize| {
-                    let (token, n) = (i / inner, place[i % inner] as usize);
-                    let at = token * inner + n;
-                    let predicted = (gate_hat.get(at).copied(), up_hat.get(at).copied());
-                    self.decide(l, rule, point, n, rows.gate[i], predicted)
-                };
-                (0..rows.a.len()).into_par_iter().map(decide).collect()
+    /// Sets what is skipped in `a` to zero; per token what it adds to the last three sums.
+    fn skip(&self, layer: usize, x: &[f32], gate: &[f32], a: &mut [f32]) -> Result<Vec<[f64; 3]>> {
+        let (block, choice) = (&self.blocks[layer], self.choices[layer]);
+        let inner = block.place.len();
+        let predicted = match choice {
+            Choice::Rule(Rule::LowRank | Rule::Cascade, _) => block.predict(x, a.len() / inner)?,
+            _ => Vec::new(),
+        };
+        let row = |(t, (a, gate)): (usize, (&mut [f32], &[f32]))| {
+            let importance = |n: usize, a: f32| a.abs() * block.importance[n];
+            let passes = match choice {
+                Choice::All => vec![true; inner],
+                Choice::Rule(rule, point) => {
+                    let predicted = predicted.get(2 * inner * t..2 * inner * (t + 1)).unwrap_or_default();
+                    self.by_rule(layer, rule, point, gate, predicted)
+                }
+                Choice::Oracle(s) => largest(inner, s, |n| importance(n, a[n])),
+                Choice::Random(s) => largest(inner, s, |n| noise(self.seed, layer, t * inner + n)),
+                Choice::Static(s) => largest(inner, s, |n| self.static_importance[layer][n] as f32),
+            };
+            let mut sums = [0.0; 3];
+            for (n, pass) in passes.into_iter().enumerate() {
+                let importance = f64::from(importance(n, a[n]));
+                sums[2] += importance;
+                if pass {
+                    sums[0] += 1.0;
+                    sums[1] += importance;
+                } else {
+                    a[n] = 0.0;
+                }
             }
-            Choice::Oracle(s) => {
-                rows.largest(share(s), |i| rows.a[i].abs() * self.importance(layer, i % inner))
-            }
-            Choice::Random(s) => rows.largest(share(s), |i| noise(self.seed, layer, i)),
-            Choice::Static(s) => rows.largest(share(s), |i| self.static_importance[layer][i % inner] as f32),
+            sums
+        };
+        Ok(a.par_chunks_mut(inner).zip(gate.par_chunks(inner)).enumerate().map(row).collect())
+    }
+
+    /// What passes for one token, by its exact gates and what is predicted of gates and ups, one after the other.
+    fn by_rule(&self, layer: usize, rule: Rule, point: usize, gate: &[f32], predicted: &[f32]) -> Vec<bool> {
+        let (block, l) = (&self.blocks[layer], &self.layers[layer]);
+        let exact = activated(self.kernels, self.act, gate);
+        // Exact zeros have no rule in a profile.
+        let Some(r) = l.rules.get(rule as usize) else { return exact.iter().map(|a| *a != 0.0).collect() };
+        let hot = |n: usize| block.place[n] < r.hot[point];
+        let keep = r.keep[point].powi(2);
+        if rule == Rule::Gate {
+            let passes = |(n, a): (usize, &f32)| hot(n) || a.powi(2) * block.up_square[n] >= keep;
+            return exact.iter().enumerate().map(passes).collect();
+        }
+        let candidate = r.candidate[point].powi(2);
+        let (gate, up) = predicted.split_at(gate.len());
+        let square = expected_squares(self.kernels, self.act, gate, &block.deviation);
+        let passes = |n: usize| {
+            let up = (up[n].powi(2) + block.up_variance[n]) * block.scale[n];
+            hot(n) || square[n] * up >= candidate && (rule == Rule::LowRank || exact[n].powi(2) * up >= keep)
+        };
+        (0..exact.len()).map(passes).collect()
+    }
+}
+
+/// `act(gate − shift)`
+pub(crate) fn activated(kernels: &Kernels, act: GluActivation, gate: &[f32]) -> Vec<f32> {
+    let mut y = vec![1.0; gate.len()];
+    kernels.gated(act.act, act.shift, gate, &mut y);
+    y
+}
+
+/// `E[act(g)²]` of gates around `gate_hat`: the mean at one deviation below and above.
+pub(crate) fn expected_squares(
+    kernels: &Kernels,
+    act: GluActivation,
+    gate_hat: &[f32],
+    deviation: &[f32],
+) -> Vec<f32> {
+    let at = |sign: f32| {
+        let gates: Vec<f32> = gate_hat.iter().zip(deviation).map(|(g, d)| g + sign * d).collect();
+        activated(kernels, act, &gates)
+    };
+    at(-1.0).into_iter().zip(at(1.0)).map(|(low, high)| select::expected_square(low, high)).collect()
+}
+
+/// What a profile knows of the neurons of a block, in the order of the checkpoint.
+#[derive(Debug)]
+struct Block {
+    /// Where in the profile each neuron stands.
+    place: Vec<u32>,
+    importance: Vec<f32>,
+    /// Its square.
+    scale: Vec<f32>,
+    /// What the prediction of a gate misses.
+    deviation: Vec<f32>,
+    up_variance: Vec<f32>,
+    /// Mean square of up, times scale.
+    up_square: Vec<f32>,
+    /// `[hidden_size, rank]` and `[rank, 2 · intermediate_size]`: gates, then ups. `None` for a rank of 0: nothing is known, all
+    /// is predicted to be 0.
+    predictor: Option<[Tensor; 2]>,
+}
+
+impl Block {
+    fn new(l: &LayerProfile) -> Result<Self> {
+        let place = places(l)?;
+        let (r, n, h) = (l.rank, place.len(), l.p.len() / l.rank.max(1));
+        let numbers = [&l.importance, &l.gate_variance, &l.up_variance, &l.up_square];
+        if numbers.iter().any(|v| v.len() != n) || [&l.q_gate, &l.q_up].iter().any(|q| q.len() != n * r) {
+            candle_core::bail!("profile: a block of {n} neurons and rank {r} has numbers of more or fewer");
+        }
+        let ordered = |v: &[f32]| -> Vec<f32> { place.iter().map(|&p| v[p as usize]).collect() };
+        let rows = |q: &[f32]| -> Vec<f32> {
+            place.iter().flat_map(|&p| &q[p as usize * r..(p as usize + 1) * r]).copied().collect()
+        };
+        let predictor = || -> Result<[Tensor; 2]> {
+            let p = Tensor::from_slice(&l.p, (r, h), &Device::Cpu)?.t()?;
+            let q = [rows(&l.q_gate), rows(&l.q_up)].concat();
+            Ok([p, Tensor::from_vec(q, (2 * n, r), &Device::Cpu)?.t()?])
+        };
+        let importance = ordered(&l.importance);
+        let scale: Vec<f32> = importance.iter().map(|n| n.powi(2)).collect();
+        Ok(Self {
+            deviation: ordered(&l.gate_variance).into_iter().map(f32::sqrt).collect(),
+            up_variance: ordered(&l.up_variance),
+            up_square: ordered(&l.up_square).iter().zip(&scale).map(|(u, n)| u * n).collect(),
+            predictor: (r > 0).then(predictor).transpose()?,
+            place,
+            importance,
+            scale,
         })
     }
 
-    /// The importance of a neuron of the checkpoint.
-    fn importance(&self, layer: usize, n: usize) -> f32 {
-        self.layers[layer].importance[self.places[layer][n] as usize]
-    }
-
-    /// Whether neuron `n` of the profile is active, by its exact gate and what is predicted.
-    fn decide(
-        &self,
-        l: &LayerProfile,
-        rule: Rule,
-        point: usize,
-        n: usize,
-        gate: f32,
-        (gate_hat, up_hat): (Option<f32>, Option<f32>),
-    ) -> bool {
-        let alpha = |g: f32| activation::apply(self.act.act, g - self.act.shift, 1.0);
-        let Some(r) = l.rules.get(rule as usize) else { return alpha(gate) != 0.0 };
-        if n < r.hot[point] as usize {
-            return true;
-        }
-        let scale = l.importance[n].powi(2);
-        if rule == Rule::Gate {
-            return alpha(gate).powi(2) * l.up_square[n] * scale >= r.keep[point].powi(2);
-        }
-        // Without a prediction, which is a rank of 0, nothing is known: all is expected to be 0.
-        let (gate_hat, up_hat) = (gate_hat.unwrap_or(0.0), up_hat.unwrap_or(0.0));
-        let deviation = l.gate_variance[n].sqrt();
-        let square = select::expected_square(alpha(gate_hat - deviation), alpha(gate_hat + deviation));
-        let up = (up_hat.powi(2) + l.up_variance[n]) * scale;
-        square * up >= r.candidate[point].powi(2)
-            && (rule == Rule::LowRank || alpha(gate).powi(2) * up >= r.keep[point].powi(2))
-    }
-}
-
-/// What the FFN of one block computes for some tokens.
-struct Rows<'a> {
-    x: &'a [f32],
-    gate: &'a [f32],
-    a: &'a [f32],
-    hidden: usize,
-    inner: usize,
-}
-
-impl Rows<'_> {
-    /// The `k` neurons of each token for which `score` is largest.
-    fn largest(&self, k: usize, score: impl Fn(usize) -> f32 + Sync) -> Vec<bool> {
-        let mut passes = vec![false; self.a.len()];
-        passes.par_chunks_mut(self.inner).enumerate().for_each(|(t, passes)| {
-            let mut order: Vec<usize> = (0..self.inner).collect();
-            let at = |n: usize| score(t * self.inner + n);
-            if k > 0 && k < self.inner {
-                order.select_nth_unstable_by(k - 1, |&a, &b| at(b).total_cmp(&at(a)));
+    /// Gates and ups that are predicted for inputs `x`, `[rows, 2 · intermediate_size]`.
+    fn predict(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
+        match &self.predictor {
+            None => Ok(vec![0.0; rows * 2 * self.place.len()]),
+            Some([p, q]) => {
+                let x = Tensor::from_slice(x, (rows, x.len() / rows), &Device::Cpu)?;
+                x.matmul(p)?.matmul(q)?.flatten_all()?.to_vec1()
             }
-            order[..k].iter().for_each(|&n| passes[n] = true);
-        });
-        passes
+        }
     }
+}
+
+/// The share `s` of `inner` neurons for which `score` is largest.
+fn largest(inner: usize, s: f32, score: impl Fn(usize) -> f32) -> Vec<bool> {
+    let k = ((s * inner as f32).round() as usize).min(inner);
+    let mut order: Vec<usize> = (0..inner).collect();
+    if k > 0 && k < inner {
+        order.select_nth_unstable_by(k - 1, |&a, &b| score(b).total_cmp(&score(a)));
+    }
+    let mut passes = vec![false; inner];
+    order[..k].iter().for_each(|&n| passes[n] = true);
+    passes
 }
 
 /// The inverse of a block's order.
@@ -260,36 +311,29 @@ fn noise(seed: u64, layer: usize, i: usize) -> f32 {
 
 impl LayerTap for Simulation<'_> {
     fn ffn(&mut self, layer: usize, x: &[f32], gate: &[f32], a: &mut [f32], y: &mut [f32]) {
-        let l = &self.layers[layer];
-        let (inner, hidden) = (l.order.len(), x.len() / (a.len() / l.order.len()).max(1));
-        let passes = match self.passes(layer, &Rows { x, gate, a, hidden, inner }) {
-            Ok(passes) => passes,
+        let (l, block) = (&self.layers[layer], &self.blocks[layer]);
+        let (inner, rows) = (block.place.len(), a.len() / block.place.len());
+        if self.choices[layer] == Choice::All {
+            for a in a.chunks_exact(inner) {
+                let sums = self.static_importance[layer].iter_mut().zip(a).zip(&block.importance);
+                sums.for_each(|((sum, a), importance)| *sum += f64::from(a.abs() * importance));
+            }
+        }
+        let found = match self.skip(layer, x, gate, a) {
+            Ok(found) => found,
             Err(e) => {
                 self.failed.get_or_insert(e);
                 return;
             }
         };
         let sums = &mut self.sums[layer];
-        let all = self.choices[layer] == Choice::All;
-        let place = &self.places[layer];
-        for (i, (a, &pass)) in a.iter_mut().zip(&passes).enumerate() {
-            let importance = f64::from(a.abs() * l.importance[place[i % inner] as usize]);
-            sums[1] += f64::from(u8::from(pass));
-            sums[3] += importance;
-            if pass {
-                sums[2] += importance;
-            } else {
-                *a = 0.0;
-            }
-            if all {
-                self.static_importance[layer][i % inner] += importance;
-            }
-        }
-        sums[0] += (a.len() / inner) as f64;
+        sums[0] += rows as f64;
+        found.iter().for_each(|token| (0..3).for_each(|i| sums[i + 1] += token[i]));
         self.seed += 1;
         if let Choice::Rule(rule, point) = self.choices[layer] {
             // Exact zeros have no rule in a profile, and miss nothing.
             let Some(rule) = l.rules.get(rule as usize) else { return };
+            let hidden = x.len() / rows;
             let bias = &rule.bias[point * hidden..(point + 1) * hidden];
             y.chunks_exact_mut(hidden).for_each(|y| y.copy_from_slice(bias));
         }

@@ -1,7 +1,8 @@
 //! Fits a sparse profile to a model: which neurons a token needs, and how to tell.
 //!
 //! The texts are cut in three: one part to fit, one to set thresholds, one to check and report. The profile is written at
-//! the end, whole; an interrupted run leaves nothing. Exit code 3: it was written, but no rule keeps the target.
+//! the end, whole; until then what was found stands in `OUT.checkpoint`, where the same command goes on after an
+//! interruption. Exit code 3: it was written, but no rule keeps the target.
 #![allow(clippy::doc_markdown, reason = "comments on flags are the program's help text")]
 
 #[path = "../common/cli.rs"]
@@ -29,7 +30,11 @@ use cli::output;
 use gates::GateArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::SourceArgs;
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 /// Fit a sparse profile to a model.
 #[derive(Parser, Debug)]
@@ -69,7 +74,8 @@ struct Cli {
     candidate_factor: Option<f32>,
     #[command(flatten)]
     gate: GateArgs,
-    /// Where the profile is written; beside the model's files it is found by name
+    /// Where the profile is written; beside the model's files it is found by name. An interrupted run leaves OUT.checkpoint, with
+    /// which the same command goes on
     #[arg(long, default_value = "sparse.safetensors")]
     out: PathBuf,
     /// Print one JSON object as the last line of standard output
@@ -82,7 +88,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
+    let checkpoint = checkpoint(&cli.out);
     candle_sparse::save::check(&cli.out)?;
+    candle_sparse::save::check(&checkpoint)?;
     let start = Instant::now();
     let calibrator = cli.calibrator()?;
     let mut files = cli.model.files()?;
@@ -112,17 +120,28 @@ fn run(cli: &Cli) -> Result<()> {
     let rank = calibrator.settings.rank.min(loaded.config.hidden_size / 2);
     let mut calibrator = with_rank(calibrator, cli.rank.unwrap_or(rank));
     calibrator.gate = cli.gate.settings(&fit, &tune)?;
-    let mut fitted = calibrator.calibrate(loaded.model.decoder(), &vb, [&fit, &tune, &held_out], show)?;
+    let (model, texts) = (loaded.model.decoder(), [&*fit, &*tune, &*held_out]);
+    let mut fitted = calibrator.calibrate_resumable(model, &vb, texts, &checkpoint, show)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     fitted.profile.about["calibration"] = serde_json::json!({
-        "fit_tokens": tokens(&fit), "tune_tokens": tokens(&tune), "seconds": seconds,
+        "fit_tokens": tokens(&fit), "tune_tokens": tokens(&tune),
         "target_sparsity": cli.target_sparsity, "max_ppl_loss_percent": cli.max_ppl_loss, "max_kld": cli.max_kld,
         "noise_floor": fitted.noise_floor, "own_ppl": fitted.ppl[1],
     });
     fitted.profile.about["held_out"] = fitted.held_out.iter().map(report::json).collect();
     fitted.profile.save(&cli.out)?;
+    if checkpoint.exists() {
+        std::fs::remove_file(&checkpoint)?;
+    }
     report::print(cli, &fitted, seconds)
+}
+
+/// Where an interrupted run leaves what it has found: beside the profile.
+fn checkpoint(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".checkpoint");
+    name.into()
 }
 
 fn with_rank(mut c: Calibrator, rank: usize) -> Calibrator {

@@ -164,8 +164,9 @@ fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
     let Some(profile) = cli.model.profile(&files)? else {
         bail!("--sweep needs a profile: make one with `calibrate` and give it with --profile");
     };
-    // Choices are simulated on the dense model.
-    let loaded = ModelArgs { ffn: Some(model::Ffn::Dense), ..cli.model.clone() }.load()?;
+    // Choices are simulated on the dense model, which takes no profile.
+    let dense = ModelArgs { ffn: Some(model::Ffn::Dense), profile: None, ..cli.model.clone() };
+    let loaded = dense.load()?;
     let context = cli.context.unwrap_or(loaded.config.max_position_embeddings.min(256));
     if !(64..=loaded.config.max_position_embeddings).contains(&context) {
         let limit = loaded.config.max_position_embeddings;

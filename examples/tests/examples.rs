@@ -126,7 +126,9 @@ fn a_calibrated_profile_keeps_the_quality_it_promises() {
     assert_eq!(decode(&["--ffn", "dense"])["active_fraction"], 1.0);
     // Random choices must be visibly bad, and knowing the outcome better than not.
     let args = ["--profile", &out, "--text", &text, "--tokens", "1500", "--sweep", &plot, "--json"];
-    let sweep = ok("perplexity", &args).json();
+    let sweep = ok("perplexity", &args);
+    assert!(!sweep.stderr.contains("without effect"), "{sweep:?}");
+    let sweep = sweep.json();
     let share = |name: &str| sweep["share_at_1_percent"][name].as_f64().unwrap();
     assert!(share("random") > 0.8 && share("oracle") < 0.6 && share("cascade") < 0.7, "{sweep}");
     assert!(std::fs::read_to_string(&plot).unwrap().contains("cascade"));

@@ -320,7 +320,7 @@ impl Llama {
         let mut logits = vec![0.0; rows * vocab];
         let Cache { kv, scratch, .. } = cache;
         match tap {
-            Some(tap) => self.decoder.forward_tapped(input, step, kv, scratch, tap, &mut logits)?,
+            Some(tap) => self.decoder.forward_tapped(input, step, kv, scratch, tap, wanted, &mut logits)?,
             None => self.decoder.forward(input, step, kv, scratch, wanted, &mut logits)?,
         }
         match wanted {

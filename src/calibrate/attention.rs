@@ -1,12 +1,12 @@
 //! The gates of sparse attention: the dense model is watched, one fit per block.
 
 use super::{
-    Progress,
+    course::Course,
     gate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate},
     run::Run,
 };
-use crate::decoder::LayerTap;
-use candle_core::{DType, Error, Result, bail};
+use crate::{decoder::LayerTap, profile::gates as stored};
+use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse_core::Config;
 use std::ops::Range;
@@ -17,7 +17,7 @@ pub(super) fn gates(
     vb: &VarBuilder<'_>,
     [fit, tune]: [&[Vec<u32>]; 2],
     s: &GateSettings,
-    progress: &mut impl FnMut(Progress),
+    course: &mut Course<'_>,
 ) -> Result<Vec<GateFit>> {
     let config = &run.model.config().clone();
     let context = fit.first().map_or(0, Vec::len);
@@ -34,29 +34,54 @@ pub(super) fn gates(
     let tokens: usize = windows.iter().flatten().map(|w| w.len()).sum();
     let together = s.memory / (tokens * config.hidden_size * size_of::<f32>());
     let together = together.clamp(1, layers);
-    let (passes, each) = (layers.div_ceil(together), windows.iter().map(Vec::len).sum::<usize>());
-    let mut fits = Vec::with_capacity(layers);
-    for pass in 0..passes {
-        let blocks = pass * together..((pass + 1) * together).min(layers);
+    let each = windows.iter().map(Vec::len).sum::<usize>();
+    let mut fits = found(course, heads)?;
+    while fits.len() < layers {
+        let blocks = fits.len()..(fits.len() + together).min(layers);
+        let (pass, passes) = (blocks.start / together, layers.div_ceil(together));
         let mut seen = windows.each_ref().map(|_| vec![Vec::new(); blocks.len()]);
         let mut watch = Watch::new(vb, config, *s, s.window_of(context), blocks)?;
         let all = windows.iter().enumerate().flat_map(|(text, w)| w.iter().map(move |w| (text, w)));
         for (done, (text, window)) in all.enumerate() {
-            let stage = "watching attention";
-            progress(Progress { stage, done: pass * each + done, steps: passes * each });
+            course.step("watching attention", pass * each + done, passes * each)?;
             watch.tokens = window.len();
-            run.logits(window, Some(&mut watch))?;
+            run.show(window, &mut watch)?;
             let found = watch.finish()?;
             seen[text].iter_mut().zip(found).for_each(|(all, w): (&mut Vec<WatchedWindow>, _)| all.push(w));
         }
         drop(watch);
         let [fit, tune] = seen;
         for (fit, tune) in fit.into_iter().zip(tune) {
-            progress(Progress { stage: "fitting gates", done: fits.len(), steps: layers });
+            course.step("fitting gates", fits.len(), layers)?;
             fits.push(fit_gate(&fit, &tune, heads, s)?);
+            keep(&fits, course)?;
         }
+        course.stage_ends()?;
     }
     Ok(fits)
+}
+
+/// Keeps the gates that were fitted, as a profile has them, and how well they predict.
+fn keep(fits: &[GateFit], course: &mut Course<'_>) -> Result<()> {
+    let gates: Vec<_> = fits.iter().map(|f| f.gate.clone()).collect();
+    course.keep_all(|tensors| stored::write(&gates, tensors))?;
+    course.keep("gates.r2_ridge", &fits.iter().flat_map(|f| &f.r2_ridge).copied().collect::<Vec<_>>())?;
+    course.keep("gates.r2_cell", &fits.iter().flat_map(|f| &f.r2_cell).copied().collect::<Vec<_>>())?;
+    course.keep("gates.share", &fits.iter().flat_map(|f| &f.share).copied().collect::<Vec<_>>())
+}
+
+/// What an earlier run has kept.
+fn found(course: &Course<'_>, heads: usize) -> Result<Vec<GateFit>> {
+    let r2_ridge: Vec<f32> = course.numbers("gates.r2_ridge")?;
+    let (n, Some(tensors)) = (r2_ridge.len() / heads, course.found()) else { return Ok(Vec::new()) };
+    let (r2_cell, share) = (course.all("gates.r2_cell", n * heads)?, course.all("gates.share", n * heads)?);
+    let vb = VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+    let gates = stored::read(&vb, n)?.into_iter().enumerate();
+    let fit = |(i, gate)| {
+        let of = |v: &[f32]| v[i * heads..(i + 1) * heads].to_vec();
+        GateFit { gate, r2_ridge: of(&r2_ridge), r2_cell: of(&r2_cell), share: of(&share) }
+    };
+    Ok(gates.map(fit).collect())
 }
 
 /// What a profile says of its gates: held-out R² of the ridge and with a cell, which is kept, per block.

@@ -1,10 +1,13 @@
 //! The FFN of one block: its weights, what it computes exactly, and how it is to be fitted.
 
 use crate::sparse::candidate_factor;
-use candle_core::{Result, Tensor, bail};
-use candle_sparse_core::with_methods;
-use candle_sparse_core::{Activation, GluActivation, kernel::activation};
+use candle_core::{Error, Result, Tensor, bail};
+use candle_sparse_core::{Activation, GluActivation, KernelSet, with_methods};
+use candle_sparse_kernels::Kernels;
 use rayon::prelude::*;
+
+/// Elements that a thread activates at once.
+const PIECE: usize = 1 << 14;
 
 /// How the FFN of a block is fitted.
 ///
@@ -100,6 +103,9 @@ pub(super) fn product(x: &Tensor, m: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// `act(g − shift) · u`, element by element.
-pub(super) fn gated(act: GluActivation, gate: &[f32], up: impl Fn(usize) -> f32 + Sync) -> Vec<f32> {
-    gate.par_iter().enumerate().map(|(i, &g)| activation::apply(act.act, g - act.shift, up(i))).collect()
+pub(super) fn gated(act: GluActivation, gate: &[f32], mut up: Vec<f32>) -> Result<Vec<f32>> {
+    let kernels = Kernels::get().map_err(Error::wrap)?;
+    let pieces = up.par_chunks_mut(PIECE).zip(gate.par_chunks(PIECE));
+    pieces.for_each(|(up, gate)| kernels.gated(act.act, act.shift, gate, up));
+    Ok(up)
 }

@@ -1,6 +1,6 @@
 //! Whether rules keep their target on text that nothing was learned from.
 
-use super::{Progress, Target, run::Run, search::Search, some};
+use super::{Target, course::Course, run::Run, search::Search, stages::some};
 use crate::{
     decoder::Decoder,
     profile::{HeldOut, Rule},
@@ -59,18 +59,20 @@ impl Search<'_> {
         target: Target,
         sensitivities: &[f32],
         shares: [f32; 3],
-        progress: &mut impl FnMut(Progress),
+        course: &mut Course<'_>,
     ) -> Result<[RuleReport; 3]> {
         let at = |rule: Rule| (rule, shares[rule as usize]);
-        let mut reports = self.round(windows, &Rule::ALL.map(at), target, sensitivities, progress)?;
-        loop {
+        let mut reports =
+            self.round(windows, &Rule::ALL.map(at), target, sensitivities, "held_out.0", course)?;
+        for round in 1.. {
             let larger = |r: &RuleReport| (r.rule, (r.share + STEP * (1.0 - r.share)).min(LARGEST_SHARE));
             let missed = reports.iter().filter(|r| !r.kept && r.share < LARGEST_SHARE);
             let missed: Vec<(Rule, f32)> = missed.map(larger).collect();
             if missed.is_empty() {
                 break;
             }
-            for report in self.round(windows, &missed, target, sensitivities, progress)? {
+            let name = format!("held_out.{round}");
+            for report in self.round(windows, &missed, target, sensitivities, &name, course)? {
                 let place = report.rule as usize;
                 reports[place] = report;
             }
@@ -78,14 +80,24 @@ impl Search<'_> {
         Ok(reports.try_into().expect("one for each rule"))
     }
 
+    /// Reports of some rules at some shares, kept under a name.
     fn round(
         &mut self,
         windows: &[Vec<u32>],
         tried: &[(Rule, f32)],
         target: Target,
         sensitivities: &[f32],
-        progress: &mut impl FnMut(Progress),
+        name: &str,
+        course: &mut Course<'_>,
     ) -> Result<Vec<RuleReport>> {
+        let layers = self.fits.len();
+        let known = course.numbers::<f64>(name)?;
+        if known.len() == tried.len() * RuleReport::numbers_of(layers) {
+            let each = known.chunks_exact(RuleReport::numbers_of(layers)).zip(tried);
+            return Ok(each
+                .map(|(numbers, &(rule, share))| RuleReport::of_numbers(rule, share, numbers))
+                .collect());
+        }
         let layers: Vec<_> = tried.iter().map(|(_, share)| self.layers(*share, sensitivities)).collect();
         let act = self.act;
         let mut simulations: Vec<Simulation<'_>> = Vec::new();
@@ -94,7 +106,7 @@ impl Search<'_> {
         }
         let mut qualities = vec![Quality::default(); tried.len()];
         for (done, window) in windows.iter().enumerate() {
-            progress(Progress { stage: "checking held-out text", done, steps: windows.len() });
+            course.step("checking held-out text", done, windows.len())?;
             if window.len() < 2 {
                 continue;
             }
@@ -114,7 +126,29 @@ impl Search<'_> {
             };
             RuleReport { rule, share, quality, active, recall: simulation.recall(), kept }
         };
-        Ok(tried.iter().zip(qualities).zip(&simulations).map(report).collect())
+        let reports: Vec<_> = tried.iter().zip(qualities).zip(&simulations).map(report).collect();
+        course.keep(name, &reports.iter().flat_map(RuleReport::numbers).collect::<Vec<_>>())?;
+        course.stage_ends()?;
+        Ok(reports)
+    }
+}
+
+impl RuleReport {
+    /// What was measured, as numbers.
+    fn numbers(&self) -> Vec<f64> {
+        let known = [self.active, f64::from(u8::from(self.kept))];
+        self.quality.sums().into_iter().chain(known).chain(self.recall.iter().copied()).collect()
+    }
+
+    /// How many they are.
+    fn numbers_of(layers: usize) -> usize {
+        9 + layers
+    }
+
+    fn of_numbers(rule: Rule, share: f32, numbers: &[f64]) -> Self {
+        let (sums, rest) = numbers.split_first_chunk().expect("so many numbers as a report has");
+        let quality = Quality::of_sums(*sums);
+        Self { rule, share, quality, active: rest[0], kept: rest[1] != 0.0, recall: rest[2..].to_vec() }
     }
 }
 
@@ -146,11 +180,7 @@ fn elements_read(r: &RuleReport, c: &Config, rank: usize) -> f64 {
 
 /// Divergence of `model` from the same weights with activations that are not rounded; 0 where it rounds none, or is too
 /// large to be held in F32 as well.
-pub(super) fn noise_floor(
-    model: &Decoder,
-    windows: &[Vec<u32>],
-    progress: &mut impl FnMut(Progress),
-) -> Result<f64> {
+pub(super) fn noise_floor(model: &Decoder, windows: &[Vec<u32>], course: &mut Course<'_>) -> Result<f64> {
     if !model.rounds_activations() || model.parameters() > MOST_PARAMETERS {
         return Ok(0.0);
     }
@@ -158,7 +188,7 @@ pub(super) fn noise_floor(
     let windows: Vec<_> = some(windows, FLOOR_TOKENS).into_iter().filter(|w| w.len() > 1).collect();
     let mut quality = Quality::default();
     for (done, window) in windows.iter().enumerate() {
-        progress(Progress { stage: "the dense path's noise", done, steps: windows.len() });
+        course.step("the dense path's noise", done, windows.len())?;
         quality.add(window, 1, &rounded.logits(window, None)?, &exact.logits(window, None)?)?;
     }
     Ok(quality.kld().max(0.0))

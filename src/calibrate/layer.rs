@@ -7,10 +7,11 @@
 
 use super::{
     block::{Exact, FfnWeights, Settings},
+    course::Course,
     order, predictor,
     sample::{Moments, Sample},
     scores::Scores,
-    thresholds::{self, Table},
+    thresholds::{self, GRID, Table},
 };
 use crate::profile::{LayerProfile, LayerRule};
 use candle_core::{Result, bail};
@@ -73,6 +74,60 @@ pub(crate) fn fit_layer(
 }
 
 impl LayerFit {
+    /// Keeps the fit under a name.
+    pub(super) fn keep(&self, name: &str, course: &mut Course<'_>) -> Result<()> {
+        let l = &self.layer;
+        for (part, v) in [
+            ("p", &l.p),
+            ("q_gate", &l.q_gate),
+            ("q_up", &l.q_up),
+            ("gate_variance", &l.gate_variance),
+            ("up_variance", &l.up_variance),
+            ("up_square", &l.up_square),
+            ("importance", &l.importance),
+            ("error", &self.error),
+        ] {
+            course.keep(&format!("{name}.{part}"), v)?;
+        }
+        for (rule, table) in self.tables.iter().enumerate() {
+            table.keep(&format!("{name}.{rule}"), course)?;
+        }
+        let activity: Vec<i64> = self.activity.iter().flatten().map(|bits| bits.cast_signed()).collect();
+        course.keep(&format!("{name}.activity"), &activity)
+    }
+
+    /// What an earlier run has kept of a block of `[intermediate_size, hidden_size, rank]`.
+    pub(super) fn found(
+        name: &str,
+        course: &Course<'_>,
+        [inner, hidden, rank]: [usize; 3],
+    ) -> Result<Option<Self>> {
+        let activity: Vec<i64> = course.numbers(&format!("{name}.activity"))?;
+        if activity.is_empty() {
+            return Ok(None);
+        }
+        let get = |part: &str, len: usize| course.all(&format!("{name}.{part}"), len);
+        let table = |rule: usize| Table::found(&format!("{name}.{rule}"), course, [inner, hidden]);
+        let words = activity.len().div_ceil(inner);
+        Ok(Some(Self {
+            layer: LayerProfile {
+                order: (0..inner as u32).collect(),
+                rank,
+                p: get("p", rank * hidden)?,
+                q_gate: get("q_gate", inner * rank)?,
+                q_up: get("q_up", inner * rank)?,
+                gate_variance: get("gate_variance", inner)?,
+                up_variance: get("up_variance", inner)?,
+                up_square: get("up_square", inner)?,
+                importance: get("importance", inner)?,
+                rules: Default::default(),
+            },
+            tables: [table(0)?, table(1)?, table(2)?],
+            error: get("error", GRID.len())?,
+            activity: activity.chunks(words).map(|w| w.iter().map(|w| w.cast_unsigned()).collect()).collect(),
+        }))
+    }
+
     /// The block's part of a profile with a point at each of `shares` (of this block), neurons in the checkpoint's order.
     #[must_use]
     pub(super) fn at(&self, shares: &[f32]) -> LayerProfile {

@@ -7,8 +7,9 @@ use super::{
     block::{Exact, FfnWeights},
     sample::Moments,
 };
+use crate::simulate::activated;
 use candle_core::{DType, Device, Error, Result, Tensor};
-use candle_sparse_core::kernel::activation;
+use candle_sparse_kernels::Kernels;
 use faer::{Mat, MatRef, Side};
 
 pub(super) struct Predictor {
@@ -28,7 +29,7 @@ pub(super) fn fit(
     rank: usize,
 ) -> Result<Predictor> {
     let (_, hidden) = w.dims()?;
-    let (gate_weight, up_weight) = sensitivities(w, exact, importance);
+    let (gate_weight, up_weight) = sensitivities(w, exact, importance)?;
     let weighted =
         |m: &Tensor, by: Vec<f32>| m.broadcast_mul(&Tensor::from_vec(by, (m.dim(0)?, 1), m.device())?);
     let square = |m: &Tensor| m.t()?.contiguous()?.matmul(m);
@@ -69,19 +70,23 @@ fn row_major(m: MatRef<'_, f64>) -> Vec<f32> {
 }
 
 /// How much an error in a gate and in an up changes the output: `n·√E[(act'(g)·u)²]` and `n·√E[act(g)²]`.
-fn sensitivities(w: &FfnWeights, exact: &Exact, importance: &[f32]) -> (Vec<f32>, Vec<f32>) {
+fn sensitivities(w: &FfnWeights, exact: &Exact, importance: &[f32]) -> Result<(Vec<f32>, Vec<f32>)> {
     const STEP: f32 = 1e-2;
     let inner = importance.len();
     let (mut gate, mut up) = (vec![0.0_f64; inner], vec![0.0_f64; inner]);
+    let kernels = Kernels::get().map_err(Error::wrap)?;
+    let around = |g: &[f32], step: f32| -> Vec<f32> {
+        activated(kernels, w.act, &g.iter().map(|g| g + step).collect::<Vec<_>>())
+    };
     for (g, u) in exact.gate.chunks_exact(inner).zip(exact.up.chunks_exact(inner)) {
+        let (at, above, below) = (around(g, 0.0), around(g, STEP), around(g, -STEP));
         for i in 0..inner {
-            let at = |g: f32| activation::apply(w.act.act, g - w.act.shift, 1.0);
-            let slope = (at(g[i] + STEP) - at(g[i] - STEP)) / (2.0 * STEP);
+            let slope = (above[i] - below[i]) / (2.0 * STEP);
             gate[i] += f64::from(slope * u[i]).powi(2);
-            up[i] += f64::from(at(g[i])).powi(2);
+            up[i] += f64::from(at[i]).powi(2);
         }
     }
     let n = (exact.gate.len() / inner) as f64;
     let scaled = |v: Vec<f64>| v.iter().zip(importance).map(|(v, n_i)| (v / n).sqrt() as f32 * n_i).collect();
-    (scaled(gate), scaled(up))
+    Ok((scaled(gate), scaled(up)))
 }

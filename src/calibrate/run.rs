@@ -1,6 +1,6 @@
 //! The model at work on windows of text.
 
-use super::Progress;
+use super::course::Course;
 use crate::{
     KvCache, KvConfig, KvDType,
     decoder::{Decoder, Input, LayerTap, Logits, Scratch, Step},
@@ -22,15 +22,26 @@ impl Run {
 
     /// Logits `[window, vocab_size]`.
     pub(super) fn logits(&mut self, window: &[u32], tap: Option<&mut dyn LayerTap>) -> Result<Tensor> {
-        let vocab = self.model.config().vocab_size;
+        let logits = self.window(window, tap, Logits::All)?;
+        Tensor::from_vec(logits, (window.len(), self.model.config().vocab_size), &Device::Cpu)
+    }
+
+    /// Shows a window to a tap; the head is left out, but for the last token's.
+    pub(super) fn show(&mut self, window: &[u32], tap: &mut dyn LayerTap) -> Result<()> {
+        self.window(window, Some(tap), Logits::Last)?;
+        Ok(())
+    }
+
+    fn window(&mut self, window: &[u32], tap: Option<&mut dyn LayerTap>, wanted: Logits) -> Result<Vec<f32>> {
         let step = Step { batch: 1, seq_len: window.len(), index_pos: 0 };
-        let mut logits = vec![0.0; window.len() * vocab];
+        let rows = if wanted == Logits::All { window.len() } else { 1 };
+        let mut logits = vec![0.0; rows * self.model.config().vocab_size];
         let (input, cache, scratch) = (Input::Ids(window), &mut self.cache, &mut self.scratch);
         match tap {
-            Some(tap) => self.model.forward_tapped(input, step, cache, scratch, tap, &mut logits)?,
-            None => self.model.forward(input, step, cache, scratch, Logits::All, &mut logits)?,
+            Some(tap) => self.model.forward_tapped(input, step, cache, scratch, tap, wanted, &mut logits)?,
+            None => self.model.forward(input, step, cache, scratch, wanted, &mut logits)?,
         }
-        Tensor::from_vec(logits, (window.len(), vocab), &Device::Cpu)
+        Ok(logits)
     }
 
     pub(super) fn over<T>(
@@ -38,11 +49,11 @@ impl Run {
         windows: &[Vec<u32>],
         inputs: &mut Inputs<T>,
         stage: &'static str,
-        progress: &mut impl FnMut(Progress),
+        course: &mut Course<'_>,
     ) -> Result<()> {
         for (done, window) in windows.iter().enumerate() {
-            progress(Progress { stage, done, steps: windows.len() });
-            self.logits(window, Some(inputs))?;
+            course.step(stage, done, windows.len())?;
+            self.show(window, inputs)?;
             if let Some(e) = inputs.failed.take() {
                 return Err(e);
             }

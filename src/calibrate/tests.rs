@@ -1,11 +1,19 @@
-use super::{order::mean_run, thresholds::GRID, *};
+use super::{
+    block::FfnWeights,
+    budgets::budgets,
+    layer::{LayerFit, fit_layer},
+    order::mean_run,
+    sample::{Moments, Sample},
+    thresholds::GRID,
+    *,
+};
 use crate::{
     Error,
     gate::{CellWeight, FastGrnnGate},
     profile::{HeldOut, Profile, Rule},
 };
 use candle_core::{Device, Tensor};
-use candle_sparse_core::{Activation, kernel::fast_grnn::Cell};
+use candle_sparse_core::{Activation, GluActivation, kernel::fast_grnn::Cell};
 use std::collections::HashMap;
 
 const HIDDEN: usize = 16;
@@ -214,6 +222,23 @@ fn broken_profiles_are_refused_by_name() {
     let whole = std::fs::read(&path).unwrap();
     std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     assert!(Profile::load(&path).is_err());
+}
+
+#[test]
+fn a_fit_is_found_again_as_it_was_kept() {
+    let (folder, good) = (tempfile::tempdir().unwrap(), fit(Activation::Silu, 4));
+    let path = folder.path().join("checkpoint");
+    let mut tell = |_| {};
+    let mut course = Course::kept(&path, "this".into(), &mut tell).unwrap();
+    good.keep("fits.0", &mut course).unwrap();
+    course.stage_ends().unwrap();
+    drop(course);
+    let course = Course::kept(&path, "this".into(), &mut tell).unwrap();
+    let found = LayerFit::found("fits.0", &course, [INNER, HIDDEN, 4]).unwrap().unwrap();
+    assert_eq!(format!("{found:?}"), format!("{good:?}"));
+    assert!(LayerFit::found("fits.1", &course, [INNER, HIDDEN, 4]).unwrap().is_none());
+    let error = LayerFit::found("fits.0", &course, [INNER, HIDDEN, 5]).unwrap_err().to_string();
+    assert!(error.contains("numbers of fits.0.p"), "{error}");
 }
 
 /// A gate of each kind: ridge alone, with a cell and its reading, an imported cell.

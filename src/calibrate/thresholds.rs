@@ -1,6 +1,6 @@
 //! Thresholds for every share, and what skipping costs there.
 
-use super::{block::Settings, scores::Scores};
+use super::{block::Settings, course::Course, scores::Scores};
 use crate::profile::LayerRule;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -17,13 +17,16 @@ pub(super) const GRID: [f32; 25] = {
 };
 /// Above 0, so that exact zeros are never active.
 const LEAST: f32 = 1e-12;
-/// Scores that are sorted to find a quantile.
-const QUANTILE_SCORES: usize = 1 << 20;
+/// Scores that are sorted to find a quantile: a share is met within 0.001.
+const QUANTILE_SCORES: usize = 1 << 18;
 /// Tokens on which means and errors are taken.
 const MEAN_TOKENS: usize = 4096;
 const ERROR_TOKENS: usize = 384;
 /// A neuron that is active so often stands in front and is always computed.
 pub(super) const HOT: f32 = 0.9;
+
+/// Neurons whose sums are taken together: all of them fit into the first cache.
+const TOGETHER: usize = 64;
 
 /// Thresholds of one rule at every share of [`GRID`].
 #[derive(Clone, Debug)]
@@ -36,64 +39,70 @@ pub(super) struct Table {
     frequency: Vec<Vec<f32>>,
 }
 
-/// The decision of a rule about each neuron at each token.
+/// The scores by which a rule decides about each neuron at each token: both must reach their threshold. A rule that decides
+/// by one has it twice, and a threshold of 0, which all reach.
+#[derive(Clone, Copy)]
 struct Decision<'a> {
-    candidate: Option<&'a [f32]>,
-    keep: Option<&'a [f32]>,
-}
-
-impl Decision<'_> {
-    fn active(&self, i: usize, candidate: f32, keep: f32) -> bool {
-        self.candidate.is_none_or(|s| s[i] >= candidate) && self.keep.is_none_or(|s| s[i] >= keep)
-    }
+    candidate: &'a [f32],
+    keep: &'a [f32],
 }
 
 /// In the order of [`crate::profile::Rule`].
 pub(super) fn tables(s: &Scores, down: &Tensor, settings: &Settings) -> Result<[Table; 3]> {
-    let (predicted, gate, cascade) = (Some(&*s.predicted), Some(&*s.gate), Some(&*s.cascade));
-    let table = |candidate, keep| Table::new(s, down, &Decision { candidate, keep }, settings);
-    Ok([table(None, gate)?, table(predicted, None)?, table(predicted, cascade)?])
+    let factor = settings.candidate_factor.unwrap_or(1.0);
+    let all = vec![0.0; GRID.len()];
+    let one = |scores| {
+        let sorted = Sorted::new(scores, scores);
+        (sorted.quantiles(1.0, &all), sorted)
+    };
+    let ((gate, _), (predicted, sorted)) = (one(&s.gate), one(&s.predicted));
+    let candidate = sorted.quantiles(factor, &all);
+    let keep = Sorted::new(&s.cascade, &s.predicted).quantiles(1.0, &candidate);
+    let by = |candidate, keep| Decision { candidate, keep };
+    Ok([
+        Table::new(s, down, by(&s.gate, &s.gate), [all.clone(), gate])?,
+        Table::new(s, down, by(&s.predicted, &s.predicted), [predicted, all])?,
+        Table::new(s, down, by(&s.predicted, &s.cascade), [candidate, keep])?,
+    ])
 }
 
 impl Table {
-    fn new(s: &Scores, down: &Tensor, d: &Decision<'_>, settings: &Settings) -> Result<Self> {
-        let factor = settings.candidate_factor.unwrap_or(1.0);
-        let both = d.candidate.is_some() && d.keep.is_some();
-        let (candidate, keep): (Vec<f32>, Vec<f32>) = GRID
-            .par_iter()
-            .map(|&share| {
-                let candidates = if both { (share * factor).min(1.0) } else { share };
-                let candidate = d.candidate.map_or(0.0, |c| quantile(c, |_| true, candidates));
-                let keep = d
-                    .keep
-                    .map_or(0.0, |k| quantile(k, |i| d.candidate.is_none_or(|c| c[i] >= candidate), share));
-                (candidate, keep)
-            })
-            .unzip();
-        let mut table = Self { candidate, keep, bias: Vec::new(), frequency: Vec::new() };
-        let means = GRID.par_iter().enumerate().map(|(g, _)| table.skipped(s, d, g)).collect::<Vec<_>>();
-        let means: (Vec<_>, Vec<_>) = means.into_iter().unzip();
-        table.frequency = means.1;
-        let mean = Tensor::from_vec(means.0.concat(), (GRID.len(), s.inner), &Device::Cpu)?;
-        table.bias = mean.matmul(&down.t()?)?.to_vec2()?;
-        Ok(table)
+    fn new(s: &Scores, down: &Tensor, d: Decision<'_>, [candidate, keep]: [Vec<f32>; 2]) -> Result<Self> {
+        let firsts: Vec<usize> = (0..s.inner).step_by(TOGETHER).collect();
+        let skip = |&first: &usize| Skipped::new(s, d, first, [&candidate, &keep]);
+        let groups: Vec<_> = firsts.par_iter().map(skip).collect();
+        let per_token = 1.0 / s.tokens().min(MEAN_TOKENS) as f32;
+        let at = |g: usize| groups.iter().map(move |group| &group[g]);
+        let frequency = |g: usize| -> Vec<f32> {
+            at(g).flat_map(|s| s.active).take(s.inner).map(|count| count as f32 * per_token).collect()
+        };
+        let mean = |g: usize| at(g).flat_map(|s| s.values).take(s.inner).map(|sum| sum * per_token);
+        let frequency = (0..GRID.len()).map(frequency).collect();
+        let mean: Vec<f32> = (0..GRID.len()).flat_map(mean).collect();
+        let mean = Tensor::from_vec(mean, (GRID.len(), s.inner), &Device::Cpu)?;
+        let bias = mean.matmul(&down.t()?)?.to_vec2()?;
+        Ok(Self { candidate, keep, bias, frequency })
     }
 
-    /// Per neuron: the mean value of what is skipped, and how often it is not.
-    fn skipped(&self, s: &Scores, d: &Decision<'_>, g: usize) -> (Vec<f32>, Vec<f32>) {
-        let tokens = s.tokens().min(MEAN_TOKENS);
-        let (mut sum, mut count) = (vec![0.0_f32; s.inner], vec![0_u32; s.inner]);
-        for t in 0..tokens {
-            for n in 0..s.inner {
-                let i = t * s.inner + n;
-                let active = d.active(i, self.candidate[g], self.keep[g]);
-                sum[n] += if active { 0.0 } else { s.value[i] };
-                count[n] += u32::from(active);
-            }
-        }
-        let per_token = 1.0 / tokens as f32;
-        let frequency = count.iter().map(|&c| c as f32 * per_token).collect();
-        (sum.iter().map(|s| s * per_token).collect(), frequency)
+    /// Keeps the table under a name.
+    pub(super) fn keep(&self, name: &str, course: &mut Course<'_>) -> Result<()> {
+        course.keep(&format!("{name}.candidate"), &self.candidate)?;
+        course.keep(&format!("{name}.keep"), &self.keep)?;
+        course.keep(&format!("{name}.bias"), &self.bias.concat())?;
+        course.keep(&format!("{name}.frequency"), &self.frequency.concat())
+    }
+
+    /// What an earlier run has kept for a block of `[intermediate_size, hidden_size]`.
+    pub(super) fn found(name: &str, course: &Course<'_>, [inner, hidden]: [usize; 2]) -> Result<Self> {
+        let points = GRID.len();
+        let get = |part: &str, len: usize| course.all::<f32>(&format!("{name}.{part}"), len);
+        let rows = |v: Vec<f32>, width: usize| v.chunks_exact(width).map(<[f32]>::to_vec).collect();
+        Ok(Self {
+            candidate: get("candidate", points)?,
+            keep: get("keep", points)?,
+            bias: rows(get("bias", points * hidden)?, hidden),
+            frequency: rows(get("frequency", points * inner)?, inner),
+        })
     }
 
     /// Thresholds and means at `shares` of this block.
@@ -131,8 +140,49 @@ impl Table {
     ) -> impl Fn(usize, usize) -> bool + Sync + 'a {
         let rule = self.at(&[share]);
         let (candidate, keep) = (rule.candidate[0], rule.keep[0]);
-        let d = Decision { candidate: Some(&s.predicted), keep: Some(&s.cascade) };
-        move |t, n| d.active(t * s.inner + n, candidate, keep)
+        move |t, n| {
+            let i = t * s.inner + n;
+            s.predicted[i] >= candidate && s.cascade[i] >= keep
+        }
+    }
+}
+
+/// Of the neurons from `first` on, for each share of [`GRID`].
+struct Skipped {
+    /// Sums of the values of what is skipped.
+    values: [f32; TOGETHER],
+    /// How often it is not.
+    active: [u32; TOGETHER],
+}
+
+impl Skipped {
+    fn new(s: &Scores, d: Decision<'_>, first: usize, [candidate, keep]: [&[f32]; 2]) -> Vec<Self> {
+        let none = || Self { values: [0.0; TOGETHER], active: [0; TOGETHER] };
+        let mut all: Vec<Self> = GRID.iter().map(|_| none()).collect();
+        let n = TOGETHER.min(s.inner - first);
+        let mut rows = [[0.0; TOGETHER]; 3];
+        for t in 0..s.tokens().min(MEAN_TOKENS) {
+            let at = t * s.inner + first;
+            for (row, all) in rows.iter_mut().zip([d.candidate, d.keep, &s.value]) {
+                row[..n].copy_from_slice(&all[at..at + n]);
+            }
+            all.iter_mut().zip(candidate).zip(keep).for_each(|((of, c), k)| of.add(&rows, *c, *k));
+        }
+        all
+    }
+
+    /// One token. Without a branch, which would be foretold wrongly half of the time.
+    #[inline(never)]
+    fn add(&mut self, [c, k, value]: &[[f32; TOGETHER]; 3], candidate: f32, keep: f32) {
+        let mut active = [0; TOGETHER];
+        for i in 0..TOGETHER {
+            active[i] = u32::from(c[i] >= candidate) & u32::from(k[i] >= keep);
+        }
+        for i in 0..TOGETHER {
+            self.active[i] += active[i];
+            // No bit of what is active.
+            self.values[i] += f32::from_bits(value[i].to_bits() & active[i].wrapping_sub(1));
+        }
     }
 }
 
@@ -148,22 +198,35 @@ fn between(a: f32, b: f32, part: f32) -> f32 {
     if a > 0.0 && b > 0.0 { a * (b / a).powf(part) } else { a + (b - a) * part }
 }
 
-/// What a share of all scores reaches that `counts` says count.
-fn quantile(scores: &[f32], counts: impl Fn(usize) -> bool, share: f32) -> f32 {
-    if share >= 1.0 {
-        return 0.0;
+/// Some of all scores, the largest first, each beside the one that makes it a candidate.
+struct Sorted(Vec<(f32, f32)>);
+
+impl Sorted {
+    fn new(scores: &[f32], candidate: &[f32]) -> Self {
+        // An odd step visits all neurons.
+        let step = (scores.len() / QUANTILE_SCORES) | 1;
+        let visited = scores.iter().copied().zip(candidate.iter().copied()).step_by(step);
+        let mut sorted: Vec<_> = visited.collect();
+        sorted.par_sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        Self(sorted)
     }
-    // An odd step visits all neurons.
-    let step = (scores.len() / QUANTILE_SCORES) | 1;
-    let visited = scores.len().div_ceil(step);
-    let mut some: Vec<f32> =
-        (0..scores.len()).step_by(step).filter(|&i| counts(i)).map(|i| scores[i]).collect();
-    let k = (share * visited as f32) as usize;
-    if k == 0 || k >= some.len() {
-        return if k == 0 { f32::MAX } else { LEAST };
+
+    /// Per share of [`GRID`], times `factor`: what so many of all scores reach whose candidates reach a threshold.
+    fn quantiles(&self, factor: f32, candidate: &[f32]) -> Vec<f32> {
+        let quantile = |(share, candidate): (&f32, &f32)| {
+            let share = share * factor;
+            if share >= 1.0 {
+                return 0.0;
+            }
+            let k = (share * self.0.len() as f32) as usize;
+            if k == 0 {
+                return f32::MAX;
+            }
+            let mut counted = self.0.iter().filter(|(_, c)| c >= candidate);
+            counted.nth(k).map_or(LEAST, |(score, _)| score.max(LEAST))
+        };
+        GRID.par_iter().zip(candidate).map(quantile).collect()
     }
-    let (_, at, _) = some.select_nth_unstable_by(k, |a, b| b.total_cmp(a));
-    at.max(LEAST)
 }
 
 /// Mean over tokens and elements of the square of what a cascade's output misses, at every share.
@@ -175,11 +238,10 @@ pub(super) fn errors(s: &Scores, down: &Tensor, cascade: &Table) -> Result<Vec<f
         .enumerate()
         .map(|(g, &share)| {
             let passes = cascade.passes(s, share);
-            let skipped: Vec<f32> = tokens
-                .iter()
-                .flat_map(|&t| (0..s.inner).map(move |n| (t, n)))
-                .map(|(t, n)| if passes(t, n) { 0.0 } else { s.value[t * s.inner + n] })
-                .collect();
+            let row = |&t: &usize| -> Vec<f32> {
+                (0..s.inner).map(|n| if passes(t, n) { 0.0 } else { s.value[t * s.inner + n] }).collect()
+            };
+            let skipped: Vec<f32> = tokens.par_iter().flat_map_iter(row).collect();
             let skipped = Tensor::from_vec(skipped, (tokens.len(), s.inner), &Device::Cpu)?;
             let bias = Tensor::new(cascade.bias[g].as_slice(), &Device::Cpu)?;
             skipped.matmul(&down)?.broadcast_sub(&bias)?.sqr()?.mean_all()?.to_scalar::<f32>()

@@ -89,8 +89,8 @@ impl Decoder {
         done
     }
 
-    /// As [`Self::forward`] for the logits of all positions, `[batch, seq_len, vocab_size]`; `tap` is called in every block, see
-    /// [`LayerTap`]. A lone token is computed as a prompt is, with all neurons.
+    /// As [`Self::forward`]; `tap` is called in every block, see [`LayerTap`]. A lone token is computed as a prompt is, with all
+    /// neurons.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -104,12 +104,13 @@ impl Decoder {
         cache: &mut KvCache,
         s: &mut Scratch,
         tap: &mut dyn LayerTap,
+        wanted: Logits,
         logits: &mut [f32],
     ) -> Result<()> {
         self.settle(cache, s);
-        self.check_all(input, step, cache, Logits::All, logits)?;
+        self.check_all(input, step, cache, wanted, logits)?;
         cache.set_origin(&self.origin);
-        self.prefill(input, step, cache, &mut s.prefill, Logits::All, logits, None, Some(tap))
+        self.prefill(input, step, cache, &mut s.prefill, wanted, logits, None, Some(tap))
     }
 
     /// [`Self::check`], and panics unless the lengths are those that `step` says.

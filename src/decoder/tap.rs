@@ -4,7 +4,7 @@
 /// measurements.
 ///
 /// ```
-/// use candle_sparse::decoder::{Input, LayerTap, Scratch, Step};
+/// use candle_sparse::decoder::{Input, LayerTap, Logits, Scratch, Step};
 /// use candle_sparse::{KvCache, KvConfig, KvDType};
 ///
 /// /// How many gates are open, of how many.
@@ -24,9 +24,9 @@
 /// let decoder = loaded.model.decoder(); // of a Llama
 /// let config = decoder.config();
 /// let mut cache = KvCache::new(config, KvConfig::exact(KvDType::F16));
-/// let (mut tap, mut logits) = (OpenGates::default(), vec![0.0; 2 * config.vocab_size]);
-/// let step = Step { batch: 1, seq_len: 2, index_pos: 0 };
-/// decoder.forward_tapped(Input::Ids(&[5, 6]), step, &mut cache, &mut Scratch::default(), &mut tap, &mut logits)?;
+/// let (mut tap, mut logits) = (OpenGates::default(), vec![0.0; config.vocab_size]);
+/// let (ids, step, mut scratch) = (Input::Ids(&[5, 6]), Step { batch: 1, seq_len: 2, index_pos: 0 }, Scratch::default());
+/// decoder.forward_tapped(ids, step, &mut cache, &mut scratch, &mut tap, Logits::Last, &mut logits)?;
 /// assert_eq!(tap.1, 2 * config.num_hidden_layers * config.intermediate_size);
 /// assert!(tap.0 > 0 && tap.0 < tap.1);
 /// # Ok::<(), candle_core::Error>(())

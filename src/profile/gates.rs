@@ -12,7 +12,7 @@ fn prefix(layer: usize) -> String {
 }
 
 /// The gates of all `layers`, or none.
-pub(super) fn read(vb: &VarBuilder<'_>, layers: usize) -> Result<Vec<FastGrnnGate>> {
+pub(crate) fn read(vb: &VarBuilder<'_>, layers: usize) -> Result<Vec<FastGrnnGate>> {
     if !(0..layers).any(|i| vb.contains_tensor(&format!("{}.ridge", prefix(i)))) {
         return Ok(Vec::new());
     }
@@ -75,7 +75,7 @@ fn matrix(vb: &VarBuilder<'_>, name: &str) -> Result<CellWeight> {
     Ok(CellWeight { rows, values: w.flatten_all()?.to_vec1()? })
 }
 
-pub(super) fn write(gates: &[FastGrnnGate], out: &mut HashMap<String, Tensor>) -> Result<()> {
+pub(crate) fn write(gates: &[FastGrnnGate], out: &mut HashMap<String, Tensor>) -> Result<()> {
     for (i, gate) in gates.iter().enumerate() {
         gate.check().map_err(|e| Error::msg(format!("{}: {e}", prefix(i))))?;
         let at = |name: &str| format!("{}.{name}", prefix(i));

@@ -217,7 +217,8 @@ fn read_chunk(decoder: &Decoder, s: &mut Sequence, chunk: usize, logits: &mut [f
     let (ids, step) =
         (Input::Ids(&s.ids[start..end]), Step { batch: 1, seq_len: end - start, index_pos: start });
     if end - start == 1 && s.prompt_len > 1 {
-        return decoder.forward_tapped(ids, step, &mut s.cache, &mut s.scratch, &mut AsPrompt, logits);
+        let (cache, scratch) = (&mut s.cache, &mut s.scratch);
+        return decoder.forward_tapped(ids, step, cache, scratch, &mut AsPrompt, Logits::Last, logits);
     }
     decoder.forward(ids, step, &mut s.cache, &mut s.scratch, Logits::Last, logits)
 }

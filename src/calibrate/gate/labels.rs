@@ -1,8 +1,10 @@
 //! What later queries do with a token (the oracle `KVzip+` of `KVzap`, arXiv 2601.07891).
 
 use super::GateSettings;
-use candle_core::{Device, Result, Tensor, bail};
-use candle_sparse_core::Config;
+use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_sparse_core::{Config, KernelSet};
+use candle_sparse_kernels::Kernels;
+use rayon::prelude::*;
 
 /// ‖`W_O`·v‖ of each query head's part of `W_O`.
 #[derive(Clone, Debug)]
@@ -73,8 +75,9 @@ impl ValueNorms {
         }
         let seen = self.seen(qkv, n)?;
         let group = self.heads / self.kv_heads;
-        for head in 0..self.heads {
-            let found = self.of_head(&seen, head, n, window)?;
+        let of_head = |head: usize| self.of_head(&seen, head, n, window);
+        let found = (0..self.heads).into_par_iter().map(of_head).collect::<Result<Vec<_>>>()?;
+        for (head, found) in found.iter().enumerate() {
             for i in s.sinks..labelled {
                 let label = &mut labels[i * self.kv_heads + head / group];
                 // `max` prefers a number to NaN.
@@ -99,12 +102,15 @@ impl ValueNorms {
         let kv = head * self.kv_heads / self.heads;
         let scores = seen.q.get(head)?.narrow(0, window, n - window)?.matmul(&seen.k.get(kv)?)?;
         let scores = scores.flatten_all()?.to_vec1::<f32>()?;
-        let mut most = vec![f32::NEG_INFINITY; n];
+        let kernels = Kernels::get().map_err(Error::wrap)?;
+        let (mut most, mut room) = (vec![f32::NEG_INFINITY; n], Vec::with_capacity(n));
         for (j, row) in (window..n).zip(scores.chunks_exact(n)) {
             let first = self.sliding_window.map_or(0, |w| (j + 1).saturating_sub(w));
             let row = &row[first..=j];
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum = max + row.iter().map(|s| (s - max).exp()).sum::<f32>().ln();
+            room.clear();
+            room.extend_from_slice(row);
+            let (max, sum) = kernels.exp_sum(&mut room, f32::NEG_INFINITY);
+            let sum = max + sum.ln();
             // A logarithm cannot underflow as the probability would.
             let far = &row[..=j - window - first];
             most[first..].iter_mut().zip(far).for_each(|(m, s)| *m = m.max(s - sum));

@@ -1,0 +1,57 @@
+//! `calibrate`, interrupted and run again.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{example, one_line, program, tale};
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// Runs the program until its checkpoint is another than `before`, and kills it.
+fn kill_after_a_checkpoint(args: &[&str], checkpoint: &Path, before: &[u8]) -> Vec<u8> {
+    let mut child = program("calibrate").args(args).spawn().unwrap();
+    let start = Instant::now();
+    loop {
+        if let Ok(now) = std::fs::read(checkpoint)
+            && now != before
+        {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            // It may have written another one in the meantime.
+            return std::fs::read(checkpoint).expect("the program ended before it was killed");
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the program ended before it was killed");
+        assert!(start.elapsed() < Duration::from_secs(300), "no checkpoint");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn an_interrupted_calibration_goes_on_and_gives_the_same_profile() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (text, whole, out) = (path("tales.txt"), path("whole.safetensors"), path("sparse.safetensors"));
+    std::fs::write(&text, (0..8).map(tale).collect::<Vec<_>>().join("<|endoftext|>")).unwrap();
+    let args = |out| ["--text", &text, "--max-ppl-loss", "2", "--rank", "32", "--out", out, "--json"];
+    // Whether a target is kept is not what is asked here.
+    let done = example("calibrate", &args(&whole));
+    assert!(matches!(done.code, Some(0 | 3)), "{done:?}");
+
+    let (args, checkpoint) = (args(&out), dir.path().join("sparse.safetensors.checkpoint"));
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        kept = kill_after_a_checkpoint(&args, &checkpoint, &kept);
+        assert!(!Path::new(&out).exists(), "an interrupted run has written a profile");
+    }
+    let other = ["--text", &text, "--max-ppl-loss", "3", "--rank", "32", "--out", &out];
+    one_line(&example("calibrate", &other), "another model, text, setting");
+    let again = example("calibrate", &args);
+    assert_eq!(again.code, done.code, "{again:?}");
+    assert!(again.stderr.contains("going on from a checkpoint"), "{again:?}");
+    assert!(!again.stderr.contains("fitting blocks"), "what was kept was done again: {again:?}");
+    assert!(!checkpoint.exists(), "the checkpoint is left over");
+    assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "the profiles differ");
+}
