@@ -2,7 +2,7 @@
 
 use super::server::Server;
 use serde_json::{Value, json};
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 /// What bodies are damaged with.
 const SIGNS: &[u8] = b"0\"[]{},:-.ex\\\xff\0";
@@ -118,18 +118,4 @@ fn kept_bodies_are_refused_or_answered() {
         }
     }
     assert!(answered >= 5 && all > answered, "{answered} of {all} answered");
-}
-
-/// `serve/test/abuse.py`, for a short time; by hand it goes on for minutes.
-#[test]
-fn an_ordinary_client_is_answered_among_rude_ones() {
-    let server = Server::start(&["--patience", "2"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("serve/test/abuse.py");
-    let mut python = Command::new("python3");
-    python.arg(script).args([&server.url(), "--pid", &server.id(), "--patience", "2"]);
-    match python.args(["--clients", "60", "--seconds", "8", "--wait", "40"]).output() {
-        Ok(out) => assert!(out.status.success(), "{out:?}"),
-        Err(error) => println!("skipped: python3: {error}"),
-    }
-    assert_eq!(server.get("/health").status, 200);
 }

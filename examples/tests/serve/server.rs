@@ -129,10 +129,6 @@ impl Server {
         wait("the server ends", || self.child.try_wait().unwrap())
     }
 
-    pub(crate) fn id(&self) -> String {
-        self.child.id().to_string()
-    }
-
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
