@@ -1,7 +1,6 @@
 //! Keys and values of a batch of sequences in fixed pages: appending copies the new token and nothing else.
 //!
-//! Pages age: as positions move away from the end, whole pages go from the cache's dtype to `Q8_0` and on to keys
-//! in `Q5_1` and values in `Q4_1`, as
+//! Pages age: as positions move away from the end, whole pages go from the cache's dtype to `Q8_0` and on to `Q4_1`, as
 //! [`KvConfig`] says. Attention reads each tier in place. Pages that a model's sliding window has passed are given back.
 
 mod bounds;

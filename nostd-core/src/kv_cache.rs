@@ -1,7 +1,6 @@
 //! Keys and values of one sequence in memory that the caller gives.
 //!
-//! Pages age: as positions move away from the end, whole pages go from the cache's format to `Q8_0` and on to
-//! `Q5_1` keys and `Q4_1` values. Where
+//! Pages age: as positions move away from the end, whole pages go from the cache's format to `Q8_0` and on to `Q4_1`. Where
 //! the memory does not hold the whole context, the oldest pages are dropped, all but the first, which holds the attention
 //! sinks. Nothing changes before a step has succeeded.
 
@@ -20,7 +19,7 @@ use core::ops::Range;
 use half::f16;
 use layout::{Layout, Places};
 pub use page::PAGE_LEN;
-use page::{PageMut, PageRows, PageShape};
+use page::{PageMut, PageShape};
 use tiers::{Ageing, Tier};
 
 /// How a cache keeps keys and values.
@@ -39,7 +38,7 @@ impl KvConfig {
         Self { dtype, ageing: Ageing::NEVER }
     }
 
-    /// The last `hot` positions in F16, up to `warm` in `Q8_0`, the rest cold: keys in `Q5_1`, values in `Q4_1`.
+    /// The last `hot` positions in F16, up to `warm` in `Q8_0`, the rest in `Q4_1`.
     #[must_use]
     pub const fn tiered(hot: usize, warm: usize) -> Self {
         Self { ageing: Ageing { hot, warm }, ..Self::exact(Format::F16) }
@@ -204,13 +203,12 @@ impl<'a> KvCache<'a> {
     }
 
     /// The elements of a page that is held.
-    pub(crate) fn page(&self, layer: usize, page: usize) -> PageRows<'_> {
+    pub(crate) fn page(&self, layer: usize, page: usize) -> Rows<'_> {
         let tier = self.tier(layer, page);
         let (start, bytes) = self.places.of(tier, page);
         let start = layer * self.places.layer_bytes + start;
-        let bytes = &self.pages[start..start + bytes];
-        let rows = self.layout.page.rows(self.layout.format(tier), bytes);
-        rows.expect("pages begin at even bytes, those of f32 at whole words")
+        Rows::from_bytes(self.layout.format(tier), &self.pages[start..start + bytes])
+            .expect("pages begin at even bytes, those of f32 at whole words")
     }
 
     /// What lies in a page.
@@ -363,16 +361,15 @@ impl KvCache<'_> {
         } else {
             (&high[..source_bytes], &mut low[target..target + target_bytes])
         };
-        let rows = shape.rows(self.layout.format(from), source).expect("pages are aligned");
-        let mut page = PageMut::from_bytes(shape, self.layout.format(to), target).expect("pages are aligned");
+        let rows = Rows::from_bytes(self.layout.format(from), source).expect("pages are aligned");
+        let mut page = PageMut::from_bytes(self.layout.format(to), target).expect("pages are aligned");
         page.fill(shape, rows);
     }
 
     fn hot_page(&mut self, layer: usize, page: usize) -> PageMut<'_> {
         let (start, bytes) = self.places.of(Tier::Hot, page);
         let start = layer * self.places.layer_bytes + start;
-        let bytes = &mut self.pages[start..start + bytes];
-        PageMut::from_bytes(self.layout.page, self.layout.format(Tier::Hot), bytes)
+        PageMut::from_bytes(self.layout.config.dtype, &mut self.pages[start..start + bytes])
             .expect("pages are aligned")
     }
 
@@ -383,7 +380,7 @@ impl KvCache<'_> {
             let tier = self.tier(layer, page);
             let (start, bytes) = self.places.of(tier, page);
             let start = layer * self.places.layer_bytes + start;
-            let page = shape.rows(self.layout.format(tier), &self.pages[start..start + bytes]);
+            let page = Rows::from_bytes(self.layout.format(tier), &self.pages[start..start + bytes]);
             let keys = shape.keys(page.expect("pages are aligned"), head * rows / 2..(head + 1) * rows / 2);
             let start = (layer * heads + head) * rows * held;
             bounds::note(keys, held, slot, &mut self.bounds[start..start + rows * held]);

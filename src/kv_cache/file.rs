@@ -321,11 +321,7 @@ impl KvCache {
         };
         let needed: usize = tiers.iter().map(|t| shape.bytes(*t, dtype)).sum();
         if rest.len() != needed {
-            bail!(
-                "{name} has {} bytes, its pages take {needed}: damaged, or of an older build, whose cold keys were \
-                 narrower; read the text anew",
-                rest.len()
-            );
+            bail!("{name} has {} bytes, its pages take {needed}", rest.len());
         }
         let read = |tier: Tier| {
             let mut page = shape.new_page(tier, dtype);

@@ -101,10 +101,10 @@ fn bytes_are_those_of_the_arithmetic() {
     assert_eq!(exact, 2 * 2 * 4 * 64 * 2 * 32_768);
     let small = all(KvConfig::tiered(), 32_768);
     assert!(exact as f64 / small as f64 >= 2.9, "{}", exact as f64 / small as f64);
-    // 8.5 and 5.5 bits per element.
+    // 8.5 and 5 bits per element.
     let page = PageShape { heads: 4, head_dim: 64 };
     assert_eq!(page.bytes(Tier::Warm, KvDType::F16) * 8 * 2, 2 * 4 * 64 * 32 * 17);
-    assert_eq!(page.bytes(Tier::Cold, KvDType::F16) * 8, 4 * 64 * 32 * (6 + 5));
+    assert_eq!(page.bytes(Tier::Cold, KvDType::F16) * 8, 2 * 4 * 64 * 32 * 5);
     for kv in [KvConfig::exact(KvDType::F32), tiered(64, 160), KvConfig::q8(), KvConfig::q4()] {
         let mut cache = KvCache::new(&c, kv);
         for len in [1, 33, 200, 641] {

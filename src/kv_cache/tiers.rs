@@ -22,7 +22,7 @@ use candle_sparse_core::with_methods;
 /// let exact = KvCache::new(&config, KvConfig::exact(KvDType::F16));
 /// let tiered = KvCache::new(&config, KvConfig::tiered().with_hot(64).with_warm(128));
 /// assert!(tiered.config().is_tiered());
-/// // Most of the positions are cold then: 5.5 bits per element in place of 16.
+/// // Most of the positions are cold then: 5 bits per element in place of 16.
 /// let [exact, tiered] = [exact, tiered].map(|cache| cache.bytes_at(1, 1024));
 /// assert!(2 * tiered < exact, "{tiered} and {exact} bytes");
 /// # Ok::<(), candle_core::Error>(())
@@ -34,7 +34,7 @@ pub struct KvConfig {
     pub dtype: KvDType,
     /// At least so many of the last positions stay hot.
     pub hot: usize,
-    /// At least so many of the last positions stay hot or warm (`Q8_0`); what is older is cold: keys in `Q5_1`, values in `Q4_1`.
+    /// At least so many of the last positions stay hot or warm (`Q8_0`); what is older is cold (`Q4_1`).
     pub warm: usize,
     /// The most bytes that pages may take at any time, the hot ones of a prompt that is being read and those that wait for
     /// their next use among them; a step that needs more is an error. What a step under a time limit keeps for the way back
@@ -56,7 +56,7 @@ impl KvConfig {
         Self { dtype, hot: usize::MAX, warm: usize::MAX, max_bytes: None }
     }
 
-    /// The last 256 positions in F16, up to 2048 in `Q8_0`, the rest cold.
+    /// The last 256 positions in F16, up to 2048 in `Q8_0`, the rest in `Q4_1`.
     #[must_use]
     pub const fn tiered() -> Self {
         Self { hot: 256, warm: 2048, ..Self::exact(KvDType::F16) }
@@ -68,7 +68,7 @@ impl KvConfig {
         Self { hot: PAGE_LEN, ..Self::exact(KvDType::F16) }
     }
 
-    /// All but the last 32 positions cold: keys in `Q5_1`, values in `Q4_1`.
+    /// All but the last 32 positions in `Q4_1`.
     #[must_use]
     pub const fn q4() -> Self {
         Self { hot: PAGE_LEN, warm: 0, ..Self::exact(KvDType::F16) }

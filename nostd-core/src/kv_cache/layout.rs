@@ -6,9 +6,10 @@
 
 use super::{
     KvConfig,
-    page::{PAGE_LEN, PageFormat, PageShape},
+    page::{PAGE_LEN, PageShape},
     tiers::Tier,
 };
+use crate::format::Format;
 
 /// Sizes of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Layout {
         [1 + most_hot.min(self.held() - 1), between.min(cooler(hot)), cooler(warm)]
     }
 
-    pub(crate) fn format(&self, tier: Tier) -> PageFormat {
+    pub(crate) fn format(&self, tier: Tier) -> Format {
         tier.format(self.config.dtype)
     }
 

@@ -1,6 +1,6 @@
 //! Which positions are kept how.
 
-use super::page::{PAGE_LEN, PageFormat};
+use super::page::PAGE_LEN;
 use crate::format::Format;
 
 /// Where a page is in its life.
@@ -11,7 +11,7 @@ pub enum Tier {
     Hot,
     /// `Q8_0`, 8.5 bits per element.
     Warm,
-    /// Keys in `Q5_1` and values in `Q4_1`, 5.5 bits per element: what is lost in 4 bits is lost in the keys.
+    /// `Q4_1`, 5 bits per element.
     Cold,
 }
 
@@ -21,11 +21,11 @@ impl Tier {
 
     /// The format of its pages, `hot` being that of hot ones.
     #[must_use]
-    pub const fn format(self, hot: Format) -> PageFormat {
+    pub const fn format(self, hot: Format) -> Format {
         match self {
-            Self::Hot => PageFormat::both(hot),
-            Self::Warm => PageFormat::both(Format::Q8_0),
-            Self::Cold => PageFormat { keys: Format::Q5_1, values: Format::Q4_1 },
+            Self::Hot => hot,
+            Self::Warm => Format::Q8_0,
+            Self::Cold => Format::Q4_1,
         }
     }
 }

@@ -225,11 +225,11 @@ impl<'a> Naive<'a> {
         };
         for page in 1..past.tier.len() {
             if past.tier[page] == 0 && ageing.warm > ageing.hot && old(page, ageing.hot) {
-                past.round(page, [Format::Q8_0; 2]);
+                past.round(page, Format::Q8_0);
                 past.tier[page] = 1;
             }
             if past.tier[page] < 2 && old(page, ageing.hot.max(ageing.warm)) {
-                past.round(page, [Format::Q5_1, Format::Q4_1]);
+                past.round(page, Format::Q4_1);
                 past.tier[page] = 2;
             }
         }
@@ -283,18 +283,18 @@ impl<'a> Naive<'a> {
 
 impl Past {
     /// Keys per channel over a page's positions, values per position over 32 channels.
-    fn round(&mut self, page: usize, [keys, values]: [Format; 2]) {
+    fn round(&mut self, page: usize, format: Format) {
         let positions = page * PAGE..(page + 1) * PAGE;
         for channel in 0..self.k[0].len() {
             let lane: Vec<f32> = positions.clone().map(|p| self.k[p][channel]).collect();
-            for (p, v) in positions.clone().zip(rounded(keys, &lane)) {
+            for (p, v) in positions.clone().zip(rounded(format, &lane)) {
                 self.k[p][channel] = v;
             }
         }
         for p in positions {
             let mut row = self.v[p].clone();
             row.resize(row.len().next_multiple_of(PAGE), 0.0);
-            self.v[p] = rounded(values, &row)[..self.v[p].len()].to_vec();
+            self.v[p] = rounded(format, &row)[..self.v[p].len()].to_vec();
         }
     }
 }
