@@ -2,7 +2,7 @@
 # Fuzzes each target (or those that are named) for so many seconds: fuzz/run.sh SECONDS [TARGET…]
 #
 # With the stable compiler: coverage is counted by passes of LLVM that it has. FUZZ_SANITIZER=address adds AddressSanitizer, whose
-# switch is unstable, and for which everything is compiled once more. What is found lies in fuzz/artifacts/TARGET; copy it to
+# switch is unstable, and for which everything is compiled once more. FUZZ_SEED=N begins the same inputs each time. What is found lies in fuzz/artifacts/TARGET; copy it to
 # fuzz/regressions/TARGET, where models/tests/fuzz_replay.rs runs it from then on.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -37,7 +37,7 @@ fuzz() {
   mkdir -p "corpus/$target" "artifacts/$target" "regressions/$target"
   "${CARGO_TARGET_DIR:-target}/$host/release/$target" "corpus/$target" "seeds/$target" "regressions/$target" \
     -artifact_prefix="artifacts/$target/" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    -max_len=65536 -len_control=20 >"artifacts/$target.log" 2>&1 || { found "$target"; return 1; }
+    -max_len=65536 -len_control=20 -seed="${FUZZ_SEED:-0}" >"artifacts/$target.log" 2>&1 || { found "$target"; return 1; }
   echo "$target: $(grep -h 'stat::number_of_executed_units' "artifacts/$target.log" | grep -o '[0-9]*$') inputs, nothing found"
 }
 export -f fuzz found
