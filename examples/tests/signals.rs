@@ -15,6 +15,19 @@ use std::{
 };
 
 const SIGNALS: [(&str, i32); 2] = [("TERM", 143), ("INT", 130)];
+
+/// Those that a child can feel: what a shell runs in the background begins with SIGINT ignored, and so do its children.
+fn signals() -> &'static [(&'static str, i32)] {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+    if ignored & 1 << 1 == 0 {
+        return &SIGNALS;
+    }
+    println!("skipped: SIGINT, which is ignored here");
+    &SIGNALS[..1]
+}
+
 /// What stood in the place of the file before.
 const OLD: &[u8] = b"old";
 
@@ -50,9 +63,8 @@ fn parts(folder: &Path) -> usize {
 /// What is done before it writes takes no longer than a second: it is interrupted at many places, also after its end.
 #[test]
 fn what_is_written_in_a_moment_is_old_or_whole() {
-    let cases: [(&str, &[&str]); 3] = [
+    let cases: [(&str, &[&str]); 2] = [
         ("convert", &["--model", "tales-silu", "--out"]),
-        ("export-embedded", &["--model", "tales-silu", "--out"]),
         (
             "llama-sparse",
             &["-n", "5", "--temperature", "0", "--ffn", "dense", "--threads", "1", "--save-cache"],
@@ -69,7 +81,8 @@ fn what_is_written_in_a_moment_is_old_or_whole() {
         for round in 0..12 {
             fs::write(&path, OLD).unwrap();
             // Ctrl-C cuts a text off, and its cache is one of fewer tokens.
-            let (signal, expected) = SIGNALS[if name == "llama-sparse" { 0 } else { round % 2 }];
+            let (signal, expected) =
+                signals()[if name == "llama-sparse" { 0 } else { round % signals().len() }];
             let code = interrupted(name, &args, Duration::from_millis(20 + 17 * round as u64), signal);
             assert!([0, expected].contains(&code), "{name}, {signal}: exit code {code}");
             let found = fs::read(&path).unwrap();
@@ -81,7 +94,8 @@ fn what_is_written_in_a_moment_is_old_or_whole() {
         // What the last one left is gone with the next.
         fs::write(&path, OLD).unwrap();
         assert_eq!(code(program(name).args(&args).output().unwrap().status), 0);
-        assert_eq!((fs::read(&path).unwrap(), parts(folder.path())), (new, 0), "{name}");
+        assert!(fs::read(&path).unwrap() == new, "{name}");
+        assert_eq!(parts(folder.path()), 0, "{name}");
     }
 }
 
@@ -102,7 +116,7 @@ fn what_takes_long_ends_at_once_and_leaves_what_was_there() {
         ("serve", server.to_vec()),
     ];
     for (name, args) in cases {
-        for (signal, expected) in SIGNALS {
+        for &(signal, expected) in signals() {
             fs::write(&out, OLD).unwrap();
             let code = interrupted(name, &args, Duration::from_millis(700), signal);
             // A server that listens already, and has nothing to do, ends well.
@@ -124,7 +138,7 @@ fn a_batch_goes_on_where_a_signal_ended_it() {
     let (input, out) = (at("in.jsonl"), at("out.jsonl"));
     let args = ["--input", &input, "--out", &out, "--threads", "1", "--dtype", "f32"];
     let mut before = 0;
-    for (signal, expected) in SIGNALS {
+    for &(signal, expected) in signals() {
         assert_eq!(interrupted("batch", &args, Duration::from_millis(1500), signal), expected, "{signal}");
         let text = fs::read_to_string(&out).unwrap();
         let whole =
