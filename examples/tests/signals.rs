@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM end every program: the exit code tells which, no half file is left, and the terminal is as it was.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod common;
 
