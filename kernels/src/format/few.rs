@@ -12,7 +12,10 @@
 
 use super::{
     RowsOf,
-    products::{Block, Group, Kind, Planes, add_blocks, last, quants_of, sum_of_classes, sums_of},
+    products::{
+        Block, Group, Kind, Planes, add_blocks, last, planes_of, quants_of, sum_of_classes, sums_of,
+        sums_of_blocks,
+    },
 };
 use crate::isa::{Isa, Kernel};
 use candle_sparse_core::ActivationGroup;
@@ -141,29 +144,15 @@ impl<I: Isa, K: Kind> Chunk<I, K> {
     #[inline(always)]
     fn of<T: Block<N, Kind = K>, const N: usize>(isa: I, w: &[[T; N]]) -> Self {
         let mut quants = [quants_of::<I, T, N, 0, 0>(isa, w); 16];
-        let mut units = [&w[0]; 4];
-        macro_rules! group {
-            ($($g:literal)*) => {$(
-                units[$g] = &w[$g / T::GROUPS];
-                vectors!($g: 0);
-                if I::LANES < 16 {
-                    vectors!($g: 1);
-                }
-                if I::LANES < 8 {
-                    vectors!($g: 2 3);
-                }
-            )*};
-        }
-        macro_rules! vectors {
-            ($g:literal: $($v:literal)*) => {$(
+        macro_rules! vector {
+            ($g:literal, $v:literal) => {
                 quants[$g * (16 / I::LANES) + $v] = quants_of::<I, T, N, $g, $v>(isa, w);
-            )*};
+            };
         }
-        group!(0 1 2 3);
-        let g = [0, 1 % T::GROUPS, 2 % T::GROUPS, 3 % T::GROUPS];
-        let mut planes = [T::planes(isa, units, g, 0); 4];
+        each_vector!(I, vector);
+        let mut planes = [planes_of::<I, T, N>(isa, w, 0); 4];
         for q in 1..16 / I::LANES {
-            planes[q] = T::planes(isa, units, g, q);
+            planes[q] = planes_of::<I, T, N>(isa, w, q);
         }
         Self { quants, planes, kind: PhantomData }
     }
@@ -179,11 +168,7 @@ impl<I: Isa, K: Kind> Chunk<I, K> {
             (sums[0][at], sums[1][at]) = sums_of::<I, K>(isa, self.quants[at], &x[g], v);
         }
         for q in 0..per_group {
-            let mut both = [zero; 2];
-            for h in 0..if K::SPLIT { 2 } else { 1 } {
-                let s = &sums[h];
-                both[h] = isa.sum_blocks([s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]]);
-            }
+            let both = sums_of_blocks::<I, K>(isa, &sums, q);
             let mut neg = [zero; 3];
             for i in 0..3 {
                 neg[i] = isa.load_sums(&numbers.neg_sums[i], q);

@@ -263,6 +263,41 @@ pub(super) fn quants_of<I: Isa, T: Block<N>, const N: usize, const G: usize, con
     }
 }
 
+/// Calls a macro with each group of sixteen blocks and each of its vectors, as literals.
+macro_rules! each_vector {
+    ($isa:ident, $vector:ident) => {
+        each_vector!(@ $isa, $vector, 0 1 2 3)
+    };
+    (@ $isa:ident, $vector:ident, $($g:literal)*) => {$(
+        $vector!($g, 0);
+        if $isa::LANES < 16 {
+            $vector!($g, 1);
+        }
+        if $isa::LANES < 8 {
+            $vector!($g, 2);
+            $vector!($g, 3);
+        }
+    )*};
+}
+
+/// Numbers of sixteen blocks, vector `q`.
+#[inline(always)]
+pub(super) fn planes_of<I: Isa, T: Block<N>, const N: usize>(isa: I, w: &[[T; N]], q: usize) -> Planes<I> {
+    let units = [&w[0], &w[1 / T::GROUPS], &w[2 / T::GROUPS], &w[3 / T::GROUPS]];
+    T::planes(isa, units, [0, 1 % T::GROUPS, 2 % T::GROUPS, 3 % T::GROUPS], q)
+}
+
+/// Sums of blocks, or of their halves, vector `q` of sixteen, from sums of lanes.
+#[inline(always)]
+pub(super) fn sums_of_blocks<I: Isa, K: Kind>(isa: I, sums: &[[I::S; 16]; 2], q: usize) -> [I::S; 2] {
+    let mut both = [isa.zero_sums(); 2];
+    for h in 0..if K::SPLIT { 2 } else { 1 } {
+        let s = &sums[h];
+        both[h] = isa.sum_blocks([s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]]);
+    }
+    both
+}
+
 /// `acc += w · x` for sixteen blocks.
 #[inline(always)]
 fn add_chunk<I: Isa, T: Block<N>, const N: usize>(
@@ -271,37 +306,19 @@ fn add_chunk<I: Isa, T: Block<N>, const N: usize>(
     w: &[[T; N]],
     x: &[ActivationGroup; 4],
 ) {
-    let zero = isa.zero_sums();
-    let (mut sums, mut units) = ([[zero; 16]; 2], [&w[0]; 4]);
-    macro_rules! group {
-        ($($g:literal)*) => {$(
-            units[$g] = &w[$g / T::GROUPS];
-            vectors!($g: 0);
-            if I::LANES < 16 {
-                vectors!($g: 1);
-            }
-            if I::LANES < 8 {
-                vectors!($g: 2 3);
-            }
-        )*};
-    }
-    macro_rules! vectors {
-        ($g:literal: $($v:literal)*) => {$(
+    let mut sums = [[isa.zero_sums(); 16]; 2];
+    macro_rules! vector {
+        ($g:literal, $v:literal) => {
             let q = quants_of::<I, T, N, $g, $v>(isa, w);
             let at = $g * (16 / I::LANES) + $v;
             (sums[0][at], sums[1][at]) = sums_of::<I, T::Kind>(isa, q, &x[$g], $v);
-        )*};
+        };
     }
-    group!(0 1 2 3);
-    let g = [0, 1 % T::GROUPS, 2 % T::GROUPS, 3 % T::GROUPS];
+    each_vector!(I, vector);
     let x = [&x[0], &x[1], &x[2], &x[3]];
     for q in 0..16 / I::LANES {
-        let planes = T::planes(isa, units, g, q);
-        let mut both = [zero; 2];
-        for h in 0..if T::Kind::SPLIT { 2 } else { 1 } {
-            let s = &sums[h];
-            both[h] = isa.sum_blocks([s[4 * q], s[4 * q + 1], s[4 * q + 2], s[4 * q + 3]]);
-        }
+        let planes = planes_of::<I, T, N>(isa, w, q);
+        let both = sums_of_blocks::<I, T::Kind>(isa, &sums, q);
         let (neg, d) = numbers_of(isa, x, q);
         acc[q] = add_blocks::<I, T::Kind>(isa, acc[q], &planes, both, neg, d);
     }
