@@ -2,8 +2,9 @@
 # Fuzzes each target (or those that are named) for so many seconds: fuzz/run.sh SECONDS [TARGET…]
 #
 # With the stable compiler: coverage is counted by passes of LLVM that it has. FUZZ_SANITIZER=address adds AddressSanitizer, whose
-# switch is unstable, and for which everything is compiled once more. FUZZ_SEED=N begins the same inputs each time. What is found lies in fuzz/artifacts/TARGET; copy it to
-# fuzz/regressions/TARGET, where models/tests/fuzz_replay.rs runs it from then on.
+# switch is unstable, and for which everything is compiled once more. FUZZ_SEED=N begins the same inputs
+# each time. What is found lies in fuzz/artifacts/TARGET; copy it to fuzz/regressions/TARGET, where models/tests/fuzz_replay.rs
+# runs it from then on.
 set -euo pipefail
 cd "$(dirname "$0")"
 seconds=${1:?how many seconds for each target}
