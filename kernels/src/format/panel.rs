@@ -13,18 +13,20 @@
 //! across lanes, and what a block costs to unpack is paid once for all columns. Rows of a panel are read side by side, which
 //! the hardware does not see coming: the next panel is asked for, in the order of its memory.
 
+mod multiply;
+
 use super::{
     RowsOf, few,
     products::{Block, Kind, MOST_PLANES, dot, last},
 };
 use crate::{
-    arch::prefetch_at,
     isa::{Isa, Kernel},
     kernel::matmul::ask,
 };
 use bytemuck::Zeroable;
 use candle_sparse_core::ActivationGroup;
 use core::marker::PhantomData;
+use multiply::{Multiply, NO_SUMS, write};
 
 /// Rows of a panel: as many as bring back what unpacking costs, while their sums stay in registers.
 const ROWS: usize = 32;
@@ -52,13 +54,6 @@ struct Chunk {
 
 const NO_CHUNK: Chunk =
     Chunk { quants: [[[[[0; 64]; 4]; 2]; FOURS]; 4], planes: [[[[0.0; 16]; FOURS]; 4]; MOST_PLANES] };
-
-/// Sums of a column: of each group of a chunk, for each four rows.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Sums([[[f32; 16]; FOURS]; 4]);
-
-const NO_SUMS: Sums = Sums([[[0.0; 16]; FOURS]; 4]);
 
 /// Where the groups of a part of a row begin, how many there are, and how many units they are. A part is sixteen blocks; where
 /// none are left, a unit, and at last what is no whole unit.
@@ -295,148 +290,6 @@ fn four<I: Isa, T: Block<N>, const N: usize, const G: usize>(
         let turned = isa.turn_fours([planes[0][p], planes[1][p], planes[2][p], planes[3][p]]);
         for v in 0..16 / I::LANES {
             isa.store(turned[v], &mut out.planes[p][g][k], v);
-        }
-    }
-}
-
-/// `sums += chunk · x` for all columns.
-struct Multiply<'a, K> {
-    chunk: &'a Chunk,
-    part: Part,
-    x: &'a [ActivationGroup],
-    per_column: usize,
-    /// Whether there are no sums yet.
-    first: bool,
-    next: Next,
-    sums: &'a mut [Sums],
-    kind: PhantomData<K>,
-}
-
-impl<K: Kind> Kernel for Multiply<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { chunk, part: Part { group, groups, .. }, x, per_column, first, next, sums, .. } = self;
-        // Only a whole chunk has more than one class per block.
-        let (step, groups) = if groups == 4 { (1, 4) } else { (0, groups.min(2)) };
-        let mut columns = x.chunks_exact(per_column);
-        let each = next.bytes.div_ceil((groups * columns.len().div_ceil(2)).max(1)).next_multiple_of(64);
-        let mut asked = 0;
-        for sums in sums.as_chunks_mut::<2>().0 {
-            let Some(a) = columns.next() else { return };
-            let b = columns.next().unwrap_or(a);
-            let (a, b) = (&a[group..][..groups], &b[group..][..groups]);
-            let [sums_a, sums_b] = sums;
-            for g in 0..groups {
-                let (acc_a, acc_b) = (&mut sums_a.0[g * step], &mut sums_b.0[g * step]);
-                for line in (asked..next.bytes.min(asked + each)).step_by(64) {
-                    prefetch_at(next.address.wrapping_add(line));
-                }
-                asked += each;
-                if I::PAIRS {
-                    add_group::<I, K, 2>(isa, chunk, g, [&a[g], &b[g]], first, [acc_a, acc_b]);
-                } else {
-                    add_group::<I, K, 1>(isa, chunk, g, [&a[g]], first, [acc_a]);
-                    add_group::<I, K, 1>(isa, chunk, g, [&b[g]], first, [acc_b]);
-                }
-            }
-        }
-    }
-}
-
-/// `acc += w · x` for group `g` of a panel and `C` columns, where the `first` such product begins at 0.
-#[inline(always)]
-fn add_group<I: Isa, K: Kind, const C: usize>(
-    isa: I,
-    w: &Chunk,
-    g: usize,
-    x: [&ActivationGroup; C],
-    first: bool,
-    mut acc: [&mut [[f32; 16]; FOURS]; C],
-) {
-    // What all rows need of two columns, or of both halves, would not stay in registers.
-    let halved = K::SPLIT || (I::PAIRS && K::PLANES > 1);
-    let fours = if halved { FOURS / 2 } else { FOURS };
-    for v in 0..16 / I::LANES {
-        for from in (0..FOURS).step_by(fours) {
-            if halved {
-                add_fours::<I, K, { FOURS / 2 }, C>(isa, w, [g, v, from], x, first, &mut acc);
-            } else {
-                add_fours::<I, K, FOURS, C>(isa, w, [g, v, from], x, first, &mut acc);
-            }
-        }
-    }
-}
-
-/// [`add_group`] for vector `v` of `R` times four rows.
-#[inline(always)]
-fn add_fours<I: Isa, K: Kind, const R: usize, const C: usize>(
-    isa: I,
-    w: &Chunk,
-    [g, v, from]: [usize; 3],
-    x: [&ActivationGroup; C],
-    first: bool,
-    acc: &mut [&mut [[f32; 16]; FOURS]; C],
-) {
-    let zero = isa.zero_sums();
-    let (mut negs, mut sums) = ([[zero; 3]; C], [[[zero; 2]; C]; R]);
-    for c in 0..C {
-        for i in 0..3 {
-            negs[c][i] = isa.spread_four_sums(&x[c].neg_sums[i], v);
-        }
-        let offsets = K::offsets(isa, negs[c]);
-        for k in 0..R {
-            sums[k][c] = offsets;
-        }
-    }
-    for h in 0..2 {
-        let mut xs = [isa.spread(isa.load_bytes(&x[0].qs[h], v)); C];
-        for c in 1..C {
-            xs[c] = isa.spread(isa.load_bytes(&x[c].qs[h], v));
-        }
-        for k in 0..R {
-            let q = &w.quants[g][from + k][h];
-            let q = [
-                isa.load_bytes(&q[0], v),
-                isa.load_bytes(&q[1], v),
-                isa.load_bytes(&q[2], v),
-                isa.load_bytes(&q[3], v),
-            ];
-            for c in 0..C {
-                let of = if K::SPLIT { h } else { 0 };
-                sums[k][c][of] = isa.dot_four(K::BITS, sums[k][c][of], q, xs[c]);
-            }
-        }
-    }
-    for c in 0..C {
-        let d = isa.spread_four(&x[c].d, v);
-        for k in 0..R {
-            let mut planes = [isa.splat(0.0); MOST_PLANES];
-            for p in 0..K::PLANES {
-                planes[p] = isa.load(&w.planes[p][g][from + k], v);
-            }
-            let t = K::times(isa, &planes, sums[k][c], negs[c]);
-            let acc = &mut acc[c][from + k];
-            let sum = if first { isa.splat(0.0) } else { isa.load(acc, v) };
-            isa.store(isa.mul_add(t, d, sum), acc, v);
-        }
-    }
-}
-
-/// The sums of some rows, in the order of [`super::products::dot`].
-#[inline(always)]
-fn write<I: Isa>(isa: I, sums: &Sums, y: &mut [f32]) {
-    for (k, y) in y.chunks_mut(4).enumerate() {
-        let mut all = [isa.splat(0.0); 4];
-        for v in 0..16 / I::LANES {
-            let s = &sums.0;
-            let even = isa.add(isa.load(&s[0][k], v), isa.load(&s[2][k], v));
-            all[v] = isa.add(even, isa.add(isa.load(&s[1][k], v), isa.load(&s[3][k], v)));
-        }
-        let rows = isa.sum_fours(all);
-        for (y, sum) in y.iter_mut().zip(rows) {
-            *y = sum + 0.0;
         }
     }
 }
