@@ -11,6 +11,7 @@ mod blocks;
 mod few;
 mod floats;
 pub(crate) mod operand;
+mod packed;
 mod panel;
 mod super_blocks;
 mod tile;
