@@ -17,7 +17,7 @@ pub(crate) struct MemoryArgs {
     /// With --kv tiered: so many last positions stay in F16 [default: 256]
     #[arg(long)]
     hot: Option<usize>,
-    /// With --kv tiered: so many last positions stay in F16 or Q8_0; of the rest keys are Q5_1, values Q4_1 [default: 2048]
+    /// With --kv tiered: so many last positions stay in F16 or Q8_0, the rest is Q4_1 [default: 2048]
     #[arg(long)]
     warm: Option<usize>,
     /// What a token reads of its past
@@ -45,7 +45,7 @@ pub(crate) enum Kv {
     Bf16,
     /// Q8_0, the last page in F16
     Q8,
-    /// Keys in Q5_1 and values in Q4_1, the last page in F16
+    /// Q4_1, the last page in F16
     Q4,
     /// F16, then Q8_0, then as q4
     Tiered,

@@ -23,7 +23,7 @@ pub(crate) enum Kv {
     F32,
     /// Every position in F16
     F16,
-    /// The last positions in F16, then Q8_0, then keys in Q5_1 and values in Q4_1
+    /// The last positions in F16, then Q8_0, then Q4_1
     Tiered,
 }
 
