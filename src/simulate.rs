@@ -39,6 +39,47 @@ pub enum Choice {
     Static(f32),
 }
 
+/// What a [`Simulation`] counted; counts of several texts can be added, so that choices may take turns on each text.
+///
+/// ```
+/// use candle_sparse::simulate::Counts;
+///
+/// /// The share of all neurons that were active in all texts.
+/// fn share(texts: &[Counts]) -> f64 {
+///     let mut all = Counts::default();
+///     texts.iter().for_each(|counts| all.add(counts));
+///     let shares = all.active_share();
+///     shares.iter().sum::<f64>() / shares.len() as f64
+/// }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Counts(
+    /// Per block: neurons, active ones, importance of these, and of all; one for each token.
+    Vec<[f64; 4]>,
+);
+
+impl Counts {
+    /// Adds those of another text, of the same model.
+    pub fn add(&mut self, other: &Self) {
+        self.0.resize(other.0.len().max(self.0.len()), [0.0; 4]);
+        for (to, from) in self.0.iter_mut().zip(&other.0) {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+    }
+
+    /// As [`Simulation::active_share`].
+    #[must_use]
+    pub fn active_share(&self) -> Vec<f64> {
+        self.0.iter().map(|s| s[1] / s[0]).collect()
+    }
+
+    /// As [`Simulation::recall`].
+    #[must_use]
+    pub fn recall(&self) -> Vec<f64> {
+        self.0.iter().map(|s| s[2] / s[3]).collect()
+    }
+}
+
 /// A tap that sets skipped neurons to zero, as a [`Choice`] says for each block, and counts what was active.
 ///
 /// ```
@@ -113,17 +154,23 @@ impl<'a> Simulation<'a> {
         self.choices[layer] = choice;
     }
 
+    /// What was counted since the last choice.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let of_block = |(s, l): (&[f64; 4], &LayerProfile)| [s[0] * l.order.len() as f64, s[1], s[2], s[3]];
+        Counts(self.sums.iter().zip(self.layers).map(of_block).collect())
+    }
+
     /// The mean active share of each block.
     #[must_use]
     pub fn active_share(&self) -> Vec<f64> {
-        let share = |(s, l): (&[f64; 4], &LayerProfile)| s[1] / (s[0] * l.order.len() as f64);
-        self.sums.iter().zip(self.layers).map(share).collect()
+        self.counts().active_share()
     }
 
     /// The share of the importance `Σ |act(g)·u|·‖w_down‖` that active neurons held, of each block.
     #[must_use]
     pub fn recall(&self) -> Vec<f64> {
-        self.sums.iter().map(|s| s[2] / s[3]).collect()
+        self.counts().recall()
     }
 
     /// The error that has occurred since the last call, if one has: a tap itself returns nothing.

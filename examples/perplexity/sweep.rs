@@ -1,15 +1,19 @@
 //! Quality against active share, for every way of choosing neurons: a table and a plot.
 
-use crate::{cli::output, text};
+use crate::{
+    cli::{output, process_bytes},
+    text,
+};
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
 use candle_sparse::{
+    KvCache, KvConfig, KvDType,
+    decoder::{Decoder, Input, Logits, Scratch, Step},
     profile::{Profile, Rule},
     save::save,
+    simulate::Counts,
 };
 use candle_sparse_core::GluActivation;
 use candle_sparse_models::{
-    llama::Cache,
     pretrained::Pretrained,
     quality::Quality,
     simulate::{Choice, Simulation},
@@ -27,19 +31,32 @@ const COLOURS: [RGBColor; 6] =
 /// One way of choosing at one share.
 pub(crate) struct Point {
     series: &'static str,
-    active: f64,
+    choice: Choice,
     quality: Quality,
-    recall: Vec<f64>,
+    counts: Counts,
 }
 
 impl Point {
+    fn new(series: &'static str, choice: Choice) -> Self {
+        Self { series, choice, quality: Quality::default(), counts: Counts::default() }
+    }
+
+    /// The mean active share of all blocks.
+    fn active(&self) -> f64 {
+        mean(&self.counts.active_share())
+    }
+
     pub(crate) fn json(&self) -> serde_json::Value {
         let q = &self.quality;
         serde_json::json!({
-            "choice": self.series, "active_fraction": self.active, "tokens": q.tokens(), "ppl": q.ppl(),
-            "ppl_change": q.ppl_change(), "kld": q.kld(), "top1_agreement": q.top1_agreement(), "recall": self.recall,
+            "choice": self.series, "active_fraction": self.active(), "tokens": q.tokens(), "ppl": q.ppl(),
+            "ppl_change": q.ppl_change(), "kld": q.kld(), "top1_agreement": q.top1_agreement(), "recall": self.counts.recall(),
         })
     }
+}
+
+fn mean(v: &[f64]) -> f64 {
+    v.iter().sum::<f64>() / v.len() as f64
 }
 
 fn series(shares: &[f32]) -> Vec<(&'static str, Vec<Choice>)> {
@@ -55,33 +72,35 @@ fn series(shares: &[f32]) -> Vec<(&'static str, Vec<Choice>)> {
     ]
 }
 
-/// Runs everything on the texts; `loaded` is dense.
+/// Runs everything on the texts; `loaded` is dense. Window by window, so that the logits of one are held at a time, by the dense
+/// model and by one choice.
 pub(crate) fn sweep(loaded: &Pretrained, profile: &Profile, windows: &[Vec<u32>]) -> Result<Vec<Point>> {
+    let decoder = loaded.model.decoder();
     let c = &loaded.config;
     let act = GluActivation { act: c.hidden_act, shift: c.gate_shift };
     let mut simulation = Simulation::new(&profile.layers, act, Choice::All)?;
-    let mut cache = Cache::new(true, DType::F32, c, &Device::Cpu)?;
-    let mut logits = |window: &Vec<u32>, simulation: &mut Simulation<'_>| -> Result<Tensor> {
-        let x = Tensor::new(window.as_slice(), &Device::Cpu)?.unsqueeze(0)?;
-        let logits = loaded.model.forward_tapped(&x, 0, &mut cache, simulation)?.squeeze(0)?;
-        simulation.check()?;
-        Ok(logits)
-    };
-    // Also learns which neurons matter most on average, for the static choice.
-    let dense = windows.iter().map(|w| logits(w, &mut simulation)).collect::<Result<Vec<_>>>()?;
-    let all = series(&profile.shares);
-    let bar = ProgressBar::new(all.iter().map(|(_, c)| c.len() as u64).sum());
-    let mut points = Vec::new();
-    for (name, choices) in all {
-        for choice in choices {
-            simulation.choose(choice);
-            let mut quality = Quality::default();
-            for (window, dense) in windows.iter().zip(&dense) {
-                quality.add(window, 1, &logits(window, &mut simulation)?, dense)?;
-            }
-            let active = simulation.active_share();
-            let active = active.iter().sum::<f64>() / active.len() as f64;
-            points.push(Point { series: name, active, quality, recall: simulation.recall() });
+    let mut reader = Reader::new(decoder);
+    let mut points: Vec<_> = series(&profile.shares)
+        .into_iter()
+        .flat_map(|(name, choices)| choices.into_iter().map(move |choice| Point::new(name, choice)))
+        .collect();
+    let bar = ProgressBar::new((windows.len() * (points.len() + 2)) as u64);
+    let (mut dense, mut logits) = (Vec::new(), Vec::new());
+    // Which neurons matter most on average is known once all was read.
+    for window in windows {
+        reader.read(window, Some(&mut simulation), Logits::Last, &mut logits)?;
+        bar.inc(1);
+    }
+    for window in windows {
+        reader.read(window, None, Logits::All, &mut dense)?;
+        bar.inc(1);
+        for point in &mut points {
+            simulation.choose(point.choice);
+            reader.read(window, Some(&mut simulation), Logits::All, &mut logits)?;
+            // A row predicts the token that follows.
+            let rows = ..(window.len() - 1) * decoder.config().vocab_size;
+            point.quality.add_rows(&window[1..], &logits[rows], &dense[rows])?;
+            point.counts.add(&simulation.counts());
             bar.inc(1);
         }
     }
@@ -89,10 +108,47 @@ pub(crate) fn sweep(loaded: &Pretrained, profile: &Profile, windows: &[Vec<u32>]
     Ok(points)
 }
 
+/// Reads whole windows.
+struct Reader<'a> {
+    decoder: &'a Decoder,
+    cache: KvCache,
+    scratch: Scratch,
+}
+
+impl<'a> Reader<'a> {
+    fn new(decoder: &'a Decoder) -> Self {
+        let cache = KvCache::new(decoder.config(), KvConfig::exact(KvDType::F32));
+        Self { decoder, cache, scratch: Scratch::default() }
+    }
+
+    /// Sets `logits` to those of a window.
+    fn read(
+        &mut self,
+        window: &[u32],
+        simulation: Option<&mut Simulation<'_>>,
+        wanted: Logits,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        let Self { decoder, cache, scratch } = self;
+        let rows = if wanted == Logits::All { window.len() } else { 1 };
+        logits.resize(rows * decoder.config().vocab_size, 0.0);
+        cache.clear();
+        let (ids, step) = (Input::Ids(window), Step { batch: 1, seq_len: window.len(), index_pos: 0 });
+        match simulation {
+            None => decoder.forward(ids, step, cache, scratch, wanted, logits)?,
+            Some(simulation) => {
+                decoder.forward_tapped(ids, step, cache, scratch, simulation, wanted, logits)?;
+                simulation.check()?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The share at which a series has lost [`ALLOWED`], between the points around it.
 fn share_at_loss(points: &[Point], name: &str) -> Option<f64> {
     let mut curve: Vec<_> =
-        points.iter().filter(|p| p.series == name).map(|p| (p.active, p.quality.ppl_change())).collect();
+        points.iter().filter(|p| p.series == name).map(|p| (p.active(), p.quality.ppl_change())).collect();
     curve.push((1.0, 0.0));
     curve.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (dense, sparse) = curve.windows(2).map(|w| (w[0], w[1])).find(|(_, s)| s.1 > ALLOWED)?;
@@ -118,7 +174,9 @@ pub(crate) fn print(points: &[Point], json: bool) -> Result<()> {
         names.iter().map(|n| (n.to_string(), serde_json::json!(share_at_loss(points, n)))).collect();
     if json {
         let points: Vec<_> = points.iter().map(Point::json).collect();
-        writeln!(out, "{}", serde_json::json!({ "points": points, "share_at_1_percent": at_loss }))?;
+        let peak = process_bytes("VmHWM").ok();
+        let json = serde_json::json!({ "points": points, "share_at_1_percent": at_loss, "peak_bytes": peak });
+        writeln!(out, "{json}")?;
         return Ok(());
     }
     writeln!(out, "| choice | active | ppl | change | kld | top-1 | importance held |")?;
@@ -129,12 +187,12 @@ pub(crate) fn print(points: &[Point], json: bool) -> Result<()> {
             out,
             "| {} | {:.3} | {:.4} | {:+.2} % | {:.4} | {:.4} | {:.3} |",
             p.series,
-            p.active,
+            p.active(),
             q.ppl(),
             q.ppl_change() * 100.0,
             q.kld(),
             q.top1_agreement(),
-            p.recall.iter().sum::<f64>() / p.recall.len() as f64,
+            mean(&p.counts.recall()),
         )?;
     }
     for name in names {
@@ -172,7 +230,7 @@ fn draw(points: &[Point], title: &str, svg: &mut String) -> Result<()> {
         let line: Vec<_> = points
             .iter()
             .filter(|p| p.series == name)
-            .map(|p| (p.active, p.quality.ppl_change().clamp(0.0003, 3.0)))
+            .map(|p| (p.active(), p.quality.ppl_change().clamp(0.0003, 3.0)))
             .collect();
         chart
             .draw_series(LineSeries::new(line, colour.stroke_width(2)))?

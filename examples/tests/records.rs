@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{example, ok, one_line, tale};
+use candle_sparse::profile::{LayerRule, Profile};
+use common::{example, ok, one_line, tale, testdata};
 
 #[test]
 fn perplexity_counts_what_it_is_asked_to() {
@@ -53,6 +54,39 @@ fn long_memory_asks_every_way_the_same() {
     );
     one_line(&example("long-memory", &["--attention", "recall"]), "give --ways");
     one_line(&example("long-memory", &["--texts", "0"]), "1 or more");
+}
+
+/// Logits of a window of 256 tokens are 2 MB here, of the longer text 37 MB.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_sweep_takes_no_more_memory_for_a_longer_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut profile = Profile::load(format!("{}/sparse.safetensors", testdata("tales-silu"))).unwrap();
+    let hidden_size = profile.layers[0].p.len() / profile.layers[0].rank;
+    // One share for every choice, the fifth.
+    for rule in profile.layers.iter_mut().flat_map(|l| &mut l.rules) {
+        let LayerRule { candidate, keep, share, hot, bias } = rule;
+        for v in [candidate, keep, share] {
+            *v = vec![v[4]];
+        }
+        *hot = vec![hot[4]];
+        *bias = bias[4 * hidden_size..5 * hidden_size].to_vec();
+    }
+    (profile.shares, profile.fitted) = (vec![profile.shares[4]], [0; 3]);
+    profile.save(path("one.safetensors")).unwrap();
+    std::fs::write(path("text"), tale(0).repeat(6)).unwrap();
+    let peak = |tokens: &str| {
+        let (profile, text, plot) = (path("one.safetensors"), path("text"), path("sweep.svg"));
+        let args = ["--profile", &profile, "--text", &text, "--tokens", tokens, "--sweep", &plot, "--json"];
+        let json = ok("perplexity", &args).json();
+        let points = json["points"].as_array().unwrap();
+        assert_eq!(points.len(), 6, "{json}");
+        (points[0]["tokens"].as_u64().unwrap(), json["peak_bytes"].as_f64().unwrap())
+    };
+    let ((few, short), (many, long)) = (peak("300"), peak("4600"));
+    assert!(few < 300 && many > 4000, "{few} and {many} tokens");
+    assert!(long < short + 12e6, "{few} tokens take {short:e} bytes, {many} take {long:e}");
 }
 
 #[test]
