@@ -12,10 +12,11 @@
 //! **How long a token is waited for**: a step takes as long as [`EngineOptions::prompt_chunk`] positions of a prompt and one token of
 //! every sequence take, and every sequence that is being written gets a token in every step.
 //!
-//! **Whose turn it is**: requests begin by priority and then in the order in which they came, as soon as one of
-//! [`EngineOptions::max_sequences`] places is free and the [budget](crate::KvConfig::max_bytes) has room for all that the request may come
-//! to need; nobody overtakes one that waits for room. Prompts that are read at the same time take turns, chunk by chunk, within the
-//! largest priority.
+//! **Whose turn it is**: requests begin by priority, as soon as one of [`EngineOptions::max_sequences`] places is free and the
+//! [budget](crate::KvConfig::max_bytes) has room for all that the request may come to need; nobody overtakes one that waits for room.
+//! Within a priority [clients](Request::client) take turns, and those of one client come in the order in which they were added. Where
+//! one client holds places that are more than another one's share, its youngest sequence stands still until a place is free again. Prompts
+//! that are read at the same time take turns, chunk by chunk, within the largest priority.
 //!
 //! **What goes wrong stays where it belongs**: an error, also logits that are no numbers, ends the sequence that it came from. A
 //! panic in a step, which is a mistake of ours, ends those that the step worked on: the one whose prompt it read, or all that
@@ -24,6 +25,7 @@
 mod event;
 mod failure;
 mod options;
+mod places;
 mod prefix;
 mod queue;
 mod read;
@@ -208,6 +210,12 @@ impl Engine {
         self.end(id, FinishReason::Cancelled, None)
     }
 
+    /// How many requests wait for their turn, of a [client](Request::client) or of all.
+    #[must_use]
+    pub fn waiting(&self, client: Option<u64>) -> usize {
+        client.map_or(self.queue.len(), |client| self.queue.len_of(client))
+    }
+
     /// Whether there is nothing to do or to tell.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -221,8 +229,9 @@ impl Engine {
         let mut shares = self.shares.clone();
         self.running.iter().for_each(|s| shares.add(&s.scratch.sparse_stats()));
         EngineStats {
-            running: self.running.len(),
-            reading: self.running.iter().filter(|s| !s.is_writing()).count(),
+            running: self.places(),
+            paused: self.paused(),
+            reading: self.running.iter().filter(|s| !s.is_paused && !s.is_writing()).count(),
             queued: self.queue.len(),
             prefixes: self.prefixes.len(),
             prefix_bytes: self.prefixes.bytes(),
@@ -245,31 +254,6 @@ impl Engine {
         late.extend(running.map(|s| s.id));
         for id in late {
             self.end(id, FinishReason::Deadline, None);
-        }
-    }
-
-    /// Begins requests as long as there are places, and room for the one whose turn it is.
-    fn admit(&mut self) {
-        while self.running.len() < self.options.max_sequences {
-            let Some(request) = self.queue.first() else { return };
-            let needed = self.bytes_needed(request);
-            let Some(room) = self.room().checked_sub(needed) else { return };
-            self.prefixes.shrink(room);
-            let Some((id, request)) = self.queue.pop() else { return };
-            let (decoder, kv) = (self.model.decoder(), self.options.kv);
-            let mut cache = KvCache::new(decoder.config(), kv.with_max_bytes(kv.max_bytes.map(|_| needed)));
-            cache.set_origin(decoder.origin());
-            match Sequence::new(
-                id,
-                request,
-                self.tokenizer.as_ref(),
-                cache,
-                needed,
-                &self.options.speculation,
-            ) {
-                Ok(sequence) => self.running.push(sequence),
-                Err(_) => unreachable!("the request was checked when it was added"),
-            }
         }
     }
 

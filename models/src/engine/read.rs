@@ -104,7 +104,8 @@ impl Engine {
     fn waits_for_another(&mut self, i: usize, prompt: &[u32], held: usize) -> bool {
         let priority = self.running[i].priority;
         let promise = |s: &Sequence| {
-            let begun = s.id != self.running[i].id && s.priority >= priority;
+            // One that stands still reads nothing that could be waited for.
+            let begun = s.id != self.running[i].id && s.priority >= priority && !s.is_paused;
             let len = self.prefixes.shared(prompt, s.prompt(), s.prompt_len);
             match s.stage {
                 Stage::Reading | Stage::Loading(_) if begun && s.cache.len() < len => len,

@@ -42,8 +42,10 @@ pub struct Request {
     pub stop: Vec<String>,
     /// When it ends at the latest, whether it was begun or not.
     pub deadline: Option<Instant>,
-    /// Larger ones come first; of equal ones those that were added first.
+    /// Larger ones come first; of equal ones clients take turns.
     pub priority: i32,
+    /// Who asks: any number that is its own. Clients share the places evenly, whatever number of requests each has added.
+    pub client: u64,
     /// Of each token that is written its log-probability and those of so many of the most likely ones.
     pub top_logprobs: Option<usize>,
 }
@@ -60,6 +62,7 @@ impl Request {
             stop: Vec::new(),
             deadline: None,
             priority: 0,
+            client: 0,
             top_logprobs: None,
         }
     }
@@ -82,5 +85,6 @@ with_methods!(Request {
     with_max_tokens: max_tokens: usize,
     with_deadline: deadline: Option<Instant>,
     with_priority: priority: i32,
+    with_client: client: u64,
     with_top_logprobs: top_logprobs: Option<usize>,
 });

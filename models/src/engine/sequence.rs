@@ -40,6 +40,11 @@ pub(super) struct Loading {
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) priority: i32,
+    pub(super) client: u64,
+    /// In which round of all clients its turn came.
+    pub(super) round: u64,
+    /// Whether it stands still for another client's sake.
+    pub(super) is_paused: bool,
     pub(super) deadline: Option<Instant>,
     /// Prompt and what was written.
     pub(super) ids: Vec<u32>,
@@ -66,6 +71,16 @@ pub(super) struct Sequence {
     turn: Vec<u32>,
 }
 
+/// What a sequence begins with.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) id: SequenceId,
+    pub(super) round: u64,
+    /// Empty.
+    pub(super) cache: KvCache,
+    pub(super) reserved: usize,
+}
+
 /// Tokens, or the end of a text, or both.
 #[derive(Debug, Default)]
 pub(super) struct Written {
@@ -88,16 +103,18 @@ impl Sequence {
     /// # Errors
     /// The request's sampling makes no sense.
     pub(super) fn new(
-        id: SequenceId,
+        start: Start,
         request: Request,
         tokenizer: Option<&Arc<Tokenizer>>,
-        cache: KvCache,
-        reserved: usize,
         speculation: &Speculation,
     ) -> Result<Self> {
+        let Start { id, round, cache, reserved } = start;
         Ok(Self {
             id,
             priority: request.priority,
+            client: request.client,
+            round,
+            is_paused: false,
             deadline: request.deadline,
             prompt_len: request.prompt.len(),
             ids: request.prompt,
@@ -123,13 +140,14 @@ impl Sequence {
         &self.ids[..self.prompt_len]
     }
 
+    /// Whether a token of it is written in each step.
     pub(super) fn is_writing(&self) -> bool {
-        matches!(self.stage, Stage::Writing)
+        !self.is_paused && matches!(self.stage, Stage::Writing)
     }
 
     /// Whether a chunk of its prompt can be read, once the beginning is there.
     pub(super) fn is_reading(&self) -> bool {
-        matches!(self.stage, Stage::New | Stage::Reading)
+        !self.is_paused && matches!(self.stage, Stage::New | Stage::Reading)
     }
 
     /// Its prompt is read.

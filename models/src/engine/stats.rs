@@ -11,7 +11,9 @@ use crate::{
 pub struct EngineStats {
     /// Sequences that are read or written.
     pub running: usize,
-    /// Of these, those whose prompt is not read yet.
+    /// Sequences that have begun and stand still, since another client has its share of the places.
+    pub paused: usize,
+    /// Of the running ones, those whose prompt is not read yet.
     pub reading: usize,
     /// Requests that wait.
     pub queued: usize,

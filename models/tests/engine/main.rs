@@ -1,6 +1,7 @@
 //! Several sequences on one set of weights.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod clients;
 mod company;
 mod drafts;
 mod ends;
