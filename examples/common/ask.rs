@@ -24,6 +24,9 @@ use tokenizers::Tokenizer;
 const MOST_STOPS: usize = 16;
 /// Bytes of all of them: every text that a request asks for has its own copy.
 const MOST_STOP_BYTES: usize = 4096;
+/// Bytes of a text that are looked at first: it takes some 200 times its bytes while it becomes tokens, so one that is far longer than
+/// the context is to be known by its beginning.
+const FIRST_LOOK: usize = 64 << 10;
 
 /// What a model needs to know to be asked.
 #[derive(Debug)]
@@ -211,8 +214,24 @@ impl Asker {
     }
 
     fn encode(&self, text: &str, param: &str) -> Result<Vec<u32>, Wrong> {
+        let mut look = FIRST_LOOK;
+        while look < text.len() / 2 {
+            let beginning = &text[..text.floor_char_boundary(look)];
+            // Twice: where a word is cut in two, its half can have more tokens than the word.
+            let tokens = prompt_tokens(&self.tokenizer, beginning).map_or(0, |ids| ids.len());
+            if tokens > 2 * self.context {
+                return Err(self.too_long(&format!("the {tokens} tokens of its first {look} bytes"), param));
+            }
+            look *= 2;
+        }
         let ids: CandleResult<_> = prompt_tokens(&self.tokenizer, text);
         ids.map_err(|e: Error| Wrong::value(param, first_line(&e)))
+    }
+
+    fn too_long(&self, what: &str, param: &str) -> Wrong {
+        let context = self.context;
+        let problem = format!("{what} leave no room in the model's context of {context}: shorten the text");
+        Wrong { code: Some("context_length_exceeded"), ..Wrong::value(param, problem) }
     }
 
     fn ids(&self, ids: &[Value], param: &str) -> Result<Vec<u32>, Wrong> {
@@ -230,12 +249,8 @@ impl Asker {
         if ids.is_empty() {
             return Err(Wrong::value(param, "there is nothing to continue: give at least one character"));
         }
-        let (tokens, context) = (ids.len(), self.context);
-        if tokens >= context {
-            let problem = format!(
-                "{tokens} tokens leave no room in the model's context of {context}: shorten the text"
-            );
-            return Err(Wrong { code: Some("context_length_exceeded"), ..Wrong::value(param, problem) });
+        if ids.len() >= self.context {
+            return Err(self.too_long(&format!("{} tokens", ids.len()), param));
         }
         Ok(Prompt { ids, is_chat })
     }

@@ -1,6 +1,10 @@
 //! The thread that owns the engine: asked by a channel, answering each request by one of its own.
 
-use crate::{cli::output, error::ApiError};
+use crate::{
+    cli::output,
+    crowd::{Client, Refusal, Share},
+    error::ApiError,
+};
 use candle_sparse_models::engine::{Engine, EngineStats, Event, EventKind, Request, SequenceId};
 use std::{
     collections::HashMap,
@@ -18,6 +22,7 @@ pub(crate) type Happened = (usize, EventKind);
 enum Command {
     /// All of them or none.
     Add {
+        client: Client,
         requests: Vec<Request>,
         events: mpsc::UnboundedSender<Happened>,
         answer: oneshot::Sender<Result<(), ApiError>>,
@@ -37,11 +42,11 @@ pub(crate) struct Handle {
 
 impl Handle {
     /// Starts the thread.
-    pub(crate) fn start(engine: Engine) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(engine: Engine, line: Line) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (send, commands) = channel();
         let life = Arc::new(());
         let handle = Self { commands: send, life: Arc::downgrade(&life) };
-        let worker = Worker { engine, routes: HashMap::new(), commands, ending: false, _life: life };
+        let worker = Worker { engine, line, routes: HashMap::new(), commands, ending: false, _life: life };
         let thread = std::thread::Builder::new().name("engine".to_string());
         Ok((handle, thread.spawn(move || worker.run())?))
     }
@@ -60,10 +65,11 @@ impl Handle {
     /// Adds the texts of one request. Who drops the receiver gives them up. What waits there is bounded by the tokens asked for.
     pub(crate) async fn add(
         &self,
+        client: Client,
         requests: Vec<Request>,
     ) -> Result<mpsc::UnboundedReceiver<Happened>, ApiError> {
         let (events, receiver) = mpsc::unbounded_channel();
-        self.ask(|answer| Command::Add { requests, events, answer }).await??;
+        self.ask(|answer| Command::Add { client, requests, events, answer }).await??;
         Ok(receiver)
     }
 
@@ -80,6 +86,13 @@ impl Handle {
     }
 }
 
+/// Texts that wait at most, and what of that one client may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line {
+    pub(crate) most: usize,
+    pub(crate) share: Share,
+}
+
 /// Where a sequence's events go.
 struct Route {
     choice: usize,
@@ -88,6 +101,7 @@ struct Route {
 
 struct Worker {
     engine: Engine,
+    line: Line,
     routes: HashMap<SequenceId, Route>,
     commands: Receiver<Command>,
     ending: bool,
@@ -124,8 +138,8 @@ impl Worker {
         match command {
             // Nobody waits for an answer whose connection is closed.
             Command::Stats(answer) => drop(answer.send(self.engine.stats())),
-            Command::Add { requests, events, answer } => {
-                let added = self.add(requests, &events);
+            Command::Add { client, requests, events, answer } => {
+                let added = self.add(client, requests, &events);
                 drop(answer.send(added));
             }
             Command::End => {
@@ -139,6 +153,7 @@ impl Worker {
 
     fn add(
         &mut self,
+        client: Client,
         requests: Vec<Request>,
         events: &mpsc::UnboundedSender<Happened>,
     ) -> Result<(), ApiError> {
@@ -147,18 +162,28 @@ impl Worker {
         }
         let mut added = Vec::with_capacity(requests.len());
         for (choice, request) in requests.into_iter().enumerate() {
-            match self.engine.add(request) {
+            match self.add_one(client, request) {
                 Ok(id) => added.push((id, Route { choice, events: events.clone() })),
                 Err(error) => {
                     for (id, _) in &added {
                         self.engine.cancel(*id);
                     }
-                    return Err(ApiError::from_engine(&error));
+                    return Err(error);
                 }
             }
         }
         self.routes.extend(added);
         Ok(())
+    }
+
+    fn add_one(&mut self, client: Client, request: Request) -> Result<SequenceId, ApiError> {
+        let Line { most, share } = self.line;
+        let (own, free) = (self.engine.waiting(Some(client.number())), most - self.engine.waiting(None));
+        if free > 0 && !share.allows(own, free) {
+            return Err(ApiError::crowded(Refusal::Share, "texts that may wait"));
+        }
+        let added = self.engine.add(request.with_client(client.number()));
+        added.map_err(|error| ApiError::from_engine(&error))
     }
 
     fn give_up_abandoned(&mut self) {

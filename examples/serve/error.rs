@@ -1,6 +1,6 @@
 //! What a client is told when it gets no answer: OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`.
 
-use crate::fields::Wrong;
+use crate::{crowd::Refusal, fields::Wrong};
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -40,6 +40,18 @@ impl ApiError {
     /// More is asked for than can wait.
     pub(crate) fn overloaded(message: impl AsRef<str>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message)
+    }
+
+    /// Of what all share there is none left for this client.
+    pub(crate) fn crowded(refusal: Refusal, what: &str) -> Self {
+        match refusal {
+            Refusal::Full => Self::overloaded(format!("all {what} are taken: try again later")),
+            Refusal::Share => {
+                let message =
+                    format!("your share of the {what} is taken: try again when some of yours have ended");
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
+            }
+        }
     }
 
     /// The server is about to end.
@@ -83,7 +95,7 @@ impl IntoResponse for ApiError {
             StatusCode::UNAUTHORIZED => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            StatusCode::SERVICE_UNAVAILABLE => {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}

@@ -6,9 +6,11 @@ mod answering;
 #[path = "../common/ask.rs"]
 mod ask;
 mod asked;
+mod body;
 #[path = "../common/cli.rs"]
 #[allow(dead_code, reason = "not every program uses all of it")]
 mod cli;
+mod crowd;
 mod engine;
 #[path = "../common/engine_args.rs"]
 mod engine_args;
@@ -34,11 +36,13 @@ mod speculate;
 
 use anyhow::{Context, Result, bail};
 use ask::{Asker, Seeds};
+use body::Bodies;
 use candle_sparse::input::Expected;
 use candle_sparse_models::{files::ModelFiles, pretrained::Pretrained};
 use clap::Parser;
 use cli::output;
-use engine::Handle;
+use crowd::{Proxies, Share};
+use engine::{Handle, Line};
 use engine_args::EngineArgs;
 use guard::Key;
 use listener::Limits;
@@ -54,7 +58,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, runtime::Runtime, sync::Semaphore};
+use tokio::{net::TcpListener, runtime::Runtime};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -109,6 +113,13 @@ struct HttpArgs {
     /// Connections at a time at most
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_connections: usize,
+    /// Share of the free connections, waiting texts and long bodies that one client (an address; of IPv6 its first 64 bits) may take:
+    /// alone it gets this much of all, several get less each. 1: as much as there is
+    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
+    client_share: f64,
+    /// Address of a proxy before this server: whom its header X-Forwarded-For names last is the client
+    #[arg(long, value_name = "ADDRESS")]
+    proxy: Vec<IpAddr>,
     /// How long a client may take to send a request, and to take what it is sent
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     patience: f64,
@@ -129,7 +140,12 @@ impl HttpArgs {
         if self.max_queued == 0 {
             bail!("--max-queued 0 refuses everything, for what begins waits first: give at least 1");
         }
+        if !(0.01..=1.0).contains(&self.client_share) {
+            bail!("--client-share {} must be 0.01 to 1", self.client_share);
+        }
         Ok(Limits {
+            share: Share(self.client_share),
+            proxies: Proxies(self.proxy.clone()),
             connections: self.max_connections,
             patience: seconds("patience", self.patience, 0.1)?,
             grace: seconds("grace", self.grace, 0.0)?,
@@ -173,7 +189,8 @@ fn run(cli: &Cli) -> Result<()> {
     let asker = Asker::new(&loaded, &cli.sampling, Seeds::Random)?;
     let tokenizer = asker.tokenizer.clone();
     let engine = cli.engine.engine(&cli.model, &loaded, tokenizer, cli.http.max_queued)?;
-    let (engine, thread) = Handle::start(engine)?;
+    let line = Line { most: cli.http.max_queued, share: limits.share };
+    let (engine, thread) = Handle::start(engine, line)?;
     let name = cli.http.name.clone().unwrap_or_else(|| served_name(&cli.model));
     let app = App {
         facts: facts(&name, &asker, &loaded),
@@ -181,10 +198,9 @@ fn run(cli: &Cli) -> Result<()> {
         engine,
         name,
         key,
-        max_queued: cli.http.max_queued,
-        max_body,
-        turn: Arc::new(Semaphore::new(1)),
-        patience: limits.patience,
+        most_texts: line.share.of(line.most),
+        bodies: Bodies::new(max_body, limits.share, limits.patience)?,
+        proxies: limits.proxies.clone(),
         started: SystemTime::now(),
         metrics: Arc::new(Metrics::default()),
     };
@@ -206,7 +222,7 @@ fn files(cli: &Cli) -> Result<ModelFiles> {
 
 fn listen(runtime: &Runtime, listener: TcpListener, app: App, limits: Limits) -> Result<()> {
     output::line(format_args!("listening on http://{}", listener.local_addr()?))?;
-    let (engine, app) = (app.engine.clone(), Arc::new(app));
+    let (engine, metrics, app) = (app.engine.clone(), app.metrics.clone(), Arc::new(app));
     let give_up = || {
         output::status("the grace is over: what runs is given up");
         engine.end();
@@ -217,7 +233,7 @@ fn listen(runtime: &Runtime, listener: TcpListener, app: App, limits: Limits) ->
             stopped.await;
             output::status("no more requests are taken; what runs may end (Ctrl-C again ends at once)");
         };
-        listener::serve(listener, router(app), limits, stop, give_up).await;
+        listener::serve(listener, router(app), limits, metrics, stop, give_up).await;
     });
     Ok(())
 }

@@ -35,6 +35,7 @@ impl Histogram {
 #[derive(Debug, Default)]
 struct Counts {
     answered: BTreeMap<(&'static str, u16), u64>,
+    refused: u64,
     first: Histogram,
     gap: Histogram,
 }
@@ -75,6 +76,11 @@ impl Metrics {
         self.change(|counts| *counts.answered.entry((path, status)).or_default() += 1);
     }
 
+    /// A connection was not let in.
+    pub(crate) fn refused(&self) {
+        self.change(|counts| counts.refused += 1);
+    }
+
     /// All of it as Prometheus reads it.
     pub(crate) fn prometheus(&self, stats: &EngineStats) -> String {
         let mut out = Text::default();
@@ -83,6 +89,12 @@ impl Metrics {
             for ((path, status), n) in &counts.answered {
                 out.line(&format!("requests_total{{path=\"{path}\",status=\"{status}\"}}"), n);
             }
+            out.begin(
+                "connections_refused_total",
+                "counter",
+                "Connections of clients that had their share of them.",
+            );
+            out.line("connections_refused_total", counts.refused);
             out.histogram(
                 "first_token_seconds",
                 "From a request to the first token of a text.",
@@ -121,6 +133,7 @@ fn numbers(stats: &EngineStats) -> Vec<Number> {
     let (gauge, counter) = ("gauge", "counter");
     let mut all = vec![
         ("running", gauge, "Texts that are read or written now.", stats.running as u64),
+        ("paused", gauge, "Texts that stand still for other clients' sake.", stats.paused as u64),
         ("waiting", gauge, "Texts that wait for their turn.", stats.queued as u64),
         ("texts_total", counter, "Texts that ended, however.", stats.finished),
         ("texts_failed_total", counter, "Texts that ended with an error.", stats.failed),
@@ -177,6 +190,7 @@ pub(crate) fn stats_json(stats: &EngineStats) -> Value {
     json!({
         "running": stats.running,
         "reading": stats.reading,
+        "paused": stats.paused,
         "waiting": stats.queued,
         "tokens": { "read": stats.tokens_read, "written": stats.tokens_written },
         "prefixes": {

@@ -5,16 +5,18 @@ use crate::{
     answering::Answering,
     ask::{Asker, random},
     asked::{Asked, Kind, no_model},
+    body::Bodies,
+    crowd::Proxies,
     engine::Handle,
     error::{ApiError, json_response},
     guard,
+    listener::Peer,
     logprobs::Spelling,
     metrics::Metrics,
     page,
 };
 use axum::{
-    Router,
-    body::{Body, HttpBody},
+    Extension, Router,
     extract::{Path, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware,
@@ -24,18 +26,14 @@ use axum::{
     },
     routing::{get, post},
 };
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::Semaphore;
 
 /// A stream says something at least so often, so that proxies do not take it for dead while a long prompt is read.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-/// Bytes of a body that is read whatever else is: some 40 times as much is taken meanwhile, by each of the connections at most.
-const SHORT: usize = 32 << 10;
 
 /// What all requests share.
 pub(crate) struct App {
@@ -44,14 +42,10 @@ pub(crate) struct App {
     /// What clients call the model.
     pub(crate) name: String,
     pub(crate) key: Option<guard::Key>,
-    /// Texts that may wait at most: a request for more would never be taken.
-    pub(crate) max_queued: usize,
-    /// Bytes of a request's body at most.
-    pub(crate) max_body: usize,
-    /// Whose turn it is to have a long body read.
-    pub(crate) turn: Arc<Semaphore>,
-    /// How long a body may take to come.
-    pub(crate) patience: Duration,
+    /// Texts that a request may ask for at most: more would never be taken.
+    pub(crate) most_texts: usize,
+    pub(crate) bodies: Bodies,
+    pub(crate) proxies: Proxies,
     pub(crate) started: SystemTime,
     pub(crate) metrics: Arc<Metrics>,
     /// Of the model, for the page.
@@ -61,8 +55,11 @@ pub(crate) struct App {
 /// All of it.
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(|state, request| complete(state, request, Kind::Chat)))
-        .route("/v1/completions", post(|state, request| complete(state, request, Kind::Text)))
+        .route(
+            "/v1/chat/completions",
+            post(|state, peer, request| complete(state, peer, request, Kind::Chat)),
+        )
+        .route("/v1/completions", post(|state, peer, request| complete(state, peer, request, Kind::Text)))
         .route("/v1/models", get(models))
         // Names may have slashes in them.
         .route("/v1/models/{*name}", get(model))
@@ -87,24 +84,20 @@ async fn wrong_method(request: Request) -> ApiError {
     ApiError::invalid(StatusCode::METHOD_NOT_ALLOWED, "method_not_supported", message)
 }
 
-async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> Result<Response, ApiError> {
-    let body = body(&app, request).await?;
-    let turn = match body.len() > SHORT {
-        true => app.turn.clone().acquire_owned().await.ok(),
-        false => None,
-    };
-    // A long text takes a while to become tokens: others are answered meanwhile.
+async fn complete(
+    State(app): State<Arc<App>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    request: Request,
+    kind: Kind,
+) -> Result<Response, ApiError> {
+    let client = app.proxies.client(peer, request.headers());
+    let body = app.bodies.receive(client, request).await?;
     let reader = app.clone();
-    let read = move || {
-        // Over when the text is read, even where nobody waits for it any more.
-        let _turn = turn;
-        Asked::new(&reader.asker, kind, &reader.name, reader.max_queued, &body)
-    };
-    let asked = tokio::task::spawn_blocking(read).await;
-    let mut asked = asked.map_err(|_| ApiError::internal("the request could not be read"))??;
+    let read = move |body: &[u8]| Asked::new(&reader.asker, kind, &reader.name, reader.most_texts, body);
+    let mut asked = app.bodies.read(body, read).await??;
     let requests = std::mem::take(&mut asked.requests);
     let texts = requests.len();
-    let events = app.engine.add(requests).await?;
+    let events = app.engine.add(client, requests).await?;
     let spelling = Spelling::new(app.asker.tokenizer.clone());
     let shape = Shape::new(&asked, random(), seconds(SystemTime::now()), &app.name, spelling);
     let answering = Answering::new(shape, texts, events, app.metrics.clone());
@@ -117,38 +110,6 @@ async fn complete(State(app): State<Arc<App>>, request: Request, kind: Kind) -> 
     let unbuffered = HeaderName::from_static("x-accel-buffering");
     response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
     Ok(response)
-}
-
-/// The body of a request, if it is JSON, is not too long and comes in time.
-async fn body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
-    let kind = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    // Pages of other sites can send anything but this without asking.
-    if !kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with(b"application/json")) {
-        return Err(ApiError::invalid(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "the body must be JSON: send the header Content-Type: application/json",
-        ));
-    }
-    let too_long = || {
-        let message = format!("the body is longer than {} bytes", app.max_body);
-        ApiError::invalid(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
-    };
-    let body: Body = request.into_body();
-    // Of a length that was announced nothing need come.
-    if body.size_hint().lower() > app.max_body as u64 {
-        return Err(too_long());
-    }
-    let collected = tokio::time::timeout(app.patience, Limited::new(body, app.max_body).collect()).await;
-    let too_slow = || {
-        let message = format!("the body did not come within {} s", app.patience.as_secs_f64());
-        ApiError::invalid(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
-    };
-    let body = collected.map_err(|_| too_slow())?.map_err(|error| match error.is::<LengthLimitError>() {
-        true => too_long(),
-        false => ApiError::invalid(StatusCode::BAD_REQUEST, "invalid_body", "the body did not come whole"),
-    })?;
-    Ok(body.to_bytes().into())
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {

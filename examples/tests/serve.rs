@@ -6,6 +6,9 @@ mod answers;
 #[path = "serve/clients.rs"]
 mod clients;
 mod common;
+#[cfg(target_os = "linux")]
+#[path = "serve/crowd.rs"]
+mod crowd;
 #[path = "../common/fields.rs"]
 mod fields;
 #[path = "serve/hostile.rs"]

@@ -1,11 +1,12 @@
 """Two hundred clients that do everything wrong, and one beside them that wants to be answered.
 
-    abuse.py URL [--clients 200] [--seconds 60] [--wait 30] [--patience 5] [--pid PID] [--mb 300]
+    abuse.py URL [--clients 200] [--from 4] [--seconds 60] [--wait 30] [--patience 5] [--pid PID] [--mb 300]
 
-The rude ones send half requests and bodies without end, never read, never speak, go away, ask for what multiplies. The ordinary one
-asks for a short text again and again; told that the server is full it asks again, as OpenAI's client does. It must be answered
-within --wait seconds each time. With --pid the process may grow by --mb megabytes, and --patience seconds (what the server was
-given as --patience) after the end it must have given back its files. One JSON object comes out.
+The rude ones send half requests and bodies without end, never read, never speak, go away, ask for what multiplies. They come from so
+many addresses of this machine as --from says, 127.0.0.2 and those that follow; with --from 0 from that of the ordinary one. It
+asks for a short text again and again; told that there is no place for it, it asks again, as OpenAI's client does. It must be answered
+within --wait seconds each time. With --pid the process may grow by --mb megabytes, and --patience (what the server was given as
+--patience) and --wait seconds after the end it must have given back its files. One JSON object comes out.
 """
 import argparse
 import http.client
@@ -25,6 +26,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("url")
     parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--from", type=int, default=4, dest="addresses")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--wait", type=float, default=30)
     parser.add_argument("--patience", type=float, default=30)
@@ -45,8 +47,9 @@ LONG = {"prompt": "The king", "max_tokens": 900, "stream": True, "n": 2, "temper
 
 def reads(connection, seconds):
     """Until it is closed, for so long at most."""
+    end = time.monotonic() + seconds
     connection.settimeout(seconds)
-    while connection.recv(65536):
+    while connection.recv(65536) and time.monotonic() < end:
         pass
 
 
@@ -133,12 +136,13 @@ RUDE = [silent, half_head, drops, half_body, huge_body, endless_chunks, endless_
         many_at_once, deep]
 
 
-def rude(address, number, end, counts):
+def rude(address, number, addresses, end, counts):
     chance = random.Random(number)
+    source = (f"127.0.0.{2 + number % addresses}", 0) if addresses else None
     while time.monotonic() < end:
         kind = RUDE[(number + chance.randrange(3)) % len(RUDE)]
         try:
-            with socket.create_connection(address, timeout=60) as connection:
+            with socket.create_connection(address, 60, source) as connection:
                 counts[kind.__name__] = counts.get(kind.__name__, 0) + 1
                 kind(connection, chance)
         except OSError:  # it was shown the door
@@ -149,19 +153,22 @@ def ordinary(address, wait):
     """Seconds until a text was there, and how often it was refused before."""
     body, refused, started = {"prompt": "The wolf", "max_tokens": 8, "seed": 1, "temperature": 0.5}, 0, time.monotonic()
     while True:
-        connection = http.client.HTTPConnection(*address, timeout=wait)
-        connection.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        said = response.read()
+        connection, again = http.client.HTTPConnection(*address, timeout=wait), 1
+        try:
+            connection.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            said, status, again = response.read(), response.status, float(response.headers.get("Retry-After", 1))
+        except ConnectionError:  # of an address that has its share not all are told so
+            status = 429
         connection.close()
-        if response.status == 200:
+        if status == 200:
             return json.loads(said)["choices"][0]["text"], time.monotonic() - started, refused
-        if response.status != 503:
-            raise RuntimeError(f"{response.status}: {said[:300]}")
+        if status not in (429, 503):
+            raise RuntimeError(f"{status}: {said[:300]}")
         if time.monotonic() - started > wait:
             raise RuntimeError(f"refused {refused} times in {wait} s")
         refused += 1
-        time.sleep(float(response.headers.get("Retry-After", 1)))
+        time.sleep(again)
 
 
 def resident(pid):
@@ -180,7 +187,7 @@ def main():
     wanted, _, _ = ordinary(address, args.wait)
     before = (resident(args.pid), files(args.pid)) if args.pid else (0, 0)
     end, counts, wrong, waits, refused, most = time.monotonic() + args.seconds, {}, [], [], 0, [0, 0]
-    threads = [threading.Thread(target=rude, args=(address, number, end, counts), daemon=True) for number in range(args.clients)]
+    threads = [threading.Thread(target=rude, args=(address, number, args.addresses, end, counts), daemon=True) for number in range(args.clients)]
     for thread in threads:
         thread.start()
     while time.monotonic() < end and not wrong:
@@ -199,15 +206,17 @@ def main():
         time.sleep(0.2)
     for thread in threads:
         thread.join(90)
-    time.sleep(args.patience + 2)
-    left = files(args.pid) if args.pid else 0
+    # What was asked for by those that are gone now may have to be written first.
+    given_back, left = time.monotonic() + args.patience + args.wait, 0
+    while args.pid and (left := files(args.pid)) > before[1] + 2 and time.monotonic() < given_back:
+        time.sleep(0.2)
     if args.pid and most[0] - before[0] > args.mb * 1e6:
         wrong.append(f"{(most[0] - before[0]) / 1e6:.0f} MB more memory")
     if args.pid and left > before[1] + 2:
         wrong.append(f"{left} files are open, {before[1]} were before")
     waits.sort()
     print(json.dumps({
-        "clients": args.clients, "seconds": args.seconds, "rude": dict(sorted(counts.items())), "rude_connections": sum(counts.values()),
+        "clients": args.clients, "addresses": args.addresses, "seconds": args.seconds, "rude": dict(sorted(counts.items())), "rude_connections": sum(counts.values()),
         "ordinary": {"answers": len(waits), "refused": refused, "p50_s": waits[len(waits) // 2] if waits else None,
                      "most_s": waits[-1] if waits else None},
         "resident_bytes": {"before": before[0], "most": most[0]}, "files": {"before": before[1], "most": most[1], "after": left},

@@ -68,6 +68,20 @@ fn the_page_works_in_a_browser() {
     succeeds(Command::new(python).arg(file("page.py")).args([&server.url(), "s3cret", &plain.url()]));
 }
 
+/// Rude clients of many kinds from a few addresses, and an ordinary one from another.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_crowd_neither_fills_the_memory_nor_keeps_others_out() {
+    let Some(python) = python() else {
+        println!("{SKIPPED}");
+        return;
+    };
+    let server = Server::start(&["--patience", "3"]);
+    let pid = server.id().to_string();
+    let args = ["--clients", "100", "--from", "3", "--seconds", "12", "--patience", "3", "--mb", "200"];
+    succeeds(Command::new(python).arg(file("abuse.py")).args([&server.url(), "--pid", &pid]).args(args));
+}
+
 /// nginx with the configuration that the documentation gives, for these replicas.
 struct Nginx {
     child: Child,

@@ -129,6 +129,10 @@ impl Server {
         wait("the server ends", || self.child.try_wait().unwrap())
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }

@@ -192,6 +192,8 @@ fn flags_that_make_no_sense_are_one_line() {
         (&["--max-body", "0"], "--max-body 0"),
         (&["--max-connections", "0"], "--max-connections 0"),
         (&["--max-queued", "0"], "--max-queued 0"),
+        (&["--client-share", "0"], "--client-share 0"),
+        (&["--client-share", "1.5"], "--client-share 1.5"),
         (&["--max-sequences", "0"], "max_sequences"),
         (&["--prefix-mb=-1"], "--prefix-mb -1"),
         (&["--temperature=-1"], "--temperature -1"),
