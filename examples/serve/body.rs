@@ -100,7 +100,7 @@ impl Bodies {
             left = left.saturating_sub(start.elapsed());
         }
         let place = self.places.wait(client, self.patience).await;
-        let place = place.map_err(|refusal| ApiError::crowded(refusal, "long bodies that are read"))?;
+        let place = place.map_err(|refusal| refusal.of("long bodies that are read"))?;
         if !self.in_time(left, take(&mut body, &mut bytes, self.most)).await? {
             return Err(self.too_long());
         }

@@ -1,5 +1,6 @@
 //! What clients share, and how much of it one may take: connections, long bodies, texts that wait.
 
+use crate::error::ApiError;
 use axum::http::HeaderMap;
 use std::{
     collections::HashMap,
@@ -70,6 +71,18 @@ pub(crate) enum Refusal {
     Share,
     /// All are taken.
     Full,
+}
+
+impl Refusal {
+    /// What a client is told who wanted one of `what`.
+    pub(crate) fn of(self, what: &str) -> ApiError {
+        match self {
+            Self::Full => ApiError::overloaded(format!("all {what} are taken: try again later")),
+            Self::Share => ApiError::share(format!(
+                "your share of the {what} is taken: try again when some of yours have ended"
+            )),
+        }
+    }
 }
 
 /// So many places, and who holds them.

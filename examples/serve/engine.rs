@@ -180,7 +180,7 @@ impl Worker {
         let Line { most, share } = self.line;
         let (own, free) = (self.engine.waiting(Some(client.number())), most - self.engine.waiting(None));
         if free > 0 && !share.allows(own, free) {
-            return Err(ApiError::crowded(Refusal::Share, "texts that may wait"));
+            return Err(Refusal::Share.of("texts that may wait"));
         }
         let added = self.engine.add(request.with_client(client.number()));
         added.map_err(|error| ApiError::from_engine(&error))

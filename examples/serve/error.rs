@@ -1,6 +1,6 @@
 //! What a client is told when it gets no answer: OpenAI's shape, `{"error": {"message", "type", "param", "code"}}`.
 
-use crate::{crowd::Refusal, fields::Wrong};
+use crate::fields::Wrong;
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -42,16 +42,9 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message)
     }
 
-    /// Of what all share there is none left for this client.
-    pub(crate) fn crowded(refusal: Refusal, what: &str) -> Self {
-        match refusal {
-            Refusal::Full => Self::overloaded(format!("all {what} are taken: try again later")),
-            Refusal::Share => {
-                let message =
-                    format!("your share of the {what} is taken: try again when some of yours have ended");
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
-            }
-        }
+    /// The client has as much as it may have.
+    pub(crate) fn share(message: impl AsRef<str>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
     }
 
     /// The server is about to end.

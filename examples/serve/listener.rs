@@ -2,7 +2,6 @@
 
 use crate::{
     crowd::{Client, Crowd, Place, Proxies, Refusal, Share},
-    error::ApiError,
     metrics::Metrics,
 };
 use axum::{Router, http::Request, response::IntoResponse};
@@ -119,7 +118,7 @@ impl Door {
         let service = service_fn(move |request: Request<Incoming>| async move {
             // What is not read when a connection is closed makes the answer be lost.
             let _ = Limited::new(request.into_body(), MAX_HEAD).collect().await;
-            let error = ApiError::crowded(refusal, "connections");
+            let error = refusal.of("connections");
             Ok::<_, Infallible>(error.into_response())
         });
         let connection =
