@@ -29,7 +29,7 @@ fn order(engine: &mut Engine) -> Vec<SequenceId> {
 #[test]
 fn clients_take_turns() {
     let mut engine = engine(&model(), EngineOptions::default().with_max_sequences(1));
-    let mut add = |engine: &mut Engine, client| engine.add(request(client, client, 40, 3)).unwrap();
+    let add = |engine: &mut Engine, client| engine.add(request(client, client, 40, 3)).unwrap();
     let a = [(); 4].map(|()| add(&mut engine, 1));
     let b = [(); 2].map(|()| add(&mut engine, 2));
     let c = add(&mut engine, 3);
