@@ -114,9 +114,10 @@ struct HttpArgs {
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_connections: usize,
     /// Share of the free connections, waiting texts and long bodies that one client (an address; of IPv6 its first 64 bits) may take:
-    /// alone it gets this much of all, several get less each. 1: as much as there is
-    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
-    client_share: f64,
+    /// alone it gets this much of all, several get less each. 1: as much as there is [default: 1 where only this machine can ask and
+    /// no proxy is named, else 0.5]
+    #[arg(long, value_name = "SHARE")]
+    client_share: Option<f64>,
     /// Address of a proxy before this server: whom its header X-Forwarded-For names last is the client
     #[arg(long, value_name = "ADDRESS")]
     proxy: Vec<IpAddr>,
@@ -140,11 +141,14 @@ impl HttpArgs {
         if self.max_queued == 0 {
             bail!("--max-queued 0 refuses everything, for what begins waits first: give at least 1");
         }
-        if !(0.01..=1.0).contains(&self.client_share) {
-            bail!("--client-share {} must be 0.01 to 1", self.client_share);
+        // Whoever asks from this machine is one's own, and has one address.
+        let alone = self.host.is_loopback() && self.proxy.is_empty();
+        let share = self.client_share.unwrap_or(if alone { 1.0 } else { 0.5 });
+        if !(0.01..=1.0).contains(&share) {
+            bail!("--client-share {share} must be 0.01 to 1");
         }
         Ok(Limits {
-            share: Share(self.client_share),
+            share: Share(share),
             proxies: Proxies(self.proxy.clone()),
             connections: self.max_connections,
             patience: seconds("patience", self.patience, 0.1)?,

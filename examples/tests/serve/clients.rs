@@ -82,7 +82,7 @@ fn who_goes_away_is_not_written_for() {
 #[test]
 fn slow_clients_hold_nobody_up_and_are_dropped() {
     // Here all of them are one client.
-    let server = Server::start(&["--patience", "3", "--client-share", "1"]);
+    let server = Server::start(&["--patience", "3"]);
     let start = Instant::now();
     let half_head = &b"POST /v1/completions HTTP/1.1\r\nHost: "[..];
     let half_body = post(&tale("The king", 5, 1));
@@ -116,7 +116,7 @@ fn slow_clients_hold_nobody_up_and_are_dropped() {
 /// More connections than there are places for: the slow ones make room.
 #[test]
 fn places_are_free_again_when_patience_ends() {
-    let server = Server::start(&["--patience", "1", "--max-connections", "4", "--client-share", "1"]);
+    let server = Server::start(&["--patience", "1", "--max-connections", "4"]);
     let slow: Vec<_> = (0..12).map(|_| server.connect()).collect();
     is_well(&server);
     drop(slow);
@@ -125,7 +125,7 @@ fn places_are_free_again_when_patience_ends() {
 /// What it is sent waits where the client does not read, and no text is written for one that never will.
 #[test]
 fn who_does_not_read_is_dropped() {
-    let server = Server::start(&["--patience", "1", "--client-share", "1"]);
+    let server = Server::start(&["--patience", "1"]);
     let mut deaf = Vec::new();
     for seed in 0..4 {
         let mut body = json!({ "prompt": "The king", "max_tokens": 800, "seed": seed, "stream": true, "n": 8,
@@ -142,7 +142,7 @@ fn who_does_not_read_is_dropped() {
 
 #[test]
 fn more_than_may_wait_is_refused_and_the_rest_is_answered() {
-    let server = Server::start(&["--max-sequences", "2", "--max-queued", "2", "--client-share", "1"]);
+    let server = Server::start(&["--max-sequences", "2", "--max-queued", "2"]);
     let body = json!({ "prompt": "The king", "max_tokens": 60, "seed": 1, "ignored": null });
     let replies: Vec<_> = std::thread::scope(|scope| {
         let ask = |_| scope.spawn(|| server.post("/v1/completions", &body));

@@ -43,7 +43,7 @@ fn has_its_share(reply: &Reply, of: &str) {
 
 #[test]
 fn one_address_cannot_take_all_connections() {
-    let server = Server::start(&["--max-connections", "9", "--patience", "30"]);
+    let server = Server::start(&["--client-share", "0.5", "--max-connections", "9", "--patience", "30"]);
     let start = Instant::now();
     // Five of nine get in: the fifth finds fewer of its own than are free.
     let silent: Vec<_> = (0..20).map(|_| connect(&server, 2)).collect();
@@ -120,7 +120,7 @@ fn a_proxy_names_whom_it_asks_for() {
 /// Long bodies that do not come hold no others up.
 #[test]
 fn one_address_cannot_take_all_long_bodies() {
-    let server = Server::start(&["--patience", "5"]);
+    let server = Server::start(&["--client-share", "0.5", "--patience", "5"]);
     let body = json!({ "prompt": vec![5; 20_000], "max_tokens": 2 });
     let whole = request("POST", "/v1/completions", &[JSON], &body.to_string());
     let half: Vec<_> = (0..6)
@@ -147,7 +147,7 @@ fn one_address_cannot_take_all_long_bodies() {
 /// A text that is far too long is refused by its beginning: it takes 200 times its bytes while it becomes tokens.
 #[test]
 fn what_is_far_too_long_takes_no_memory() {
-    let server = Server::start(&["--max-body", "8"]);
+    let server = Server::start(&["--client-share", "0.5", "--max-body", "8"]);
     server.text(&tale("The king", 3, 1));
     let before = server.resident_bytes();
     for _ in 0..3 {

@@ -76,7 +76,7 @@ fn a_crowd_neither_fills_the_memory_nor_keeps_others_out() {
         println!("{SKIPPED}");
         return;
     };
-    let server = Server::start(&["--patience", "3"]);
+    let server = Server::start(&["--patience", "3", "--client-share", "0.5"]);
     let pid = server.id().to_string();
     let args = ["--clients", "100", "--from", "3", "--seconds", "12", "--patience", "3", "--mb", "200"];
     succeeds(Command::new(python).arg(file("abuse.py")).args([&server.url(), "--pid", &pid]).args(args));
