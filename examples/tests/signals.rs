@@ -131,7 +131,8 @@ fn what_takes_long_ends_at_once_and_leaves_what_was_there() {
 fn a_batch_goes_on_where_a_signal_ended_it() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
-    let lines: String = (0..60)
+    // More than the fastest machine writes in the time of all signals.
+    let lines: String = (0..2000)
         .map(|i| format!("{{\"id\": {i}, \"prompt\": \"The king\", \"max_tokens\": 200}}\n"))
         .collect();
     fs::write(at("in.jsonl"), lines).unwrap();
