@@ -66,7 +66,16 @@ fn one_address_cannot_take_all_connections() {
 /// Long texts of one client hold all places and its share of the queue: another one's is written meanwhile.
 #[test]
 fn who_asks_for_much_waits_behind_itself() {
-    let server = Server::slow(&["--threads", "1", "--max-sequences", "2", "--max-queued", "4"]);
+    let server = Server::slow(&[
+        "--threads",
+        "1",
+        "--max-sequences",
+        "2",
+        "--max-queued",
+        "4",
+        "--client-share",
+        "0.5",
+    ]);
     let wanted = server.text(&tale("The wolf", 5, 1));
     let long = |seed: u64| json!({ "prompt": "The king", "max_tokens": 900, "seed": seed, "temperature": 1.3, "stream": true });
     let waiting = |n: usize| {
