@@ -1,9 +1,9 @@
 //! Several clients: none can take the places of others, however much it asks for.
 
-use crate::parts::{Draw, Outcome, drain, engine, model, note, run};
+use crate::parts::{Draw, Outcome, drain, engine, model, note, order, run};
 use candle_sparse_models::{
     KvConfig, KvDType,
-    engine::{Engine, EngineOptions, EventKind, Request, SequenceId},
+    engine::{Engine, EngineOptions, Request, SequenceId},
     sampling::Sampling,
 };
 use std::collections::HashMap;
@@ -11,19 +11,6 @@ use std::collections::HashMap;
 fn request(client: u64, seed: u64, prompt: usize, tokens: usize) -> Request {
     let sampling = Sampling::default().with_temperature(0.8).with_seed(seed);
     Request::new(Draw(seed).ids(prompt)).with_sampling(sampling).with_max_tokens(tokens).with_client(client)
-}
-
-/// The order in which sequences wrote their first token.
-fn order(engine: &mut Engine) -> Vec<SequenceId> {
-    let mut first = Vec::new();
-    while !engine.is_idle() {
-        for event in engine.step() {
-            if matches!(event.kind, EventKind::Token { .. }) && !first.contains(&event.id) {
-                first.push(event.id);
-            }
-        }
-    }
-    first
 }
 
 #[test]

@@ -184,3 +184,16 @@ pub(crate) fn alone(case: &Case, requests: &[Request]) -> Vec<Outcome> {
 pub(crate) fn written(outcomes: &[Outcome]) -> Vec<(&[u32], &str, &[u32], FinishReason)> {
     outcomes.iter().map(|o| (&*o.ids, &*o.text, &*o.logprobs, o.reason())).collect()
 }
+
+/// The order in which sequences wrote their first token.
+pub(crate) fn order(engine: &mut Engine) -> Vec<SequenceId> {
+    let mut first = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step() {
+            if matches!(event.kind, EventKind::Token { .. }) && !first.contains(&event.id) {
+                first.push(event.id);
+            }
+        }
+    }
+    first
+}

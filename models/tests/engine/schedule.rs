@@ -1,6 +1,6 @@
 //! Whose turn it is, and what becomes of those that wait.
 
-use crate::parts::{Draw, Outcome, drain, engine, model, note, run, tiered};
+use crate::parts::{Draw, Outcome, drain, engine, model, note, order, run, tiered};
 use candle_sparse_models::{
     Error, KvConfig, KvDType,
     engine::{EngineOptions, EventKind, FinishReason, Request, SequenceId},
@@ -13,19 +13,6 @@ use std::{
 
 fn request(seed: u64, prompt: usize, tokens: usize) -> Request {
     Request::new(Draw(seed).ids(prompt)).with_sampling(Sampling::greedy()).with_max_tokens(tokens)
-}
-
-/// The order in which sequences wrote their first token.
-fn order(engine: &mut candle_sparse_models::engine::Engine) -> Vec<SequenceId> {
-    let mut first = Vec::new();
-    while !engine.is_idle() {
-        for event in engine.step() {
-            if matches!(event.kind, EventKind::Token { .. }) && !first.contains(&event.id) {
-                first.push(event.id);
-            }
-        }
-    }
-    first
 }
 
 #[test]
