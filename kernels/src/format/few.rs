@@ -17,7 +17,10 @@ use super::{
         sums_of_blocks,
     },
 };
-use crate::isa::{Isa, Kernel};
+use crate::{
+    isa::{Isa, Kernel},
+    kernel::matmul::ask,
+};
 use candle_sparse_core::ActivationGroup;
 use core::marker::PhantomData;
 
@@ -85,10 +88,11 @@ impl<T: Block<N>, const N: usize> Kernel for Few<'_, '_, T, N> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { rows, columns, y } = self;
-        for r in 0..y.first().map_or(0, |y| y.len()) {
+        let count = y.first().map_or(0, |y| y.len());
+        for r in 0..count {
             let mut acc = [[0.0; 16]; MOST];
             let acc = &mut acc[..y.len()];
-            add_row::<I, T, N>(isa, acc, rows.row(r), columns);
+            add_row::<I, T, N>(isa, acc, [rows.row(r), rows.after(r, count)], columns);
             for (acc, y) in acc.iter().zip(y.iter_mut()) {
                 let mut sums = [isa.load(acc, 0); 4];
                 for q in 1..16 / I::LANES {
@@ -100,12 +104,12 @@ impl<T: Block<N>, const N: usize> Kernel for Few<'_, '_, T, N> {
     }
 }
 
-/// `acc[c] += w · x[c]` for a row, a number for each class.
+/// `acc[c] += w · x[c]` for a row, a number for each class; asks for a row to come meanwhile.
 #[inline(always)]
 fn add_row<I: Isa, T: Block<N>, const N: usize>(
     isa: I,
     acc: &mut [[f32; 16]],
-    w: &[T],
+    [w, ahead]: [&[T]; 2],
     columns: Columns<'_>,
 ) {
     let Columns { x, numbers, per_column } = columns;
@@ -114,6 +118,7 @@ fn add_row<I: Isa, T: Block<N>, const N: usize>(
     let rest = chunks.remainder();
     let whole = (units.len() - rest.len()) * T::GROUPS;
     for (k, w) in chunks.enumerate() {
+        ask(ahead, k * size_of_val(w), size_of_val(w));
         let w = Chunk::of::<T, N>(isa, w);
         for (c, acc) in acc.iter_mut().enumerate() {
             let Some(x) = x[c * per_column + 4 * k..].first_chunk() else { return };

@@ -35,8 +35,8 @@ macro_rules! float {
             }
 
             #[inline(always)]
-            fn dot<I: Isa, const AHEAD: bool>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
-                dot::<I, $t, AHEAD>(isa, row, x, ahead)
+            fn dot<I: Isa>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
+                dot::<I, $t>(isa, row, x, ahead)
             }
 
             #[inline(always)]
@@ -100,13 +100,11 @@ macro_rules! float {
 
 /// One row times one column.
 #[inline(always)]
-fn dot<I: Isa, T: Units, const AHEAD: bool>(isa: I, w: &[T], x: &[f32], ahead: &[T]) -> f32 {
+fn dot<I: Isa, T: Units>(isa: I, w: &[T], x: &[f32], ahead: &[T]) -> f32 {
     let mut acc = [isa.splat(0.0); 8];
     let (ws, (xs, x_rest)) = (T::vectors(w), x.as_chunks::<32>());
     for (k, (w, x)) in ws.iter().zip(xs).enumerate() {
-        if AHEAD {
-            ask(ahead, k * size_of_val(w), size_of_val(w));
-        }
+        ask(ahead, k * size_of_val(w), size_of_val(w));
         add_unit::<I, T>(isa, &mut acc, w, x);
     }
     if !x_rest.is_empty() {

@@ -54,7 +54,7 @@ pub(crate) struct RowsOf<'a, T> {
     stride: usize,
 }
 
-impl<'a, T> RowsOf<'a, T> {
+impl<'a, T: Copy> RowsOf<'a, T> {
     #[inline(always)]
     pub(crate) fn row(self, r: usize) -> &'a [T] {
         &self.elements[r * self.stride..r * self.stride + self.len]
@@ -81,7 +81,14 @@ impl<'a, T> RowsOf<'a, T> {
         self.len * size_of::<T>()
     }
 
-    /// How many rows before its use a gathered row is to be asked for.
+    /// The row to ask for while row `r` of `count` is read in order. Hardware that prefetches by itself gives an Intel core
+    /// three quarters of what it could read (`benches/record/2026-11-29-xeon.md`).
+    #[inline(always)]
+    pub(crate) fn after(self, r: usize, count: usize) -> &'a [T] {
+        self.row((r + self.ahead()).min(count - 1))
+    }
+
+    /// How many rows before its use a row is to be asked for.
     #[inline(always)]
     pub(crate) fn ahead(self) -> usize {
         // Between what was too little for rows of Q4_0 (2 KiB) and too much for rows of F16 (16 KiB) on Zen 5.

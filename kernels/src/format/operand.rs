@@ -11,8 +11,8 @@ pub(crate) trait Operand: Copy {
 
     /// Columns in the form that this format is multiplied with.
     fn columns(x: Columns<'_>) -> &[Self::Column];
-    /// One row times one column; if `AHEAD`, asks for another row meanwhile.
-    fn dot<I: Isa, const AHEAD: bool>(isa: I, row: &[Self], x: &[Self::Column], ahead: &[Self]) -> f32;
+    /// One row times one column; asks for a row to come meanwhile.
+    fn dot<I: Isa>(isa: I, row: &[Self], x: &[Self::Column], ahead: &[Self]) -> f32;
     /// All rows times several columns, with the bits of [`Self::dot`].
     fn matmul<I: Isa>(isa: I, rows: RowsOf<'_, Self>, x: &[Self::Column], y: &mut [&mut [f32]]);
 }

@@ -79,10 +79,11 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
     }
     if y.len() <= FEW {
         // Row after row, as one column is: what is read in order costs less than what is unpacked once.
-        for r in 0..y.first().map_or(0, |y| y.len()) {
-            let row = rows.row(r);
+        let count = y.first().map_or(0, |y| y.len());
+        for r in 0..count {
+            let (row, ahead) = (rows.row(r), rows.after(r, count));
             for (x, y) in x.chunks_exact(per_column).zip(y.iter_mut()) {
-                y[r] = dot::<I, T, N, false>(isa, row, x, row);
+                y[r] = dot::<I, T, N>(isa, row, x, ahead);
             }
         }
         return;

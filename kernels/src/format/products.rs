@@ -163,13 +163,8 @@ macro_rules! operand {
             }
 
             #[inline(always)]
-            fn dot<I: Isa, const AHEAD: bool>(
-                isa: I,
-                row: &[Self],
-                x: &[ActivationGroup],
-                ahead: &[Self],
-            ) -> f32 {
-                $crate::format::products::dot::<I, $t, $n, AHEAD>(isa, row, x, ahead)
+            fn dot<I: Isa>(isa: I, row: &[Self], x: &[ActivationGroup], ahead: &[Self]) -> f32 {
+                $crate::format::products::dot::<I, $t, $n>(isa, row, x, ahead)
             }
 
             #[inline(always)]
@@ -187,7 +182,7 @@ macro_rules! operand {
 
 /// One row times one column.
 #[inline(always)]
-pub(super) fn dot<I: Isa, T: Block<N>, const N: usize, const AHEAD: bool>(
+pub(super) fn dot<I: Isa, T: Block<N>, const N: usize>(
     isa: I,
     w: &[T],
     x: &[ActivationGroup],
@@ -200,9 +195,7 @@ pub(super) fn dot<I: Isa, T: Block<N>, const N: usize, const AHEAD: bool>(
     let rest = chunks.remainder();
     let whole = units.len() - rest.len();
     for (k, (w, x)) in chunks.zip(x.as_chunks::<4>().0).enumerate() {
-        if AHEAD {
-            ask(ahead, k * size_of_val(w), size_of_val(w));
-        }
+        ask(ahead, k * size_of_val(w), size_of_val(w));
         add_chunk(isa, &mut acc, w, x);
     }
     let x_rest = &x[whole * T::GROUPS..];

@@ -29,9 +29,9 @@ impl RowsKernel for Matvec<'_> {
         if self.y.is_empty() {
             return;
         }
-        let x = T::columns(self.x);
-        for (y, row) in self.y.iter_mut().zip(rows.from(0)) {
-            *y = T::dot::<I, false>(isa, row, x, row);
+        let (x, count) = (T::columns(self.x), self.y.len());
+        for (r, (y, row)) in self.y.iter_mut().zip(rows.from(0)).enumerate() {
+            *y = T::dot(isa, row, x, rows.after(r, count));
         }
     }
 }

@@ -38,7 +38,7 @@ impl RowsKernel for MatvecRows<'_> {
         let (x, distance) = (T::columns(self.x), w.ahead());
         let at = |i: usize| w.row(self.rows[i.min(last)] as usize);
         for (i, y) in self.y.iter_mut().enumerate() {
-            *y = T::dot::<I, true>(isa, at(i), x, at(i + distance));
+            *y = T::dot(isa, at(i), x, at(i + distance));
         }
     }
 }
@@ -74,7 +74,7 @@ impl RowsKernel for SparseFfn<'_> {
             for i in first..n.min(first + TOGETHER) {
                 // One call for both rows: the code of a product is long.
                 for back in (1..rows_per_neuron).rev() {
-                    let product = T::dot::<I, true>(isa, at(i, back), x, at(i + distance, back));
+                    let product = T::dot(isa, at(i, back), x, at(i + distance, back));
                     if back == 2 {
                         gate[i] = product;
                     } else {
