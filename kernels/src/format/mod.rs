@@ -72,6 +72,11 @@ impl<'a, T: Copy> RowsOf<'a, T> {
     }
 
     #[inline(always)]
+    pub(crate) fn elements(self) -> &'a [T] {
+        self.elements
+    }
+
+    #[inline(always)]
     pub(crate) fn stride(self) -> usize {
         self.stride
     }

@@ -53,7 +53,8 @@ pub(crate) fn by_units<I: Isa, T: Units + Element, const IN_STEP: bool>(
         }
     }
     // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again.
-    if sums.y.len() > FEW * I::COLUMNS_T {
+    let as_units = rows.stride().is_multiple_of(size_of::<T::Vectors>() / size_of::<T>());
+    if sums.y.len() > FEW * I::COLUMNS_T || !as_units {
         by_elements(isa, rows, sums);
     } else if IN_STEP && !sums.ahead.is_nothing() {
         units::<I, T, true>(isa, rows, sums);
@@ -166,11 +167,14 @@ fn tile<I: Isa, const C: usize, const U: usize>(
     }
 }
 
-/// All whole units, each for all results.
+/// All whole units, each for all results. Rows begin at a unit.
 #[inline(always)]
 fn units<I: Isa, T: Units, const AHEAD: bool>(isa: I, rows: RowsOf<'_, T>, sums: MatmulT<'_, '_>) {
     let MatmulT { cols, a, y, ahead } = sums;
+    let per_row = rows.stride() * size_of::<T>() / size_of::<T::Vectors>();
     for k in 0..cols / BLOCK_LEN {
+        // A list of units: to look for the bounds of each row would take as long as what is done with it.
+        let units = || T::vectors(rows.elements())[k..].iter().step_by(per_row);
         let mut ahead = ahead.after(k * a[0].len());
         let mut c = 0;
         while c < y.len() {
@@ -178,11 +182,11 @@ fn units<I: Isa, T: Units, const AHEAD: bool>(isa: I, rows: RowsOf<'_, T>, sums:
             let width = if I::COLUMNS_T == 8 && left >= 8 { 8 } else { left.min(4.min(I::COLUMNS_T)) };
             let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
             match width {
-                8 if I::COLUMNS_T >= 8 => unit::<I, T, 8, AHEAD>(isa, rows, a, y, k, ahead),
-                4 if I::COLUMNS_T >= 4 => unit::<I, T, 4, AHEAD>(isa, rows, a, y, k, ahead),
-                3 if I::COLUMNS_T >= 3 => unit::<I, T, 3, AHEAD>(isa, rows, a, y, k, ahead),
-                2 => unit::<I, T, 2, AHEAD>(isa, rows, a, y, k, ahead),
-                _ => unit::<I, T, 1, AHEAD>(isa, rows, a, y, k, ahead),
+                8 if I::COLUMNS_T >= 8 => unit::<I, T, 8, AHEAD>(isa, units(), a, y, k, ahead),
+                4 if I::COLUMNS_T >= 4 => unit::<I, T, 4, AHEAD>(isa, units(), a, y, k, ahead),
+                3 if I::COLUMNS_T >= 3 => unit::<I, T, 3, AHEAD>(isa, units(), a, y, k, ahead),
+                2 => unit::<I, T, 2, AHEAD>(isa, units(), a, y, k, ahead),
+                _ => unit::<I, T, 1, AHEAD>(isa, units(), a, y, k, ahead),
             }
             // Once is enough.
             ahead = Ahead::NOTHING;
@@ -194,11 +198,11 @@ fn units<I: Isa, T: Units, const AHEAD: bool>(isa: I, rows: RowsOf<'_, T>, sums:
 /// Rows whose weights are copied together: to ask for the bounds of many columns in each row takes as long as the products.
 const ROWS: usize = 16;
 
-/// Unit `k` of `C` results.
+/// Unit `k` of `C` results: what that unit of each row adds to them.
 #[inline(always)]
-fn unit<I: Isa, T: Units, const C: usize, const AHEAD: bool>(
+fn unit<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize, const AHEAD: bool>(
     isa: I,
-    rows: RowsOf<'_, T>,
+    mut units: impl Iterator<Item = &'a T::Vectors>,
     a: &[&[f32]],
     y: &mut [&mut [f32]],
     k: usize,
@@ -212,37 +216,26 @@ fn unit<I: Isa, T: Units, const C: usize, const AHEAD: bool>(
             acc[c][i] = isa.load(block, i);
         }
     }
-    if C <= 2 {
-        for (r, row) in rows.from(0).enumerate() {
-            if AHEAD {
-                ahead.row(r);
+    for start in (0..a[0].len()).step_by(ROWS) {
+        let n = ROWS.min(a[0].len() - start);
+        let mut weights = Lines([[0.0; ROWS]; C]);
+        for c in 0..C {
+            let a = &a[c][start..start + n];
+            match a.first_chunk() {
+                Some(a) => weights.0[c] = *a,
+                None => weights.0[c][..n].copy_from_slice(a),
             }
-            let mut weights = [0.0; C];
-            for c in 0..C {
-                weights[c] = a[c][r];
-            }
-            add_unit::<I, T, C>(isa, &T::vectors(row)[k], weights, &mut acc);
         }
-    } else {
-        for start in (0..a[0].len()).step_by(ROWS) {
-            let mut weights = Lines([[0.0; ROWS]; C]);
-            for c in 0..C {
-                let a = &a[c][start..];
-                if a.len() >= ROWS {
-                    weights.0[c].copy_from_slice(&a[..ROWS]);
-                } else {
-                    weights.0[c][..a.len()].copy_from_slice(a);
-                }
+        // The numbers come first: a unit that finds none would be lost.
+        for (r, unit) in (0..n).zip(&mut units) {
+            if AHEAD {
+                ahead.row(start + r);
             }
-            for (r, row) in rows.from(start).take(ROWS).enumerate() {
-                if AHEAD {
-                    ahead.row(start + r);
-                }
-                let mut of_row = [0.0; C];
+            for i in 0..32 / I::LANES {
+                let v = T::value(isa, unit, i);
                 for c in 0..C {
-                    of_row[c] = weights.0[c][r];
+                    acc[c][i] = isa.mul_add(isa.splat(weights.0[c][r]), v, acc[c][i]);
                 }
-                add_unit::<I, T, C>(isa, &T::vectors(row)[k], of_row, &mut acc);
             }
         }
     }
@@ -250,22 +243,6 @@ fn unit<I: Isa, T: Units, const C: usize, const AHEAD: bool>(
         let block = &mut y[c].as_chunks_mut::<BLOCK_LEN>().0[k];
         for i in 0..32 / I::LANES {
             isa.store(acc[c][i], block, i);
-        }
-    }
-}
-
-/// `acc[c] += weights[c] · unit`.
-#[inline(always)]
-fn add_unit<I: Isa, T: Units, const C: usize>(
-    isa: I,
-    unit: &T::Vectors,
-    weights: [f32; C],
-    acc: &mut [[I::V; 8]; C],
-) {
-    for i in 0..32 / I::LANES {
-        let v = T::value(isa, unit, i);
-        for c in 0..C {
-            acc[c][i] = isa.mul_add(isa.splat(weights[c]), v, acc[c][i]);
         }
     }
 }

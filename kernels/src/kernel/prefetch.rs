@@ -40,10 +40,19 @@ impl<'a> Ahead<'a> {
     #[inline(always)]
     pub(crate) fn row(self, r: usize) {
         let first = (self.done + r) * self.lines;
-        for line in first..first + self.lines {
+        let mut ask = |line: usize| {
             if line * LINE < self.bytes.len() {
                 prefetch(self.bytes, line * LINE);
             }
+        };
+        // Most pages have a line or two for each row: a loop would cost more than what it asks for.
+        match self.lines {
+            1 => ask(first),
+            2 => {
+                ask(first);
+                ask(first + 1);
+            }
+            lines => (first..first + lines).for_each(ask),
         }
     }
 
