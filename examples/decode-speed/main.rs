@@ -240,7 +240,7 @@ fn measure(cli: &Cli, threads: Threads) -> Result<()> {
     let mut engines = load(cli, threads)?;
     let memory = [process_bytes("VmHWM").unwrap_or(0), process_bytes("VmRSS").unwrap_or(0)];
     let mut probe = probe::Probe::new(threads)?;
-    let before = probe.gb_per_s();
+    let before = probe.gb_per_s()?;
     let mut times = vec![Times::default(); engines.len()];
     if cli.prefill > 0 {
         // Several rounds in turn: one long call each would not notice a machine that changes its speed.
@@ -264,7 +264,7 @@ fn measure(cli: &Cli, threads: Threads) -> Result<()> {
             times.decode.push(start.elapsed().as_secs_f64());
         }
         if step % 4 == 3 {
-            bandwidth.push(probe.gb_per_s());
+            bandwidth.push(probe.gb_per_s()?);
         }
     }
     let rows: Vec<_> =

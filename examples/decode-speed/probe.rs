@@ -2,18 +2,16 @@
 
 use anyhow::Result;
 use candle_sparse::{Threads, buffer::Buffer};
-use candle_sparse_core::KernelSet;
+use candle_sparse_core::{Columns, KernelSet, Matrix, Rows};
 use candle_sparse_kernels::Kernels;
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
-use std::{
-    sync::atomic::{AtomicU32, Ordering},
-    time::Instant,
-};
+use std::time::Instant;
 
 /// Far more than any cache.
 const BYTES: usize = 1 << 30;
-/// Elements of a task, so many that handing it over does not count.
-const CHUNK: usize = 256 * 1024;
+/// Elements of a row, and rows of a task: so many that handing it over does not count.
+const ROW: usize = 4096;
+const ROWS: usize = 64;
 
 /// A buffer that is read over and over.
 pub(crate) struct Probe {
@@ -32,17 +30,19 @@ impl Probe {
     }
 
     /// One pass over the buffer on all threads, in 10⁹ bytes per second.
-    pub(crate) fn gb_per_s(&mut self) -> f64 {
+    pub(crate) fn gb_per_s(&mut self) -> Result<f64> {
         let words: &[f32] = bytemuck::cast_slice(self.buffer.bytes());
-        // Keeps the sums alive.
-        let sink = AtomicU32::new(0);
+        let x = [1.0; ROW];
         let start = Instant::now();
+        // As a decode step reads its weights: rows times one column, asked for ahead.
         self.threads.install(|| {
-            words.par_chunks(CHUNK).for_each(|c| {
-                sink.fetch_xor(self.kernels.dot(c, c).to_bits(), Ordering::Relaxed);
-            });
-        });
-        std::hint::black_box(sink.load(Ordering::Relaxed));
-        BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+            words.par_chunks_exact(ROWS * ROW).try_for_each(|words| {
+                let (w, mut y) = (Matrix::new(ROWS, ROW, Rows::F32(words))?, [0.0; ROWS]);
+                self.kernels.matmul(w, Columns::F32(&x), &mut [&mut y]);
+                std::hint::black_box(&y);
+                Ok::<(), candle_sparse_core::Error>(())
+            })
+        })?;
+        Ok(BYTES as f64 / start.elapsed().as_secs_f64() / 1e9)
     }
 }

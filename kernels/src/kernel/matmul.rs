@@ -1,7 +1,7 @@
 //! Rows of a matrix times one column, or several.
 //!
 //! One column is bound by memory: rows are read strictly one after the other, because interleaved streams lose the hardware
-//! prefetcher (quantised rows fell to a third of the bandwidth). Several columns share what is read and unpacked
+//! prefetcher (quantised rows fell to a third of the bandwidth), and rows to come are asked for meanwhile. Several columns share what is read and unpacked
 //! (`format/panel.rs`, `format/floats.rs`). A value does not depend on which rows and columns are computed together, nor on how
 //! many: sparse and dense, and batches of every width, give the same bits.
 //!
