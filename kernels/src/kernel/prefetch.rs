@@ -40,7 +40,7 @@ impl<'a> Ahead<'a> {
     #[inline(always)]
     pub(crate) fn row(self, r: usize) {
         let first = (self.done + r) * self.lines;
-        let mut ask = |line: usize| {
+        let ask = |line: usize| {
             if line * LINE < self.bytes.len() {
                 prefetch(self.bytes, line * LINE);
             }
