@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::{sync::Notify, time::timeout};
 
-/// Who asks, as far as an address tells.
+/// Who asks, as far as an address or a key tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Client(u64);
 
@@ -21,6 +21,11 @@ impl Client {
             // A customer of a provider has all addresses that begin alike so far. The first bit keeps them apart from those above.
             IpAddr::V6(address) => Self((address.to_bits() >> 64) as u64 | 1 << 63),
         }
+    }
+
+    /// Who has the `i`-th of several keys, from whatever address. The second bit keeps them apart from addresses.
+    pub(crate) fn of_key(i: usize) -> Self {
+        Self(1 << 62 | i as u64)
     }
 
     /// As the engine knows it.

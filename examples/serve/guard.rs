@@ -1,6 +1,6 @@
 //! Who may ask, and what is counted of all who do.
 
-use crate::{error::ApiError, routes::App};
+use crate::{crowd::Client, error::ApiError, routes::App};
 use anyhow::{Result, bail};
 use axum::{
     extract::{Request, State},
@@ -11,48 +11,61 @@ use axum::{
 use std::{fmt, sync::Arc};
 use subtle::ConstantTimeEq;
 
-/// The environment variable with the key that clients must send.
+/// The environment variable with the key that clients must send, or with several of them, commas between.
 pub(crate) const KEY: &str = "CANDLE_SPARSE_API_KEY";
 
-/// The key that clients must send. It is never shown.
-pub(crate) struct Key(Vec<u8>);
+/// The keys of which clients must send one. They are never shown.
+pub(crate) struct Keys(Vec<Vec<u8>>);
 
-impl fmt::Debug for Key {
+impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key")
+        f.write_str("Keys")
     }
 }
 
-impl Key {
-    /// That of the environment, if there is one.
+impl Keys {
+    /// Those of the environment, if there are any.
     pub(crate) fn from_env() -> Result<Option<Self>> {
-        let Some(key) = std::env::var_os(KEY) else { return Ok(None) };
-        let is_visible = |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
-        match key.to_str().filter(is_visible) {
-            Some(key) => Ok(Some(Self(key.into()))),
-            None => bail!("{KEY} must be letters, digits and signs without blanks; unset, anybody may ask"),
+        let Some(keys) = std::env::var_os(KEY) else { return Ok(None) };
+        let keys: Vec<&str> = keys.to_str().unwrap_or_default().split(',').collect();
+        if keys.iter().any(|key| key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+            bail!(
+                "{KEY} must be letters, digits and signs without blanks, of several keys with commas between; unset, anybody may ask"
+            );
         }
+        Ok(Some(Self(keys.into_iter().map(Into::into).collect())))
     }
 
-    /// Whether a header has it. How long that takes says nothing of the key but its length.
-    fn is_in(&self, header: &HeaderValue) -> bool {
-        let Some((scheme, key)) = header.as_bytes().split_at_checked(7) else { return false };
-        scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(self.0.ct_eq(key))
+    /// Which of them a header has. How long that takes says nothing of a key but its length: all are compared.
+    fn find(&self, header: &HeaderValue) -> Option<usize> {
+        let (scheme, given) = header.as_bytes().split_at_checked(7)?;
+        let which =
+            |found, (i, key): (usize, &Vec<u8>)| if bool::from(key.ct_eq(given)) { Some(i) } else { found };
+        self.0.iter().enumerate().fold(None, which).filter(|_| scheme.eq_ignore_ascii_case(b"bearer "))
+    }
+
+    /// Who sent a key, where there are several to tell apart.
+    fn client(&self, key: usize) -> Option<Client> {
+        (self.0.len() > 1).then(|| Client::of_key(key))
     }
 }
 
 /// Lets through who may ask.
 pub(crate) async fn check(
     State(app): State<Arc<App>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    match (&app.key, request.headers().get(header::AUTHORIZATION)) {
+    match (&app.keys, request.headers().get(header::AUTHORIZATION)) {
         (Some(_), None) => {
             return Err(ApiError::key("no API key: send the header Authorization: Bearer KEY"));
         }
-        (Some(key), Some(given)) if !key.is_in(given) => return Err(ApiError::key("the API key is wrong")),
-        (Some(_), Some(_)) => {}
+        (Some(keys), Some(given)) => {
+            let key = keys.find(given).ok_or_else(|| ApiError::key("the API key is wrong"))?;
+            if let Some(client) = keys.client(key) {
+                request.extensions_mut().insert(client);
+            }
+        }
         (None, _) => check_origin(request.headers())?,
     }
     Ok(next.run(request).await)

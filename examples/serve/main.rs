@@ -44,7 +44,7 @@ use cli::output;
 use crowd::{Proxies, Share};
 use engine::{Handle, Line};
 use engine_args::EngineArgs;
-use guard::Key;
+use guard::Keys;
 use listener::Limits;
 use metrics::Metrics;
 use model::ModelArgs;
@@ -91,7 +91,8 @@ struct Cli {
     quiet: bool,
 }
 
-/// Where and whom the server answers. Clients must send the key in CANDLE_SPARSE_API_KEY, where that is set.
+/// Where and whom the server answers. Where CANDLE_SPARSE_API_KEY is set clients must send that key, or one of several that are
+/// written there with commas between
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Server")]
 struct HttpArgs {
@@ -113,7 +114,7 @@ struct HttpArgs {
     /// Connections at a time at most
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_connections: usize,
-    /// Share of the free connections, waiting texts and long bodies that one client (an address; of IPv6 its first 64 bits) may take:
+    /// Share of the free connections, waiting texts and long bodies that one client (an address, of IPv6 its first 64 bits; or a key of several) may take:
     /// alone it gets this much of all, several get less each. 1: as much as there is [default: 1 where only this machine can ask and
     /// no proxy is named, else 0.5]
     #[arg(long, value_name = "SHARE")]
@@ -174,7 +175,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     // All that can be said before anything is loaded.
-    let (limits, max_body, key) = (cli.http.limits()?, cli.http.max_body()?, Key::from_env()?);
+    let (limits, max_body, keys) = (cli.http.limits()?, cli.http.max_body()?, Keys::from_env()?);
     cli.sampling.check()?;
     let files = files(cli)?;
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -182,7 +183,7 @@ fn run(cli: &Cli) -> Result<()> {
     let address = SocketAddr::new(cli.http.host, cli.http.port);
     let listener = runtime.block_on(TcpListener::bind(address));
     let listener = listener.with_context(|| format!("cannot listen on {address}"))?;
-    if key.is_none() && !cli.http.host.is_loopback() {
+    if keys.is_none() && !cli.http.host.is_loopback() {
         output::note(format_args!(
             "anybody who reaches {} may ask: set {} to ask for a key",
             cli.http.host,
@@ -201,7 +202,7 @@ fn run(cli: &Cli) -> Result<()> {
         asker,
         engine,
         name,
-        key,
+        keys,
         most_texts: line.share.of(line.most),
         bodies: Bodies::new(max_body, limits.share, limits.patience)?,
         proxies: limits.proxies.clone(),

@@ -41,7 +41,7 @@ pub(crate) struct App {
     pub(crate) engine: Handle,
     /// What clients call the model.
     pub(crate) name: String,
-    pub(crate) key: Option<guard::Key>,
+    pub(crate) keys: Option<guard::Keys>,
     /// Texts that a request may ask for at most: more would never be taken.
     pub(crate) most_texts: usize,
     pub(crate) bodies: Bodies,
@@ -90,7 +90,8 @@ async fn complete(
     request: Request,
     kind: Kind,
 ) -> Result<Response, ApiError> {
-    let client = app.proxies.client(peer, request.headers());
+    let by_key = request.extensions().get().copied();
+    let client = by_key.unwrap_or_else(|| app.proxies.client(peer, request.headers()));
     let body = app.bodies.receive(client, request).await?;
     let reader = app.clone();
     let read = move |body: &[u8]| Asked::new(&reader.asker, kind, &reader.name, reader.most_texts, body);

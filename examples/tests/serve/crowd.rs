@@ -99,6 +99,36 @@ fn who_asks_for_much_waits_behind_itself() {
     }
 }
 
+/// Who shares an address with a greedy client is served, if each has a key of its own.
+#[test]
+fn each_of_several_keys_is_a_client() {
+    let args = ["--threads", "1", "--max-sequences", "1", "--max-queued", "4", "--client-share", "0.5"];
+    let env = |keys| [("CANDLE_SPARSE_API_KEY", keys), ("CANDLE_SPARSE_LEVEL", "scalar")];
+    let long = |seed: u64| json!({ "prompt": "The king", "max_tokens": 900, "seed": seed, "temperature": 1.3, "stream": true });
+    let [anna, bert] = [[("Authorization", "Bearer anna")], [("Authorization", "Bearer bert")]];
+    for (keys, apart) in [("anna,bert", true), ("anna", false)] {
+        let server = Server::with_env(&args, &env(keys));
+        let other = if apart { &bert } else { &anna };
+        let held = |running: usize, waiting: usize| {
+            let stats = server.request("GET", "/stats", &anna, "").json();
+            (stats["running"] == running && stats["waiting"] == waiting).then_some(())
+        };
+        let mut greedy = Vec::new();
+        for seed in 0..3 {
+            greedy.push(ask(&server, 1, &anna, &long(seed)));
+            wait("it runs or waits", || held(1, seed as usize));
+        }
+        has_its_share(&answer(&server, 1, &anna, &tale("The king", 3, 1)), "wait");
+        let reply = answer(&server, 1, other, &tale("The wolf", 5, 1));
+        if apart {
+            assert_eq!(reply.status, 200, "{reply:?}");
+            held(1, 2).expect("it had its place before those that came earlier");
+        } else {
+            has_its_share(&reply, "wait");
+        }
+    }
+}
+
 #[test]
 fn a_proxy_names_whom_it_asks_for() {
     let long =

@@ -160,9 +160,19 @@ fn with_a_key_only_who_has_it_may_ask() {
     assert_eq!(reply.status, 401);
     assert!(reply.head.contains("www-authenticate: Bearer"), "{reply:?}");
     assert!(!server.get("/v1/models").body.contains("s3cret"));
+    let server = Server::with_env(&[], &[("CANDLE_SPARSE_API_KEY", "s3cret,k3y")]);
+    for (key, status) in [
+        ("Bearer s3cret", 200),
+        ("Bearer k3y", 200),
+        ("Bearer s3cret,k3y", 401),
+        ("Bearer k3", 401),
+        ("Basic k3y", 401),
+    ] {
+        assert_eq!(server.request("GET", "/stats", &[("Authorization", key)], "").status, status, "{key}");
+    }
     // The page asks for the key itself; who watches over the server needs none.
     assert_eq!((server.get("/").status, server.get("/health").status), (200, 200));
-    for key in ["", "two words"] {
+    for key in ["", "two words", "one,,two", "one, two", "one,"] {
         let out = program("serve").env("CANDLE_SPARSE_API_KEY", key).output().unwrap();
         let text = String::from_utf8(out.stderr).unwrap();
         assert_eq!(out.status.code(), Some(2), "{text}");
