@@ -109,9 +109,9 @@ impl Picture {
         // With room for the names of the series.
         if self.log_y {
             let y = (least_y / 1.5..most_y * 8.0).log_scale();
-            self.fill(chart.build_cartesian_2d(x, y)?, SeriesLabelPosition::UpperRight)?;
+            self.fill(chart.build_cartesian_2d(x, y)?)?;
         } else {
-            self.fill(chart.build_cartesian_2d(x, 0.0..most_y * 1.12)?, SeriesLabelPosition::LowerLeft)?;
+            self.fill(chart.build_cartesian_2d(x, 0.0..most_y * 1.12)?)?;
         }
         Ok(root.present()?)
     }
@@ -119,7 +119,6 @@ impl Picture {
     fn fill<'a, 'b: 'a, X, Y>(
         &self,
         mut chart: ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
-        names: SeriesLabelPosition,
     ) -> Result<()>
     where
         X: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -152,7 +151,7 @@ impl Picture {
         }
         chart
             .configure_series_labels()
-            .position(names)
+            .position(SeriesLabelPosition::UpperRight)
             .label_font(("sans-serif", 13))
             .background_style(WHITE)
             .border_style(RGBColor(200, 200, 200))
