@@ -39,9 +39,16 @@ impl Keys {
     /// Which of them a header has. How long that takes says nothing of a key but its length: all are compared.
     fn find(&self, header: &HeaderValue) -> Option<usize> {
         let (scheme, given) = header.as_bytes().split_at_checked(7)?;
-        let which =
-            |found, (i, key): (usize, &Vec<u8>)| if bool::from(key.ct_eq(given)) { Some(i) } else { found };
-        self.0.iter().enumerate().fold(None, which).filter(|_| scheme.eq_ignore_ascii_case(b"bearer "))
+        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+            return None;
+        }
+        let mut found = None;
+        for (i, key) in self.0.iter().enumerate() {
+            if bool::from(key.ct_eq(given)) {
+                found = Some(i);
+            }
+        }
+        found
     }
 
     /// Who sent a key, where there are several to tell apart.

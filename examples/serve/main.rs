@@ -91,12 +91,12 @@ struct Cli {
     quiet: bool,
 }
 
-/// Where and whom the server answers. Where CANDLE_SPARSE_API_KEY is set clients must send that key, or one of several that are
-/// written there with commas between
+/// Where and whom the server answers.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Server")]
 struct HttpArgs {
-    /// Address to listen on; any but this machine's own lets others in: set CANDLE_SPARSE_API_KEY to ask them for a key
+    /// Address to listen on; any but this machine's own lets others in: set CANDLE_SPARSE_API_KEY to ask them for a key,
+    /// or for one of several with commas between
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
     /// Port to listen on; 0 takes a free one, which is printed
@@ -114,9 +114,9 @@ struct HttpArgs {
     /// Connections at a time at most
     #[arg(long, default_value_t = 256, value_name = "N")]
     max_connections: usize,
-    /// Share of the free connections, waiting texts and long bodies that one client (an address, of IPv6 its first 64 bits; or a key of several) may take:
-    /// alone it gets this much of all, several get less each. 1: as much as there is [default: 1 where only this machine can ask and
-    /// no proxy is named, else 0.5]
+    /// Share of the free connections, waiting texts and long bodies that one client (an address, of IPv6 its first 64 bits; of
+    /// several keys each is a client, but connections are counted by address) may take: alone it gets this much of all,
+    /// several get less each. 1: as much as there is [default: 1 where only this machine can ask and no proxy is named, else 0.5]
     #[arg(long, value_name = "SHARE")]
     client_share: Option<f64>,
     /// Address of a proxy before this server: whom its header X-Forwarded-For names last is the client

@@ -92,7 +92,7 @@ impl<T: Block<N>, const N: usize> Kernel for Few<'_, '_, T, N> {
         for r in 0..count {
             let mut acc = [[0.0; 16]; MOST];
             let acc = &mut acc[..y.len()];
-            add_row::<I, T, N>(isa, acc, [rows.row(r), rows.after(r, count)], columns);
+            add_row::<I, T, N>(isa, acc, [rows.row(r), rows.row_ahead(r, count)], columns);
             for (acc, y) in acc.iter().zip(y.iter_mut()) {
                 let mut sums = [isa.load(acc, 0); 4];
                 for q in 1..16 / I::LANES {

@@ -60,10 +60,10 @@ impl<'a, T: Copy> RowsOf<'a, T> {
         &self.elements[r * self.stride..r * self.stride + self.len]
     }
 
-    /// The rows from one on, in order.
+    /// All rows, in order.
     #[inline(always)]
-    pub(crate) fn from(self, r: usize) -> impl Iterator<Item = &'a [T]> {
-        self.elements[r * self.stride..].chunks(self.stride).map(move |row| &row[..self.len])
+    pub(crate) fn in_order(self) -> impl Iterator<Item = &'a [T]> {
+        self.elements.chunks(self.stride).map(move |row| &row[..self.len])
     }
 
     #[inline(always)]
@@ -89,7 +89,7 @@ impl<'a, T: Copy> RowsOf<'a, T> {
     /// The row to ask for while row `r` of `count` is read in order. Hardware that prefetches by itself gives an Intel core
     /// three quarters of what it could read (`benches/record/2026-11-29-xeon.md`).
     #[inline(always)]
-    pub(crate) fn after(self, r: usize, count: usize) -> &'a [T] {
+    pub(crate) fn row_ahead(self, r: usize, count: usize) -> &'a [T] {
         self.row((r + self.ahead()).min(count - 1))
     }
 

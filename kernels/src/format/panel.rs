@@ -81,7 +81,7 @@ pub(super) fn matmul<I: Isa, T: Block<N>, const N: usize>(
         // Row after row, as one column is: what is read in order costs less than what is unpacked once.
         let count = y.first().map_or(0, |y| y.len());
         for r in 0..count {
-            let (row, ahead) = (rows.row(r), rows.after(r, count));
+            let (row, ahead) = (rows.row(r), rows.row_ahead(r, count));
             for (x, y) in x.chunks_exact(per_column).zip(y.iter_mut()) {
                 y[r] = dot::<I, T, N>(isa, row, x, ahead);
             }

@@ -30,8 +30,8 @@ impl RowsKernel for Matvec<'_> {
             return;
         }
         let (x, count) = (T::columns(self.x), self.y.len());
-        for (r, (y, row)) in self.y.iter_mut().zip(rows.from(0)).enumerate() {
-            *y = T::dot(isa, row, x, rows.after(r, count));
+        for (r, (y, row)) in self.y.iter_mut().zip(rows.in_order()).enumerate() {
+            *y = T::dot(isa, row, x, rows.row_ahead(r, count));
         }
     }
 }

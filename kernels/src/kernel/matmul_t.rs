@@ -52,7 +52,8 @@ pub(crate) fn by_units<I: Isa, T: Units + Element, const IN_STEP: bool>(
             rest(isa, rows, a, &mut y[whole..]);
         }
     }
-    // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again.
+    // Few results are bound by memory, and a conversion costs nothing; for many it would be done again and again. Rows that do
+    // not all begin at a unit have no list of units.
     let as_units = rows.stride().is_multiple_of(size_of::<T::Vectors>() / size_of::<T>());
     if sums.y.len() > FEW * I::COLUMNS_T || !as_units {
         by_elements(isa, rows, sums);
@@ -251,7 +252,7 @@ fn unit<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize, const AHEAD: bool>(
 #[inline(always)]
 fn rest<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, a: &[f32], y: &mut [f32]) {
     let mut block = padded(y, 0.0);
-    for (row, &a) in rows.from(0).zip(a) {
+    for (row, &a) in rows.in_order().zip(a) {
         let unit = T::rest(row);
         for i in 0..32 / I::LANES {
             let sum = isa.mul_add(isa.splat(a), T::value(isa, &unit, i), isa.load(&block, i));
