@@ -11,7 +11,8 @@ use std::{error::Error, sync::Barrier, time::Instant};
 
 /// Rows and columns: q and gate of 135M, gate of 1.1B, gate of 7B.
 const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (5632, 2048), (11008, 4096)];
-const FORMATS: [Format; 5] = [Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K, Format::F16];
+const FORMATS: [Format; 6] =
+    [Format::Q8_0, Format::Q4_0, Format::Q4K, Format::Q6K, Format::F16, Format::BF16];
 const WIDTHS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 512];
 const THREADS: usize = 2;
 /// Bytes that no cache keeps.

@@ -2,6 +2,7 @@
 //!
 //! No weight format is known here. Four lanes belong to a block, as in `ActivationGroup`; blocks come in fours.
 
+use bytemuck::must_cast;
 use half::{bf16, f16};
 
 /// A kernel body, written once for all instruction sets.
@@ -40,6 +41,11 @@ pub(crate) trait Isa: Copy {
     fn load<const N: usize>(self, x: &[f32; N], i: usize) -> Self::V;
     fn load_f16(self, x: &[f16; 32], i: usize) -> Self::V;
     fn load_bf16(self, x: &[bf16; 32], i: usize) -> Self::V;
+    /// Two numbers in a lane, as [`Self::round_pairs`] makes them.
+    #[inline(always)]
+    fn load_pairs(self, x: &[bf16; 64], i: usize) -> Self::V {
+        self.load(&must_cast::<_, [f32; 32]>(*x), i)
+    }
     fn load_i8(self, x: &[i8; 32], i: usize) -> Self::V;
     /// `16 · (q − 8)` for the nibbles q of `x`: the low one of byte `j` is element `j`, the high one `j + 16`.
     fn load_nibbles(self, x: &[u8; 16], i: usize) -> Self::V;
@@ -53,6 +59,16 @@ pub(crate) trait Isa: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a · b + c`, rounded once.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The numbers of `a`, then those of `b`, rounded to BF16: two in a lane.
+    #[inline(always)]
+    fn round_pairs(self, a: Self::V, b: Self::V) -> Self::V {
+        pairs::round(self, a, b)
+    }
+    /// `acc + Σ w · x` over the two BF16s of a lane, the second first.
+    #[inline(always)]
+    fn add_pairs(self, w: Self::V, x: Self::V, acc: Self::V) -> Self::V {
+        pairs::add(self, w, x, acc)
+    }
     /// The larger; a NaN in `b` stays NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The smaller; a NaN in `b` stays NaN.
@@ -118,6 +134,36 @@ pub(crate) trait Isa: Copy {
     fn spread_four_sums(self, x: &[i32; 4], i: usize) -> Self::S;
     /// `Σ_b v[b, r]` of `16 / LANES` vectors whose lane `4b + r` it is: (b₀ + b₂) + (b₁ + b₃).
     fn sum_fours(self, v: [Self::V; 4]) -> [f32; 4];
+}
+
+/// Pairs of BF16s on any instruction set, number by number: what an instruction for them is compared with.
+pub(crate) mod pairs {
+    use super::Isa;
+    use bytemuck::must_cast;
+    use half::bf16;
+
+    pub(crate) fn round<I: Isa>(isa: I, a: I::V, b: I::V) -> I::V {
+        let (mut numbers, mut rounded) = ([0.0_f32; 32], [bf16::ZERO; 32]);
+        isa.store(a, &mut numbers, 0);
+        isa.store(b, &mut numbers, 1);
+        for (r, x) in rounded.iter_mut().zip(numbers) {
+            *r = bf16::from_f32(x);
+        }
+        isa.load(&must_cast::<_, [f32; 16]>(rounded), 0)
+    }
+
+    pub(crate) fn add<I: Isa>(isa: I, w: I::V, x: I::V, acc: I::V) -> I::V {
+        let [mut ws, mut xs, mut sums] = [[0.0; 16]; 3];
+        isa.store(w, &mut ws, 0);
+        isa.store(x, &mut xs, 0);
+        isa.store(acc, &mut sums, 0);
+        let (ws, xs): ([[bf16; 2]; 16], [[bf16; 2]; 16]) = (must_cast(ws), must_cast(xs));
+        for (sum, (w, x)) in sums.iter_mut().zip(ws.into_iter().zip(xs)) {
+            *sum = w[1].to_f32().mul_add(x[1].to_f32(), *sum);
+            *sum = w[0].to_f32().mul_add(x[0].to_f32(), *sum);
+        }
+        isa.load(&sums, 0)
+    }
 }
 
 /// Word `AT` of each of four times four blocks.

@@ -15,6 +15,9 @@ pub enum Level {
     AvxVnni,
     /// AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 on).
     Avx512,
+    /// AVX-512 with BF16 (Cooper Lake, Zen 4 on): what BF16 matrices are multiplied with is rounded to BF16. Only where it is
+    /// asked for.
+    Avx512Bf16,
     /// NEON (every aarch64).
     Neon,
     /// NEON with dot product (Cortex-A55, Apple, Graviton 2 on).
@@ -23,8 +26,15 @@ pub enum Level {
 
 impl Level {
     /// Every level of all architectures; those of one architecture worst first.
-    pub const ALL: [Self; 6] =
-        [Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Neon, Self::NeonDotprod];
+    pub const ALL: [Self; 7] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+        Self::Avx512Bf16,
+        Self::Neon,
+        Self::NeonDotprod,
+    ];
 
     /// The name used by `CANDLE_SPARSE_LEVEL` and in reports.
     #[must_use]
@@ -34,6 +44,7 @@ impl Level {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx_vnni",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512_bf16",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon_dotprod",
         }
@@ -45,13 +56,19 @@ impl Level {
         self == Self::Scalar || Token::detect(self).is_some()
     }
 
-    /// The best level this CPU can run.
+    /// Whether products with BF16 matrices are as exact as F32 allows; at other levels the columns are rounded to BF16.
     #[must_use]
-    pub fn best() -> Self {
-        Self::ALL.into_iter().rev().find(|l| l.is_supported()).unwrap_or(Self::Scalar)
+    pub const fn is_exact(self) -> bool {
+        !matches!(self, Self::Avx512Bf16)
     }
 
-    /// The level named by a setting, or the best one where there is none.
+    /// The best exact level this CPU can run.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::ALL.into_iter().rev().find(|l| l.is_exact() && l.is_supported()).unwrap_or(Self::Scalar)
+    }
+
+    /// The level named by a setting, or the best exact one where there is none.
     ///
     /// # Errors
     /// No such level, or this CPU lacks it.

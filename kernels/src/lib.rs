@@ -6,12 +6,14 @@
 //! | `avx2` | AVX2, FMA, F16C | `arch/avx2.rs` |
 //! | `avx_vnni` | also AVX-VNNI | `arch/avx_vnni.rs` |
 //! | `avx512` | AVX2's, and AVX-512 F, BW, DQ, VL, VNNI | `arch/avx512.rs` |
+//! | `avx512_bf16` | also AVX-512 BF16, and `CANDLE_SPARSE_LEVEL`: columns of BF16 matrices are rounded to BF16 | `arch/avx512_bf16.rs` |
 //! | `neon` | aarch64 | `arch/neon.rs` |
 //! | `neon_dotprod` | also `FEAT_DotProd` | `arch/neon.rs` |
 //!
 //! A body of `kernel/` is written once, generic over a format of `format/` and an instruction set of `arch/`, which are types.
 //! Each combination is compiled into a function of its own (a leaf, `Isa::leaf`), behind `#[target_feature]`. [`Kernels::get`] picks the best level at run time; `CANDLE_SPARSE_LEVEL` forces
-//! one. Kernels never allocate, log or spawn.
+//! one. Kernels never log or spawn, and allocate only for many columns of floats (`format/packed.rs`) and where columns are
+//! rounded.
 //!
 //! What is added where:
 //!

@@ -11,7 +11,7 @@ use candle_sparse_core::{
     Scalar,
 };
 use candle_sparse_kernels::Kernels;
-use common::{Stored, bound, numbers, quantized};
+use common::{Stored, as_multiplied, bound, numbers, quantized};
 use half::{bf16, f16};
 
 /// Two units of four rows and one more element: every tail and every tile width occurs.
@@ -45,7 +45,9 @@ fn matmul_agrees_with_scalar_at_every_length() {
                 let stored = Stored::new(format, &numbers(rows * cols, 1));
                 let (w, x) = (stored.matrix(rows, cols), numbers(n * cols, 2));
                 let groups = quantized(&x, cols);
-                let (got, want) = (product(&kernels, w, &x, &groups, n), product(&Scalar, w, &x, &groups, n));
+                let got = product(&kernels, w, &x, &groups, n);
+                let x = as_multiplied(&kernels, format, &x);
+                let want = product(&Scalar, w, &x, &groups, n);
                 for (c, (got, want)) in got.iter().zip(&want).enumerate() {
                     for (r, (g, v)) in got.iter().zip(want).enumerate() {
                         let mut row = vec![0.0; cols];

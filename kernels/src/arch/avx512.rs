@@ -1,21 +1,52 @@
-//! AVX-512 F, BW, DQ, VL and VNNI: 16 lanes of f32; byte products of four blocks at once.
+//! AVX-512 F, BW, DQ, VL and VNNI: 16 lanes of f32; byte products of four blocks at once. Products of BF16s by `P`.
 
 use super::avx2::{Avx2, Avx2Products};
-use crate::isa::{Isa, Kernel, fours};
+use crate::isa::{Isa, Kernel, fours, pairs};
 use bytemuck::must_cast;
 use core::arch::x86_64::*;
 use half::{bf16, f16};
 
-/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI, and all of AVX2's token.
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI, all of AVX2's token, and what the products `P` need.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(Avx2<Avx2Products>);
+pub(crate) struct Avx512<P>(pub(super) Avx2<Avx2Products>, pub(super) P);
+
+/// The methods of [`Isa`] in which AVX-512 with and without BF16 differ.
+pub(crate) trait PairProducts: Copy {
+    fn leaf<K: Kernel>(isa: Avx512<Self>, kernel: K) -> K::Output;
+
+    #[inline(always)]
+    fn round_pairs(isa: Avx512<Self>, a: __m512, b: __m512) -> __m512 {
+        pairs::round(isa, a, b)
+    }
+
+    #[inline(always)]
+    fn add_pairs(isa: Avx512<Self>, w: __m512, x: __m512, acc: __m512) -> __m512 {
+        pairs::add(isa, w, x, acc)
+    }
+}
+
+/// No products of pairs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fma(());
 
 instruction_set!(
-    Avx512, Avx2::<Avx2Products>::detect().map(Self),
+    Avx512<Fma>, Avx2::<Avx2Products>::detect().map(|avx2| Self(avx2, Fma(()))),
     is_x86_feature_detected: "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"
 );
 
-impl Avx512 {
+impl PairProducts for Fma {
+    #[inline(always)]
+    fn leaf<K: Kernel>(isa: Avx512<Self>, kernel: K) -> K::Output {
+        isa.call(kernel)
+    }
+}
+
+impl<P> Avx512<P> {
+    /// Without products of pairs.
+    pub(super) fn plain(self) -> Avx512<Fma> {
+        Avx512(self.0, Fma(()))
+    }
+
     registers! { "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni":
         fn widen_f16(x: __m256i) -> __m512 = _mm512_cvtph_ps(x);
         fn widen_bf16(x: __m256i) -> __m512 =
@@ -98,7 +129,7 @@ impl Avx512 {
     }
 }
 
-impl Isa for Avx512 {
+impl<P: PairProducts> Isa for Avx512<P> {
     type V = __m512;
     type B = __m512i;
     type S = __m512i;
@@ -129,7 +160,17 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn leaf<K: Kernel>(self, kernel: K) -> K::Output {
-        self.call(kernel)
+        P::leaf(self, kernel)
+    }
+
+    #[inline(always)]
+    fn round_pairs(self, a: __m512, b: __m512) -> __m512 {
+        P::round_pairs(self, a, b)
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, w: __m512, x: __m512, acc: __m512) -> __m512 {
+        P::add_pairs(self, w, x, acc)
     }
 
     #[inline(always)]
@@ -155,6 +196,11 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn load_bf16(self, x: &[bf16; 32], i: usize) -> __m512 {
         self.widen_bf16(must_cast(x.as_chunks::<16>().0[i]))
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[bf16; 64], i: usize) -> __m512 {
+        must_cast(x.as_chunks::<32>().0[i])
     }
 
     #[inline(always)]

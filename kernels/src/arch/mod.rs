@@ -56,6 +56,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
 mod avx_vnni;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -73,7 +75,9 @@ pub(crate) enum Token {
     #[cfg(target_arch = "x86_64")]
     AvxVnni(avx2::Avx2<avx_vnni::Vnni>),
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512),
+    Avx512(avx512::Avx512<avx512::Fma>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(avx512::Avx512<avx512_bf16::Bf16>),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon<neon::Widening>),
     #[cfg(target_arch = "aarch64")]
@@ -89,7 +93,9 @@ impl Token {
             #[cfg(target_arch = "x86_64")]
             Level::AvxVnni => avx2::Avx2::<avx_vnni::Vnni>::detect().map(Self::AvxVnni),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => avx512::Avx512::detect().map(Self::Avx512),
+            Level::Avx512 => avx512::Avx512::<avx512::Fma>::detect().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => avx512::Avx512::<avx512_bf16::Bf16>::detect().map(Self::Avx512Bf16),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => neon::Neon::<neon::Widening>::detect().map(Self::Neon),
             #[cfg(target_arch = "aarch64")]
@@ -108,10 +114,23 @@ impl Token {
             Self::AvxVnni(isa) => isa.leaf(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(isa) => isa.leaf(kernel),
+            // What has no BF16 matrix is compiled once.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(isa) => isa.plain().leaf(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(isa) => isa.leaf(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(isa) => isa.leaf(kernel),
+        }
+    }
+
+    /// Runs a body that multiplies pairs of BF16s, where the level has such products.
+    #[inline]
+    pub(crate) fn run_pairs<K: Kernel>(self, kernel: K) -> Result<K::Output, K> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(isa) => Ok(isa.leaf(kernel)),
+            _ => Err(kernel),
         }
     }
 }

@@ -4,12 +4,15 @@
 //! acc[l] = Σ w[k] · x[k] over k = l (mod 32)    in order, one multiply-add each
 //! y      = Σ_l acc[l]                           halves first
 //! ```
+//!
+//! Where BF16s are multiplied in pairs (`paired.rs`), an element is two of them.
 
 use super::{
     Element, RowsOf,
     operand::Operand,
     tile,
     units::{Summand, Units},
+    words::{self, Factors, Words},
 };
 use crate::{
     isa::Isa,
@@ -22,6 +25,7 @@ use crate::{
 };
 use candle_sparse_core::{BLOCK_LEN, Columns};
 use half::{bf16, f16};
+use std::borrow::Cow;
 
 macro_rules! float {
     ($t:ty, $zero:expr, $load:ident) => {
@@ -30,13 +34,12 @@ macro_rules! float {
 
             #[inline(always)]
             fn columns(x: Columns<'_>) -> &[f32] {
-                let Columns::F32(x) = x else { unreachable!("every operation checks its columns") };
-                x
+                plain(x)
             }
 
             #[inline(always)]
             fn dot<I: Isa>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
-                dot::<I, $t>(isa, row, x, ahead)
+                dot(isa, row, x, ahead)
             }
 
             #[inline(always)]
@@ -45,6 +48,52 @@ macro_rules! float {
             }
         }
 
+        impl Words for $t {
+            type Unit = [$t; 32];
+
+            #[inline(always)]
+            fn units(row: &[Self]) -> &[[$t; 32]] {
+                words::units(row)
+            }
+
+            #[inline(always)]
+            fn rest(row: &[Self]) -> Option<[$t; 32]> {
+                words::rest(row, $zero)
+            }
+
+            #[inline(always)]
+            fn word<I: Isa>(isa: I, unit: &[$t; 32], i: usize) -> I::V {
+                isa.$load(unit, i)
+            }
+        }
+
+        impl Factors for $t {
+            type Column = f32;
+            type Prepared = f32;
+
+            #[inline(always)]
+            fn column(x: &[f32]) -> &[f32] {
+                x
+            }
+
+            #[inline(always)]
+            fn prepared<I: Isa>(_: I, x: &[f32]) -> Cow<'_, [f32]> {
+                Cow::Borrowed(x)
+            }
+
+            #[inline(always)]
+            fn add<I: Isa>(isa: I, w: I::V, x: I::V, acc: I::V) -> I::V {
+                isa.mul_add(w, x, acc)
+            }
+        }
+
+        float_units!($t, $zero, |isa, unit, i| isa.$load(unit, i));
+    };
+}
+
+/// As what f32s are made of: for sums of rows.
+macro_rules! float_units {
+    ($t:ty, $zero:expr, |$isa:ident, $unit:ident, $i:ident| $value:expr) => {
         impl Units for $t {
             type Vectors = [$t; 32];
             const RESTS: bool = true;
@@ -60,8 +109,8 @@ macro_rules! float {
             }
 
             #[inline(always)]
-            fn value<I: Isa>(isa: I, unit: &[$t; 32], i: usize) -> I::V {
-                isa.$load(unit, i)
+            fn value<I: Isa>($isa: I, $unit: &[$t; 32], $i: usize) -> I::V {
+                $value
             }
         }
 
@@ -69,8 +118,8 @@ macro_rules! float {
             const STEP: f32 = 1.0;
 
             #[inline(always)]
-            fn vector<I: Isa>(isa: I, unit: &[$t; 32], i: usize) -> I::V {
-                isa.$load(unit, i)
+            fn vector<I: Isa>($isa: I, $unit: &[$t; 32], $i: usize) -> I::V {
+                $value
             }
 
             #[inline(always)]
@@ -98,25 +147,32 @@ macro_rules! float {
     };
 }
 
+/// The columns of a matrix of numbers.
+#[inline(always)]
+pub(super) fn plain(x: Columns<'_>) -> &[f32] {
+    let Columns::F32(x) = x else { unreachable!("every operation checks its columns") };
+    x
+}
+
 /// One row times one column.
 #[inline(always)]
-fn dot<I: Isa, T: Units>(isa: I, w: &[T], x: &[f32], ahead: &[T]) -> f32 {
+pub(super) fn dot<I: Isa, T: Factors>(isa: I, w: &[T], x: &[f32], ahead: &[T]) -> f32 {
+    let x = T::column(x);
     let mut acc = [isa.splat(0.0); 8];
-    let (ws, (xs, x_rest)) = (T::vectors(w), x.as_chunks::<32>());
-    for (k, (w, x)) in ws.iter().zip(xs).enumerate() {
+    for (k, (w, x)) in T::units(w).iter().zip(T::Column::units(x)).enumerate() {
         ask(ahead, k * size_of_val(w), size_of_val(w));
         add_unit::<I, T>(isa, &mut acc, w, x);
     }
-    if !x_rest.is_empty() {
-        add_unit::<I, T>(isa, &mut acc, &T::rest(w), &padded(x_rest, 0.0));
+    if let (Some(w), Some(x)) = (T::rest(w), T::Column::rest(x)) {
+        add_unit::<I, T>(isa, &mut acc, &w, &x);
     }
     isa.reduce_add(sum_lanes(isa, acc)) + 0.0
 }
 
 #[inline(always)]
-fn add_unit<I: Isa, T: Units>(isa: I, acc: &mut [I::V; 8], w: &T::Vectors, x: &[f32; 32]) {
+fn add_unit<I: Isa, T: Factors>(isa: I, acc: &mut [I::V; 8], w: &T::Unit, x: &<T::Column as Words>::Unit) {
     for i in 0..32 / I::LANES {
-        acc[i] = isa.mul_add(T::value(isa, w, i), isa.load(x, i), acc[i]);
+        acc[i] = T::add(isa, T::word(isa, w, i), T::Column::word(isa, x, i), acc[i]);
     }
 }
 

@@ -9,13 +9,16 @@ pub(crate) mod elements;
 mod products;
 mod blocks;
 mod few;
+#[macro_use]
 mod floats;
 pub(crate) mod operand;
 mod packed;
+mod paired;
 mod panel;
 mod super_blocks;
 mod tile;
 pub(crate) mod units;
+mod words;
 
 use crate::{
     arch::Token,
@@ -125,6 +128,16 @@ impl<T: Element, K: RowsKernel> Kernel for Of<'_, T, K> {
 impl Token {
     /// Runs a body with the instruction set, in a function for the format of `w`.
     pub(crate) fn run_rows<K: RowsKernel>(self, w: Matrix<'_>, kernel: K) {
+        let kernel = match w.data() {
+            Rows::BF16(elements) => {
+                let rows = RowsOf { elements, len: w.row_blocks(), stride: w.stride() };
+                match self.run_pairs(Of { rows: rows.paired(), kernel }) {
+                    Ok(()) => return,
+                    Err(Of { kernel, .. }) => kernel,
+                }
+            }
+            _ => kernel,
+        };
         macro_rules! by_format {
             ($($format:ident)*) => {
                 match w.data() {

@@ -12,14 +12,18 @@
 //! Nothing is added across lanes, and a number that was loaded is used for all rows or all columns of a tile: multiply-adds are
 //! the bound. `tile.rs` is for few columns, which would not bring back what packing costs.
 
-use super::{RowsOf, units::Units};
+use super::{
+    RowsOf,
+    words::{Factors, Words},
+};
 use crate::{
     isa::{Isa, Kernel},
     kernel::matmul::ask,
 };
 use bytemuck::{must_cast_mut, must_cast_ref};
+use core::marker::PhantomData;
 
-/// Lanes of a lone row, and so classes of its elements.
+/// Words of a unit: lanes of a lone row, and so classes of its elements.
 const CLASSES: usize = 32;
 /// Classes in the order in which halves first are added up: the bits of a number from last to first.
 const ORDER: [usize; CLASSES] = {
@@ -52,7 +56,7 @@ pub(super) fn pays(columns: usize, elements: usize) -> bool {
 
 /// All rows times several columns.
 #[inline(always)]
-pub(super) fn matmul<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y: &mut [&mut [f32]]) {
+pub(super) fn matmul<I: Isa, T: Factors>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y: &mut [&mut [f32]]) {
     // As many sums as registers hold, beside a vector of rows or two and a number of a column.
     match I::LANES {
         16 => columns::<I, T, 2, 12>(isa, rows, x, y),
@@ -63,14 +67,15 @@ pub(super) fn matmul<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y
 
 /// In tiles of `V` vectors of rows and `C` columns.
 #[inline(always)]
-fn columns<I: Isa, T: Units, const V: usize, const C: usize>(
+fn columns<I: Isa, T: Factors, const V: usize, const C: usize>(
     isa: I,
     rows: RowsOf<'_, T>,
     x: &[f32],
     y: &mut [&mut [f32]],
 ) {
     let (count, cols) = (y.first().map_or(0, |y| y.len()), x.len() / y.len().max(1));
-    let (steps, height, width) = (cols.div_ceil(CLASSES), V * I::LANES, C.next_multiple_of(4));
+    let numbers = size_of::<T::Unit>() / size_of::<T>();
+    let (steps, height, width) = (cols.div_ceil(numbers), V * I::LANES, C.next_multiple_of(4));
     let of_tile = CLASSES * class_len(steps, width);
     let tiles = (COLUMN_BYTES / (of_tile * size_of::<f32>()).max(1)).clamp(1, y.len().div_ceil(C));
     let mut packed_rows = vec![0.0; CLASSES * class_len(steps, height)];
@@ -78,7 +83,7 @@ fn columns<I: Isa, T: Units, const V: usize, const C: usize>(
     let mut waiting = [[[[0.0; 16]; C]; V]; LEVELS];
     for (x, y) in x.chunks((tiles * C * cols).max(1)).zip(y.chunks_mut(tiles * C)) {
         for (x, out) in x.chunks((C * cols).max(1)).zip(packed_columns.chunks_mut(of_tile)) {
-            let columns = RowsOf { elements: x, len: cols, stride: cols };
+            let columns = RowsOf { elements: T::column(x), len: cols, stride: cols };
             isa.leaf(Pack { rows: columns, first: 0, end: x.len() / cols, width, out });
         }
         for first in (0..count).step_by(height) {
@@ -89,7 +94,7 @@ fn columns<I: Isa, T: Units, const V: usize, const C: usize>(
                 for y in y.iter() {
                     ask(&y[first..end], 0, size_of_val(&y[first..end]));
                 }
-                isa.leaf(Multiply::<V, C> { tile, waiting: &mut waiting });
+                isa.leaf(Multiply::<T, V, C> { tile, waiting: &mut waiting, of: PhantomData });
                 for (c, y) in y.iter_mut().enumerate() {
                     let sums = waiting[LEVELS - 1].iter().flat_map(|of_vector| &of_vector[c][..I::LANES]);
                     for (y, sum) in y[first..end].iter_mut().zip(sums) {
@@ -110,41 +115,44 @@ struct Pack<'a, T> {
     out: &'a mut [f32],
 }
 
-impl<T: Units> Kernel for Pack<'_, T> {
+impl<T: Words> Kernel for Pack<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { rows, first, end, width, out } = self;
         let of_class = out.len() / CLASSES;
-        let whole = T::vectors(rows.row(first)).len();
+        let numbers = size_of::<T::Unit>() / size_of::<T>();
+        let whole = T::units(rows.row(first)).len();
         // A few units of all rows after each other: what is written then stays in the L1 cache until its lines are complete.
-        for units in (0..rows.len.div_ceil(CLASSES)).step_by(UNITS) {
+        for units in (0..rows.len.div_ceil(numbers)).step_by(UNITS) {
             for at in (0..end - first).step_by(4) {
                 // A row that is not there is packed as the last one, and forgotten.
                 let row = |r: usize| rows.row((first + at + r).min(end - 1));
                 let four = [row(0), row(1), row(2), row(3)];
-                let of = [T::vectors(four[0]), T::vectors(four[1]), T::vectors(four[2]), T::vectors(four[3])];
+                let of = [T::units(four[0]), T::units(four[1]), T::units(four[2]), T::units(four[3])];
                 for unit in units..whole.min(units + UNITS) {
                     let w = [&of[0][unit], &of[1][unit], &of[2][unit], &of[3][unit]];
                     pack_four::<I, T>(isa, w, &mut out[unit * width + at..], of_class);
                 }
-                if T::RESTS && whole < rows.len.div_ceil(CLASSES).min(units + UNITS) {
-                    let rest = [T::rest(four[0]), T::rest(four[1]), T::rest(four[2]), T::rest(four[3])];
-                    pack_four::<I, T>(isa, rest.each_ref(), &mut out[whole * width + at..], of_class);
+                if whole < units + UNITS
+                    && let [Some(a), Some(b), Some(c), Some(d)] =
+                        [T::rest(four[0]), T::rest(four[1]), T::rest(four[2]), T::rest(four[3])]
+                {
+                    pack_four::<I, T>(isa, [&a, &b, &c, &d], &mut out[whole * width + at..], of_class);
                 }
             }
         }
     }
 }
 
-/// Of a unit of four rows: element `l` of all four to `out[l · of_class..][..4]`.
+/// Of a unit of four rows: word `l` of all four to `out[l · of_class..][..4]`.
 #[inline(always)]
-fn pack_four<I: Isa, T: Units>(isa: I, w: [&T::Vectors; 4], out: &mut [f32], of_class: usize) {
+fn pack_four<I: Isa, T: Words>(isa: I, w: [&T::Unit; 4], out: &mut [f32], of_class: usize) {
     let mut wide = [[[0.0_f32; 16]; 2]; 4];
     for r in 0..4 {
         for i in 0..32 / I::LANES {
-            isa.store(T::value(isa, w[r], i), must_cast_mut::<_, [f32; 32]>(&mut wide[r]), i);
+            isa.store(T::word(isa, w[r], i), must_cast_mut::<_, [f32; 32]>(&mut wide[r]), i);
         }
     }
     for half in 0..2 {
@@ -179,24 +187,25 @@ struct Tile<'a> {
 }
 
 /// The sums of a tile of `V` vectors of rows and `C` columns, the last of what waits.
-struct Multiply<'a, const V: usize, const C: usize> {
+struct Multiply<'a, T, const V: usize, const C: usize> {
     tile: Tile<'a>,
     waiting: &'a mut [[[[f32; 16]; C]; V]; LEVELS],
+    of: PhantomData<T>,
 }
 
-impl<const V: usize, const C: usize> Kernel for Multiply<'_, V, C> {
+impl<T: Factors, const V: usize, const C: usize> Kernel for Multiply<'_, T, V, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { tile: Tile { rows, columns, steps, width }, waiting } = self;
+        let Self { tile: Tile { rows, columns, steps, width }, waiting, .. } = self;
         let height = V * I::LANES;
         for (i, class) in ORDER.into_iter().enumerate() {
             let w = &rows[class * class_len(steps, height)..][..steps * height];
             let x = &columns[class * class_len(steps, width)..][..steps * width];
             let mut acc = [[isa.splat(0.0); C]; V];
             for (w, x) in w.chunks_exact(height).zip(x.chunks_exact(width)) {
-                add(isa, &mut acc, w, x);
+                add::<I, T, V, C>(isa, &mut acc, w, x);
             }
             merge(isa, acc, i, waiting);
         }
@@ -205,12 +214,17 @@ impl<const V: usize, const C: usize> Kernel for Multiply<'_, V, C> {
 
 /// `acc[v][c] += w[v] · x[c]`
 #[inline(always)]
-fn add<I: Isa, const V: usize, const C: usize>(isa: I, acc: &mut [[I::V; C]; V], w: &[f32], x: &[f32]) {
+fn add<I: Isa, T: Factors, const V: usize, const C: usize>(
+    isa: I,
+    acc: &mut [[I::V; C]; V],
+    w: &[f32],
+    x: &[f32],
+) {
     let (Some(x), Some(w)) = (x.first_chunk::<C>(), vectors::<I, V>(isa, w)) else { return };
     for c in 0..C {
         let x = isa.splat(x[c]);
         for v in 0..V {
-            acc[v][c] = isa.mul_add(w[v], x, acc[v][c]);
+            acc[v][c] = T::add(isa, w[v], x, acc[v][c]);
         }
     }
 }

@@ -7,10 +7,15 @@
 //!             sum += row · column
 //! ```
 
-use super::{RowsOf, floats::sum_lanes, packed, units::Units};
+use super::{
+    RowsOf,
+    floats::sum_lanes,
+    packed,
+    words::{Factors, Words},
+};
 use crate::{
     isa::{Isa, Kernel},
-    kernel::{matmul::ask, padded},
+    kernel::matmul::ask,
 };
 
 /// A quarter of the smallest common L2, so that a panel survives the columns streaming past it.
@@ -18,7 +23,7 @@ const PANEL_BYTES: usize = 128 * 1024;
 
 /// All rows times several columns.
 #[inline(always)]
-pub(super) fn matmul<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y: &mut [&mut [f32]]) {
+pub(super) fn matmul<I: Isa, T: Factors>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y: &mut [&mut [f32]]) {
     let count = y.first().map_or(0, |y| y.len());
     let cols = x.len() / y.len().max(1);
     if packed::pays(y.len(), cols) {
@@ -27,6 +32,7 @@ pub(super) fn matmul<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y
     // As many sums as registers hold beside a vector of a row and the columns'.
     let (height, width) = if I::LANES == 8 { (2, 3) } else { (3, 4) };
     let panel = (PANEL_BYTES / rows.row_bytes().max(1) / height * height).max(height);
+    let x = T::prepared(isa, x);
     for start in (0..count).step_by(panel) {
         let end = count.min(start + panel);
         let columns = x.chunks((width * cols).max(1)).zip(y.chunks_mut(width));
@@ -44,20 +50,20 @@ pub(super) fn matmul<I: Isa, T: Units>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y
 }
 
 /// Some rows times at most as many columns as a tile has.
-struct Few<'a, 'y, T> {
+struct Few<'a, 'y, T: Factors> {
     rows: RowsOf<'a, T>,
     start: usize,
     end: usize,
     /// Whether the rows come from memory.
     ask: bool,
-    x: &'a [f32],
+    x: &'a [T::Prepared],
     y: &'a mut [&'y mut [f32]],
 }
 
 /// In tiles of `R` rows and `C` columns.
-struct Of<'a, 'y, T, const R: usize, const C: usize>(Few<'a, 'y, T>);
+struct Of<'a, 'y, T: Factors, const R: usize, const C: usize>(Few<'a, 'y, T>);
 
-impl<T: Units, const R: usize, const C: usize> Kernel for Of<'_, '_, T, R, C> {
+impl<T: Factors, const R: usize, const C: usize> Kernel for Of<'_, '_, T, R, C> {
     type Output = ();
 
     #[inline(always)]
@@ -86,19 +92,19 @@ impl<T: Units, const R: usize, const C: usize> Kernel for Of<'_, '_, T, R, C> {
 
 /// Products of `R` rows with `C` columns; asks for rows so many bytes ahead.
 #[inline(always)]
-fn tile<I: Isa, T: Units, const R: usize, const C: usize>(
+fn tile<I: Isa, T: Factors, const R: usize, const C: usize>(
     isa: I,
     w: [&[T]; R],
-    x: [&[f32]; C],
+    x: [&[T::Prepared]; C],
     ahead: Option<usize>,
 ) -> [[f32; C]; R] {
-    let n = T::vectors(w[0]).len();
-    let (mut ws, mut xs) = ([T::vectors(w[0]); R], [x[0].as_chunks::<32>().0; C]);
+    let n = T::units(w[0]).len();
+    let (mut ws, mut xs) = ([T::units(w[0]); R], [T::Prepared::units(x[0]); C]);
     for r in 0..R {
-        ws[r] = &T::vectors(w[r])[..n];
+        ws[r] = &T::units(w[r])[..n];
     }
     for c in 0..C {
-        xs[c] = &x[c].as_chunks::<32>().0[..n];
+        xs[c] = &T::Prepared::units(x[c])[..n];
     }
     let mut parts = [[[isa.splat(0.0); 8]; C]; R];
     for i in (0..32 / I::LANES).step_by(2) {
@@ -108,7 +114,7 @@ fn tile<I: Isa, T: Units, const R: usize, const C: usize>(
             for r in 0..R {
                 w_k[r] = &ws[r][k];
                 if let (Some(bytes), 0) = (ahead, i) {
-                    ask(w[r], bytes + k * size_of::<T::Vectors>(), size_of::<T::Vectors>());
+                    ask(w[r], bytes + k * size_of::<T::Unit>(), size_of::<T::Unit>());
                 }
             }
             for c in 1..C {
@@ -116,13 +122,13 @@ fn tile<I: Isa, T: Units, const R: usize, const C: usize>(
             }
             add::<I, T, R, C>(isa, &mut acc, w_k, x_k, i);
         }
-        if T::RESTS && x[0].len() > 32 * n {
-            let (mut rest_w, mut rest_x) = ([T::rest(w[0]); R], [[0.0; 32]; C]);
+        if let (Some(rest), Some(rest_x)) = (T::rest(w[0]), T::Prepared::rest(x[0])) {
+            let (mut rest_w, mut rest_x) = ([rest; R], [rest_x; C]);
             for r in 1..R {
-                rest_w[r] = T::rest(w[r]);
+                rest_w[r] = T::rest(w[r]).unwrap_or(rest);
             }
-            for c in 0..C {
-                rest_x[c] = padded(&x[c][32 * n..], 0.0);
+            for c in 1..C {
+                rest_x[c] = T::Prepared::rest(x[c]).unwrap_or(rest_x[0]);
             }
             add::<I, T, R, C>(isa, &mut acc, rest_w.each_ref(), rest_x.each_ref(), i);
         }
@@ -143,22 +149,22 @@ fn tile<I: Isa, T: Units, const R: usize, const C: usize>(
 
 /// `acc[r][c] += w[r] · x[c]` for vectors `i` and `i + 1` of a unit.
 #[inline(always)]
-fn add<I: Isa, T: Units, const R: usize, const C: usize>(
+fn add<I: Isa, T: Factors, const R: usize, const C: usize>(
     isa: I,
     acc: &mut [[[I::V; 2]; C]; R],
-    w: [&T::Vectors; R],
-    x: [&[f32; 32]; C],
+    w: [&T::Unit; R],
+    x: [&<T::Prepared as Words>::Unit; C],
     i: usize,
 ) {
     for j in 0..2 {
-        let mut xs = [isa.load(x[0], i + j); C];
+        let mut xs = [T::Prepared::word(isa, x[0], i + j); C];
         for c in 1..C {
-            xs[c] = isa.load(x[c], i + j);
+            xs[c] = T::Prepared::word(isa, x[c], i + j);
         }
         for r in 0..R {
-            let w = T::value(isa, w[r], i + j);
+            let w = T::word(isa, w[r], i + j);
             for c in 0..C {
-                acc[r][c][j] = isa.mul_add(w, xs[c], acc[r][c][j]);
+                acc[r][c][j] = T::add(isa, w, xs[c], acc[r][c][j]);
             }
         }
     }

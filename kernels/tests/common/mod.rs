@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use candle_sparse_core::{ActivationGroup, Columns, Format, Matrix};
+use candle_sparse_kernels::Kernels;
+use half::bf16;
 
 /// Numbers in −1..1 from a fixed hash.
 pub(crate) fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -49,4 +51,10 @@ pub(crate) fn bound(n: usize, size: f32) -> f32 {
 /// One column in the form that `format` is multiplied with.
 pub(crate) fn column<'a>(format: Format, x: &'a [f32], groups: &'a [ActivationGroup]) -> Columns<'a> {
     if format.is_quantized() { Columns::Quantized(groups) } else { Columns::F32(x) }
+}
+
+/// A column of numbers as a level multiplies `format` with it.
+pub(crate) fn as_multiplied(kernels: &Kernels, format: Format, x: &[f32]) -> Vec<f32> {
+    let is_rounded = format == Format::BF16 && !kernels.level().is_exact();
+    x.iter().map(|&x| if is_rounded { bf16::from_f32(x).to_f32() } else { x }).collect()
 }

@@ -1,0 +1,48 @@
+//! Rows and columns as words of 32 bits, of which 32 are multiplied at a time.
+
+use crate::isa::Isa;
+use std::borrow::Cow;
+
+/// Numbers that are multiplied as words: one f32 or two BF16s.
+pub(super) trait Words: Copy {
+    /// As many numbers as 32 words hold.
+    type Unit: Copy;
+
+    /// The whole units of a row.
+    fn units(row: &[Self]) -> &[Self::Unit];
+    /// What follows them, filled up with zeros; `None` where nothing does.
+    fn rest(row: &[Self]) -> Option<Self::Unit>;
+    /// Vector `i` of the words.
+    fn word<I: Isa>(isa: I, unit: &Self::Unit, i: usize) -> I::V;
+}
+
+/// Numbers of a matrix that are multiplied as words.
+pub(super) trait Factors: Words {
+    /// The numbers of a column, as they are given.
+    type Column: Words;
+    /// The same words, for many rows.
+    type Prepared: Words;
+
+    fn column(x: &[f32]) -> &[Self::Column];
+    fn prepared<I: Isa>(isa: I, x: &[f32]) -> Cow<'_, [Self::Prepared]>;
+    /// `acc + w · x`, word by word.
+    fn add<I: Isa>(isa: I, w: I::V, x: I::V, acc: I::V) -> I::V;
+}
+
+/// Whole units of `N` numbers.
+#[inline(always)]
+pub(super) fn units<T, const N: usize>(row: &[T]) -> &[[T; N]] {
+    row.as_chunks().0
+}
+
+/// What follows whole units of `N` numbers.
+#[inline(always)]
+pub(super) fn rest<T: Copy, const N: usize>(row: &[T], zero: T) -> Option<[T; N]> {
+    let rest = row.as_chunks::<N>().1;
+    if rest.is_empty() {
+        return None;
+    }
+    let mut unit = [zero; N];
+    unit[..rest.len()].copy_from_slice(rest);
+    Some(unit)
+}
