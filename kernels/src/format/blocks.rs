@@ -92,6 +92,7 @@ macro_rules! units {
         impl Units for $t {
             type Vectors = Self;
             const RESTS: bool = false;
+            const IN_HALVES: bool = true;
 
             #[inline(always)]
             fn vectors(row: &[Self]) -> &[Self] {

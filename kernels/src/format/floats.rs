@@ -97,6 +97,7 @@ macro_rules! float_units {
         impl Units for $t {
             type Vectors = [$t; 32];
             const RESTS: bool = true;
+            const IN_HALVES: bool = false;
 
             #[inline(always)]
             fn vectors(row: &[Self]) -> &[[$t; 32]] {

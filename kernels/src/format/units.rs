@@ -14,6 +14,8 @@ pub(crate) trait Units: Copy {
     type Vectors: Copy;
     /// Whether a row may end with less than a unit.
     const RESTS: bool;
+    /// Whether a vector takes several registers to be made.
+    const IN_HALVES: bool;
 
     /// The whole units of a row.
     fn vectors(row: &[Self]) -> &[Self::Vectors];

@@ -178,16 +178,22 @@ fn units<I: Isa, T: Units, const AHEAD: bool>(isa: I, rows: RowsOf<'_, T>, sums:
         let units = || T::vectors(rows.elements())[k..].iter().step_by(per_row);
         let mut ahead = ahead.after(k * a[0].len());
         let mut c = 0;
+        // Sixteen registers do not hold 32 sums of three columns beside what a block's numbers are made from: half of a unit
+        // after the other then, for four columns.
+        let halves = T::IN_HALVES && I::LANES == 8;
+        let most = if halves { 4 } else { I::COLUMNS_T };
         while c < y.len() {
             let left = y.len() - c;
-            let width = if I::COLUMNS_T == 8 && left >= 8 { 8 } else { left.min(4.min(I::COLUMNS_T)) };
+            let width = if most == 8 && left >= 8 { 8 } else { left.min(4.min(most)) };
             let (a, y) = (&a[c..c + width], &mut y[c..c + width]);
             match width {
-                8 if I::COLUMNS_T >= 8 => unit::<I, T, 8, AHEAD>(isa, units(), a, y, k, ahead),
-                4 if I::COLUMNS_T >= 4 => unit::<I, T, 4, AHEAD>(isa, units(), a, y, k, ahead),
-                3 if I::COLUMNS_T >= 3 => unit::<I, T, 3, AHEAD>(isa, units(), a, y, k, ahead),
-                2 => unit::<I, T, 2, AHEAD>(isa, units(), a, y, k, ahead),
-                _ => unit::<I, T, 1, AHEAD>(isa, units(), a, y, k, ahead),
+                4 if halves => unit_in_halves::<I, T, 4>(isa, units(), a, y, k),
+                3 if halves => unit_in_halves::<I, T, 3>(isa, units(), a, y, k),
+                8 if most >= 8 => unit::<I, T, 8, 0, 32, AHEAD>(isa, units(), a, y, k, ahead),
+                4 if most >= 4 => unit::<I, T, 4, 0, 32, AHEAD>(isa, units(), a, y, k, ahead),
+                3 if most >= 3 => unit::<I, T, 3, 0, 32, AHEAD>(isa, units(), a, y, k, ahead),
+                2 => unit::<I, T, 2, 0, 32, AHEAD>(isa, units(), a, y, k, ahead),
+                _ => unit::<I, T, 1, 0, 32, AHEAD>(isa, units(), a, y, k, ahead),
             }
             // Once is enough.
             ahead = Ahead::NOTHING;
@@ -199,9 +205,29 @@ fn units<I: Isa, T: Units, const AHEAD: bool>(isa: I, rows: RowsOf<'_, T>, sums:
 /// Rows whose weights are copied together: to ask for the bounds of many columns in each row takes as long as the products.
 const ROWS: usize = 16;
 
-/// Unit `k` of `C` results: what that unit of each row adds to them.
 #[inline(always)]
-fn unit<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize, const AHEAD: bool>(
+fn unit_in_halves<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize>(
+    isa: I,
+    units: impl Iterator<Item = &'a T::Vectors> + Clone,
+    a: &[&[f32]],
+    y: &mut [&mut [f32]],
+    k: usize,
+) {
+    unit::<I, T, C, 0, 16, false>(isa, units.clone(), a, y, k, Ahead::NOTHING);
+    unit::<I, T, C, 16, 32, false>(isa, units, a, y, k, Ahead::NOTHING);
+}
+
+/// Elements `FROM..TO` of unit `k` of `C` results: what that unit of each row adds to them.
+#[inline(always)]
+fn unit<
+    'a,
+    I: Isa,
+    T: Units<Vectors: 'a>,
+    const C: usize,
+    const FROM: usize,
+    const TO: usize,
+    const AHEAD: bool,
+>(
     isa: I,
     mut units: impl Iterator<Item = &'a T::Vectors>,
     a: &[&[f32]],
@@ -213,7 +239,7 @@ fn unit<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize, const AHEAD: bool>(
     let mut acc = [[isa.splat(0.0); 8]; C];
     for c in 0..C {
         let block = &y[c].as_chunks::<BLOCK_LEN>().0[k];
-        for i in 0..32 / I::LANES {
+        for i in FROM / I::LANES..TO / I::LANES {
             acc[c][i] = isa.load(block, i);
         }
     }
@@ -232,7 +258,7 @@ fn unit<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize, const AHEAD: bool>(
             if AHEAD {
                 ahead.row(start + r);
             }
-            for i in 0..32 / I::LANES {
+            for i in FROM / I::LANES..TO / I::LANES {
                 let v = T::value(isa, unit, i);
                 for c in 0..C {
                     acc[c][i] = isa.mul_add(isa.splat(weights.0[c][r]), v, acc[c][i]);
@@ -242,7 +268,7 @@ fn unit<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize, const AHEAD: bool>(
     }
     for c in 0..C {
         let block = &mut y[c].as_chunks_mut::<BLOCK_LEN>().0[k];
-        for i in 0..32 / I::LANES {
+        for i in FROM / I::LANES..TO / I::LANES {
             isa.store(acc[c][i], block, i);
         }
     }
