@@ -12,7 +12,7 @@ use super::{
     operand::Operand,
     tile,
     units::{Summand, Units},
-    words::{self, Factors, Words},
+    words::{Factors, Words},
 };
 use crate::{
     isa::Isa,
@@ -29,43 +29,8 @@ use std::borrow::Cow;
 
 macro_rules! float {
     ($t:ty, $zero:expr, $load:ident) => {
-        impl Operand for $t {
-            type Column = f32;
-
-            #[inline(always)]
-            fn columns(x: Columns<'_>) -> &[f32] {
-                plain(x)
-            }
-
-            #[inline(always)]
-            fn dot<I: Isa>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
-                dot(isa, row, x, ahead)
-            }
-
-            #[inline(always)]
-            fn matmul<I: Isa>(isa: I, rows: RowsOf<'_, Self>, x: &[f32], y: &mut [&mut [f32]]) {
-                tile::matmul(isa, rows, x, y);
-            }
-        }
-
-        impl Words for $t {
-            type Unit = [$t; 32];
-
-            #[inline(always)]
-            fn units(row: &[Self]) -> &[[$t; 32]] {
-                words::units(row)
-            }
-
-            #[inline(always)]
-            fn rest(row: &[Self]) -> Option<[$t; 32]> {
-                words::rest(row, $zero)
-            }
-
-            #[inline(always)]
-            fn word<I: Isa>(isa: I, unit: &[$t; 32], i: usize) -> I::V {
-                isa.$load(unit, i)
-            }
-        }
+        float_operand!($t);
+        words!($t, 32, $zero, |isa, unit, i| isa.$load(unit, i));
 
         impl Factors for $t {
             type Column = f32;
@@ -88,6 +53,31 @@ macro_rules! float {
         }
 
         float_units!($t, $zero, |isa, unit, i| isa.$load(unit, i));
+    };
+}
+
+/// Multiplied with columns of f32.
+macro_rules! float_operand {
+    ($t:ty) => {
+        impl Operand for $t {
+            type Column = f32;
+
+            #[inline(always)]
+            fn columns(x: Columns<'_>) -> &[f32] {
+                let Columns::F32(x) = x else { unreachable!("every operation checks its columns") };
+                x
+            }
+
+            #[inline(always)]
+            fn dot<I: Isa>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
+                $crate::format::floats::dot(isa, row, x, ahead)
+            }
+
+            #[inline(always)]
+            fn matmul<I: Isa>(isa: I, rows: RowsOf<'_, Self>, x: &[f32], y: &mut [&mut [f32]]) {
+                tile::matmul(isa, rows, x, y);
+            }
+        }
     };
 }
 
@@ -146,13 +136,6 @@ macro_rules! float_units {
             }
         }
     };
-}
-
-/// The columns of a matrix of numbers.
-#[inline(always)]
-pub(super) fn plain(x: Columns<'_>) -> &[f32] {
-    let Columns::F32(x) = x else { unreachable!("every operation checks its columns") };
-    x
 }
 
 /// One row times one column.

@@ -10,6 +10,8 @@ mod products;
 mod blocks;
 mod few;
 #[macro_use]
+mod words;
+#[macro_use]
 mod floats;
 pub(crate) mod operand;
 mod packed;
@@ -18,7 +20,6 @@ mod panel;
 mod super_blocks;
 mod tile;
 pub(crate) mod units;
-mod words;
 
 use crate::{
     arch::Token,

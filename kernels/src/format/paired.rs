@@ -7,11 +7,10 @@
 
 use super::{
     Element, RowsOf,
-    floats::{self, plain},
     operand::Operand,
     tile,
     units::{Summand, Units},
-    words::{self, Factors, Words},
+    words::{Factors, Words},
 };
 use crate::{
     isa::{Isa, Kernel},
@@ -43,63 +42,12 @@ impl<'a> RowsOf<'a, bf16> {
 #[repr(transparent)]
 pub(super) struct Rounded(f32);
 
-impl Operand for Paired {
-    type Column = f32;
-
-    #[inline(always)]
-    fn columns(x: Columns<'_>) -> &[f32] {
-        plain(x)
-    }
-
-    #[inline(always)]
-    fn dot<I: Isa>(isa: I, row: &[Self], x: &[f32], ahead: &[Self]) -> f32 {
-        floats::dot(isa, row, x, ahead)
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, rows: RowsOf<'_, Self>, x: &[f32], y: &mut [&mut [f32]]) {
-        tile::matmul(isa, rows, x, y);
-    }
-}
-
-impl Words for Paired {
-    type Unit = [Self; 64];
-
-    #[inline(always)]
-    fn units(row: &[Self]) -> &[[Self; 64]] {
-        words::units(row)
-    }
-
-    #[inline(always)]
-    fn rest(row: &[Self]) -> Option<[Self; 64]> {
-        words::rest(row, Self(bf16::ZERO))
-    }
-
-    #[inline(always)]
-    fn word<I: Isa>(isa: I, unit: &[Self; 64], i: usize) -> I::V {
-        isa.load_pairs(must_cast_ref(unit), i)
-    }
-}
-
-impl Words for Rounded {
-    type Unit = [Self; 64];
-
-    #[inline(always)]
-    fn units(row: &[Self]) -> &[[Self; 64]] {
-        words::units(row)
-    }
-
-    #[inline(always)]
-    fn rest(row: &[Self]) -> Option<[Self; 64]> {
-        words::rest(row, Self(0.0))
-    }
-
-    #[inline(always)]
-    fn word<I: Isa>(isa: I, unit: &[Self; 64], i: usize) -> I::V {
-        let x = must_cast_ref::<_, [f32; 64]>(unit);
-        isa.round_pairs(isa.load(x, 2 * i), isa.load(x, 2 * i + 1))
-    }
-}
+float_operand!(Paired);
+words!(Paired, 64, Self(bf16::ZERO), |isa, unit, i| isa.load_pairs(must_cast_ref(unit), i));
+words!(Rounded, 64, Self(0.0), |isa, unit, i| {
+    let x = must_cast_ref::<_, [f32; 64]>(unit);
+    isa.round_pairs(isa.load(x, 2 * i), isa.load(x, 2 * i + 1))
+});
 
 impl Factors for Paired {
     type Column = Rounded;
@@ -113,7 +61,7 @@ impl Factors for Paired {
     #[inline(always)]
     fn prepared<I: Isa>(isa: I, x: &[f32]) -> Cow<'_, [Self]> {
         let mut rounded = vec![Self(bf16::ZERO); x.len()];
-        isa.leaf(Round { x, rounded: &mut rounded });
+        isa.leaf(Round { x: Self::column(x), rounded: &mut rounded });
         Cow::Owned(rounded)
     }
 
@@ -125,7 +73,7 @@ impl Factors for Paired {
 
 /// Numbers rounded to BF16.
 struct Round<'a> {
-    x: &'a [f32],
+    x: &'a [Rounded],
     rounded: &'a mut [Paired],
 }
 
@@ -135,12 +83,11 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         for (x, rounded) in self.x.chunks(64).zip(self.rounded.chunks_mut(64)) {
-            let mut unit = [0.0; 64];
+            let mut unit = [Rounded(0.0); 64];
             unit[..x.len()].copy_from_slice(x);
             let mut words = [0.0_f32; 32];
             for i in 0..32 / I::LANES {
-                let pairs = isa.round_pairs(isa.load(&unit, 2 * i), isa.load(&unit, 2 * i + 1));
-                isa.store(pairs, &mut words, i);
+                isa.store(Rounded::word(isa, &unit, i), &mut words, i);
             }
             rounded.copy_from_slice(&must_cast::<_, [Paired; 64]>(words)[..x.len()]);
         }

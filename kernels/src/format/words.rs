@@ -29,20 +29,33 @@ pub(super) trait Factors: Words {
     fn add<I: Isa>(isa: I, w: I::V, x: I::V, acc: I::V) -> I::V;
 }
 
-/// Whole units of `N` numbers.
-#[inline(always)]
-pub(super) fn units<T, const N: usize>(row: &[T]) -> &[[T; N]] {
-    row.as_chunks().0
-}
+/// [`Words`] of a type of which a unit has `$n`.
+macro_rules! words {
+    ($t:ty, $n:literal, $zero:expr, |$isa:ident, $unit:ident, $i:ident| $word:expr) => {
+        impl $crate::format::words::Words for $t {
+            type Unit = [Self; $n];
 
-/// What follows whole units of `N` numbers.
-#[inline(always)]
-pub(super) fn rest<T: Copy, const N: usize>(row: &[T], zero: T) -> Option<[T; N]> {
-    let rest = row.as_chunks::<N>().1;
-    if rest.is_empty() {
-        return None;
-    }
-    let mut unit = [zero; N];
-    unit[..rest.len()].copy_from_slice(rest);
-    Some(unit)
+            #[inline(always)]
+            fn units(row: &[Self]) -> &[[Self; $n]] {
+                row.as_chunks().0
+            }
+
+            #[inline(always)]
+            fn rest(row: &[Self]) -> Option<[Self; $n]> {
+                let rest = row.as_chunks::<$n>().1;
+                // First, or a unit of zeros is made for each row that has no rest.
+                if rest.is_empty() {
+                    return None;
+                }
+                let mut unit = [$zero; $n];
+                unit[..rest.len()].copy_from_slice(rest);
+                Some(unit)
+            }
+
+            #[inline(always)]
+            fn word<I: Isa>($isa: I, $unit: &[Self; $n], $i: usize) -> I::V {
+                $word
+            }
+        }
+    };
 }
