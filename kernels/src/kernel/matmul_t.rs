@@ -205,7 +205,7 @@ fn units<I: Isa, T: Units, const AHEAD: bool>(isa: I, rows: RowsOf<'_, T>, sums:
 /// Rows whose weights are copied together: to ask for the bounds of many columns in each row takes as long as the products.
 const ROWS: usize = 16;
 
-/// [`unit`] for the first half of its elements, then for the other.
+/// [`unit()`] for the first half of its elements, then for the other.
 #[inline(always)]
 fn unit_in_halves<'a, I: Isa, T: Units<Vectors: 'a>, const C: usize>(
     isa: I,
