@@ -6,6 +6,7 @@
 //!            → what an error in each block costs (divergence with only that block sparse) → budgets
 //!            → the share at which each rule loses what it may (`search`)
 //! both       → what attention reads and does, for some blocks at a time → their gates (`attention`)
+//!            → what the output of each head loses at so many recalled pages → their budgets (`recall`)
 //! held-out   → whether each rule keeps the target there; where not, at a larger share (`held_out`)
 //! ```
 //!
@@ -21,23 +22,26 @@ mod layer;
 mod order;
 mod own_text;
 mod predictor;
+mod recall;
 mod regression;
 mod run;
 mod sample;
 mod scores;
 mod search;
+mod seen;
 mod stages;
 mod thresholds;
 
 use crate::{decoder::Decoder, profile::Profile, quality::Loss};
 pub use block::Settings;
-use candle_core::Result;
+use candle_core::{Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse_core::with_methods;
 use course::Course;
 pub use gate::{GateFit, GateSettings};
 pub use held_out::RuleReport;
 pub use own_text::{OwnText, own_text};
+pub use recall::{RecallFit, RecallSettings};
 use run::Run;
 use std::path::Path;
 
@@ -100,6 +104,8 @@ pub struct Calibrator {
     pub compare_tokens: usize,
     /// How the gates of sparse attention are fitted; `None` fits none.
     pub gate: Option<GateSettings>,
+    /// How the budget of recall is shared out among heads; `None` gives every head as much.
+    pub recall: Option<RecallSettings>,
 }
 
 with_methods!(Calibrator {
@@ -108,13 +114,14 @@ with_methods!(Calibrator {
     with_sample_rows: sample_rows: usize,
     with_compare_tokens: compare_tokens: usize,
     with_gate: gate: Option<GateSettings>,
+    with_recall: recall: Option<RecallSettings>,
 });
 
 impl Default for Calibrator {
-    /// 1 % of perplexity and a divergence of 0.02, at most 4096 inputs per FFN, 4096 tokens to compare on, no gates.
+    /// 1 % of perplexity and a divergence of 0.02, at most 4096 inputs per FFN, 4096 tokens to compare on, nothing of attention.
     fn default() -> Self {
         let (settings, target) = (Settings::default(), Target::Loss(Loss { ppl: 0.01, kld: 0.02 }));
-        Self { settings, target, sample_rows: 4096, compare_tokens: 4096, gate: None }
+        Self { settings, target, sample_rows: 4096, compare_tokens: 4096, gate: None, recall: None }
     }
 }
 
@@ -167,6 +174,8 @@ pub struct Fitted {
     pub ppl: [f64; 2],
     /// Per block, where gates were asked for: how well they predict, see [`GateSettings`].
     pub gates: Vec<GateFit>,
+    /// Where it was asked for: how the budget of recall is shared out.
+    pub recall: Option<RecallFit>,
 }
 
 impl Fitted {
@@ -201,7 +210,40 @@ impl Fitted {
 const UNKNOWN_TEXT: f64 = 8.0;
 /// Share of the positions at which the most likely token should stay the same.
 const LEAST_AGREEMENT: f64 = 0.85;
+/// What a calibration of attention alone gives.
+#[derive(Clone, Debug)]
+pub struct FittedAttention {
+    /// A profile of [attention alone](Profile::is_of_attention_alone).
+    pub profile: Profile,
+    /// Per block, where gates were asked for: how well they predict, see [`GateSettings`].
+    pub gates: Vec<GateFit>,
+    /// How the budget of recall is shared out; where that [does not help](RecallFit::helps) the profile gives every head as much.
+    pub recall: Option<RecallFit>,
+}
+
 impl Calibrator {
+    /// Fits what attention needs and nothing of the FFN: `fit` and `tune` are windows of tokens of different texts.
+    ///
+    /// Cost: both texts are read once, or more often for gates as [`Self::calibrate`] says; for recall `n²/52` products of a query
+    /// and a key per window of `n` tokens and query head, and as many weighted values.
+    ///
+    /// # Errors
+    /// No [`Self::recall`], a checkpoint that cannot be run, or too little text.
+    pub fn calibrate_attention(
+        &self,
+        model: &Decoder,
+        vb: &VarBuilder<'_>,
+        texts: [&[Vec<u32>]; 2],
+        mut progress: impl FnMut(Progress),
+    ) -> Result<FittedAttention> {
+        if self.recall.is_none() {
+            bail!(
+                "calibrate: attention alone is calibrated with recall, give its settings; gates alone are fit_gates'"
+            );
+        }
+        attention::fit(self, &mut Run::new(model), vb, texts, &mut Course::new(&mut progress))
+    }
+
     /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit`, `tune` and `held_out` are windows
     /// of tokens of different texts.
     ///

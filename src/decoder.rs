@@ -150,6 +150,7 @@ pub struct Decoder {
     attention: AttentionConfig,
     /// One per layer, or none.
     gates: Arc<[FastGrnnGate]>,
+    recall_shares: Arc<[Vec<f32>]>,
     norm: Vec<f32>,
     lm_head: Weight,
     notices: Vec<String>,

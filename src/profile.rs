@@ -71,10 +71,14 @@ impl Default for HeldOut {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// What was learned about the FFN of each decoder block.
+    /// What was learned about the FFN of each decoder block; empty where attention alone was calibrated. Then there are no
+    /// [`Self::shares`] either, and no rule keeps a target.
     pub layers: Vec<LayerProfile>,
     /// The gate of attention of each decoder block; empty where attention was not calibrated.
     pub gates: Vec<FastGrnnGate>,
+    /// `[blocks][kv_heads]`: how many times the budget of [`AttentionMode::Recall`](crate::AttentionMode::Recall) each key/value
+    /// head has, 1 in the mean; empty where that was not calibrated.
+    pub recall_shares: Vec<Vec<f32>>,
     /// Mean active shares of the points at which thresholds were set, increasing.
     pub shares: Vec<f32>,
     /// The point at which each [`Rule`] loses what calibration allowed.
@@ -85,6 +89,22 @@ pub struct Profile {
     pub fingerprint: Vec<f32>,
     /// Settings and held-out quality, for people.
     pub about: serde_json::Value,
+}
+
+impl Profile {
+    /// What calibration learned about recall, and nothing else.
+    pub(crate) fn of_attention_alone(recall_shares: Vec<Vec<f32>>, fingerprint: Vec<f32>) -> Self {
+        Self {
+            layers: Vec::new(),
+            gates: Vec::new(),
+            recall_shares,
+            shares: Vec::new(),
+            fitted: [0; 3],
+            held_out: HeldOut { kept: [false; 3], best: None },
+            fingerprint,
+            about: serde_json::Value::Null,
+        }
+    }
 }
 
 /// What was learned about the FFN of one block. Row-major, `[rows, cols]`.

@@ -71,6 +71,7 @@ fn profile(config: &Config, files: &ModelFiles) -> Profile {
         layers,
         shares: vec![0.5],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),
         fingerprint,

@@ -81,6 +81,7 @@ fn profile(value: f32) -> Profile {
         layers: vec![layer; 8],
         shares: vec![0.5],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),
         fingerprint: Vec::new(),

@@ -20,7 +20,7 @@ mod text;
 use anyhow::{Result, bail};
 use candle_sparse_models::{
     FfnMode,
-    calibrate::{Calibrator, Progress, Target, own_text},
+    calibrate::{Calibrator, Progress, RecallSettings, Target, own_text},
     decoder::LoadOptions,
     pretrained::{self, Pretrained, var_builder},
     quality::Loss,
@@ -74,6 +74,10 @@ struct Cli {
     candidate_factor: Option<f32>,
     #[command(flatten)]
     gate: GateArgs,
+    /// Calibrate attention alone, in a minute or two where the FFN takes long: how heads share the budget of recall, and gates; all
+    /// neurons are computed with such a profile
+    #[arg(long, conflicts_with_all = ["target_sparsity", "rank", "max_ppl_loss", "max_kld", "candidate_factor"])]
+    attention_only: bool,
     /// Where the profile is written; beside the model's files it is found by name. An interrupted run leaves OUT.checkpoint, with
     /// which the same command goes on
     #[arg(long, default_value = "sparse.safetensors")]
@@ -119,8 +123,19 @@ fn run(cli: &Cli) -> Result<()> {
     let vb = var_builder(&files, None)?;
     let rank = calibrator.settings.rank.min(loaded.config.hidden_size / 2);
     let mut calibrator = with_rank(calibrator, cli.rank.unwrap_or(rank));
+    let model = loaded.model.decoder();
+    if cli.attention_only {
+        let fit = [fit, tune].concat();
+        calibrator.gate = cli.gate.settings(&fit, &held_out)?;
+        calibrator.recall = Some(RecallSettings::default());
+        let fitted = calibrator.calibrate_attention(model, &vb, [&fit, &held_out], show)?;
+        bar.finish_and_clear();
+        fitted.profile.save(&cli.out)?;
+        return report::print_attention(cli, &fitted, start.elapsed().as_secs_f64());
+    }
     calibrator.gate = cli.gate.settings(&fit, &tune)?;
-    let (model, texts) = (loaded.model.decoder(), [&*fit, &*tune, &*held_out]);
+    calibrator.recall = recall(&fit);
+    let texts = [&*fit, &*tune, &*held_out];
     let mut fitted = calibrator.calibrate_resumable(model, &vb, texts, &checkpoint, show)?;
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
@@ -135,6 +150,16 @@ fn run(cli: &Cli) -> Result<()> {
         std::fs::remove_file(&checkpoint)?;
     }
     report::print(cli, &fitted, seconds)
+}
+
+/// How budgets of recall are shared out; not where the windows are too short to tell.
+fn recall(fit: &[Vec<u32>]) -> Option<RecallSettings> {
+    let settings = RecallSettings::default();
+    let enough = settings.is_enough(fit.first().map_or(0, Vec::len));
+    if !enough {
+        output::note("too short a --context to share out the budget of recall: every head gets as much");
+    }
+    enough.then_some(settings)
 }
 
 /// Where an interrupted run leaves what it has found: beside the profile.
@@ -185,7 +210,7 @@ impl Cli {
     /// Windows to fit, to tune, and to report on.
     fn windows(&self, loaded: &Pretrained) -> Result<[Vec<Vec<u32>>; 3]> {
         let limit = loaded.config.max_position_embeddings;
-        let context = self.context.unwrap_or(limit.min(256));
+        let context = self.context.unwrap_or(limit.min(if self.attention_only { 2048 } else { 256 }));
         if !(64..=limit).contains(&context) {
             bail!("--context {context} must be 64 to {limit} (the model's context)");
         }

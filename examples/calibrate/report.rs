@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::Result;
 use candle_sparse::{profile::Rule, sparse::BREAK_EVEN};
-use candle_sparse_models::calibrate::{Fitted, RuleReport};
+use candle_sparse_models::calibrate::{Fitted, FittedAttention, RecallFit, RuleReport};
 use std::io::Write;
 
 /// A profile was written, but no rule of it keeps the target.
@@ -32,7 +32,7 @@ pub(crate) fn print(cli: &Cli, fitted: &Fitted, seconds: f64) -> Result<()> {
             "out": cli.out.display().to_string(), "seconds": seconds, "shares": fitted.profile.shares, "runs": fitted.runs,
             "held_out": fitted.held_out.iter().map(json).collect::<Vec<_>>(), "best": held_out.best.map(|r| format!("{r:?}")),
             "noise_floor": fitted.noise_floor, "own_ppl": fitted.ppl[1], "doubts": doubts,
-            "gates": gates::json(&fitted.gates),
+            "gates": gates::json(&fitted.gates), "recall": fitted.recall.as_ref().map(recall_json),
         });
         writeln!(out, "{json}")?;
     } else {
@@ -40,9 +40,50 @@ pub(crate) fn print(cli: &Cli, fitted: &Fitted, seconds: f64) -> Result<()> {
         table(&mut out, fitted)?;
         blocks(&mut out, fitted)?;
         gates::print(&mut out, &fitted.gates)?;
+        recall(&mut out, fitted.recall.as_ref())?;
     }
     doubts.iter().for_each(output::note);
     verdict(fitted)
+}
+
+/// Prints what was found of attention.
+pub(crate) fn print_attention(cli: &Cli, fitted: &FittedAttention, seconds: f64) -> Result<()> {
+    let mut out = output::stdout();
+    if cli.json {
+        let json = serde_json::json!({
+            "out": cli.out.display().to_string(), "seconds": seconds, "gates": gates::json(&fitted.gates),
+            "recall": fitted.recall.as_ref().map(recall_json),
+        });
+        writeln!(out, "{json}")?;
+        return Ok(());
+    }
+    writeln!(out, "{} written after {seconds:.1} s", cli.out.display())?;
+    gates::print(&mut out, &fitted.gates)?;
+    recall(&mut out, fitted.recall.as_ref())
+}
+
+fn recall_json(fit: &RecallFit) -> serde_json::Value {
+    serde_json::json!({ "shares": fit.shares, "losses": fit.losses })
+}
+
+fn recall(out: &mut impl Write, fit: Option<&RecallFit>) -> Result<()> {
+    let Some(fit) = fit else { return Ok(()) };
+    let [uniform, shared] = fit.losses;
+    writeln!(
+        out,
+        "recall: the heads' outputs lose {:.2} of what they lose with as much for every head",
+        shared / uniform
+    )?;
+    for (l, shares) in fit.shares.iter().enumerate() {
+        let shares: Vec<String> = shares.iter().map(|s| format!("{s:.2}")).collect();
+        writeln!(out, "block {l}: budgets of heads, of the mean: {}", shares.join(" "))?;
+    }
+    if !fit.helps() {
+        output::note(
+            "sharing out the budget of recall gains nothing on the held-out text: every head gets as much",
+        );
+    }
+    Ok(())
 }
 
 fn table(out: &mut impl Write, fitted: &Fitted) -> Result<()> {

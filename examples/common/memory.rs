@@ -123,8 +123,8 @@ impl MemoryArgs {
     }
 
     /// Whether attention uses what a profile says.
-    pub(crate) fn reads_gates(&self) -> bool {
-        self.attention == Attention::Gated
+    pub(crate) fn reads_profile(&self) -> bool {
+        matches!(self.attention, Attention::Gated | Attention::Recall)
     }
 
     /// Whether any flag was given.

@@ -184,6 +184,7 @@ impl Drawn {
             layers: (0..c.num_hidden_layers).map(layer).collect(),
             shares: vec![share],
             gates: Vec::new(),
+            recall_shares: Vec::new(),
             fitted: [0; 3],
             held_out: Default::default(),
             fingerprint: fingerprint(vb, c.num_hidden_layers, hidden, inner)?,

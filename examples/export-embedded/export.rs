@@ -70,10 +70,12 @@ pub(crate) fn image(files: &ModelFiles, args: &ExportArgs) -> Result<Vec<u128>> 
     let settings = args.settings.settings(core.max_position_embeddings);
     let source = Source { vb: &vb, config: core, format: args.dtype };
     let mut all = source.frame(tied)?;
-    for (i, ffn) in ffns(&core, profile.as_ref(), args.ffn)?.iter().enumerate() {
+    let of_ffn = profile.as_ref().filter(|p| !p.is_of_attention_alone());
+    for (i, ffn) in ffns(&core, of_ffn, args.ffn)?.iter().enumerate() {
         all.extend(source.block(i as u32, ffn)?);
     }
     all.extend(gates(profile.as_ref(), args, &core)?);
+    all.extend(recall_shares(profile.as_ref(), args));
     all.push(Held::Bytes(Role::Config, 0, image::config_bytes(&core)?.to_vec()));
     all.push(Held::Bytes(Role::Settings, 0, image::settings_bytes(&settings)?.to_vec()));
     all.push(Held::Bytes(Role::Tokenizer, 0, vocabulary.to_bytes()));
@@ -118,7 +120,8 @@ impl Opened {
 
 /// The profile of the flag, else the one in or beside the model.
 fn profile(files: &ModelFiles, args: &ExportArgs) -> Result<Option<Profile>> {
-    let needed = args.ffn != Ffn::Dense || args.settings.attention == Attention::Gated;
+    let of_attention = matches!(args.settings.attention, Attention::Gated | Attention::Recall);
+    let needed = args.ffn != Ffn::Dense || of_attention;
     Ok(match (&args.profile, &files.sparse_profile, &files.weights) {
         _ if !needed => None,
         (Some(path), ..) => Some(Profile::load(path)?),
@@ -177,6 +180,12 @@ fn gates(profile: Option<&Profile>, args: &ExportArgs, c: &Config) -> Result<Vec
     }
     let all: Result<Vec<_>> = gates.iter().zip(0..).map(|(g, layer)| choice::gate(layer, g)).collect();
     Ok(all?.into_iter().flatten().collect())
+}
+
+fn recall_shares(profile: Option<&Profile>, args: &ExportArgs) -> Vec<Held> {
+    let profile = profile.filter(|_| args.settings.attention == Attention::Recall);
+    let shares = profile.map(|p| p.recall_shares.as_slice()).unwrap_or_default();
+    shares.iter().zip(0..).map(|(s, layer)| Held::Vector(Role::RecallShares, layer, s.clone())).collect()
 }
 
 fn written(all: &[Held]) -> Result<Vec<u128>> {

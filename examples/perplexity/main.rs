@@ -18,7 +18,7 @@ mod windows;
 
 use anyhow::{Result, bail};
 use candle_sparse::{
-    Format,
+    Format, Profile,
     kv_cache::{KvConfig, KvDType},
     sparse::{FfnMode, SparseConfig},
 };
@@ -29,7 +29,7 @@ use clap::Parser;
 use cli::{OutputArgs, format, input, output, process_bytes};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::ModelArgs;
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc};
 use windows::{Reader, measure};
 
 /// Measure the quality of a setting against the dense model.
@@ -161,8 +161,9 @@ fn run_sweep(cli: &Cli, path: &std::path::Path) -> Result<()> {
         );
     }
     let files = cli.model.files()?;
-    let Some(profile) = cli.model.profile(&files)? else {
-        bail!("--sweep needs a profile: make one with `calibrate` and give it with --profile");
+    let of_ffn = |p: &Arc<Profile>| !p.is_of_attention_alone();
+    let Some(profile) = cli.model.profile(&files)?.filter(of_ffn) else {
+        bail!("--sweep needs a profile of the FFN: make one with `calibrate` and give it with --profile");
     };
     // Choices are simulated on the dense model, which takes no profile.
     let dense = ModelArgs { ffn: Some(model::Ffn::Dense), profile: None, ..cli.model.clone() };

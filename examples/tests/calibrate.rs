@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{example, one_line, program, tale};
+use common::{example, ok, one_line, program, tale};
 use std::{
     path::Path,
     thread::sleep,
@@ -54,4 +54,67 @@ fn an_interrupted_calibration_goes_on_and_gives_the_same_profile() {
     assert!(!again.stderr.contains("fitting blocks"), "what was kept was done again: {again:?}");
     assert!(!checkpoint.exists(), "the checkpoint is left over");
     assert!(std::fs::read(&out).unwrap() == std::fs::read(&whole).unwrap(), "the profiles differ");
+}
+
+#[test]
+fn attention_alone_is_calibrated_and_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (text, out) = (path("tales.txt"), path("sparse.safetensors"));
+    std::fs::write(&text, (0..12).map(tale).collect::<Vec<_>>().join("<|endoftext|>")).unwrap();
+    let args = ["--model", "tales-silu", "--text", &text, "--attention-only", "--out", &out, "--json"];
+    let json = ok("calibrate", &args).json();
+    let shares: Vec<f64> = json["recall"]["shares"].as_array().unwrap().iter().flat_map(numbers).collect();
+    assert_eq!(shares.len(), 8, "{json}");
+    assert!(
+        (shares.iter().sum::<f64>() / 8.0 - 1.0).abs() < 1e-3 && shares.iter().any(|s| *s > 1.2),
+        "{json}"
+    );
+    let [uniform, shared] = numbers(&json["recall"]["losses"])[..] else { panic!("{json}") };
+    assert!(shared < 0.95 * uniform, "{json}");
+    // As many positions are read, and the model is nearer to what it says when it reads all.
+    let kld = |profile: &[&str]| {
+        let args = [
+            "--model",
+            "tales-silu",
+            "--text",
+            &text,
+            "--context",
+            "900",
+            "--tokens",
+            "5400",
+            "--ffn",
+            "dense",
+            "--kv",
+            "f32",
+        ];
+        let memory = ["--attention", "recall", "--window", "64", "--budget", "128", "--json"];
+        let done = ok("perplexity", &[&args, &memory, profile].concat());
+        assert!(!done.stderr.contains("without effect"), "{done:?}");
+        done.json()["kld"].as_f64().unwrap()
+    };
+    let (alike, shared) = (kld(&[]), kld(&["--profile", &out]));
+    assert!(shared > 0.0 && shared < alike, "{shared} {alike}");
+    // What needs the FFN's part says so.
+    let gate = ["--model", "tales-silu", "--profile", &out, "--ffn", "gate"];
+    one_line(&example("llama-sparse", &gate), "a profile of attention alone");
+    one_line(
+        &example("perplexity", &["--profile", &out, "--text", &text, "--sweep"]),
+        "a profile of the FFN",
+    );
+    let converted = path("model.gguf");
+    let neurons = ["--model", "tales-silu", "--profile", &out, "--neuron-major", "--out", &converted];
+    one_line(&example("convert", &neurons), "of attention alone");
+    // In a file it is found as any profile.
+    ok("convert", &["--model", "tales-silu", "--profile", &out, "--out", &converted]);
+    ok("llama-sparse", &["--model", &converted, "--attention", "recall", "-n", "4", "--prompt", "once"]);
+    let image = path("model.image");
+    ok(
+        "export-embedded",
+        &["--model", "tales-silu", "--profile", &out, "--attention", "recall", "--out", &image],
+    );
+}
+
+fn numbers(json: &serde_json::Value) -> Vec<f64> {
+    json.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }

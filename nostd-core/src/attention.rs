@@ -30,6 +30,8 @@ pub(crate) struct Past<'a> {
     pub(crate) attention: &'a AttentionConfig,
     /// `[kv_heads]`: from which salience on a page is wanted, where a gate has a say.
     pub(crate) thresholds: Option<&'a [f32]>,
+    /// `[kv_heads]`: how many times the mean each head recalls; none where all recall as much.
+    pub(crate) recall_shares: Option<&'a [f32]>,
     pub(crate) cache: &'a KvCache<'a>,
     pub(crate) layer: usize,
     pub(crate) position: usize,
@@ -191,7 +193,8 @@ impl Past<'_> {
             best.iter_mut().zip(others).for_each(|(b, s)| *b = s.max(*b));
         }
         let bound = |page: u32| best[self.cache.slot(page as usize)];
-        self.attention.recall(pages, &s.pages[..n], bound, s.recalled)
+        let share = self.recall_shares.map_or(1.0, |shares| shares[head]);
+        self.attention.recall(pages, &s.pages[..n], share, bound, s.recalled)
     }
 }
 

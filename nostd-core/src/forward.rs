@@ -236,7 +236,9 @@ fn attention<K: KernelSet>(
     page::round(model.kv.dtype, k);
     page::round(model.kv.dtype, v);
     let thresholds = gate.map(|g| g.threshold);
-    let past = Past { config: c, attention: &model.attention, thresholds, cache, layer: i, position };
+    let recall_shares = layer.recall_shares;
+    let past =
+        Past { config: c, attention: &model.attention, thresholds, recall_shares, cache, layer: i, position };
     past.attend(kernels, k, v, &mut s.attention);
     layer.o_proj.product(kernels, s.attention.attended, s.ffn.groups, s.y);
 }

@@ -123,6 +123,9 @@ pub struct LayerWeights<'a> {
     pub post_attention_layernorm: &'a [f32],
     /// `[kv_heads, hidden_size]`; needed for [`AttentionMode::Gated`](crate::attention::AttentionMode::Gated) only.
     pub gate: Option<AttentionGate<'a>>,
+    /// `[kv_heads]`: how many times the budget of [`AttentionMode::Recall`](crate::attention::AttentionMode::Recall) each head has,
+    /// at least 0, 1 in the mean over all layers; where there are none every head has the budget itself.
+    pub recall_shares: Option<&'a [f32]>,
     /// The FFN.
     pub ffn: Ffn<'a>,
 }
@@ -174,6 +177,10 @@ impl LayerWeights<'_> {
                 return Err(Error::Shape { what: "gate.ridge", layer: Some(i), expected, got });
             }
         }
+        if let Some(shares) = self.recall_shares {
+            check_vector("recall_shares", Some(i), shares, c.num_key_value_heads)?;
+            check_shares(shares)?;
+        }
         match &self.ffn {
             Ffn::Dense(ffn) => {
                 check_gate(i, c, ffn.gate_proj.is_some())?;
@@ -189,6 +196,12 @@ impl LayerWeights<'_> {
             }
         }
     }
+}
+
+/// Checks that budgets of heads can be made of these.
+pub fn check_shares(shares: &[f32]) -> Result<(), Error> {
+    let usable = |share: &f32| share.is_finite() && *share >= 0.0;
+    shares.iter().all(usable).then_some(()).ok_or(Error::OutOfRange("recall_shares"))
 }
 
 /// A gate that is missing, or that nobody would take.

@@ -96,8 +96,8 @@ pub(crate) fn declare(config: &Config, select: &Selector<'_>, cache: &KvCache, o
 
 /// Pages that a head recalls at most, and draws: whatever is asked for, no more than there are.
 fn own_pages(select: &Selector<'_>, cache: &KvCache) -> [usize; 2] {
-    let config = select.config();
-    [config.recalled_pages(), config.sampled_pages()].map(|pages| pages.min(cache.pages_with_room()))
+    let most = [select.most_recalled(), select.config().sampled_pages()];
+    most.map(|pages| pages.min(cache.pages_with_room()))
 }
 
 fn shares_room(config: &Config) -> usize {
@@ -293,7 +293,7 @@ impl<'a> Token<'a> {
                 sample.iter_mut().zip(own.drawn).for_each(|(o, &page)| *o = page as f32);
             }
         })?;
-        // As many for every head: it depends on the number of pages alone.
+        // As many for every head: where pages are drawn, every head recalls as many.
         let n = self.head(0, head_dim).visible(self.position, &candidates).len();
         let config = self.select.config();
         let Sample { pages: m, weight } = config.sample_of(n - config.recalled_pages().min(n));

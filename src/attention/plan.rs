@@ -21,18 +21,20 @@ use candle_sparse_core::{
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
-/// Chooses pages: the settings, and the gates of all layers where there are any.
+/// Chooses pages: the settings, and of all layers the gates and how much each head recalls, where there are any.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Selector<'a> {
     config: AttentionConfig,
     gates: &'a [FastGrnnGate],
+    /// `[layers][kv_heads]`: how many times the mean.
+    recall_shares: &'a [Vec<f32>],
 }
 
 impl<'a> Selector<'a> {
     /// Everything.
     #[cfg(test)]
     pub(crate) const DENSE: Selector<'static> =
-        Selector { config: AttentionConfig::new(AttentionMode::Dense), gates: &[] };
+        Selector { config: AttentionConfig::new(AttentionMode::Dense), gates: &[], recall_shares: &[] };
 
     /// With the gates of all layers, `layers` of them, or none.
     ///
@@ -47,13 +49,26 @@ impl<'a> Selector<'a> {
             );
             return Err(Error::Setting { name: "attention", problem }.into());
         }
-        Ok(Self { config, gates })
+        Ok(Self { config, gates, recall_shares: &[] })
+    }
+
+    /// With what each head of all layers recalls, as often as the mean; none: all recall as much.
+    #[must_use]
+    pub(crate) fn with_recall_shares(self, recall_shares: &'a [Vec<f32>]) -> Self {
+        Self { recall_shares, ..self }
     }
 
     /// The settings.
     #[must_use]
     pub(crate) fn config(&self) -> &AttentionConfig {
         &self.config
+    }
+
+    /// Pages that the head that recalls most does.
+    #[must_use]
+    pub(super) fn most_recalled(&self) -> usize {
+        let shares = self.recall_shares.iter().flatten().copied();
+        self.config.recalled_pages_of(shares.reduce(f32::max).unwrap_or(1.0))
     }
 
     /// The gate of a layer, where it has a say.
@@ -180,7 +195,8 @@ impl Recall {
     ) -> ByToken<'_> {
         let bound = |page: u32| self.bounds[token * self.stride + page as usize - self.start];
         self.order.resize(pages.len(), 0);
-        let n = select.config.recall(pages.clone(), chosen, bound, &mut self.order);
+        let share = select.recall_shares.get(layer).map_or(1.0, |shares| shares[head]);
+        let n = select.config.recall(pages.clone(), chosen, share, bound, &mut self.order);
         self.order.truncate(n);
         let mut sample = Sample { pages: 0, weight: 0.0 };
         if select.config.sampled_pages() > 0 {

@@ -23,6 +23,8 @@ struct Case {
     select: AttentionConfig,
     kv: KvConfig,
     gates: Vec<FastGrnnGate>,
+    /// Of the layer.
+    recall_shares: Vec<Vec<f32>>,
     /// `[position][q, k, v]`
     qkv: Vec<Vec<f32>>,
     /// What the gate reads, `[position][hidden_size]`.
@@ -64,6 +66,7 @@ impl Case {
             select,
             kv: KvConfig::exact(KvDType::F32),
             gates: vec![gate.unwrap()],
+            recall_shares: vec![(0..kv_heads).map(|head| [0.5, 2.0, 0.0, 1.0][head % 4]).collect()],
             qkv: (0..len).map(|p| noise(width, p + 2)).collect(),
             inputs: (0..len).map(|p| noise(hidden, 3 * p + 1)).collect(),
             config,
@@ -71,7 +74,7 @@ impl Case {
     }
 
     fn selector(&self) -> Selector<'_> {
-        Selector::new(self.select, &self.gates, 1).unwrap()
+        Selector::new(self.select, &self.gates, 1).unwrap().with_recall_shares(&self.recall_shares)
     }
 
     fn cache(&self) -> KvCache {

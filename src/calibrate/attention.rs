@@ -1,15 +1,43 @@
-//! The gates of sparse attention: the dense model is watched, one fit per block.
+//! What sparse attention learns from the dense model: the gates, one fit per block, and how heads share the budget of recall.
 
 use super::{
+    Calibrator, FittedAttention,
     course::Course,
     gate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate},
+    recall::{RecallFit, recall},
     run::Run,
 };
-use crate::{decoder::LayerTap, profile::gates as stored};
+use crate::{Profile, decoder::LayerTap, profile::gates as stored};
 use candle_core::{DType, Device, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse_core::Config;
 use std::ops::Range;
+
+/// Fits what `c` asks for of attention.
+pub(super) fn fit(
+    c: &Calibrator,
+    run: &mut Run,
+    vb: &VarBuilder<'_>,
+    texts: [&[Vec<u32>]; 2],
+    course: &mut Course<'_>,
+) -> Result<FittedAttention> {
+    let gates = c.gate.as_ref().map(|s| gates(run, vb, texts, s, course)).transpose()?.unwrap_or_default();
+    let recall = c.recall.as_ref().map(|s| recall(run, vb, texts, s, course)).transpose()?;
+    let shares = recall.as_ref().map(RecallFit::used).unwrap_or_default();
+    let mut profile = Profile::of_attention_alone(shares, run.model.origin().fingerprint.to_vec());
+    profile.gates = gates.iter().map(|g| g.gate.clone()).collect();
+    let context = texts[0].first().map_or(0, Vec::len);
+    profile.about = serde_json::json!({ "format": 1 });
+    if let Some(s) = &c.gate {
+        profile.about["attention"] = about(&gates, s, context);
+    }
+    if let (Some(s), Some(fit)) = (&c.recall, &recall) {
+        profile.about["recall"] = serde_json::json!({
+            "window": s.window_of(context), "pages": s.pages_of(context), "context": context, "losses": fit.losses,
+        });
+    }
+    Ok(FittedAttention { profile, gates, recall })
+}
 
 /// Fits a gate for every block; blocks whose inputs fit into the settings' memory together share a run of the texts.
 pub(super) fn gates(
@@ -85,7 +113,7 @@ fn found(course: &Course<'_>, heads: usize) -> Result<Vec<GateFit>> {
 }
 
 /// What a profile says of its gates: held-out R² of the ridge and with a cell, which is kept, per block.
-pub(super) fn about(fits: &[GateFit], s: &GateSettings, context: usize) -> serde_json::Value {
+fn about(fits: &[GateFit], s: &GateSettings, context: usize) -> serde_json::Value {
     let layer = |f: &GateFit| {
         let [ridge, cell] = f.r2();
         serde_json::json!({
@@ -100,7 +128,7 @@ pub(super) fn about(fits: &[GateFit], s: &GateSettings, context: usize) -> serde
 }
 
 /// Whole windows of at most `tokens` tokens (one at least), spread over all.
-fn at_most(windows: &[Vec<u32>], tokens: usize) -> Vec<&Vec<u32>> {
+pub(super) fn at_most(windows: &[Vec<u32>], tokens: usize) -> Vec<&Vec<u32>> {
     let all: usize = windows.iter().map(Vec::len).sum();
     windows.iter().step_by(all.div_ceil(tokens.max(1)).max(1)).collect()
 }

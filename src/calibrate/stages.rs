@@ -1,7 +1,7 @@
 //! A calibration from stage to stage.
 
 use super::{
-    Calibrator, Fitted, RuleReport, Target, attention,
+    Calibrator, Fitted, FittedAttention, RuleReport, Target, attention,
     block::FfnWeights,
     budgets::budgets,
     course::Course,
@@ -41,10 +41,7 @@ pub(super) fn calibrate(
     check(model, held_out)?;
     let config = model.config();
     let mut run = Run::new(model);
-    let gates = match &c.gate {
-        Some(s) => attention::gates(&mut run, vb, [fit, tune], s, course)?,
-        None => Vec::new(),
-    };
+    let attention = attention::fit(c, &mut run, vb, [fit, tune], course)?;
     let act = GluActivation { act: config.hidden_act, shift: config.gate_shift };
     let fits = fits(c, &mut run, vb, [fit, tune], act, course)?;
     let own_ppl = once("own_ppl", course, |_| Ok(own_text(model, OWN_TOKENS, &start(fit), 0)?.perplexity()))?;
@@ -59,21 +56,12 @@ pub(super) fn calibrate(
     let held_out = search.on_held_out(held_out, target, &sensitivities, shares, course)?;
     let (shares, fitted) = points(&held_out);
     let (layers, runs) = blocks(&fits, &sensitivities, &shares);
-    let mut about = serde_json::json!({ "format": 1, "rank": c.settings.rank });
-    if let Some(s) = &c.gate {
-        about["attention"] = attention::about(&gates, s, fit.first().map_or(0, Vec::len));
-    }
-    let profile = Profile {
-        layers,
-        gates: gates.iter().map(|g| g.gate.clone()).collect(),
-        shares,
-        fitted,
-        held_out: held_out::verdict(&held_out, target, config, c.settings.rank),
-        fingerprint: model.origin().fingerprint.to_vec(),
-        about,
-    };
+    let FittedAttention { mut profile, gates, recall } = attention;
+    profile.about["rank"] = c.settings.rank.into();
+    let held_out_verdict = held_out::verdict(&held_out, target, config, c.settings.rank);
+    let profile = Profile { layers, shares, fitted, held_out: held_out_verdict, ..profile };
     let ppl = [held_out[0].quality.dense_nll().exp(), own_ppl];
-    Ok(Fitted { profile, runs, sensitivities, held_out, noise_floor, ppl, gates })
+    Ok(Fitted { profile, runs, sensitivities, held_out, noise_floor, ppl, gates, recall })
 }
 
 fn check(model: &Decoder, held_out: &[Vec<u32>]) -> Result<()> {

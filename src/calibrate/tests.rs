@@ -153,6 +153,7 @@ fn profile() -> Profile {
         layers: vec![layer],
         shares,
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0, 1, 0],
         held_out: HeldOut { kept: [true, false, true], best: Some(Rule::Gate) },
         fingerprint: vec![1.0; 24],
@@ -267,6 +268,34 @@ fn gates() -> Vec<FastGrnnGate> {
     };
     let imported = FastGrnnGate::from_state_norm(2, separate, 0.7).unwrap();
     vec![ridge(), ridge().with_cell(cell, noise(10, 8)).unwrap(), imported]
+}
+
+#[test]
+fn a_profile_of_attention_alone_comes_back_from_its_file_and_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse.safetensors");
+    let shares = vec![vec![0.5, 0.0], vec![1.5, 2.0], vec![1.0; 2]];
+    let mut alone = Profile::of_attention_alone(shares.clone(), vec![1.0; 24]);
+    alone.gates = gates();
+    alone.about = serde_json::json!({ "format": 1 });
+    alone.save(&path).unwrap();
+    assert_eq!(Profile::load(&path).unwrap(), alone);
+    assert!(alone.is_of_attention_alone() && !profile().is_of_attention_alone());
+    let both = Profile { recall_shares: vec![vec![1.0, 1.0]], ..profile() };
+    assert_eq!(Profile::from_bytes(&both.to_bytes().unwrap()).unwrap().recall_shares, both.recall_shares);
+
+    let cases: [(Vec<Vec<f32>>, &str); 4] = [
+        (shares[..2].to_vec(), "attention gates of 3 blocks, the profile has 2"),
+        (vec![vec![1.0; 2], vec![1.0; 2], vec![1.0]], "layer 2: recall_shares has 1 elements, 2 are needed"),
+        (vec![vec![1.0, -0.1]; 3], "layer 0: recall_shares has values that are negative"),
+        (vec![vec![1.0, f32::NAN]; 3], "layer 0: recall_shares has values that are negative or not finite"),
+    ];
+    for (recall_shares, needle) in cases {
+        let err = Profile { recall_shares, ..alone.clone() }.save(&path).unwrap_err().to_string();
+        assert!(err.contains(needle), "{needle}: {err}");
+    }
+    let err = Profile { recall_shares: shares, ..profile() }.check().unwrap_err().to_string();
+    assert!(err.contains("recall shares of 3 blocks, the profile has 1"), "{err}");
 }
 
 #[test]

@@ -65,6 +65,7 @@ impl Decoder {
             o_proj: part(&layer.o_proj, 0..layer.o_proj.weight.rows())?,
             post_attention_layernorm: &layer.post_attention_layernorm,
             gate: self.gates.get(i).map(gate).transpose()?,
+            recall_shares: self.recall_shares.get(i).map(Vec::as_slice),
             ffn,
         })
     }

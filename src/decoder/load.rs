@@ -50,7 +50,8 @@ impl Decoder {
             None => notices.extend(inventory.notices),
         }
         let found = Extras { mlp_bias: inventory.mlp_bias, ..extras };
-        let profile = profile(vb, &mut options, &config, found, &mut notices)?;
+        let learned = profile(vb, &mut options, &config, found, &mut notices)?;
+        let profile = learned.clone().filter(|p| !p.is_of_attention_alone());
         let exact_zeros = config.hidden_act.has_exact_zeros() && !found.mlp_bias;
         let mut loader = Loader {
             root: vb.prefix(),
@@ -85,6 +86,7 @@ impl Decoder {
             not_sparse: None,
             attention: AttentionConfig::default(),
             gates: Arc::default(),
+            recall_shares: Arc::default(),
             norm: vector(&vb.pp("model.norm"), hidden, "weight")?,
             lm_head,
             notices: Vec::new(),
@@ -99,7 +101,7 @@ impl Decoder {
             let hold = if choice.sparse[i] { Hold::Neurons(of_block) } else { Hold::Dense };
             let layer = loader.layer(&decoder.config, extras, hold, &vb.pp(format!("model.layers.{i}")))?;
             // With what is known so far: a profile of another model is refused before all of this one is read.
-            profile.as_ref().map_or(Ok(()), |p| p.belongs_to(loader.fingerprint.numbers()))?;
+            learned.as_ref().map_or(Ok(()), |p| p.belongs_to(loader.fingerprint.numbers()))?;
             Ok(layer)
         });
         decoder.layers = layers.collect::<Result<_>>()?;
@@ -120,10 +122,13 @@ impl Decoder {
         notices.extend(choice.why_not.clone().filter(|_| options.sparse.mode != FfnMode::Dense));
         decoder.not_sparse = choice.why_not.filter(|_| !any);
         decoder.notices = notices;
-        match profile.filter(|p| !p.gates.is_empty()) {
-            Some(profile) => decoder.with_gates(profile.gates.clone())?.with_attention(options.attention),
-            None => decoder.with_attention(options.attention),
+        if let Some(learned) = learned {
+            decoder = decoder.with_recall_shares(learned.recall_shares.clone())?;
+            if !learned.gates.is_empty() {
+                decoder = decoder.with_gates(learned.gates.clone())?;
+            }
         }
+        decoder.with_attention(options.attention)
     }
 }
 

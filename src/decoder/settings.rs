@@ -5,8 +5,8 @@ use crate::tuning::FEW_ROWS;
 use crate::{
     AttentionConfig, FastGrnnGate, FfnMode, SparseConfig, Weight, attention::Selector, sparse::ModelSelection,
 };
-use candle_core::{Result, bail};
-use candle_sparse_core::Format;
+use candle_core::{Error, Result, bail};
+use candle_sparse_core::{Format, weights::check_shares};
 use std::sync::Arc;
 
 impl Decoder {
@@ -51,6 +51,13 @@ impl Decoder {
         &self.gates
     }
 
+    /// How many times the budget of [`AttentionMode::Recall`](crate::AttentionMode::Recall) each key/value head has,
+    /// `[layers][kv_heads]`; none where the profile does not say, then every head has the budget itself.
+    #[must_use]
+    pub fn recall_shares(&self) -> &[Vec<f32>] {
+        &self.recall_shares
+    }
+
     /// This model with other settings of attention; the weights are shared.
     ///
     /// # Errors
@@ -84,9 +91,27 @@ impl Decoder {
         Ok(Self { gates: gates.into(), ..self.clone() })
     }
 
+    /// This model with other shares of the budget of [`AttentionMode::Recall`](crate::AttentionMode::Recall), `[layers][kv_heads]`;
+    /// none give every head as much. Their mean should be 1: then the budget is what a head recalls in the mean.
+    ///
+    /// # Errors
+    /// Their number is not the model's, or one is negative or not finite.
+    pub fn with_recall_shares(&self, shares: Vec<Vec<f32>>) -> Result<Self> {
+        let c = &self.config;
+        let (layers, heads) = (self.layers.len(), c.num_key_value_heads);
+        if !shares.is_empty() && (shares.len() != layers || shares.iter().any(|s| s.len() != heads)) {
+            bail!(
+                "recall_shares: the model has {layers} layers of {heads} key/value heads: give one for each"
+            );
+        }
+        shares.iter().try_for_each(|s| check_shares(s)).map_err(Error::wrap)?;
+        Ok(Self { recall_shares: shares.into(), ..self.clone() })
+    }
+
     pub(super) fn selector(&self) -> Selector<'_> {
         let checked = Selector::new(self.attention, &self.gates, self.layers.len());
-        checked.expect("settings are checked where they are set, gates where they are given")
+        let checked = checked.expect("settings are checked where they are set, gates where they are given");
+        checked.with_recall_shares(&self.recall_shares)
     }
 
     /// Tokens that a part of a prompt must have so that its numbers have the bits that they have in the whole: 1, or 8 where an FFN is

@@ -27,17 +27,35 @@ impl Profile {
                 return Err(format!("format {other} is not known here, only {FORMAT}: update candle-sparse"));
             }
         }
-        self.check_points()?;
+        if !self.is_of_attention_alone() {
+            self.check_points()?;
+        }
         (0..self.layers.len()).try_for_each(|i| self.check_layer(i))?;
-        let (layers, gates) = (self.layers.len(), self.gates.len());
-        if gates != 0 && gates != layers {
-            return Err(format!(
-                "attention gates of {gates} blocks, the profile has {layers}: calibrate again"
-            ));
+        let blocks = self.blocks();
+        for (what, n) in [("attention gates", self.gates.len()), ("recall shares", self.recall_shares.len())]
+        {
+            if n != 0 && n != blocks {
+                return Err(format!("{what} of {n} blocks, the profile has {blocks}: calibrate again"));
+            }
+        }
+        for (i, shares) in self.recall_shares.iter().enumerate() {
+            check_vector("recall_shares", shares, self.recall_shares[0].len(), true)
+                .map_err(|e| format!("layer {i}: {e}"))?;
         }
         let gate =
             |(i, gate): (usize, &crate::FastGrnnGate)| gate.check().map_err(|e| format!("layer {i}: {e}"));
         self.gates.iter().enumerate().try_for_each(gate)
+    }
+
+    /// Blocks of the model that it was made for.
+    pub(crate) fn blocks(&self) -> usize {
+        if self.layers.is_empty() { self.recall_shares.len() } else { self.layers.len() }
+    }
+
+    /// Whether nothing was learned about the FFN.
+    #[must_use]
+    pub fn is_of_attention_alone(&self) -> bool {
+        self.layers.is_empty() && self.shares.is_empty() && !self.recall_shares.is_empty()
     }
 
     fn check_points(&self) -> Checked {

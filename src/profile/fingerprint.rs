@@ -321,7 +321,7 @@ impl Profile {
     /// [`Error::WrongModel`]: the fingerprints differ by more than rounding. A profile with a fingerprint of the first kind is
     /// compared by norms and one row only.
     pub fn belongs_to(&self, model: &[f32]) -> Result<()> {
-        let layers = self.layers.len();
+        let layers = self.blocks();
         let expected = ENTRY * (1 + NAMES.len() * layers);
         let problem = match self.fingerprint.len() {
             n if n == OLD_ENTRY * (1 + 2 * layers) => self.old_difference(model),

@@ -11,11 +11,17 @@ impl Profile {
     /// # Errors
     /// [`Error::WrongModel`] where the shape is another; those of [`Self::check`].
     pub fn check_model(&self, c: &Config) -> Result<()> {
-        let (layers, got) = (c.num_hidden_layers, self.layers.len());
+        let (layers, got) = (c.num_hidden_layers, self.blocks());
         if got != layers {
             return wrong_model(format!("made for {got} blocks, the model has {layers}"));
         }
-        (0..layers).try_for_each(|i| check_shape(self, i, c.hidden_size, c.intermediate_size))?;
+        (0..self.layers.len()).try_for_each(|i| check_shape(self, i, c.hidden_size, c.intermediate_size))?;
+        if let Some(shares) = self.recall_shares.first()
+            && shares.len() != c.num_key_value_heads
+        {
+            let (got, heads) = (shares.len(), c.num_key_value_heads);
+            return wrong_model(format!("recall_shares of {got} key/value heads, the model has {heads}"));
+        }
         if !self.gates.is_empty() && self.gates.len() != layers {
             return wrong_model(format!(
                 "attention gates of {} blocks, the model has {layers}",

@@ -6,6 +6,7 @@
 //! | `model.sparse.fitted` | `[3]` U32 |
 //! | `model.sparse.held_out` | `[4]` U32: for gate, low-rank and cascade 1 where the target is kept; the number of the best rule, 3 for none |
 //! | `model.sparse.fingerprint` | `[n]` F32 |
+//! | `model.sparse.recall_shares` | `[blocks, kv_heads]` F32, where recall was calibrated |
 //! | `model.layers.N.mlp.predictor.order` | `[intermediate_size]` U32 |
 //! | `….predictor.p` | `[rank, hidden_size]` F16, none of rank 0 |
 //! | `….predictor.{q_gate,q_up}` | `[intermediate_size, rank]` F16, none of rank 0 |
@@ -14,7 +15,7 @@
 //! | `….predictor.{gate,low_rank,cascade}.hot` | `[points]` U32 |
 //! | `….predictor.{gate,low_rank,cascade}.bias` | `[points, hidden_size]` F32 |
 //!
-//! Where attention was calibrated, every block has a gate, and maybe its cell ([`FastGrnnGate`](crate::FastGrnnGate)), F32:
+//! A profile of attention alone has the last two of `model.sparse` and nothing of `mlp`. Where gates were fitted, every block has one, and maybe its cell ([`FastGrnnGate`](crate::FastGrnnGate)), F32:
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -41,6 +42,9 @@ use std::{collections::HashMap, io::Write, path::Path};
 const ABOUT: &str = "candle_sparse_profile";
 const SHARES: &str = "model.sparse.shares";
 const HELD_OUT: &str = "model.sparse.held_out";
+const FITTED: &str = "model.sparse.fitted";
+const FINGERPRINT: &str = "model.sparse.fingerprint";
+const RECALL_SHARES: &str = "model.sparse.recall_shares";
 
 impl Profile {
     /// Reads a profile file.
@@ -52,7 +56,9 @@ impl Profile {
         let read = || {
             let vb = loading::var_builder(&[path], Some(DType::F32), &Device::Cpu)?;
             let Some(mut profile) = Self::from_tensors(&vb)? else {
-                bail!("this is no profile, it has no tensor {SHARES}: make one with `calibrate`")
+                bail!(
+                    "this is no profile, it has no tensor {SHARES} or {RECALL_SHARES}: make one with `calibrate`"
+                )
             };
             if let Some(about) = loading::metadata(path)?.get(ABOUT) {
                 profile.set_about(about)?;
@@ -77,7 +83,9 @@ impl Profile {
         let header = usize::try_from(len).ok().and_then(|len| bytes.get(8..8_usize.checked_add(len)?));
         check_json(header.unwrap_or_default())?;
         let vb = VarBuilder::from_slice_safetensors(bytes, DType::F32, &Device::Cpu)?;
-        let Some(mut profile) = Self::from_tensors(&vb)? else { bail!("profile: has no tensor {SHARES}") };
+        let Some(mut profile) = Self::from_tensors(&vb)? else {
+            bail!("profile: has no tensor {SHARES} or {RECALL_SHARES}")
+        };
         let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(Error::wrap)?;
         if let Some(about) = header.metadata().as_ref().and_then(|m| m.get(ABOUT)) {
             profile.set_about(about)?;
@@ -91,24 +99,22 @@ impl Profile {
     /// Its tensors do not fit together.
     pub fn from_tensors(vb: &VarBuilder<'_>) -> Result<Option<Self>> {
         // A backend that makes its tensors, such as candle's zeros, says that it has whatever it is asked for.
-        if !vb.contains_tensor(SHARES) || vb.contains_tensor("candle_sparse.no_such_tensor") {
+        let there = [SHARES, RECALL_SHARES].map(|name| vb.contains_tensor(name));
+        if there == [false; 2] || vb.contains_tensor("candle_sparse.no_such_tensor") {
             return Ok(None);
         }
-        let shares: Vec<f32> = vector(vb, SHARES)?;
-        let fitted: Vec<u32> = vector(vb, "model.sparse.fitted")?;
-        let fingerprint = vector(vb, "model.sparse.fingerprint")?;
-        let mut layers = Vec::new();
-        while vb.contains_tensor(&format!("{}.order", prefix(layers.len()))) {
-            layers.push(read_layer(vb, layers.len())?);
+        let mut profile = Self::of_attention_alone(read_recall_shares(vb)?, vector(vb, FINGERPRINT)?);
+        if there[0] {
+            profile.shares = vector(vb, SHARES)?;
+            let fitted: Vec<u32> = vector(vb, FITTED)?;
+            let Ok(fitted) = <[u32; 3]>::try_from(fitted) else { bail!("{FITTED} has not 3 elements") };
+            profile.fitted = fitted.map(|f| f as usize);
+            while vb.contains_tensor(&format!("{}.order", prefix(profile.layers.len()))) {
+                profile.layers.push(read_layer(vb, profile.layers.len())?);
+            }
+            profile.held_out = read_held_out(vb)?;
         }
-        let fitted: Vec<usize> = fitted.iter().map(|&f| f as usize).collect();
-        let Ok(fitted) = <[usize; 3]>::try_from(fitted) else {
-            bail!("model.sparse.fitted has not 3 elements")
-        };
-        let gates = gates::read(vb, layers.len())?;
-        let about = serde_json::Value::Null;
-        let held_out = read_held_out(vb)?;
-        let profile = Self { layers, gates, shares, fitted, held_out, fingerprint, about };
+        profile.gates = gates::read(vb, profile.blocks())?;
         profile.check()?;
         Ok(Some(profile))
     }
@@ -141,14 +147,20 @@ impl Profile {
     }
 
     fn write(&self, out: &mut HashMap<String, Tensor>) -> Result<()> {
+        put(out, FINGERPRINT, &self.fingerprint, &[self.fingerprint.len()])?;
+        gates::write(&self.gates, out)?;
+        if let Some(heads) = self.recall_shares.first().map(Vec::len) {
+            put(out, RECALL_SHARES, &self.recall_shares.concat(), &[self.blocks(), heads])?;
+        }
+        if self.is_of_attention_alone() {
+            return Ok(());
+        }
         let points = self.shares.len();
         put(out, SHARES, &self.shares, &[points])?;
-        put(out, "model.sparse.fitted", &self.fitted.map(|f| f as u32), &[3])?;
+        put(out, FITTED, &self.fitted.map(|f| f as u32), &[3])?;
         let HeldOut { kept, best } = self.held_out;
         let [gate, low_rank, cascade] = kept.map(u32::from);
         put(out, HELD_OUT, &[gate, low_rank, cascade, best.map_or(3, |rule| rule as u32)], &[4])?;
-        put(out, "model.sparse.fingerprint", &self.fingerprint, &[self.fingerprint.len()])?;
-        gates::write(&self.gates, out)?;
         for (i, l) in self.layers.iter().enumerate() {
             let (at, inner) = (prefix(i), l.order.len());
             let [hidden, _] = self.shape(i);
@@ -194,6 +206,18 @@ impl LayerProfile {
 
 fn prefix(layer: usize) -> String {
     format!("model.layers.{layer}.mlp.predictor")
+}
+
+/// `[blocks][kv_heads]`; none where recall was not calibrated.
+fn read_recall_shares(vb: &VarBuilder<'_>) -> Result<Vec<Vec<f32>>> {
+    if !vb.contains_tensor(RECALL_SHARES) {
+        return Ok(Vec::new());
+    }
+    let shares = vb.get_unchecked_dtype(RECALL_SHARES, DType::F32)?;
+    match shares.dims() {
+        [_, heads] if *heads > 0 => shares.to_vec2(),
+        dims => bail!("{RECALL_SHARES} has shape {dims:?}, expected [blocks, kv_heads]"),
+    }
 }
 
 /// Profiles made before this tensor have none.

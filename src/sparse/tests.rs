@@ -48,6 +48,7 @@ fn profile() -> Profile {
         layers: vec![layer],
         shares: vec![0.2, 0.6],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),
         fingerprint: Vec::new(),

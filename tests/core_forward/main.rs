@@ -186,6 +186,9 @@ fn built_in_models_agree_in_every_mode() {
             let decoder = decoder.with_attention(FEW.with_mode(mode)).unwrap();
             check(&decoder, ids.len(), kv, bound, &format!("{mode:?} {kv:?}"));
         }
+        let shared = decoder.with_recall_shares(vec![vec![0.0, 2.0]; 4]).unwrap();
+        let shared = shared.with_attention(FEW.with_mode(AttentionMode::Recall)).unwrap();
+        check(&shared, ids.len(), exact, 1e-5, "recall, shared out");
     }
 }
 

@@ -88,6 +88,7 @@ fn profile(vb: &VarBuilder<'_>, c: &Config) -> Profile {
         layers: (0..layers).map(layer).collect(),
         shares: vec![0.5],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),
         fingerprint: fingerprint(vb, layers, hidden, inner).unwrap(),

@@ -58,6 +58,11 @@ impl Source<'_> {
             notices: Vec::new(),
         };
         if let Some(profile) = self.layout.neuron_major {
+            if profile.is_of_attention_alone() {
+                bail!(
+                    "neuron-major: the profile is of attention alone, it has no order of neurons: give one of the FFN"
+                );
+            }
             file.check(profile)?;
         }
         file.tensors.push(("token_embd.weight".into(), embedding));

@@ -161,6 +161,7 @@ fn few_neurons_of_long_rows_are_summed() {
     let profile = Profile {
         layers: vec![layer],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         shares: vec![0.4],
         fitted: [0; 3],
         held_out: Default::default(),

@@ -12,7 +12,9 @@
 //!    back to a page's beginning, so that tokens of one page see the same. A token sees what was salient when its page
 //!    began and never what a later token says.
 //! 2. Where all pages between sinks and window fit the budget, attention is dense.
-//! 3. Recall is for each token: the pages whose [bound](crate::kv_cache::bounds) is highest for it.
+//! 3. Recall is for each token: the pages whose [bound](crate::kv_cache::bounds) is highest for it. Some heads need many of
+//!    them and some none: where it is known how many, the budget is the mean of all heads of all layers
+//!    ([`LayerWeights::recall_shares`](crate::weights::LayerWeights::recall_shares)).
 //! 4. A sample of `m` of `n` pages counts `n / m` times: then the softmax's sums, numerator and denominator, are on average
 //!    those over all pages. What is spread over the whole past, such as a count, is not lost (vAttention: Desai et al. 2025).
 //! 5. Behind a model's own sliding window there is nothing: no sinks, nothing to choose or recall. Lists begin with the
@@ -108,6 +110,15 @@ impl AttentionConfig {
         }
     }
 
+    /// Those of one head, which has `share` times the mean with [`AttentionMode::Recall`], rounded; other modes give every head as
+    /// many.
+    #[must_use]
+    pub fn recalled_pages_of(&self, share: f32) -> usize {
+        let pages = self.recalled_pages();
+        let shared = self.mode == AttentionMode::Recall && share != 1.0;
+        if shared { libm::roundf(pages as f32 * share) as usize } else { pages }
+    }
+
     /// Pages of 32 positions that each token draws at random.
     #[must_use]
     pub fn sampled_pages(&self) -> usize {
@@ -176,8 +187,8 @@ impl AttentionConfig {
         put(out, n, between.end..held.end)
     }
 
-    /// Writes the pages that a token recalls to the front of `out`, in order, and returns how many: of `pages` those of the
-    /// highest `bound` that `chosen`, increasing, has not.
+    /// Writes the pages that a head of this `share` recalls for a token to the front of `out`, in order, and returns how many: of
+    /// `pages` those of the highest `bound` that `chosen`, increasing, has not.
     ///
     /// # Panics
     /// `out` is shorter than `pages`.
@@ -185,6 +196,7 @@ impl AttentionConfig {
         &self,
         pages: Range<usize>,
         chosen: &[u32],
+        share: f32,
         bound: impl Fn(u32) -> f32,
         out: &mut [u32],
     ) -> usize {
@@ -196,7 +208,7 @@ impl AttentionConfig {
             out[n] = page;
             n += usize::from(rest.first() != Some(&page));
         }
-        keep_best(&mut out[..n], self.recalled_pages(), bound)
+        keep_best(&mut out[..n], self.recalled_pages_of(share), bound)
     }
 
     /// Writes the pages that a token draws to the front of `out`, in order: of `pages` some of those that are not `recalled`,
@@ -342,12 +354,23 @@ mod tests {
         let mut out = [0; 5];
         let mut best = |n: usize, chosen: &[u32]| {
             let config = AttentionConfig { recall: n * PAGE_LEN, ..SMALL };
-            let n = config.recall(1..5, chosen, |page| bounds[page as usize], &mut out);
+            let n = config.recall(1..5, chosen, 9.0, |page| bounds[page as usize], &mut out);
             out[..n].to_vec()
         };
         assert_eq!(best(2, &[0, 2]), [3, 4]);
         assert_eq!(best(1, &[0, 3]), [2]);
         assert_eq!(best(9, &[4]), [1, 2, 3]);
         assert!(best(0, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_budget_is_shared_out_in_recall_alone() {
+        let of = |mode, share: f32| AttentionConfig { mode, ..SMALL }.recalled_pages_of(share);
+        let of_recall = [0.0, 0.24, 0.25, 1.0, 1.3, 4.0].map(|share| of(AttentionMode::Recall, share));
+        assert_eq!(of_recall, [0, 0, 1, 2, 3, 8]);
+        assert_eq!([AttentionMode::Gated, AttentionMode::Sampled].map(|mode| of(mode, 4.0)), [1; 2]);
+        let all = AttentionConfig { mode: AttentionMode::Recall, budget: usize::MAX, ..SMALL };
+        assert_eq!(all.recalled_pages_of(0.0), 0);
+        assert!(all.recalled_pages_of(4.0) > 1 << 40);
     }
 }

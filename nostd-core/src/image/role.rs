@@ -118,4 +118,6 @@ roles! {
     CellBh = 89, "gate.b_h";
     /// `[2]`
     CellZetaNu = 90, "gate.zeta_nu";
+    /// `[kv_heads]`
+    RecallShares = 91, "recall_shares";
 }

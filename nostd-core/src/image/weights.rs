@@ -21,6 +21,7 @@ pub fn empty_layer() -> LayerWeights<'static> {
         o_proj: none,
         post_attention_layernorm: &[],
         gate: None,
+        recall_shares: None,
         ffn: Ffn::Dense(DenseFfn { gate_proj: Some(none), up_proj: none, down_proj: none }),
     }
 }
@@ -81,6 +82,7 @@ impl<'a> Image<'a> {
             o_proj: projection(Role::OProj, Role::OBias)?,
             post_attention_layernorm: self.needed_vector(Role::PostAttentionLayernorm, i)?,
             gate: self.gate(i)?,
+            recall_shares: self.vector(Role::RecallShares, i)?,
             ffn: self.ffn(i)?,
         })
     }

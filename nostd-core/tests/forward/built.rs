@@ -100,6 +100,8 @@ pub(crate) struct Layer {
     pub(crate) gate: [Vec<f32>; 3],
     /// w1, w2, u1, u2, `b_z`, `b_h`, readout of a cell with 4 elements.
     pub(crate) cell: Option<[Vec<f32>; 7]>,
+    /// `[kv_heads]`
+    pub(crate) recall_shares: Option<Vec<f32>>,
     pub(crate) ffn: FfnOf,
 }
 
@@ -181,7 +183,7 @@ impl Built {
         let (h, inner) = (c.hidden_size, c.intermediate_size);
         let norm = |r: &mut Random| r.numbers(h, 0.3).iter().map(|v| v + 1.0).collect::<Vec<_>>();
         let layers = (0..c.num_hidden_layers)
-            .map(|_| Layer {
+            .map(|i| Layer {
                 norms: [norm(r), norm(r)],
                 attention: [
                     linear(r, c.q_dim(), h),
@@ -199,6 +201,9 @@ impl Built {
                         [CELL * 2, 2 * h, CELL * 2, 2 * CELL, CELL, CELL, c.num_key_value_heads * CELL];
                     sizes.map(|n| r.numbers(n, 0.5))
                 }),
+                // The first block has none.
+                recall_shares: (i > 0)
+                    .then(|| [2.0, 0.0, 0.5, 1.5].into_iter().cycle().take(c.num_key_value_heads).collect()),
                 ffn: if wanted.neuron_major {
                     FfnOf::Sparse(Box::new(sparse(r, c, wanted)))
                 } else {
@@ -291,6 +296,7 @@ impl Layer {
             o_proj,
             post_attention_layernorm: &self.norms[1],
             gate: Some(self.gate(c)),
+            recall_shares: self.recall_shares.as_deref(),
             ffn,
         }
     }

@@ -177,7 +177,10 @@ impl<'a> Naive<'a> {
                 chosen.extend(wanted.into_iter().take(budget));
                 a.recall.div_ceil(PAGE)
             }
-            AttentionMode::Recall => budget,
+            AttentionMode::Recall => {
+                let share = self.m.layers[i].recall_shares.as_ref().map_or(1.0, |shares| shares[head]);
+                (budget as f32 * share).round() as usize
+            }
             AttentionMode::Sampled => a.recall.div_ceil(PAGE),
             _ => 0,
         };

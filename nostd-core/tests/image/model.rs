@@ -119,6 +119,7 @@ pub(crate) fn image_bytes(c: &Config, tokenizer: &[u8]) -> Vec<u8> {
             tensors.push(Tensor::vector(role, layer, &ones[..hidden]));
         }
         tensors.extend([Role::RidgeBias, Role::Threshold].map(|r| Tensor::vector(r, layer, &zeros[..heads])));
+        tensors.push(Tensor::vector(Role::RecallShares, layer, &ones[..heads]));
     }
     for role in [Role::GateDeviation, Role::UpVariance, Role::UpSquare, Role::Candidate, Role::Keep] {
         tensors.push(Tensor::vector(role, last, &small));

@@ -1,7 +1,10 @@
 //! What later queries do with a token (the oracle `KVzip+` of `KVzap`, arXiv 2601.07891).
 
-use super::GateSettings;
-use candle_core::{Device, Error, Result, Tensor, bail};
+use super::{
+    super::seen::{Grams, Seen},
+    GateSettings,
+};
+use candle_core::{Error, Result, Tensor, bail};
 use candle_sparse_core::{Config, KernelSet};
 use candle_sparse_kernels::Kernels;
 use rayon::prelude::*;
@@ -9,23 +12,8 @@ use rayon::prelude::*;
 /// ‖`W_O`·v‖ of each query head's part of `W_O`.
 #[derive(Clone, Debug)]
 pub(crate) struct ValueNorms {
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    /// Of the model: attention's own.
-    sliding_window: Option<usize>,
-    /// Per query head `W_Oᵀ·W_O` `[head_dim, head_dim]`.
-    grams: Vec<Tensor>,
-}
-
-/// One block's queries, keys and values of a window.
-struct Seen {
-    /// `[heads, n, head_dim]`
-    q: Tensor,
-    /// `[kv_heads, head_dim, n]`
-    k: Tensor,
-    /// `[kv_heads, n, head_dim]`
-    v: Tensor,
+    config: Config,
+    grams: Grams,
 }
 
 impl ValueNorms {
@@ -34,16 +22,7 @@ impl ValueNorms {
     /// # Errors
     /// Another shape.
     pub(crate) fn new(o_proj: &Tensor, c: &Config) -> Result<Self> {
-        let (heads, kv_heads, head_dim) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
-        if o_proj.dims() != [c.hidden_size, c.q_dim()] {
-            bail!("calibrate: o_proj is {:?}, expected {:?}", o_proj.dims(), [c.hidden_size, c.q_dim()]);
-        }
-        let gram = |h: usize| {
-            let w = o_proj.narrow(1, h * head_dim, head_dim)?.contiguous()?;
-            w.t()?.contiguous()?.matmul(&w)
-        };
-        let grams = (0..heads).map(gram).collect::<Result<_>>()?;
-        Ok(Self { heads, kv_heads, head_dim, sliding_window: c.sliding_window, grams })
+        Ok(Self { config: *c, grams: Grams::new(o_proj, c)? })
     }
 
     /// Labels `[n, kv_heads]` of a window's tokens, from position 0 on:
@@ -57,29 +36,25 @@ impl ValueNorms {
     /// # Errors
     /// `qkv` has another width, or the model's sliding window leaves nothing beyond `window`.
     pub(crate) fn labels(&self, qkv: &[f32], window: usize, s: &GateSettings) -> Result<Vec<f32>> {
-        let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
-        if !qkv.len().is_multiple_of(width) {
-            bail!("calibrate: {} numbers are no rows of {width} queries, keys and values", qkv.len());
-        }
-        if let Some(sliding) = self.sliding_window.filter(|w| *w <= window) {
+        let seen = Seen::new(qkv, &self.config)?;
+        let (heads, kv_heads, n) = (self.config.num_attention_heads, self.config.num_key_value_heads, seen.n);
+        if let Some(sliding) = self.config.sliding_window.filter(|w| *w <= window) {
             bail!(
                 "calibrate: the model's sliding window of {sliding} leaves nothing beyond the gate's window of {window} \
                  tokens: give the gate a shorter one, or fit none"
             );
         }
-        let n = qkv.len() / width;
         let labelled = n.saturating_sub(window.saturating_add(s.min_later.max(1)));
-        let mut labels = vec![f32::NAN; n * self.kv_heads];
+        let mut labels = vec![f32::NAN; n * kv_heads];
         if labelled <= s.sinks {
             return Ok(labels);
         }
-        let seen = self.seen(qkv, n)?;
-        let group = self.heads / self.kv_heads;
+        let group = self.config.group_size();
         let of_head = |head: usize| self.of_head(&seen, head, n, window);
-        let found = (0..self.heads).into_par_iter().map(of_head).collect::<Result<Vec<_>>>()?;
+        let found = (0..heads).into_par_iter().map(of_head).collect::<Result<Vec<_>>>()?;
         for (head, found) in found.iter().enumerate() {
             for i in s.sinks..labelled {
-                let label = &mut labels[i * self.kv_heads + head / group];
+                let label = &mut labels[i * kv_heads + head / group];
                 // `max` prefers a number to NaN.
                 *label = label.max(found[i]);
             }
@@ -87,25 +62,15 @@ impl ValueNorms {
         Ok(labels)
     }
 
-    fn seen(&self, qkv: &[f32], n: usize) -> Result<Seen> {
-        let all = Tensor::from_slice(qkv, (n, self.heads + 2 * self.kv_heads, self.head_dim), &Device::Cpu)?;
-        let heads = |first, count| all.narrow(1, first, count)?.transpose(0, 1)?.contiguous();
-        Ok(Seen {
-            q: heads(0, self.heads)?,
-            k: heads(self.heads, self.kv_heads)?.transpose(1, 2)?.contiguous()?,
-            v: heads(self.heads + self.kv_heads, self.kv_heads)?,
-        })
-    }
-
     /// `ln max_j a_ji·‖W_O·v_i‖` of one query head for each token i.
     fn of_head(&self, seen: &Seen, head: usize, n: usize, window: usize) -> Result<Vec<f32>> {
-        let kv = head * self.kv_heads / self.heads;
+        let kv = head / self.config.group_size();
         let scores = seen.q.get(head)?.narrow(0, window, n - window)?.matmul(&seen.k.get(kv)?)?;
         let scores = scores.flatten_all()?.to_vec1::<f32>()?;
         let kernels = Kernels::get().map_err(Error::wrap)?;
         let (mut most, mut room) = (vec![f32::NEG_INFINITY; n], Vec::with_capacity(n));
         for (j, row) in (window..n).zip(scores.chunks_exact(n)) {
-            let first = self.sliding_window.map_or(0, |w| (j + 1).saturating_sub(w));
+            let first = self.config.sliding_window.map_or(0, |w| (j + 1).saturating_sub(w));
             let row = &row[first..=j];
             room.clear();
             room.extend_from_slice(row);
@@ -116,7 +81,7 @@ impl ValueNorms {
             most[first..].iter_mut().zip(far).for_each(|(m, s)| *m = m.max(s - sum));
         }
         let v = seen.v.get(kv)?;
-        let squares = (v.matmul(&self.grams[head])? * &v)?.sum(1)?.to_vec1::<f32>()?;
+        let squares = (v.matmul(&self.grams.0[head])? * &v)?.sum(1)?.to_vec1::<f32>()?;
         Ok(most.iter().zip(squares).map(|(m, q)| m + 0.5 * q.max(f32::MIN_POSITIVE).ln()).collect())
     }
 }

@@ -31,22 +31,17 @@ pub(super) fn profile(
         Some(profile) => Arc::clone(profile),
         None => match Profile::from_tensors(vb)? {
             Some(profile) => Arc::new(profile),
-            None if options.sparse.mode == FfnMode::ExactZero => {
-                check_zeros(c, extras)?;
+            None => {
+                check_without(&options.sparse, "without a profile", c, extras)?;
                 return Ok(None);
             }
-            None if matches!(
-                options.sparse,
-                SparseConfig { mode: FfnMode::Auto, selection: Selection::Fitted, guard: None, .. }
-            ) || options.sparse.mode == FfnMode::Dense =>
-            {
-                return Ok(None);
-            }
-            None => bail!(
-                "sparse: settings without a profile: give LoadOptions one, or calibrate the model first"
-            ),
         },
     };
+    if profile.is_of_attention_alone() {
+        check_without(&options.sparse, "with a profile of attention alone", c, extras)?;
+        profile.check_model(c)?;
+        return Ok(Some(profile));
+    }
     if extras.mlp_bias {
         bail!("profile: it serves FFNs without biases, the model has mlp_bias: load it without the profile");
     }
@@ -55,6 +50,16 @@ pub(super) fn profile(
         check_zeros(c, extras)?;
     }
     Ok(Some(profile))
+}
+
+/// Settings that nothing was learned for.
+fn check_without(sparse: &SparseConfig, how: &str, c: &Config, extras: Extras) -> Result<()> {
+    match sparse {
+        SparseConfig { mode: FfnMode::ExactZero, .. } => check_zeros(c, extras),
+        SparseConfig { mode: FfnMode::Dense, .. }
+        | SparseConfig { mode: FfnMode::Auto, selection: Selection::Fitted, guard: None, .. } => Ok(()),
+        _ => bail!("sparse: settings {how}: give LoadOptions one of the FFN, or calibrate the model first"),
+    }
 }
 
 /// Exact zeros, where they were asked for.

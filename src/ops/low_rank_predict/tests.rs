@@ -136,6 +136,7 @@ fn profiles_are_read_in_the_order_of_the_checkpoint() {
         layers: vec![layer],
         shares: vec![0.5],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),
         fingerprint: Vec::new(),

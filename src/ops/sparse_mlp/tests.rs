@@ -61,6 +61,7 @@ impl Case {
                 layers: vec![layer],
                 shares: vec![0.4],
                 gates: Vec::new(),
+                recall_shares: Vec::new(),
                 fitted: [0; 3],
                 held_out: Default::default(),
                 fingerprint: vec![],

@@ -79,6 +79,7 @@ fn profile(fingerprint: Vec<f32>) -> Profile {
     Profile {
         layers,
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),

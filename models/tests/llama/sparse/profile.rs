@@ -48,6 +48,7 @@ pub(super) fn exact(m: &Model, threshold: f32, bias: f32) -> Profile {
         layers: (0..m.config.num_hidden_layers).map(layer).collect(),
         shares: vec![0.2, 0.6],
         gates: Vec::new(),
+        recall_shares: Vec::new(),
         fitted: [0; 3],
         held_out: Default::default(),
         fingerprint: fingerprint(&vb, m.config.num_hidden_layers, hidden, inner).unwrap(),
