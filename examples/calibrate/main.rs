@@ -74,8 +74,8 @@ struct Cli {
     candidate_factor: Option<f32>,
     #[command(flatten)]
     gate: GateArgs,
-    /// Calibrate attention alone, in a minute or two where the FFN takes long: how heads share the budget of recall, and gates; all
-    /// neurons are computed with such a profile
+    /// Calibrate attention alone, in windows of 2048 where --context is not given: how heads share the budget of recall (with a --context
+    /// of 512 or more a whole calibration does that too), and gates. A minute for 135M; all neurons are computed with such a profile
     #[arg(long, conflicts_with_all = ["target_sparsity", "rank", "max_ppl_loss", "max_kld", "candidate_factor"])]
     attention_only: bool,
     /// Where the profile is written; beside the model's files it is found by name. An interrupted run leaves OUT.checkpoint, with
@@ -134,7 +134,8 @@ fn run(cli: &Cli) -> Result<()> {
         return report::print_attention(cli, &fitted, start.elapsed().as_secs_f64());
     }
     calibrator.gate = cli.gate.settings(&fit, &tune)?;
-    calibrator.recall = recall(&fit);
+    let recall = RecallSettings::default();
+    calibrator.recall = recall.is_enough(fit.first().map_or(0, Vec::len)).then_some(recall);
     let texts = [&*fit, &*tune, &*held_out];
     let mut fitted = calibrator.calibrate_resumable(model, &vb, texts, &checkpoint, show)?;
     bar.finish_and_clear();
@@ -150,16 +151,6 @@ fn run(cli: &Cli) -> Result<()> {
         std::fs::remove_file(&checkpoint)?;
     }
     report::print(cli, &fitted, seconds)
-}
-
-/// How budgets of recall are shared out; not where the windows are too short to tell.
-fn recall(fit: &[Vec<u32>]) -> Option<RecallSettings> {
-    let settings = RecallSettings::default();
-    let enough = settings.is_enough(fit.first().map_or(0, Vec::len));
-    if !enough {
-        output::note("too short a --context to share out the budget of recall: every head gets as much");
-    }
-    enough.then_some(settings)
 }
 
 /// Where an interrupted run leaves what it has found: beside the profile.
