@@ -224,6 +224,29 @@ pub struct FittedAttention {
 impl Calibrator {
     /// Fits what attention needs and nothing of the FFN: `fit` and `tune` are windows of tokens of different texts.
     ///
+    /// ```
+    /// use candle_sparse::{AttentionConfig, AttentionMode};
+    /// use candle_sparse::calibrate::{Calibrator, RecallSettings, own_text};
+    ///
+    /// # use candle_sparse_models::{files::ModelFiles, llama::LoadOptions, pretrained::{self, Pretrained}};
+    /// # let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu"));
+    /// # let mut files = ModelFiles::from_folder(folder)?;
+    /// # files.sparse_profile = None;
+    /// # let loaded = Pretrained::load(&files, LoadOptions::default())?;
+    /// # let vb = pretrained::var_builder(&files, None)?;
+    /// let decoder = loaded.model.decoder(); // of a Llama, loaded from the tensors in `vb`
+    /// let text: Vec<Vec<u32>> = own_text(decoder, 2100, &[0], 1)?.windows.concat().chunks_exact(512).map(<[u32]>::to_vec).collect();
+    /// let calibrator = Calibrator::default().with_recall(Some(RecallSettings::default()));
+    /// let fitted = calibrator.calibrate_attention(decoder, &vb, [&text[..2], &text[2..]], |_| {})?;
+    /// assert!(fitted.profile.is_of_attention_alone());
+    /// // Two key/value heads in each of four blocks; the model recalls with these budgets from now on.
+    /// let shares = fitted.profile.recall_shares.clone();
+    /// assert_eq!((shares.len(), shares[0].len()), (4, 2));
+    /// let recall = AttentionConfig::new(AttentionMode::Recall).with_window(64).with_budget(256);
+    /// let decoder = decoder.with_recall_shares(shares)?.with_attention(recall)?;
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// Cost: both texts are read once, or more often for gates as [`Self::calibrate`] says; for recall `n²/52` products of a query
     /// and a key per window of `n` tokens and query head, and as many weighted values.
     ///

@@ -122,10 +122,6 @@ impl MemoryArgs {
             .with_recall(self.recall.unwrap_or(or.recall)))
     }
 
-    /// Whether attention uses what a profile says.
-    pub(crate) fn reads_profile(&self) -> bool {
-        matches!(self.attention, Attention::Gated | Attention::Recall)
-    }
 
     /// Whether any flag was given.
     pub(crate) fn is_given(&self) -> bool {
@@ -168,6 +164,11 @@ impl Kv {
 }
 
 impl Attention {
+    /// Whether it uses what a profile says.
+    pub(crate) fn reads_profile(self) -> bool {
+        matches!(self, Self::Gated | Self::Recall)
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Dense => "dense",

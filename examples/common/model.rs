@@ -223,7 +223,7 @@ impl ModelArgs {
             }
             return Ok(());
         }
-        if self.profile.is_some() && self.ffn == Some(Ffn::Dense) && !self.memory.reads_profile() {
+        if self.profile.is_some() && self.ffn == Some(Ffn::Dense) && !self.memory.attention.reads_profile() {
             output::note("--profile without effect: --ffn dense computes all neurons");
         }
         if let (Some(flag), false) = (flag, has_profile || self.profile.is_some()) {

@@ -68,7 +68,12 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.texts == 0 || cli.one_in == 0 {
         bail!("--texts and --one-in must be 1 or more");
     }
-    let loaded = cli.model.load()?;
+    // A profile that a way of reading uses is no flag without effect.
+    let mut model = cli.model.clone();
+    if let Some(way) = cli.ways.iter().find(|way| way.reads_profile()) {
+        model.memory.attention = *way;
+    }
+    let loaded = model.load()?;
     let kv = match cli.model.memory.kv {
         Some(_) => cli.model.memory.kv(loaded.default_kv_dtype())?,
         None => KvConfig::exact(KvDType::F16),

@@ -198,7 +198,17 @@ impl LayerWeights<'_> {
     }
 }
 
-/// Checks that budgets of heads can be made of these.
+/// Checks that budgets of heads can be made of these [shares](LayerWeights::recall_shares).
+///
+/// ```
+/// use candle_sparse_core::weights::check_shares;
+///
+/// assert!(check_shares(&[0.0, 2.5, 0.5]).is_ok());
+/// assert!(check_shares(&[1.0, -0.5]).is_err());
+/// ```
+///
+/// # Errors
+/// One is negative or not finite.
 pub fn check_shares(shares: &[f32]) -> Result<(), Error> {
     let usable = |share: &f32| share.is_finite() && *share >= 0.0;
     shares.iter().all(usable).then_some(()).ok_or(Error::OutOfRange("recall_shares"))

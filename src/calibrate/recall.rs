@@ -70,6 +70,13 @@ impl RecallSettings {
 }
 
 /// Budgets of heads and what they save.
+///
+/// ```
+/// use candle_sparse::calibrate::RecallFit;
+///
+/// let fit = RecallFit { shares: vec![vec![0.0, 2.0], vec![0.5, 1.5]], losses: [0.02, 0.01] };
+/// assert!(fit.helps());
+/// ```
 #[derive(Clone, Debug)]
 pub struct RecallFit {
     /// `[blocks][kv_heads]`: how many times the mean each head recalls.

@@ -52,7 +52,15 @@ impl Profile {
         if self.layers.is_empty() { self.recall_shares.len() } else { self.layers.len() }
     }
 
-    /// Whether nothing was learned about the FFN.
+    /// Whether nothing was learned about the FFN: a model computes all neurons with it.
+    ///
+    /// ```
+    /// use candle_sparse::Profile;
+    ///
+    /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/testdata/tales-silu/sparse.safetensors");
+    /// assert!(!Profile::load(path)?.is_of_attention_alone());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     #[must_use]
     pub fn is_of_attention_alone(&self) -> bool {
         self.layers.is_empty() && self.shares.is_empty() && !self.recall_shares.is_empty()

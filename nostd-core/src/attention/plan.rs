@@ -112,6 +112,13 @@ impl AttentionConfig {
 
     /// Those of one head, which has `share` times the mean with [`AttentionMode::Recall`], rounded; other modes give every head as
     /// many.
+    ///
+    /// ```
+    /// use candle_sparse_core::attention::{AttentionConfig, AttentionMode};
+    ///
+    /// let config = AttentionConfig::new(AttentionMode::Recall).with_budget(320);
+    /// assert_eq!([0.0, 1.0, 2.5].map(|share| config.recalled_pages_of(share)), [0, 10, 25]);
+    /// ```
     #[must_use]
     pub fn recalled_pages_of(&self, share: f32) -> usize {
         let pages = self.recalled_pages();
