@@ -122,7 +122,6 @@ impl MemoryArgs {
             .with_recall(self.recall.unwrap_or(or.recall)))
     }
 
-
     /// Whether any flag was given.
     pub(crate) fn is_given(&self) -> bool {
         let sizes = [self.hot, self.warm, self.sinks, self.window, self.budget, self.recall];
