@@ -247,7 +247,7 @@ impl Calibrator {
     /// # Ok::<(), candle_core::Error>(())
     /// ```
     ///
-    /// Cost: both texts are read once, or more often for gates as [`Self::calibrate`] says; for recall `n²/52` products of a query
+    /// Cost: both texts are read once, or more often for gates as [`Self::calibrate`] says; for recall `n²/26` products of a query
     /// and a key per window of `n` tokens and query head, and as many weighted values.
     ///
     /// # Errors

@@ -52,7 +52,7 @@ impl<'a> Selector<'a> {
         Ok(Self { config, gates, recall_shares: &[] })
     }
 
-    /// With what each head of all layers recalls, as often as the mean; none: all recall as much.
+    /// With how many times the mean each head of all layers recalls; none: all recall as much.
     #[must_use]
     pub(crate) fn with_recall_shares(self, recall_shares: &'a [Vec<f32>]) -> Self {
         Self { recall_shares, ..self }
