@@ -247,11 +247,12 @@ impl Calibrator {
     /// # Ok::<(), candle_core::Error>(())
     /// ```
     ///
-    /// Cost: both texts are read once, or more often for gates as [`Self::calibrate`] says; for recall `n²/26` products of a query
-    /// and a key per window of `n` tokens and query head, and as many weighted values.
+    /// Cost: for recall [`RecallSettings::tokens`] of both texts are read once, and `n²/26` products of a query and a key per window of
+    /// `n` tokens and query head, and as many weighted values, are made; [`RecallSettings`] says how much memory it takes. Gates come on
+    /// top of that, see [`GateSettings`].
     ///
     /// # Errors
-    /// No [`Self::recall`], a checkpoint that cannot be run, or too little text.
+    /// No [`Self::recall`], a checkpoint that cannot be run, a model that leaves neurons out, or too little text.
     pub fn calibrate_attention(
         &self,
         model: &Decoder,
@@ -261,10 +262,11 @@ impl Calibrator {
     ) -> Result<FittedAttention> {
         if self.recall.is_none() {
             bail!(
-                "calibrate: attention alone is calibrated with recall, give its settings; gates alone are fit_gates'"
+                "calibrate: attention alone is calibrated with recall, give its settings; for gates alone call fit_gates"
             );
         }
-        attention::fit(self, &mut Run::new(model), vb, texts, &mut Course::new(&mut progress))
+        stages::check_dense(model)?;
+        attention::fit(self, &mut Run::new(model)?, vb, texts, &mut Course::new(&mut progress))
     }
 
     /// Fits a profile for `model`, loaded without one from the checkpoint in `vb`; `fit`, `tune` and `held_out` are windows
@@ -346,7 +348,7 @@ pub fn fit_gates(
     settings: &GateSettings,
     mut progress: impl FnMut(Progress),
 ) -> Result<Vec<GateFit>> {
-    let mut run = Run::new(model);
+    let mut run = Run::new(model)?;
     attention::gates(&mut run, vb, [fit, tune], settings, &mut Course::new(&mut progress))
 }
 

@@ -47,6 +47,11 @@ pub struct HeldOut {
     pub best: Option<Rule>,
 }
 
+impl HeldOut {
+    /// No rule keeps a target, or there is none.
+    pub(crate) const NONE: Self = Self { kept: [false; 3], best: None };
+}
+
 impl Default for HeldOut {
     /// Of a profile that nobody has checked, as they were before version 0.1: all rules, the cascade first.
     fn default() -> Self {
@@ -74,7 +79,7 @@ pub struct Profile {
     /// What was learned about the FFN of each decoder block; empty where attention alone was calibrated. Then there are no
     /// [`Self::shares`] either, and no rule keeps a target.
     pub layers: Vec<LayerProfile>,
-    /// The gate of attention of each decoder block; empty where attention was not calibrated.
+    /// The gate of attention of each decoder block; empty where none were fitted.
     pub gates: Vec<FastGrnnGate>,
     /// `[blocks][kv_heads]`: how many times the budget of [`AttentionMode::Recall`](crate::AttentionMode::Recall) each key/value
     /// head has, 1 in the mean; empty where that was not calibrated.
@@ -100,7 +105,7 @@ impl Profile {
             recall_shares,
             shares: Vec::new(),
             fitted: [0; 3],
-            held_out: HeldOut { kept: [false; 3], best: None },
+            held_out: HeldOut::NONE,
             fingerprint,
             about: serde_json::Value::Null,
         }

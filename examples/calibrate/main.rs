@@ -75,11 +75,12 @@ struct Cli {
     #[command(flatten)]
     gate: GateArgs,
     /// Calibrate attention alone, in windows of 2048 where --context is not given: how heads share the budget of recall (with a --context
-    /// of 512 or more a whole calibration does that too), and gates. A minute for 135M; all neurons are computed with such a profile
-    #[arg(long, conflicts_with_all = ["target_sparsity", "rank", "max_ppl_loss", "max_kld", "candidate_factor"])]
+    /// of 512 or more a whole calibration does that too), and gates. Without gates a minute for 135M; neurons are computed as without
+    /// a profile. An interrupted run begins anew
+    #[arg(long, conflicts_with_all = ["self_text", "target_sparsity", "rank", "max_ppl_loss", "max_kld", "candidate_factor"])]
     attention_only: bool,
     /// Where the profile is written; beside the model's files it is found by name. An interrupted run leaves OUT.checkpoint, with
-    /// which the same command goes on
+    /// which the same command goes on (not with --attention-only)
     #[arg(long, default_value = "sparse.safetensors")]
     out: PathBuf,
     /// Print one JSON object as the last line of standard output
@@ -135,7 +136,8 @@ fn run(cli: &Cli) -> Result<()> {
     }
     calibrator.gate = cli.gate.settings(&fit, &tune)?;
     let recall = RecallSettings::default();
-    calibrator.recall = recall.is_enough(fit.first().map_or(0, Vec::len)).then_some(recall);
+    let enough = |text: &[Vec<u32>]| text.iter().any(|window| recall.is_enough(window.len()));
+    calibrator.recall = (enough(&fit) && enough(&tune)).then_some(recall);
     let texts = [&*fit, &*tune, &*held_out];
     let mut fitted = calibrator.calibrate_resumable(model, &vb, texts, &checkpoint, show)?;
     bar.finish_and_clear();

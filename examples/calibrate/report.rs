@@ -68,6 +68,12 @@ fn recall_json(fit: &RecallFit) -> serde_json::Value {
 
 fn recall(out: &mut impl Write, fit: Option<&RecallFit>) -> Result<()> {
     let Some(fit) = fit else { return Ok(()) };
+    if !fit.helps() {
+        output::note(
+            "sharing out the budget of recall gains nothing on the held-out text: every head gets as much",
+        );
+        return Ok(());
+    }
     let [uniform, shared] = fit.losses;
     writeln!(
         out,
@@ -77,11 +83,6 @@ fn recall(out: &mut impl Write, fit: Option<&RecallFit>) -> Result<()> {
     for (l, shares) in fit.shares.iter().enumerate() {
         let shares: Vec<String> = shares.iter().map(|s| format!("{s:.2}")).collect();
         writeln!(out, "block {l}: budgets of heads, of the mean: {}", shares.join(" "))?;
-    }
-    if !fit.helps() {
-        output::note(
-            "sharing out the budget of recall gains nothing on the held-out text: every head gets as much",
-        );
     }
     Ok(())
 }

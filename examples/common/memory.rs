@@ -29,7 +29,7 @@ pub(crate) struct MemoryArgs {
     /// With --attention other than dense: last positions that are always read [default: 256]
     #[arg(long)]
     window: Option<usize>,
-    /// With --attention gated or recall: positions between them that are read at most; with sampled: that are drawn [default: 1536]
+    /// With --attention gated or recall: positions between them that are read at most (recall with a profile that shares them out: in the mean of all heads); with sampled: that are drawn [default: 1536]
     #[arg(long)]
     budget: Option<usize>,
     /// With --attention gated or sampled: so many more that the query asks for [default: 256]

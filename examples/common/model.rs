@@ -6,7 +6,7 @@ pub(crate) mod embedded;
 
 use super::{
     cli::{self, format, output},
-    memory::MemoryArgs,
+    memory::{Attention, MemoryArgs},
 };
 use anyhow::{Context, Result, bail};
 use candle_core::{
@@ -207,6 +207,7 @@ impl ModelArgs {
         })?;
         let has_profile = files.sparse_profile.is_some() || loaded.model.decoder().sparse_config().is_some();
         self.check_sparse(has_profile)?;
+        self.note_profile(files, !loaded.model.decoder().recall_shares().is_empty())?;
         self.note_dtype(files)?;
         Ok(loaded)
     }
@@ -230,6 +231,23 @@ impl ModelArgs {
             let name = self.name();
             bail!(
                 "{flag} needs a profile and {name} has none: make one with `calibrate`, give it with --profile"
+            );
+        }
+        Ok(())
+    }
+
+    /// A profile that attention could use and does not: of attention alone, or without what `--attention` takes.
+    fn note_profile(&self, files: &ModelFiles, has_shares: bool) -> Result<()> {
+        let attention = self.memory.attention;
+        let used = attention.reads_profile() && (attention != Attention::Recall || has_shares);
+        if self.profile.is_none() || used {
+            return Ok(());
+        }
+        if has_shares && self.profile(files)?.is_some_and(|p| p.is_of_attention_alone()) {
+            output::note("--profile without effect: it is of attention alone, --attention recall uses it");
+        } else if self.ffn == Some(Ffn::Dense) && attention == Attention::Recall {
+            output::note(
+                "--profile without effect: --ffn dense computes all neurons, and it says nothing of --attention recall",
             );
         }
         Ok(())

@@ -68,6 +68,7 @@ fn run(cli: &Cli) -> Result<()> {
     if cli.texts == 0 || cli.one_in == 0 {
         bail!("--texts and --one-in must be 1 or more");
     }
+    cli.model.memory.attention()?;
     // A profile that a way of reading uses is no flag without effect.
     let mut model = cli.model.clone();
     if let Some(way) = cli.ways.iter().find(|way| way.reads_profile()) {

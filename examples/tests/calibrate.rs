@@ -87,7 +87,7 @@ fn attention_alone_is_calibrated_and_used() {
     assert!(shared > 0.0 && shared < 0.9 * alike, "{shared} {alike}");
     // What needs the FFN's part says so.
     let gate = ["--model", "tales-silu", "--profile", &out, "--ffn", "gate"];
-    one_line(&example("llama-sparse", &gate), "a profile of attention alone");
+    one_line(&example("llama-sparse", &gate), "this one is of attention alone");
     one_line(
         &example("perplexity", &["--profile", &out, "--text", &text, "--sweep", &path("plot.svg")]),
         "a profile of the FFN",

@@ -88,15 +88,21 @@ impl Cut {
     }
 }
 
-/// What the phases of [`lone_token`] put out at most.
-pub(crate) fn declare(config: &Config, select: &Selector<'_>, cache: &KvCache, outputs: &mut Outputs) {
-    outputs.add(config.num_key_value_heads * own_pages(select, cache).iter().sum::<usize>());
+/// What the phases of [`lone_token`] put out at most in a layer.
+pub(crate) fn declare(
+    config: &Config,
+    select: &Selector<'_>,
+    layer: usize,
+    cache: &KvCache,
+    outputs: &mut Outputs,
+) {
+    outputs.add(config.num_key_value_heads * own_pages(select, layer, cache).iter().sum::<usize>());
     outputs.add(shares_room(config));
 }
 
 /// Pages that a head recalls at most, and draws: whatever is asked for, no more than there are.
-fn own_pages(select: &Selector<'_>, cache: &KvCache) -> [usize; 2] {
-    let most = [select.most_recalled(), select.config().sampled_pages()];
+fn own_pages(select: &Selector<'_>, layer: usize, cache: &KvCache) -> [usize; 2] {
+    let most = [select.most_recalled(layer), select.config().sampled_pages()];
     most.map(|pages| pages.min(cache.pages_with_room()))
 }
 
@@ -277,7 +283,7 @@ impl<'a> Token<'a> {
         scratch: &mut LoneScratch,
     ) -> Outcome {
         let (group, head_dim, kv_heads) = (config.group_size(), config.head_dim, config.num_key_value_heads);
-        let [most, draws] = own_pages(&self.select, self.cache);
+        let [most, draws] = own_pages(&self.select, self.layer, self.cache);
         let count = most + draws;
         let LoneScratch { recall, recalled, pages, ends, drawn, .. } = scratch;
         recalled.resize(kv_heads * count, 0.0);

@@ -64,11 +64,12 @@ impl<'a> Selector<'a> {
         &self.config
     }
 
-    /// Pages that the head that recalls most does.
+    /// The most pages that a head of a layer recalls; at least one where any head of the model recalls some.
     #[must_use]
-    pub(super) fn most_recalled(&self) -> usize {
-        let shares = self.recall_shares.iter().flatten().copied();
-        self.config.recalled_pages_of(shares.reduce(f32::max).unwrap_or(1.0))
+    pub(super) fn most_recalled(&self, layer: usize) -> usize {
+        let shares = self.recall_shares.get(layer).into_iter().flatten().copied();
+        let most = self.config.recalled_pages_of(shares.reduce(f32::max).unwrap_or(1.0));
+        most.max(self.config.recalled_pages().min(1))
     }
 
     /// The gate of a layer, where it has a say.

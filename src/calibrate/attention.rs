@@ -4,7 +4,7 @@ use super::{
     Calibrator, FittedAttention,
     course::Course,
     gate::{GateFit, GateSettings, ValueNorms, WatchedWindow, fit_gate},
-    recall::{RecallFit, recall},
+    recall::recall,
     run::Run,
 };
 use crate::{Profile, decoder::LayerTap, profile::gates as stored};
@@ -23,7 +23,7 @@ pub(super) fn fit(
 ) -> Result<FittedAttention> {
     let gates = c.gate.as_ref().map(|s| gates(run, vb, texts, s, course)).transpose()?.unwrap_or_default();
     let recall = c.recall.as_ref().map(|s| recall(run, vb, texts, s, course)).transpose()?;
-    let shares = recall.as_ref().map(RecallFit::used).unwrap_or_default();
+    let shares = recall.as_ref().map(|fit| fit.shares.clone()).unwrap_or_default();
     let mut profile = Profile::of_attention_alone(shares, run.model.origin().fingerprint.to_vec());
     profile.gates = gates.iter().map(|g| g.gate.clone()).collect();
     let context = texts[0].first().map_or(0, Vec::len);
@@ -32,9 +32,7 @@ pub(super) fn fit(
         profile.about["attention"] = about(&gates, s, context);
     }
     if let (Some(s), Some(fit)) = (&c.recall, &recall) {
-        profile.about["recall"] = serde_json::json!({
-            "window": s.window_of(context), "pages": s.pages_of(context), "context": context, "losses": fit.losses,
-        });
+        profile.about["recall"] = serde_json::json!({ "share": s.share, "losses": fit.losses });
     }
     Ok(FittedAttention { profile, gates, recall })
 }

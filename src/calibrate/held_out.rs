@@ -184,7 +184,7 @@ pub(super) fn noise_floor(model: &Decoder, windows: &[Vec<u32>], course: &mut Co
     if !model.rounds_activations() || model.parameters() > MOST_PARAMETERS {
         return Ok(0.0);
     }
-    let (mut exact, mut rounded) = (Run::new(&model.in_format(Format::F32)?), Run::new(model));
+    let (mut exact, mut rounded) = (Run::new(&model.in_format(Format::F32)?)?, Run::new(model)?);
     let windows: Vec<_> = some(windows, FLOOR_TOKENS).into_iter().filter(|w| w.len() > 1).collect();
     let mut quality = Quality::default();
     for (done, window) in windows.iter().enumerate() {

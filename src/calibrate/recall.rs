@@ -13,8 +13,15 @@ use candle_core::{DType, Error, Result, bail};
 use candle_nn::VarBuilder;
 use candle_sparse_core::{Config, with_methods};
 use losses::Losses;
+use std::ops::Range;
+
+/// Bytes of queries, keys and values that are held at once: where all blocks need more, the texts are run several times.
+const MEMORY: usize = 1 << 30;
 
 /// How the budget of [`AttentionMode::Recall`](crate::AttentionMode::Recall) is shared out among the key/value heads.
+///
+/// Memory beside the model: the queries, keys and values of a window in F32, of as many blocks at a time as take a GB, and the work of
+/// one block.
 ///
 /// ```
 /// use candle_sparse::calibrate::RecallSettings;
@@ -42,7 +49,7 @@ with_methods!(RecallSettings {
 });
 
 impl Default for RecallSettings {
-    /// A quarter of 16 k tokens.
+    /// A quarter of the positions; 16 k tokens of each text.
     fn default() -> Self {
         Self { window: None, share: 0.25, tokens: 16 * 1024 }
     }
@@ -82,7 +89,7 @@ pub struct RecallFit {
     /// `[blocks][kv_heads]`: how many times the mean each head recalls.
     pub shares: Vec<Vec<f32>>,
     /// What attention's outputs lose of their squares on text that nothing was fitted to, mean of the blocks: with as much for every
-    /// head, and shared out.
+    /// head, and shared out; [`Self::shares`] are all 1 where that does not help.
     pub losses: [f64; 2],
 }
 
@@ -91,15 +98,6 @@ impl RecallFit {
     #[must_use]
     pub fn helps(&self) -> bool {
         self.losses[1] < self.losses[0]
-    }
-
-    /// The shares that a profile takes: all alike where others do not help.
-    pub(super) fn used(&self) -> Vec<Vec<f32>> {
-        if self.helps() {
-            self.shares.clone()
-        } else {
-            self.shares.iter().map(|s| vec![1.0; s.len()]).collect()
-        }
     }
 }
 
@@ -112,40 +110,49 @@ pub(super) fn recall(
     course: &mut Course<'_>,
 ) -> Result<RecallFit> {
     let config = &run.model.config().clone();
-    let context = fit.first().map_or(0, Vec::len);
-    if !s.is_enough(context) || tune.is_empty() {
+    let windows = [fit, tune].map(|text| long_enough(text, s));
+    let context = windows[0].iter().map(Vec::len).max().unwrap_or(0);
+    if windows.iter().any(Vec::is_empty) {
+        let longest = fit.iter().chain(tune).map(Vec::len).max().unwrap_or(0);
         bail!(
-            "calibrate: windows of {context} tokens tell too little of what recall needs: give longer ones \
-             (--context 2048), or leave it out"
+            "calibrate: to share out the budget of recall both texts need longer windows, the longest has {longest} tokens: give              longer documents and --context 2048, or leave it out"
         );
     }
     let (layers, heads) = (config.num_hidden_layers, config.num_key_value_heads);
     if let Some(found) = found(course, layers * heads, heads)? {
         return Ok(found);
     }
-    let windows = [at_most(fit, s.tokens), at_most(tune, s.tokens)];
-    let n = windows.iter().map(Vec::len).sum();
-    let all = windows.iter().enumerate().flat_map(|(text, w)| w.iter().map(move |w| (text, w)));
-    let mut found = [(); 2].map(|()| Losses::new([layers, heads], context));
+    let windows = windows.each_ref().map(|text| at_most(text, s.tokens));
+    let row = (config.q_dim() + 2 * config.kv_dim()) * size_of::<f32>();
+    let together = (MEMORY / (context * row)).clamp(1, layers);
+    let (passes, n) = (layers.div_ceil(together), windows.iter().map(Vec::len).sum::<usize>());
     let mut watch = Watch::new(vb, config, *s, context)?;
-    for (done, (text, window)) in all.enumerate() {
-        course.step("watching recall", done, n)?;
-        watch.tokens = window.len();
-        std::mem::swap(&mut watch.losses, &mut found[text]);
-        run.show(window, &mut watch)?;
-        std::mem::swap(&mut watch.losses, &mut found[text]);
-        if let Some(e) = watch.failed.take() {
-            return Err(e);
+    for pass in 0..passes {
+        watch.blocks = pass * together..((pass + 1) * together).min(layers);
+        let all = windows.iter().enumerate().flat_map(|(text, w)| w.iter().map(move |w| (text, w)));
+        for (done, (text, window)) in all.enumerate() {
+            course.step("watching recall", pass * n + done, passes * n)?;
+            (watch.text, watch.tokens) = (text, window.len());
+            run.show(window, &mut watch)?;
+            if let Some(e) = watch.failed.take() {
+                return Err(e);
+            }
         }
     }
-    let mean = s.pages_of(context) as f32;
-    let pages = found[0].share_out(mean);
-    let losses = [vec![mean; pages.len()], pages.clone()].map(|pages| found[1].at(&pages));
-    let shares: Vec<f32> = pages.iter().map(|p| p / mean).collect();
+    let ([fit, tune], mean) = (watch.losses, s.pages_of(context) as f32);
+    let pages = fit.share_out(mean);
+    let losses = [tune.at(&vec![mean; pages.len()]), tune.at(&pages)];
+    let helps = losses[1] < losses[0];
+    let shares: Vec<f32> = pages.iter().map(|p| if helps { p / mean } else { 1.0 }).collect();
     course.keep("recall.shares", &shares)?;
     course.keep("recall.losses", &losses)?;
     course.stage_ends()?;
     Ok(RecallFit { shares: shares.chunks(heads).map(<[f32]>::to_vec).collect(), losses })
+}
+
+/// Those that tell something.
+fn long_enough(windows: &[Vec<u32>], s: &RecallSettings) -> Vec<Vec<u32>> {
+    windows.iter().filter(|w| s.is_enough(w.len())).cloned().collect()
 }
 
 /// What an earlier run has kept.
@@ -161,11 +168,14 @@ struct Watch<'a> {
     config: &'a Config,
     settings: RecallSettings,
     context: usize,
+    blocks: Range<usize>,
     grams: Vec<Grams>,
-    losses: Losses,
-    /// Of the window that is being run.
+    /// Of the text to fit and of the one to report on.
+    losses: [Losses; 2],
+    /// Of the window that is being run: which text's, and how long it is.
+    text: usize,
     tokens: usize,
-    /// Of the blocks so far; a window of more than 512 tokens comes in pieces, block by block.
+    /// Of each block so far: a window of more than 512 tokens comes in pieces, each through all blocks.
     qkv: Vec<Vec<f32>>,
     failed: Option<Error>,
 }
@@ -184,10 +194,12 @@ impl<'a> Watch<'a> {
         };
         Ok(Self {
             grams: (0..layers).map(grams).collect::<Result<_>>()?,
-            losses: Losses::new([0, 0], context),
+            losses: [(); 2].map(|()| Losses::new([layers, config.num_key_value_heads], context)),
+            blocks: 0..0,
             config,
             settings,
             context,
+            text: 0,
             tokens: 0,
             qkv: vec![Vec::new(); layers],
             failed: None,
@@ -197,6 +209,9 @@ impl<'a> Watch<'a> {
 
 impl LayerTap for Watch<'_> {
     fn attention(&mut self, layer: usize, _: &[f32], qkv: &[f32]) {
+        if !self.blocks.contains(&layer) {
+            return;
+        }
         self.qkv[layer].extend_from_slice(qkv);
         let width = self.config.q_dim() + 2 * self.config.kv_dim();
         if self.qkv[layer].len() < self.tokens * width {
@@ -204,7 +219,8 @@ impl LayerTap for Watch<'_> {
         }
         let qkv = std::mem::take(&mut self.qkv[layer]);
         let window = self.settings.window_of(self.context);
-        if let Err(e) = self.losses.add(self.config, &self.grams[layer], layer, &qkv, window) {
+        let losses = &mut self.losses[self.text];
+        if let Err(e) = losses.add(self.config, &self.grams[layer], layer, &qkv, window) {
             self.failed.get_or_insert(e);
         }
     }

@@ -2,7 +2,7 @@
 
 use super::course::Course;
 use crate::{
-    KvCache, KvConfig, KvDType,
+    AttentionConfig, KvCache, KvConfig, KvDType,
     decoder::{Decoder, Input, LayerTap, Logits, Scratch, Step},
 };
 use candle_core::{Device, Error, Result, Tensor};
@@ -15,9 +15,11 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(model: &Decoder) -> Self {
+    /// Attention reads everything, whatever the model is set to.
+    pub(super) fn new(model: &Decoder) -> Result<Self> {
         let cache = KvCache::new(model.config(), KvConfig::exact(KvDType::F32));
-        Self { model: model.clone(), cache, scratch: Scratch::default() }
+        let model = model.with_attention(AttentionConfig::default())?;
+        Ok(Self { model, cache, scratch: Scratch::default() })
     }
 
     /// Logits `[window, vocab_size]`.

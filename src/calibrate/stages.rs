@@ -40,7 +40,7 @@ pub(super) fn calibrate(
 ) -> Result<Fitted> {
     check(model, held_out)?;
     let config = model.config();
-    let mut run = Run::new(model);
+    let mut run = Run::new(model)?;
     let attention = attention::fit(c, &mut run, vb, [fit, tune], course)?;
     let act = GluActivation { act: config.hidden_act, shift: config.gate_shift };
     let fits = fits(c, &mut run, vb, [fit, tune], act, course)?;
@@ -71,6 +71,11 @@ fn check(model: &Decoder, held_out: &[Vec<u32>]) -> Result<()> {
     if model.has_ffn_bias() {
         bail!("calibrate: models with biases in the FFN (mlp_bias) run dense only");
     }
+    check_dense(model)
+}
+
+/// What is learned is of a model that leaves nothing out.
+pub(super) fn check_dense(model: &Decoder) -> Result<()> {
     match model.sparse_config().map(|c| c.mode) {
         None => Ok(()),
         Some(FfnMode::ExactZero) => {

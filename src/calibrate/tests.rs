@@ -294,6 +294,14 @@ fn a_profile_of_attention_alone_comes_back_from_its_file_and_is_refused_by_name(
         let err = Profile { recall_shares, ..alone.clone() }.save(&path).unwrap_err().to_string();
         assert!(err.contains(needle), "{needle}: {err}");
     }
+    let mut without_blocks = Profile { recall_shares: shares.clone(), ..profile() };
+    without_blocks.layers.clear();
+    let err = without_blocks.check().unwrap_err().to_string();
+    assert!(err.contains("it has no blocks"), "{err}");
+    let err = Profile { fitted: [1; 3], ..alone.clone() }.check().unwrap_err().to_string();
+    assert!(err.contains("of attention alone and names fitted rules"), "{err}");
+    let err = Profile { recall_shares: vec![Vec::new(); 3], ..alone }.check().unwrap_err().to_string();
+    assert!(err.contains("recall_shares has 0 elements"), "{err}");
     let err = Profile { recall_shares: shares, ..profile() }.check().unwrap_err().to_string();
     assert!(err.contains("recall shares of 3 blocks, the profile has 1"), "{err}");
 }

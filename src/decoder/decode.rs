@@ -144,9 +144,9 @@ impl Decoder {
     /// What the phases of a step put out at most.
     fn outputs(&self, cache: &KvCache) -> Outputs {
         let (c, mut outputs) = (&self.config, Outputs::of(self.threads.count()));
-        for layer in self.layers.iter() {
+        for (i, layer) in self.layers.iter().enumerate() {
             outputs.add(layer.qkv_proj.weight.rows());
-            attention::declare(c, &self.selector(), cache, &mut outputs);
+            attention::declare(c, &self.selector(), i, cache, &mut outputs);
             outputs.add(layer.o_proj.weight.rows());
             match &layer.ffn {
                 Ffn::Sparse(ffn) => TokenFfn::declare(ffn, &mut outputs),

@@ -1,6 +1,6 @@
 //! Whether the parts of a profile fit together: asked when one is written, read, and used.
 
-use super::{LayerProfile, LayerRule, Profile, Rule};
+use super::{HeldOut, LayerProfile, LayerRule, Profile, Rule};
 use crate::Error;
 
 /// Of the only format there is.
@@ -27,8 +27,17 @@ impl Profile {
                 return Err(format!("format {other} is not known here, only {FORMAT}: update candle-sparse"));
             }
         }
-        if !self.is_of_attention_alone() {
+        if self.is_of_attention_alone() {
+            if self.fitted != [0; 3] || self.held_out != HeldOut::NONE {
+                return Err(
+                    "it is of attention alone and names fitted rules of the FFN: calibrate again".into()
+                );
+            }
+        } else {
             self.check_points()?;
+            if self.layers.is_empty() {
+                return Err("it has no blocks: calibrate again".into());
+            }
         }
         (0..self.layers.len()).try_for_each(|i| self.check_layer(i))?;
         let blocks = self.blocks();
@@ -39,7 +48,7 @@ impl Profile {
             }
         }
         for (i, shares) in self.recall_shares.iter().enumerate() {
-            check_vector("recall_shares", shares, self.recall_shares[0].len(), true)
+            check_vector("recall_shares", shares, self.recall_shares[0].len().max(1), true)
                 .map_err(|e| format!("layer {i}: {e}"))?;
         }
         let gate =

@@ -15,7 +15,9 @@
 //! | `….predictor.{gate,low_rank,cascade}.hot` | `[points]` U32 |
 //! | `….predictor.{gate,low_rank,cascade}.bias` | `[points, hidden_size]` F32 |
 //!
-//! A profile of attention alone has the last two of `model.sparse` and nothing of `mlp`. Where gates were fitted, every block has one, and maybe its cell ([`FastGrnnGate`](crate::FastGrnnGate)), F32:
+//! A profile of attention alone has the last two of `model.sparse` and nothing of `mlp`.
+//!
+//! Where gates were fitted, every block has one, and maybe its cell ([`FastGrnnGate`](crate::FastGrnnGate)), F32:
 //!
 //! | tensor | shape |
 //! |---|---|
@@ -103,6 +105,7 @@ impl Profile {
         if there == [false; 2] || vb.contains_tensor("candle_sparse.no_such_tensor") {
             return Ok(None);
         }
+        // What it is where nothing else follows.
         let mut profile = Self::of_attention_alone(read_recall_shares(vb)?, vector(vb, FINGERPRINT)?);
         if there[0] {
             profile.shares = vector(vb, SHARES)?;

@@ -72,7 +72,8 @@ pub struct AttentionConfig {
     pub sinks: usize,
     /// So many positions before the token are always read, at least 32.
     pub window: usize,
-    /// At most so many positions between sinks and window are read; with [`AttentionMode::Sampled`] so many are drawn.
+    /// At most so many positions between sinks and window are read; with [`AttentionMode::Sampled`] so many are drawn. Where heads share
+    /// the budget of [`AttentionMode::Recall`] out, it is the mean of all of them.
     pub budget: usize,
     /// With [`AttentionMode::Gated`] and [`AttentionMode::Sampled`] so many more positions, chosen by the query.
     pub recall: usize,

@@ -59,7 +59,7 @@ fn decode(
         .map(|_| Mutex::new((LoneScratch::default(), vec![0.0; CONFIG.q_dim()])))
         .collect();
     let mut outputs = Outputs::of(threads.count());
-    declare(&CONFIG, &select, cache, &mut outputs);
+    declare(&CONFIG, &select, 1, cache, &mut outputs);
     let kernels = Kernels::get().unwrap();
     let outcome = threads.team(&mut Team::default(), &outputs, &own, |member, (scratch, out)| {
         lone_token(member, kernels, &CONFIG, token, scratch, out)

@@ -4,7 +4,10 @@
 use super::super::seen::{Grams, Seen};
 use crate::kv_cache::PAGE_LEN;
 use candle_core::{Error, Result};
-use candle_sparse_core::{Config, KernelSet};
+use candle_sparse_core::{
+    Config, KernelSet,
+    attention::{AttentionConfig, AttentionMode},
+};
 use candle_sparse_kernels::Kernels;
 use rayon::prelude::*;
 
@@ -162,10 +165,10 @@ impl<'a> Head<'a> {
     /// The sums over tokens and query heads: of what is missing at each point, and of all.
     fn losses(&self, kernels: &Kernels, rows: &[usize], window: usize) -> Result<(Vec<f64>, f64)> {
         let (mut losses, mut whole) = (vec![0.0; self.points.len()], 0.0);
+        let recall = AttentionConfig::new(AttentionMode::Recall).with_window(window);
         for (i, &position) in rows.iter().enumerate() {
-            // The first page holds the sinks.
-            let first = (self.config.first_visible(position) / PAGE).max(1);
-            let between = first..(position / PAGE).saturating_sub(window.div_ceil(PAGE).max(1)).max(first);
+            let first = self.config.first_visible(position) / PAGE;
+            let between = recall.between(first, position / PAGE);
             let mut order: Vec<usize> = between.clone().collect();
             let bounds: Vec<f32> = (0..between.end).map(|page| self.bound(i, page)).collect();
             order.sort_by(|a, b| bounds[*b].total_cmp(&bounds[*a]).then(b.cmp(a)));
@@ -228,7 +231,8 @@ impl<'a> Head<'a> {
             if n >= order.len() {
                 break;
             }
-            let missing: Vec<f32> = read[1..].iter().zip(&whole).map(|(r, w)| r / read[0] - w).collect();
+            let missing: Vec<f32> =
+                read[1..].iter().zip(&whole).map(|(r, w)| r / read[0].max(f32::MIN_POSITIVE) - w).collect();
             *loss += self.square(g, &missing);
         }
         self.square(g, &whole)

@@ -32,13 +32,16 @@ pub(super) fn profile(
         None => match Profile::from_tensors(vb)? {
             Some(profile) => Arc::new(profile),
             None => {
-                check_without(&options.sparse, "without a profile", c, extras)?;
+                let problem =
+                    "settings without a profile: give LoadOptions one, or calibrate the model first";
+                check_without(&options.sparse, problem, c, extras)?;
                 return Ok(None);
             }
         },
     };
     if profile.is_of_attention_alone() {
-        check_without(&options.sparse, "with a profile of attention alone", c, extras)?;
+        let problem = "these settings need what a profile knows of the FFN, this one is of attention alone: calibrate the FFN too";
+        check_without(&options.sparse, problem, c, extras)?;
         profile.check_model(c)?;
         return Ok(Some(profile));
     }
@@ -53,12 +56,12 @@ pub(super) fn profile(
 }
 
 /// Settings that nothing was learned for.
-fn check_without(sparse: &SparseConfig, how: &str, c: &Config, extras: Extras) -> Result<()> {
+fn check_without(sparse: &SparseConfig, problem: &str, c: &Config, extras: Extras) -> Result<()> {
     match sparse {
         SparseConfig { mode: FfnMode::ExactZero, .. } => check_zeros(c, extras),
         SparseConfig { mode: FfnMode::Dense, .. }
         | SparseConfig { mode: FfnMode::Auto, selection: Selection::Fitted, guard: None, .. } => Ok(()),
-        _ => bail!("sparse: settings {how}: give LoadOptions one of the FFN, or calibrate the model first"),
+        _ => bail!("sparse: {problem}"),
     }
 }
 
