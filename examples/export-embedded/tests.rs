@@ -95,6 +95,27 @@ fn an_image_says_what_the_model_says() {
 }
 
 #[test]
+fn budgets_of_heads_go_into_an_image_that_recalls() {
+    let files = ModelFiles::from_embedded(&EMBEDDED[0]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sparse.safetensors");
+    let mut profile = files.sparse_profile.as_ref().unwrap().load().unwrap();
+    profile.recall_shares = (0..4).map(|layer| vec![0.5 * layer as f32, 0.5]).collect();
+    profile.save(&path).unwrap();
+    let (given, path) = (profile.recall_shares.clone(), path.display().to_string());
+    let shares = |attention: &str| -> Vec<Option<Vec<f32>>> {
+        let flags = ["--profile", &path, "--attention", attention, "--window", "32", "--budget", "64"];
+        let words = exported(&files, &flags);
+        let image = Image::open(bytemuck::cast_slice(&words)).unwrap();
+        let mut layers = vec![empty_layer(); image.config().num_hidden_layers];
+        let model = image.model(&mut layers).unwrap();
+        model.weights().layers.iter().map(|l| l.recall_shares.map(<[f32]>::to_vec)).collect()
+    };
+    assert_eq!(shares("recall"), given.into_iter().map(Some).collect::<Vec<_>>());
+    assert_eq!(shares("gated"), vec![None; 4]);
+}
+
+#[test]
 fn images_reproduce_independent_references() {
     for path in reference_models() {
         let reference = std::fs::read(path.join("reference.json")).unwrap();

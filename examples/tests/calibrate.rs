@@ -98,11 +98,6 @@ fn attention_alone_is_calibrated_and_used() {
     // In a file it is found as any profile.
     ok("convert", &["--model", "tales-silu", "--profile", &out, "--out", &converted]);
     ok("llama-sparse", &["--model", &converted, "--attention", "recall", "-n", "4", "--prompt", "once"]);
-    let image = path("model.image");
-    ok(
-        "export-embedded",
-        &["--model", "tales-silu", "--profile", &out, "--attention", "recall", "--out", &image],
-    );
 }
 
 fn numbers(json: &serde_json::Value) -> Vec<f64> {

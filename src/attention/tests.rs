@@ -206,6 +206,7 @@ fn a_token_recalls_no_page_that_its_window_has_passed() {
         .with_budget(32)
         .with_recall(0);
     let mut case = Case::new(1, 2, 16, 9 * PAGE_LEN, select, Some(5 * PAGE_LEN));
+    case.recall_shares.clear();
     let (q_dim, d) = (case.config.q_dim(), case.config.head_dim);
     // Queries and the keys of page 3 are such that its bound is the highest.
     case.qkv.iter_mut().for_each(|row| row[..q_dim].fill(1.0));
