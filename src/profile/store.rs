@@ -106,7 +106,7 @@ impl Profile {
             return Ok(None);
         }
         // What it is where nothing else follows.
-        let mut profile = Self::of_attention_alone(read_recall_shares(vb)?, vector(vb, FINGERPRINT)?);
+        let mut profile = Self::of_attention_alone(read_recall_shares(vb)?, Vec::new());
         if there[0] {
             profile.shares = vector(vb, SHARES)?;
             let fitted: Vec<u32> = vector(vb, FITTED)?;
@@ -117,6 +117,7 @@ impl Profile {
             }
             profile.held_out = read_held_out(vb)?;
         }
+        profile.fingerprint = vector(vb, FINGERPRINT)?;
         profile.gates = gates::read(vb, profile.blocks())?;
         profile.check()?;
         Ok(Some(profile))

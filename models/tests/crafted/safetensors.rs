@@ -128,9 +128,6 @@ fn profiles() {
     refuse(&format!("{{{}}}", all.join(",")), 0, "model.sparse.fitted");
     let strange = shares.replace("F32", "F4").replace("0,8", "0,1");
     refuse(&format!("{{{strange}}}"), 1, "model.sparse.shares");
-    // A text within a text has no parts where the outer one is looked at.
-    let about = format!("[{}0]", "0,".repeat(20_000_000));
-    let metadata = format!(r#""__metadata__":{{"candle_sparse_profile":"{about}"}}"#);
     let all = all.join(",").replacen(
         r#""shape":[0],"data_offsets":[0,0]"#,
         r#""shape":[1],"data_offsets":[0,4]"#,
@@ -142,7 +139,18 @@ fn profiles() {
         1,
     );
     let all = all.replacen("[0,0]", "[16,16]", 1);
-    refuse(&format!("{{{metadata},{all}}}"), 16, "parts");
+    refuse(&format!("{{{all}}}"), 16, "no blocks");
+    let alone = |shape: &str| {
+        let none = none("model.sparse.fingerprint", "F32").replace("[0,0]", "[4,4]");
+        format!(
+            r#""model.sparse.recall_shares":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}},{none}"#
+        )
+    };
+    refuse(&format!("{{{}}}", alone("[1]")), 4, "expected [blocks, kv_heads]");
+    // A text within a text has no parts where the outer one is looked at.
+    let about = format!("[{}0]", "0,".repeat(20_000_000));
+    let metadata = format!(r#""__metadata__":{{"candle_sparse_profile":"{about}"}}"#);
+    refuse(&format!("{{{metadata},{}}}", alone("[1,1]")), 4, "parts");
     // What it says of itself nests without end.
     let about = "[".repeat(200_000);
     let metadata = format!(r#""__metadata__":{{"candle_sparse_profile":"{about}"}}"#);
