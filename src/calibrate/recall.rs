@@ -115,7 +115,8 @@ pub(super) fn recall(
     if windows.iter().any(Vec::is_empty) {
         let longest = fit.iter().chain(tune).map(Vec::len).max().unwrap_or(0);
         bail!(
-            "calibrate: to share out the budget of recall both texts need longer windows, the longest has {longest} tokens: give              longer documents and --context 2048, or leave it out"
+            "calibrate: to share out the budget of recall both texts need longer windows, the longest has {longest} tokens: give \
+             longer documents and --context 2048, or leave it out"
         );
     }
     let (layers, heads) = (config.num_hidden_layers, config.num_key_value_heads);

@@ -61,7 +61,7 @@ impl Profile {
         if self.layers.is_empty() { self.recall_shares.len() } else { self.layers.len() }
     }
 
-    /// Whether nothing was learned about the FFN: a model computes all neurons with it.
+    /// Whether nothing was learned about the FFN: a model computes its neurons as without a profile.
     ///
     /// ```
     /// use candle_sparse::Profile;
