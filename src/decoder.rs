@@ -28,11 +28,11 @@ use crate::{
     gate::FastGrnnGate,
     kv_cache::Origin,
     sparse::{ModelSelection, Points, SparseFfn},
-    weight::{Compute, Stack},
+    weight::{Compute, Prepared, Stack},
 };
 use candle_core::{Result, bail};
 use candle_sparse_core::{
-    ActivationGroup, Config, KernelSet,
+    Config, KernelSet,
     kernel::{rms_norm::shifted_relu, rope},
 };
 use candle_sparse_kernels::{Kernels, Level};
@@ -263,11 +263,10 @@ impl Decoder {
         qkv[..c.q_dim()].iter_mut().for_each(|v| *v *= scale);
     }
 
-    /// Sizes the working memory of `rows` quantised rows of the widest projection.
-    fn resize_groups(&self, rows: usize, groups: &mut Vec<ActivationGroup>) {
+    /// Makes room for a token of the widest projection.
+    fn reserve_token(&self, prepared: &mut Prepared) {
         let c = &self.config;
-        let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
-        groups.resize(rows * ActivationGroup::count(widest), ActivationGroup::ZERO);
+        prepared.reserve(1, c.hidden_size.max(c.intermediate_size).max(c.q_dim()));
     }
 }
 

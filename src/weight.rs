@@ -2,6 +2,7 @@
 
 mod convert;
 mod fit;
+mod prepared;
 mod stack;
 
 use crate::{buffer::Buffer, mapped_file::MappedFile};
@@ -10,8 +11,9 @@ use candle_sparse_core::{Format, Matrix};
 pub(crate) use convert::with_cpu_storage;
 use convert::{Gather, convert, gather_rows, room, write_rows};
 pub use fit::Conversions;
+pub(crate) use prepared::{Activations, Compute, Prepared};
 use rayon::prelude::*;
-pub(crate) use stack::{Activations, Compute, ROW_STEP, Stack, split_columns};
+pub(crate) use stack::{ROW_STEP, Stack, split_columns};
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// A matrix `[rows, cols]` in one [`Format`], immutable and cheap to clone.

@@ -28,9 +28,9 @@ use std::sync::OnceLock;
 /// The operations at one level.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernels {
-    level: Level,
+    pub(crate) level: Level,
     /// None is the scalar level.
-    token: Option<Token>,
+    pub(crate) token: Option<Token>,
 }
 
 impl Kernels {
@@ -88,7 +88,10 @@ impl KernelSet for Kernels {
         check_matmul(&w, &x, y);
         match y {
             [y] => token.run_rows(w, Matvec { x, y }),
-            y => token.run_rows(w, Matmul { x, y }),
+            y => match (self.packing(w.format(), y.len(), w.cols()), x) {
+                (Some(packing), Columns::F32(x)) => self.pack_and_multiply(packing, w, x, y),
+                (_, x) => token.run_rows(w, Matmul { x, y }),
+            },
         }
     }
 

@@ -32,7 +32,9 @@ mod isa;
 mod kernel;
 mod kernels;
 mod level;
+mod packing;
 
 pub use candle_sparse_core::KernelSet;
 pub use kernels::Kernels;
 pub use level::{Level, LevelError};
+pub use packing::{PackedColumns, Packing};

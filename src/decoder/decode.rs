@@ -14,10 +14,10 @@ use crate::{
     kv_cache::{KvCache, PAGE_LEN},
     sparse::TokenFfn,
     team::{Cancelled, Member, Outcome, Outputs, Team},
-    weight::ROW_STEP,
+    weight::{Prepared, ROW_STEP},
 };
 use candle_core::{Error, Result};
-use candle_sparse_core::{ActivationGroup, KernelSet, kernel::rope};
+use candle_sparse_core::{KernelSet, kernel::rope};
 use sparse::SparseLocal;
 pub(super) use sparse::not_finite;
 use std::sync::{Mutex, PoisonError};
@@ -46,7 +46,7 @@ struct Local {
     sin: Vec<f32>,
     /// A piece of the logits.
     piece: Vec<f32>,
-    groups: Vec<ActivationGroup>,
+    prepared: Prepared,
     attention: LoneScratch,
     sparse: SparseLocal,
 }
@@ -176,7 +176,7 @@ impl Decoder {
         resize(&mut local.sin, c.head_dim / 2);
         // There are two pieces or more, or none is needed.
         resize(&mut local.piece, c.vocab_size.div_ceil(2).next_multiple_of(ROW_STEP));
-        self.resize_groups(1, &mut local.groups);
+        self.reserve_token(&mut local.prepared);
         local.attention.resize(c, cache);
         self.resize_sparse(&mut local.sparse);
     }
@@ -204,7 +204,7 @@ impl Decoder {
         if let Some(x) = local.inputs.chunks_exact_mut(c.hidden_size).nth(i) {
             x.copy_from_slice(&local.normed);
         }
-        self.project(member, &layer.qkv_proj, &local.normed, &mut local.groups, &mut local.qkv)?;
+        self.project(member, &layer.qkv_proj, &local.normed, &mut local.prepared, &mut local.qkv)?;
         self.rotate_row(&mut local.qkv, &local.cos, &local.sin);
         let kv = &mut local.kv[i * 2 * kv_dim..(i + 1) * 2 * kv_dim];
         kv.copy_from_slice(&local.qkv[q_dim..]);
@@ -214,7 +214,7 @@ impl Decoder {
         let token =
             Token { cache, select, plan, layer: i, position, queries: &local.qkv[..q_dim], keys, values };
         lone_token(member, self.kernels, c, token, &mut local.attention, &mut local.attended)?;
-        self.project(member, &layer.o_proj, &local.attended, &mut local.groups, &mut local.normed)?;
+        self.project(member, &layer.o_proj, &local.attended, &mut local.prepared, &mut local.normed)?;
         self.kernels.axpy(1.0, &local.normed, &mut local.x);
         Ok(())
     }
@@ -230,14 +230,14 @@ impl Decoder {
         let (c, on) = (&self.config, self.on());
         self.norm_row(&local.x, &layer.post_attention_layernorm, &mut local.normed);
         let w = GateUp::of_dense(ffn);
-        let x = on.input(w.formats(), c.hidden_size, &local.normed, &mut local.groups);
+        let x = on.input(w.formats(), c.hidden_size, &local.normed, &mut local.prepared);
         let piece = member.piece(c.intermediate_size, w.bytes(), ROW_STEP);
         member.phase(&mut local.up, piece, |i, up| {
             let r = i * piece..i * piece + up.len();
             let gate = &mut local.gate[..up.len()];
             w.activations(on.kernels, c, x, r, &mut [gate], &mut [up]);
         })?;
-        self.project(member, &ffn.down_proj, &local.up, &mut local.groups, &mut local.normed)?;
+        self.project(member, &ffn.down_proj, &local.up, &mut local.prepared, &mut local.normed)?;
         self.kernels.axpy(1.0, &local.normed, &mut local.x);
         Ok(())
     }
@@ -248,11 +248,11 @@ impl Decoder {
         member: &mut Member<'_>,
         p: &Projection,
         x: &[f32],
-        groups: &mut [ActivationGroup],
+        prepared: &mut Prepared,
         y: &mut [f32],
     ) -> Outcome {
         let w = &p.weight;
-        let x = self.on().input(w.formats(), w.cols(), x, groups);
+        let x = self.on().input(w.formats(), w.cols(), x, prepared);
         let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
         member.phase(y, piece, |i, y| {
             let r = i * piece..i * piece + y.len();
@@ -265,7 +265,7 @@ impl Decoder {
     fn head_token(&self, member: &mut Member<'_>, local: &mut Local, logits: Option<&mut [f32]>) -> Outcome {
         let (c, w) = (&self.config, self.lm_head.matrix());
         self.kernels.rms_norm(&local.x, &self.norm, c.rms_norm_eps, &mut local.normed);
-        let x = self.on().columns(self.lm_head.format(), c.hidden_size, &local.normed, &mut local.groups);
+        let x = self.on().column(self.lm_head.format(), &local.normed, &mut local.prepared);
         let piece = member.piece(w.rows(), w.bytes(), ROW_STEP);
         let compute = |i: usize, y: &mut [f32]| {
             self.kernels.matmul(w.slice_rows(i * piece..i * piece + y.len()), x, &mut [y]);

@@ -45,7 +45,7 @@ impl<'a> GateUp<'a> {
     }
 
     /// What the input is wanted in.
-    pub(super) fn formats(&self) -> impl Iterator<Item = Format> {
+    pub(super) fn formats(&self) -> impl Iterator<Item = Format> + Clone {
         [Some(self.gate.format()), self.up.map(|up| up.format())].into_iter().flatten()
     }
 
@@ -65,9 +65,9 @@ impl<'a> GateUp<'a> {
         gate: &mut [&mut [f32]],
         up: &mut [&mut [f32]],
     ) {
-        kernels.matmul(self.gate.slice_rows(r.clone()), x.columns(self.gate.format()), gate);
+        x.multiply(kernels, self.gate.slice_rows(r.clone()), gate);
         match self.up {
-            Some(w) => kernels.matmul(w.slice_rows(r.clone()), x.columns(w.format()), up),
+            Some(w) => x.multiply(kernels, w.slice_rows(r.clone()), up),
             None => up.iter_mut().for_each(|up| up.fill(1.0)),
         }
         for (gate, up) in gate.iter_mut().zip(up) {

@@ -10,10 +10,10 @@ use crate::{
     deadline::Deadline,
     kv_cache::{KvCache, PAGE_LEN},
     threads::{Policy, ranges},
-    weight::{Activations, Compute, ROW_STEP, split_columns},
+    weight::{Activations, Compute, Prepared, ROW_STEP, split_columns},
 };
 use candle_core::Result;
-use candle_sparse_core::{ActivationGroup, KernelSet, Matrix, kernel::rope};
+use candle_sparse_core::{KernelSet, Matrix, kernel::rope};
 
 /// Positions of a batch's sequences that go through the layers together.
 pub(super) fn chunk(batch: usize) -> usize {
@@ -35,7 +35,7 @@ pub(super) struct Scratch {
     last: Vec<f32>,
     pub(super) cos: Vec<f32>,
     pub(super) sin: Vec<f32>,
-    pub(super) groups: Vec<ActivationGroup>,
+    pub(super) prepared: Prepared,
     pub(super) policies: Policies,
 }
 
@@ -142,7 +142,6 @@ impl Decoder {
         resize(&mut s.attended, rows * c.q_dim());
         resize(&mut s.gate, rows * c.intermediate_size);
         resize(&mut s.up, rows * c.intermediate_size);
-        self.resize_groups(rows, &mut s.groups);
         if core::mem::replace(&mut s.policies.rows, rows) != rows {
             s.policies.layer.forget_times();
         }
@@ -162,7 +161,7 @@ impl Decoder {
         let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
         let width = q_dim + 2 * kv_dim;
         self.norm(&s.x, &layer.input_layernorm, &mut s.normed);
-        layer.qkv_proj.matmul(on, &s.normed, &mut s.groups, &mut s.qkv);
+        layer.qkv_proj.matmul(on, &s.normed, &mut s.prepared, &mut s.qkv);
         self.rotate(step, s);
         if let Some(tap) = tap {
             tap.attention(i, &s.normed, &s.qkv);
@@ -183,7 +182,7 @@ impl Decoder {
         }
         let q = Queries { rows: &s.qkv, width, seq_len: step.seq_len, index_pos: step.index_pos };
         attention(on, c, cache, i, &select, q, &mut s.attended);
-        layer.o_proj.matmul(on, &s.attended, &mut s.groups, &mut s.normed);
+        layer.o_proj.matmul(on, &s.attended, &mut s.prepared, &mut s.normed);
         self.add(&s.normed, &mut s.x);
     }
 
@@ -204,7 +203,7 @@ impl Decoder {
         let (c, on) = (&self.config, self.on());
         self.norm(&s.x, &layer.post_attention_layernorm, &mut s.normed);
         let gate_up = GateUp::of(&layer.ffn);
-        let x = on.input(gate_up.formats(), c.hidden_size, &s.normed, &mut s.groups);
+        let x = on.input(gate_up.formats(), c.hidden_size, &s.normed, &mut s.prepared);
         self.gate_up(gate_up, x, &mut s.gate, &mut s.up);
         if let Some(tap) = tap {
             s.added.clear();
@@ -213,7 +212,7 @@ impl Decoder {
             self.add(&s.added, &mut s.x);
         }
         match &layer.ffn {
-            Ffn::Dense(ffn) => ffn.down_proj.matmul(on, &s.up, &mut s.groups, &mut s.normed),
+            Ffn::Dense(ffn) => ffn.down_proj.matmul(on, &s.up, &mut s.prepared, &mut s.normed),
             Ffn::Sparse(ffn) => {
                 self.down(ffn.down(), &s.up, &mut s.partials, &mut s.normed);
             }
@@ -283,12 +282,12 @@ impl Decoder {
             let x = &s.x[row * hidden..(row + 1) * hidden];
             self.kernels.rms_norm(x, &self.norm, c.rms_norm_eps, y);
         }
-        let Scratch { last, groups, policies: p, .. } = s;
+        let Scratch { last, prepared, policies: p, .. } = s;
         let rows = last.len() / hidden;
         if core::mem::replace(&mut p.head_rows, rows) != rows {
             p.head.forget_times();
         }
-        self.threads.schedule(&mut p.head, rows, || self.lm_head.matmul(self.on(), last, groups, logits));
+        self.threads.schedule(&mut p.head, rows, || self.lm_head.matmul(self.on(), last, prepared, logits));
     }
 
     pub(super) fn norm(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {
@@ -322,8 +321,8 @@ impl Decoder {
 }
 
 impl Projection {
-    pub(super) fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
-        self.weight.matmul(on, x, groups, y);
+    pub(super) fn matmul(&self, on: Compute<'_>, x: &[f32], prepared: &mut Prepared, y: &mut [f32]) {
+        self.weight.matmul(on, x, prepared, y);
         for y in y.chunks_exact_mut(self.weight.rows()) {
             add_bias(y, self.bias.as_deref());
         }

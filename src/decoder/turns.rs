@@ -265,7 +265,7 @@ impl Decoder {
         if let Some(inputs) = inputs.get_mut(i) {
             inputs.clone_from(&r.normed);
         }
-        layer.qkv_proj.matmul(on, &r.normed, &mut r.groups, &mut r.qkv);
+        layer.qkv_proj.matmul(on, &r.normed, &mut r.prepared, &mut r.qkv);
         for (row, qkv) in r.qkv.chunks_exact_mut(width).enumerate() {
             self.rotate_row(qkv, &r.cos[row * half..(row + 1) * half], &r.sin[row * half..(row + 1) * half]);
         }
@@ -300,7 +300,7 @@ impl Decoder {
             }
             done.iter_mut().zip(parts).for_each(|(done, part)| *done = part.end);
         }
-        layer.o_proj.matmul(on, &r.attended, &mut r.groups, &mut r.normed);
+        layer.o_proj.matmul(on, &r.attended, &mut r.prepared, &mut r.normed);
         self.add(&r.normed, &mut r.x);
     }
 

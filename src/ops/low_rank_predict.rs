@@ -4,9 +4,13 @@ use super::{
     rows::{on, rows},
     sparse_ffn::vector,
 };
-use crate::{Weight, profile::Profile, weight::Compute};
+use crate::{
+    Weight,
+    profile::Profile,
+    weight::{Compute, Prepared},
+};
 use candle_core::{Device, Result, Tensor, bail};
-use candle_sparse_core::{ActivationGroup, Format, GluActivation, KernelSet, kernel::select};
+use candle_sparse_core::{Format, GluActivation, KernelSet, kernel::select};
 use candle_sparse_kernels::Kernels;
 use std::sync::Arc;
 
@@ -231,9 +235,8 @@ impl LowRankPredictor {
 
 /// `w · x`
 fn product(on: Compute<'_>, w: &Weight, x: &[f32]) -> Vec<f32> {
-    let groups = if w.format().is_quantized() { ActivationGroup::count(w.cols()) } else { 0 };
     let mut y = vec![0.0; w.rows()];
-    w.matmul(on, x, &mut vec![ActivationGroup::ZERO; groups], &mut y);
+    w.matmul(on, x, &mut Prepared::default(), &mut y);
     y
 }
 

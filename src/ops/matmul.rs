@@ -1,9 +1,8 @@
 //! A projection by a [`Weight`] as a candle op.
 
 use super::rows::{like, on, rows};
-use crate::Weight;
+use crate::{Weight, weight::Prepared};
 use candle_core::{Module, Result, Tensor};
-use candle_sparse_core::ActivationGroup;
 
 /// `x · Wᵀ` for `x` `[.., cols]` in F32, F16 or BF16 and `w` `[rows, cols]` in any format, giving `[.., rows]` in the dtype of
 /// `x`.
@@ -26,9 +25,8 @@ pub fn matmul(x: &Tensor, w: &Weight) -> Result<Tensor> {
     let values = rows("candle-sparse-matmul", x, w.cols())
         .map_err(|e| e.context(format!("the weight is {:?}", [w.rows(), w.cols()])))?;
     let n = values.len() / w.cols();
-    let groups = if w.format().is_quantized() { n * ActivationGroup::count(w.cols()) } else { 0 };
     let mut y = vec![0.0; n * w.rows()];
-    w.matmul(on()?, &values, &mut vec![ActivationGroup::ZERO; groups], &mut y);
+    w.matmul(on()?, &values, &mut Prepared::default(), &mut y);
     like(x, y, w.rows())
 }
 

@@ -7,9 +7,13 @@
 
 use super::rows::{like, on, rows};
 use crate::tuning::{OP_PART_BYTES, OP_PARTS};
-use crate::{Weight, threads::ranges, weight::Compute};
+use crate::{
+    Weight,
+    threads::ranges,
+    weight::{Compute, Prepared},
+};
 use candle_core::{DType, Result, Tensor, bail};
-use candle_sparse_core::{ActivationGroup, Columns, Format, GluActivation, KernelSet, Neurons};
+use candle_sparse_core::{Columns, Format, GluActivation, KernelSet, Neurons};
 use candle_sparse_kernels::Kernels;
 use std::{ops::Range, sync::Arc};
 
@@ -155,9 +159,8 @@ impl NeuronWeights {
     /// The FFN of the neurons of a checked list.
     fn forward(&self, on: Compute<'_>, active: &[u32], x: &[f32]) -> Vec<f32> {
         let (hidden, format) = (self.hidden_size(), self.pairs().format());
-        let groups = if format.is_quantized() { ActivationGroup::count(hidden) } else { 0 };
-        let mut groups = vec![ActivationGroup::ZERO; groups];
-        let x = on.columns(format, hidden, x, &mut groups);
+        let mut prepared = Prepared::default();
+        let x = on.column(format, x, &mut prepared);
         let mut y = match &self.form {
             Form::Plain { b2: Some(b2), .. } => b2.to_vec(),
             _ => vec![0.0; hidden],

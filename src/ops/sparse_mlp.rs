@@ -6,10 +6,10 @@ use crate::{
     sparse::{FfnMode, ModelSelection, Points, SparseFfn, TokenFfn, TokenScratch, TokenSelection},
     team::{Member, Outcome, Outputs},
     threads::ranges,
-    weight::{Compute, ROW_STEP, split_columns},
+    weight::{Compute, Prepared, ROW_STEP, split_columns},
 };
 use candle_core::{Module, Result, Tensor, bail};
-use candle_sparse_core::{ActivationGroup, Columns, Format, GluActivation, KernelSet, Matrix};
+use candle_sparse_core::{Columns, Format, GluActivation, KernelSet, Matrix};
 use std::{
     iter::once,
     sync::{Arc, Mutex, PoisonError},
@@ -126,9 +126,9 @@ impl SparseMlp {
         program: impl Fn(&TokenFfn<'_>, &mut Member<'_>, &mut TokenScratch) -> Outcome + Sync,
     ) -> TokenScratch {
         let (ffn, plan) = (&self.ffn, &self.plans.layers[0]);
-        let mut groups = vec![ActivationGroup::ZERO; ActivationGroup::count(x.len())];
+        let mut prepared = Prepared::default();
         let rounded = match ffn.rounds_input() {
-            true => on.columns(Format::Q8_0, x.len(), x, &mut groups),
+            true => on.column(Format::Q8_0, x, &mut prepared),
             false => Columns::F32(x),
         };
         let (dense, top) = (plan.mode == FfnMode::Dense, plan.top);
@@ -154,8 +154,8 @@ impl SparseMlp {
         let SparseFfn { gate: gate_w, up_down, .. } = &self.ffn;
         let (inner, hidden) = (gate_w.rows(), gate_w.cols());
         let n = x.len() / hidden;
-        let mut groups = vec![ActivationGroup::ZERO; n * ActivationGroup::count(hidden)];
-        let x = on.columns(gate_w.format(), hidden, x, &mut groups);
+        let mut prepared = Prepared::default();
+        let x = on.input(once(gate_w.format()), hidden, x, &mut prepared);
         let tasks = on.threads.tasks(inner.div_ceil(ROW_STEP), 2 * n * gate_w.bytes());
         let ranges: Vec<_> = ranges(inner, tasks, ROW_STEP).collect();
         let (mut gate, mut a) = (vec![0.0; n * inner], vec![0.0; n * inner]);
@@ -164,8 +164,8 @@ impl SparseMlp {
             (split_columns(&mut gate, inner, widths.clone()), split_columns(&mut a, inner, widths));
         let up_w = up_down.matrix().every(0, 2);
         on.threads.for_each(ranges.iter().zip(gates.into_iter().zip(ups)), |(r, (mut gate, mut up))| {
-            on.kernels.matmul(gate_w.matrix().slice_rows(r.clone()), x, &mut gate);
-            on.kernels.matmul(up_w.slice_rows(r.clone()), x, &mut up);
+            x.multiply(on.kernels, gate_w.matrix().slice_rows(r.clone()), &mut gate);
+            x.multiply(on.kernels, up_w.slice_rows(r.clone()), &mut up);
             for (gate, up) in gate.iter().zip(up) {
                 on.kernels.gated(self.act.act, self.act.shift, gate, up);
             }

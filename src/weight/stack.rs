@@ -1,9 +1,9 @@
 //! Products with matrices that lie one below the other, each in its own format.
 
-use super::Weight;
-use crate::threads::{Threads, ranges};
+use super::{Activations, Compute, Prepared, Weight, prepared};
+use crate::threads::ranges;
 use candle_core::{Result, bail};
-use candle_sparse_core::{ActivationGroup, Columns, Format, KernelSet, Matrix};
+use candle_sparse_core::{Format, Matrix};
 use candle_sparse_kernels::Kernels;
 use std::ops::Range;
 
@@ -103,13 +103,13 @@ impl Stack {
 
     /// `y[c][r] = Σ_k w[r, k] · x[c, k]` for the rows of `x` `[n, cols]`, into `y` `[n, rows]`, over all threads.
     ///
-    /// For one column nothing is allocated. `groups` is working memory of `n` times [`ActivationGroup::count`], used by
-    /// quantised formats. Cost: `n · rows · cols` multiply-adds; the weights are read once per call.
+    /// For one column nothing is allocated once `prepared` has room. Cost: `n · rows · cols` multiply-adds; the weights are read
+    /// once per call, or per [`prepared::at_once`] columns.
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub(crate) fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
-        matmul(&self.weights, on, x, groups, y);
+    pub(crate) fn matmul(&self, on: Compute<'_>, x: &[f32], prepared: &mut Prepared, y: &mut [f32]) {
+        matmul(&self.weights, on, x, prepared, y);
     }
 }
 
@@ -118,8 +118,8 @@ impl Weight {
     ///
     /// # Panics
     /// Shapes do not fit.
-    pub(crate) fn matmul(&self, on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
-        matmul(std::slice::from_ref(self), on, x, groups, y);
+    pub(crate) fn matmul(&self, on: Compute<'_>, x: &[f32], prepared: &mut Prepared, y: &mut [f32]) {
+        matmul(std::slice::from_ref(self), on, x, prepared, y);
     }
 }
 
@@ -134,15 +134,15 @@ fn multiply(
     for w in weights {
         let r = rows.start.max(start)..rows.end.min(start + w.rows());
         if r.start < r.end {
-            let (matrix, x) = (w.matrix().slice_rows(r.start - start..r.end - start), x.columns(w.format()));
+            let matrix = w.matrix().slice_rows(r.start - start..r.end - start);
             let part = done..done + r.len();
             match y {
-                _ if r.len() == rows.len() => return kernels.matmul(matrix, x, y),
+                _ if r.len() == rows.len() => return x.multiply(kernels, matrix, y),
                 // A lone column, as in decode, must not allocate.
-                [y] => kernels.matmul(matrix, x, &mut [&mut y[part]]),
+                [y] => x.multiply(kernels, matrix, &mut [&mut y[part]]),
                 _ => {
                     let mut y: Vec<_> = y.iter_mut().map(|y| &mut y[part.clone()]).collect();
-                    kernels.matmul(matrix, x, &mut y);
+                    x.multiply(kernels, matrix, &mut y);
                 }
             }
             done += r.len();
@@ -151,12 +151,18 @@ fn multiply(
     }
 }
 
-fn matmul(weights: &[Weight], on: Compute<'_>, x: &[f32], groups: &mut [ActivationGroup], y: &mut [f32]) {
+fn matmul(weights: &[Weight], on: Compute<'_>, x: &[f32], prepared: &mut Prepared, y: &mut [f32]) {
     let cols = weights[0].cols();
     let rows: usize = weights.iter().map(Weight::rows).sum();
     let n = x.len() / cols.max(1);
-    let x = on.input(weights.iter().map(Weight::format), cols, x, groups);
     assert_eq!(y.len(), n * rows, "matmul: y is not [n, rows]");
+    let formats = weights.iter().map(Weight::format);
+    let most = prepared::at_once(cols);
+    if n > most && formats.clone().any(|f| !f.is_quantized()) {
+        let parts = x.chunks(most * cols).zip(y.chunks_mut(most * rows));
+        return parts.for_each(|(x, y)| matmul(weights, on, x, prepared, y));
+    }
+    let x = on.input(formats, cols, x, prepared);
     let bytes: usize = weights.iter().map(Weight::bytes).sum();
     let tasks = on.threads.tasks(rows.div_ceil(ROW_STEP), n * bytes);
     if n == 1 {
@@ -192,73 +198,4 @@ pub(crate) fn split_columns(
         }
     }
     parts
-}
-
-/// Activations in the forms that matrices of different formats are multiplied with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Activations<'a> {
-    plain: &'a [f32],
-    quantized: &'a [ActivationGroup],
-}
-
-impl<'a> Activations<'a> {
-    /// In the form for `format`.
-    #[must_use]
-    pub(crate) fn columns(self, format: Format) -> Columns<'a> {
-        if format.is_quantized() { Columns::Quantized(self.quantized) } else { Columns::F32(self.plain) }
-    }
-}
-
-/// What an operation runs on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Compute<'a> {
-    /// The kernels of the level in use.
-    pub kernels: &'a Kernels,
-    /// The threads it may use.
-    pub threads: Threads,
-}
-
-impl Compute<'_> {
-    /// Rows `[n, cols]` of activations in the form that weights of `format` are multiplied with.
-    ///
-    /// # Panics
-    /// `groups` is too short for a quantised format.
-    #[must_use]
-    pub(crate) fn columns<'b>(
-        self,
-        format: Format,
-        cols: usize,
-        x: &'b [f32],
-        groups: &'b mut [ActivationGroup],
-    ) -> Columns<'b> {
-        self.input(core::iter::once(format), cols, x, groups).columns(format)
-    }
-
-    /// Rows `[n, cols]` of activations in the forms that weights of `formats` are multiplied with.
-    ///
-    /// # Panics
-    /// `groups` is too short, where a format is quantised.
-    #[must_use]
-    pub(crate) fn input<'b>(
-        self,
-        mut formats: impl Iterator<Item = Format>,
-        cols: usize,
-        x: &'b [f32],
-        groups: &'b mut [ActivationGroup],
-    ) -> Activations<'b> {
-        if x.is_empty() || !formats.any(Format::is_quantized) {
-            return Activations { plain: x, quantized: &[] };
-        }
-        let per_row = ActivationGroup::count(cols);
-        let groups = &mut groups[..x.len() / cols * per_row];
-        let tasks = self.threads.tasks(x.len() / cols, size_of_val(x) / 4);
-        let rows = (x.len() / cols).div_ceil(tasks);
-        let parts = x.chunks(rows * cols).zip(groups.chunks_mut(rows * per_row));
-        self.threads.for_each(parts, |(x, groups)| {
-            for (x, groups) in x.chunks_exact(cols).zip(groups.chunks_exact_mut(per_row)) {
-                self.kernels.quantize(x, groups);
-            }
-        });
-        Activations { plain: x, quantized: groups }
-    }
 }

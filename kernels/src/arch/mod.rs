@@ -124,6 +124,15 @@ impl Token {
         }
     }
 
+    /// Whether the level multiplies pairs of BF16s.
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(_) => true,
+            _ => false,
+        }
+    }
+
     /// Runs a body that multiplies pairs of BF16s, where the level has such products.
     #[inline]
     pub(crate) fn run_pairs<K: Kernel>(self, kernel: K) -> Result<K::Output, K> {

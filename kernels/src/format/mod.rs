@@ -14,7 +14,7 @@ mod words;
 #[macro_use]
 mod floats;
 pub(crate) mod operand;
-mod packed;
+pub(crate) mod packed;
 mod paired;
 mod panel;
 mod super_blocks;
@@ -29,8 +29,11 @@ use crate::{
         matmul_t::{self, MatmulT},
     },
 };
-use candle_sparse_core::{BLOCK_LEN, Matrix, Rows};
+use candle_sparse_core::{BLOCK_LEN, Format, Matrix, Rows};
 use operand::Operand;
+use packed::{MatmulPacked, PackColumns, packed_len};
+use paired::{Paired, Rounded};
+use words::Factors;
 
 /// An element type of a matrix: a number or a block.
 pub(crate) trait Element: Operand {
@@ -150,5 +153,44 @@ impl Token {
             };
         }
         by_format!(F32 F16 BF16 Q8_0 Q6K Q5_1 Q5_0 Q5K Q4_1 Q4_0 Q4K Q3K Q2K);
+    }
+
+    /// Words of [`packed::TOGETHER`] columns for matrices of a format, where such columns can be packed.
+    pub(crate) fn packed_len(self, format: Format, elements: usize) -> Option<usize> {
+        match format {
+            Format::BF16 if self.multiplies_pairs() => Some(packed_len::<Rounded>(elements)),
+            Format::F32 | Format::F16 | Format::BF16 => Some(packed_len::<f32>(elements)),
+            _ => None,
+        }
+    }
+
+    /// Packs columns for matrices of a format of floats.
+    pub(crate) fn pack(self, format: Format, elements: usize, x: &[f32], out: &mut [f32]) {
+        let out = match format {
+            Format::BF16 => match self.run_pairs(PackColumns { x: Paired::column(x), elements, out }) {
+                Ok(()) => return,
+                Err(PackColumns { out, .. }) => out,
+            },
+            _ => out,
+        };
+        self.run(PackColumns { x, elements, out });
+    }
+
+    /// Rows of floats times columns that are packed for them.
+    pub(crate) fn matmul_packed(self, w: Matrix<'_>, x: &[f32], y: &mut [&mut [f32]]) {
+        macro_rules! rows {
+            ($elements:ident) => {
+                RowsOf { elements: $elements, len: w.row_blocks(), stride: w.stride() }
+            };
+        }
+        match w.data() {
+            Rows::F32(w) => self.run(MatmulPacked { rows: rows!(w), x, y }),
+            Rows::F16(w) => self.run(MatmulPacked { rows: rows!(w), x, y }),
+            Rows::BF16(w) => match self.run_pairs(MatmulPacked { rows: rows!(w).paired(), x, y }) {
+                Ok(()) => {}
+                Err(MatmulPacked { x, y, .. }) => self.run(MatmulPacked { rows: rows!(w), x, y }),
+            },
+            _ => unreachable!("columns are packed for floats alone"),
+        }
     }
 }

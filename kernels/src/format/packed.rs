@@ -1,12 +1,14 @@
 //! Rows of numbers times many columns, with the bits of one row times one column.
 //!
 //! ```text
-//! for each panel of rows:                        (a number of each row side by side, class by class)
-//!     for each few columns:                      (packed alike, once for all rows)
-//!         for each class l of 32:                (what both have of it is in the L1 cache)
-//!             for k = l (mod 32):                (a sum for each row and column stays in a register)
-//!                 acc[c][r] += w[r][k] · x[c][k]
-//!             merge acc with those of the classes before, as a lone row's lanes are added up
+//! for each few columns:                              (packed once for all rows, whoever multiplies them)
+//! for each rows of some MB:                          (packed: a number of each row side by side, class by class)
+//!     for each columns of some MB:
+//!         for each panel of those rows, each few of those columns:
+//!             for each class l of 32:                (what both have of it is in the L1 cache)
+//!                 for k = l (mod 32):                (a sum for each row and column stays in a register)
+//!                     acc[c][r] += w[r][k] · x[c][k]
+//!                 merge acc with those of the classes before, as a lone row's lanes are added up
 //! ```
 //!
 //! Nothing is added across lanes, and a number that was loaded is used for all rows or all columns of a tile: multiply-adds are
@@ -25,20 +27,25 @@ use core::marker::PhantomData;
 
 /// Words of a unit: lanes of a lone row, and so classes of its elements.
 const CLASSES: usize = 32;
-/// Classes in the order in which halves first are added up: the bits of a number from last to first.
-const ORDER: [usize; CLASSES] = {
-    let mut order = [0; CLASSES];
-    let mut i = 0;
-    while i < CLASSES {
-        order[i] = (i as u32).reverse_bits() as usize >> 27;
-        i += 1;
+/// Where a class lies among the others, which are in the order in which halves first are added up: the bits of its number from
+/// last to first.
+const PLACES: [usize; CLASSES] = {
+    let mut places = [0; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        places[class] = (class as u32).reverse_bits() as usize >> 27;
+        class += 1;
     }
-    order
+    places
 };
 /// Sums of 1, 2, 4, 8 and 16 classes that wait for as many others, and of all.
 const LEVELS: usize = 6;
-/// Bytes of packed columns at once. They are gone through once for each panel of rows.
-const COLUMN_BYTES: usize = 2 * 1024 * 1024;
+/// Columns that are packed together: a multiple of four, and of what every instruction set multiplies at once.
+pub(crate) const TOGETHER: usize = 12;
+/// Bytes of packed rows at once. The columns, which are more, are read once for all of them.
+const ROW_BYTES: usize = 3 * 1024 * 1024;
+/// Bytes of packed columns that are gone through for each panel of those rows, so that they and the panels' stay in the caches.
+const COLUMN_BYTES: usize = 512 * 1024;
 
 /// Units of a row that are packed before the next rows'.
 const UNITS: usize = 4;
@@ -50,61 +57,101 @@ fn class_len(steps: usize, width: usize) -> usize {
 
 /// Whether so many columns of so many elements are better off here than in tiles. Measured on a Xeon with AVX-512 and with AVX2:
 /// 32 columns take as long, 48 0.75 to 1.0 of the time, 512 0.55 to 0.85; short columns are merged more than multiplied.
-pub(super) fn pays(columns: usize, elements: usize) -> bool {
+pub(crate) fn pays(columns: usize, elements: usize) -> bool {
     columns >= 48 && elements >= 8 * CLASSES
 }
 
-/// All rows times several columns.
-#[inline(always)]
-pub(super) fn matmul<I: Isa, T: Factors>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y: &mut [&mut [f32]]) {
-    // As many sums as registers hold, beside a vector of rows or two and a number of a column.
-    match I::LANES {
-        16 => columns::<I, T, 2, 12>(isa, rows, x, y),
-        8 => columns::<I, T, 2, 6>(isa, rows, x, y),
-        _ => columns::<I, T, 4, 6>(isa, rows, x, y),
+/// Words that [`TOGETHER`] columns of so many elements become.
+pub(super) fn packed_len<T: Words>(elements: usize) -> usize {
+    CLASSES * class_len(steps::<T>(elements), TOGETHER)
+}
+
+/// Units of so many elements.
+fn steps<T: Words>(elements: usize) -> usize {
+    elements.div_ceil(size_of::<T::Unit>() / size_of::<T>())
+}
+
+/// Packs columns of `elements` numbers, [`TOGETHER`] to a piece of `out`.
+pub(super) struct PackColumns<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) elements: usize,
+    pub(super) out: &'a mut [f32],
+}
+
+impl<T: Words> Kernel for PackColumns<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { x, elements, out } = self;
+        for (x, out) in x.chunks(TOGETHER * elements).zip(out.chunks_mut(packed_len::<T>(elements))) {
+            let columns = RowsOf { elements: x, len: elements, stride: elements };
+            isa.leaf(Pack { rows: columns, first: 0, end: x.len() / elements, width: TOGETHER, out });
+        }
     }
 }
 
-/// In tiles of `V` vectors of rows and `C` columns.
-#[inline(always)]
-fn columns<I: Isa, T: Factors, const V: usize, const C: usize>(
-    isa: I,
-    rows: RowsOf<'_, T>,
-    x: &[f32],
-    y: &mut [&mut [f32]],
-) {
-    let (count, cols) = (y.first().map_or(0, |y| y.len()), x.len() / y.len().max(1));
-    let numbers = size_of::<T::Unit>() / size_of::<T>();
-    let (steps, height, width) = (cols.div_ceil(numbers), V * I::LANES, C.next_multiple_of(4));
-    let of_tile = CLASSES * class_len(steps, width);
-    let tiles = (COLUMN_BYTES / (of_tile * size_of::<f32>()).max(1)).clamp(1, y.len().div_ceil(C));
-    let mut packed_rows = vec![0.0; CLASSES * class_len(steps, height)];
-    let mut packed_columns = vec![0.0; tiles * of_tile];
-    let mut waiting = [[[[0.0; 16]; C]; V]; LEVELS];
-    for (x, y) in x.chunks((tiles * C * cols).max(1)).zip(y.chunks_mut(tiles * C)) {
-        for (x, out) in x.chunks((C * cols).max(1)).zip(packed_columns.chunks_mut(of_tile)) {
-            let columns = RowsOf { elements: T::column(x), len: cols, stride: cols };
-            isa.leaf(Pack { rows: columns, first: 0, end: x.len() / cols, width, out });
+/// All rows times several packed columns.
+pub(super) struct MatmulPacked<'a, 'y, T> {
+    pub(super) rows: RowsOf<'a, T>,
+    pub(super) x: &'a [f32],
+    pub(super) y: &'a mut [&'y mut [f32]],
+}
+
+impl<T: Factors> Kernel for MatmulPacked<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        // As many sums as registers hold, beside a vector of rows or two and a number of a column.
+        match I::LANES {
+            16 => self.tiles::<I, 2, 12, 1>(isa),
+            8 => self.tiles::<I, 2, 6, 2>(isa),
+            _ => self.tiles::<I, 4, 6, 2>(isa),
         }
-        for first in (0..count).step_by(height) {
-            let end = count.min(first + height);
-            isa.leaf(Pack { rows, first, end, width: height, out: &mut packed_rows });
-            for (x, y) in packed_columns.chunks(of_tile).zip(y.chunks_mut(C)) {
-                let tile = Tile { rows: &packed_rows, columns: x, steps, width };
-                for y in y.iter() {
-                    ask(&y[first..end], 0, size_of_val(&y[first..end]));
-                }
-                isa.leaf(Multiply::<T, V, C> { tile, waiting: &mut waiting, of: PhantomData });
-                for (c, y) in y.iter_mut().enumerate() {
-                    let sums = waiting[LEVELS - 1].iter().flat_map(|of_vector| &of_vector[c][..I::LANES]);
-                    for (y, sum) in y[first..end].iter_mut().zip(sums) {
-                        *y = sum + 0.0;
+    }
+}
+
+impl<T: Factors> MatmulPacked<'_, '_, T> {
+    /// In tiles of `V` vectors of rows and `C` columns, `P` of which are a piece.
+    #[inline(always)]
+    fn tiles<I: Isa, const V: usize, const C: usize, const P: usize>(self, isa: I) {
+        let Self { rows, x, y } = self;
+        let count = y.first().map_or(0, |y| y.len());
+        let (steps, height) = (steps::<T>(rows.len), V * I::LANES);
+        let (panel, piece) = (CLASSES * class_len(steps, height), packed_len::<T>(rows.len));
+        let panels = (ROW_BYTES / size_of::<f32>() / panel).clamp(1, count.div_ceil(height));
+        let pieces = (COLUMN_BYTES / size_of::<f32>() / piece).max(1);
+        let mut packed = vec![0.0; panels * panel];
+        let mut waiting = [[[[0.0; 32]; C]; P]; LEVELS];
+        for start in (0..count).step_by(panels * height) {
+            let firsts = (start..count.min(start + panels * height)).step_by(height);
+            for (first, out) in firsts.clone().zip(packed.chunks_mut(panel)) {
+                isa.leaf(Pack { rows, first, end: count.min(first + height), width: height, out });
+            }
+            for (x, y) in x.chunks(pieces * piece).zip(y.chunks_mut(pieces * TOGETHER)) {
+                for (first, rows) in firsts.clone().zip(packed.chunks(panel)) {
+                    let r = first..count.min(first + height);
+                    for (columns, y) in x.chunks(piece).zip(y.chunks_mut(TOGETHER)) {
+                        for y in y.iter() {
+                            ask(&y[r.clone()], 0, size_of_val(&y[r.clone()]));
+                        }
+                        let tile = Tile { rows, columns, steps };
+                        isa.leaf(Multiply::<T, V, C, P> { tile, waiting: &mut waiting, of: PhantomData });
+                        for (y, sums) in y.iter_mut().zip(waiting[LEVELS - 1].as_flattened()) {
+                            for (y, sum) in y[r.clone()].iter_mut().zip(sums) {
+                                *y = sum + 0.0;
+                            }
+                        }
                     }
                 }
             }
         }
     }
 }
+
+/// Sums of each column of `P` tiles.
+type Sums<const C: usize, const P: usize> = [[[f32; 32]; C]; P];
 
 /// Rows `first..end` as `out[class][k / 32][row]` with room for `width` rows, a multiple of four.
 struct Pack<'a, T> {
@@ -171,43 +218,45 @@ fn pack_four<I: Isa, T: Words>(isa: I, w: [&T::Unit; 4], out: &mut [f32], of_cla
         }
         for t in 0..4 {
             for j in 0..4 {
-                out[(16 * half + 4 * j + t) * of_class..][..4].copy_from_slice(&turned[t][j]);
+                out[PLACES[16 * half + 4 * j + t] * of_class..][..4].copy_from_slice(&turned[t][j]);
             }
         }
     }
 }
 
-/// Packed rows and columns of `steps` elements in each class; a column's room is `width` wide.
+/// A panel of rows and a piece of columns, of `steps` elements in each class.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
     rows: &'a [f32],
     columns: &'a [f32],
     steps: usize,
-    width: usize,
 }
 
-/// The sums of a tile of `V` vectors of rows and `C` columns, the last of what waits.
-struct Multiply<'a, T, const V: usize, const C: usize> {
+/// The sums of a panel and a piece, in tiles of `V` vectors of rows and `C` columns: the last of what waits.
+struct Multiply<'a, T, const V: usize, const C: usize, const P: usize> {
     tile: Tile<'a>,
-    waiting: &'a mut [[[[f32; 16]; C]; V]; LEVELS],
+    waiting: &'a mut [Sums<C, P>; LEVELS],
     of: PhantomData<T>,
 }
 
-impl<T: Factors, const V: usize, const C: usize> Kernel for Multiply<'_, T, V, C> {
+impl<T: Factors, const V: usize, const C: usize, const P: usize> Kernel for Multiply<'_, T, V, C, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { tile: Tile { rows, columns, steps, width }, waiting, .. } = self;
+        let Self { tile: Tile { rows, columns, steps }, waiting, .. } = self;
         let height = V * I::LANES;
-        for (i, class) in ORDER.into_iter().enumerate() {
-            let w = &rows[class * class_len(steps, height)..][..steps * height];
-            let x = &columns[class * class_len(steps, width)..][..steps * width];
-            let mut acc = [[isa.splat(0.0); C]; V];
-            for (w, x) in w.chunks_exact(height).zip(x.chunks_exact(width)) {
-                add::<I, T, V, C>(isa, &mut acc, w, x);
+        let rows = rows.chunks_exact(class_len(steps, height));
+        let columns = columns.chunks_exact(class_len(steps, TOGETHER));
+        for (i, (w, x)) in rows.zip(columns).enumerate() {
+            let (w, x) = (&w[..steps * height], &x[..steps * TOGETHER]);
+            for part in 0..P {
+                let mut acc = [[isa.splat(0.0); C]; V];
+                for (w, x) in w.chunks_exact(height).zip(x.chunks_exact(TOGETHER)) {
+                    add::<I, T, V, C>(isa, &mut acc, w, &x[part * C..]);
+                }
+                merge(isa, acc, i, part, waiting);
             }
-            merge(isa, acc, i, waiting);
         }
     }
 }
@@ -244,23 +293,24 @@ fn vectors<I: Isa, const V: usize>(isa: I, w: &[f32]) -> Option<[I::V; V]> {
 
 /// Adds the sums of the `i`-th class to what waits for them: one class to one, two to two and so on.
 #[inline(always)]
-fn merge<I: Isa, const V: usize, const C: usize>(
+fn merge<I: Isa, const V: usize, const C: usize, const P: usize>(
     isa: I,
     mut acc: [[I::V; C]; V],
     i: usize,
-    waiting: &mut [[[[f32; 16]; C]; V]; LEVELS],
+    part: usize,
+    waiting: &mut [Sums<C, P>; LEVELS],
 ) {
     let level = (!i).trailing_zeros() as usize;
     for sums in &waiting[..level] {
         for v in 0..V {
             for c in 0..C {
-                acc[v][c] = isa.add(isa.load(&sums[v][c], 0), acc[v][c]);
+                acc[v][c] = isa.add(isa.load(&sums[part][c], v), acc[v][c]);
             }
         }
     }
     for v in 0..V {
         for c in 0..C {
-            isa.store(acc[v][c], &mut waiting[level][v][c], 0);
+            isa.store(acc[v][c], &mut waiting[level][part][c], v);
         }
     }
 }

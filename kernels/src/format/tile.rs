@@ -10,7 +10,6 @@
 use super::{
     RowsOf,
     floats::sum_lanes,
-    packed,
     words::{Factors, Words},
 };
 use crate::{
@@ -26,9 +25,6 @@ const PANEL_BYTES: usize = 128 * 1024;
 pub(super) fn matmul<I: Isa, T: Factors>(isa: I, rows: RowsOf<'_, T>, x: &[f32], y: &mut [&mut [f32]]) {
     let count = y.first().map_or(0, |y| y.len());
     let cols = x.len() / y.len().max(1);
-    if packed::pays(y.len(), cols) {
-        return packed::matmul(isa, rows, x, y);
-    }
     // As many sums as registers hold beside a vector of a row and the columns'.
     let (height, width) = if I::LANES == 8 { (2, 3) } else { (3, 4) };
     let panel = (PANEL_BYTES / rows.row_bytes().max(1) / height * height).max(height);

@@ -56,7 +56,7 @@ impl Decoder {
         local: &mut Local,
     ) -> Outcome {
         let c = &self.config;
-        let Local { x: residual, normed, groups, sparse: s, .. } = local;
+        let Local { x: residual, normed, prepared, sparse: s, .. } = local;
         self.norm_row(residual, &layer.post_attention_layernorm, normed);
         if !normed.iter().all(|v| v.is_finite()) {
             // All threads have the same input, so all leave here.
@@ -64,7 +64,7 @@ impl Decoder {
             return Err(Cancelled);
         }
         let rounded = match ffn.rounds_input() {
-            true => self.on().columns(Format::Q8_0, c.hidden_size, normed, groups),
+            true => self.on().column(Format::Q8_0, normed, prepared),
             false => Columns::F32(normed),
         };
         let act = GluActivation { act: c.hidden_act, shift: c.gate_shift };

@@ -5,9 +5,10 @@ use crate::{
     decoder::{Decoder, Layer, decode::not_finite, resize, state::LayerRun},
     sparse::{ModelSelection, SparseFfn, TokenFfn, TokenRun, TokenScratch, TokenSelection},
     team::{Cancelled, Outputs, Team},
+    weight::Prepared,
 };
 use candle_core::Result;
-use candle_sparse_core::{ActivationGroup, Columns, Format, GluActivation, KernelSet};
+use candle_sparse_core::{Columns, Format, GluActivation, KernelSet};
 use std::sync::{Mutex, PoisonError};
 
 /// Working memory of all threads.
@@ -21,7 +22,7 @@ pub(super) struct FfnScratch {
 #[derive(Default)]
 struct Local {
     normed: Vec<f32>,
-    groups: Vec<ActivationGroup>,
+    prepared: Prepared,
     scratch: TokenScratch,
     run: Option<TokenRun>,
 }
@@ -62,7 +63,7 @@ impl Decoder {
     fn resize_local(&self, ffn: &SparseFfn, local: &mut Local) {
         let c = &self.config;
         resize(&mut local.normed, c.hidden_size);
-        self.resize_groups(1, &mut local.groups);
+        self.reserve_token(&mut local.prepared);
         let rank = ffn.predictor.as_ref().map_or(0, |p| p.p.rows());
         local.scratch.resize([c.intermediate_size, c.hidden_size, rank]);
     }
@@ -83,9 +84,9 @@ impl Decoder {
             if !local.normed.iter().all(|v| v.is_finite()) {
                 return Err(Cancelled);
             }
-            let Local { normed, groups, scratch, run } = local;
+            let Local { normed, prepared, scratch, run } = local;
             let rounded = match ffn.rounds_input() {
-                true => self.on().columns(Format::Q8_0, c.hidden_size, normed, groups),
+                true => self.on().column(Format::Q8_0, normed, prepared),
                 false => Columns::F32(normed),
             };
             let token = TokenFfn { kernels: self.kernels, ffn, act, selection, x: normed, rounded };

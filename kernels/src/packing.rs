@@ -1,0 +1,120 @@
+//! Many columns of numbers in the order in which rows are multiplied with them, so that all who multiply rows of a matrix share them.
+
+use crate::{Kernels, Level, format::packed};
+use candle_sparse_core::{Format, Matrix};
+
+/// Columns that [`KernelSet::matmul`](crate::KernelSet::matmul) packs at once: what it allocates is bounded by them.
+const AT_ONCE: usize = 42 * packed::TOGETHER;
+
+/// How columns are packed for the matrices of a format, from [`Kernels::packing`].
+///
+/// ```
+/// use candle_sparse_core::{Format, Matrix, Rows};
+/// use candle_sparse_kernels::{Kernels, KernelSet};
+///
+/// let kernels = Kernels::get()?;
+/// let (weights, x) = (vec![1.0; 2 * 256], vec![0.5; 64 * 256]);
+/// let w = Matrix::new(2, 256, Rows::F32(&weights))?;
+/// let mut y = vec![[0.0; 2]; 64];
+/// let mut y: Vec<&mut [f32]> = y.iter_mut().map(|y| &mut y[..]).collect();
+/// // Few columns, and the scalar level, are better off without.
+/// if let Some(packing) = kernels.packing(Format::F32, 64, 256) {
+///     let mut words = vec![0.0; packing.words(64)];
+///     let columns = kernels.pack(packing, &x, &mut words);
+///     kernels.matmul_packed(w, columns, &mut y);
+///     assert!(y.iter().all(|y| y[..] == [128.0; 2]));
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    level: Level,
+    format: Format,
+    elements: usize,
+    /// Words of a piece.
+    piece: usize,
+}
+
+impl Packing {
+    /// Columns of a piece: those that begin at a multiple of it can be packed by themselves.
+    pub const COLUMNS: usize = packed::TOGETHER;
+
+    /// Words (f32) that so many columns become: 4 bytes per element, or per two of them where they are rounded to BF16, and
+    /// 2 KiB for each [`Self::COLUMNS`].
+    #[must_use]
+    pub fn words(self, columns: usize) -> usize {
+        columns.div_ceil(Self::COLUMNS) * self.piece
+    }
+}
+
+/// Columns that [`Kernels::pack`] packed.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedColumns<'a> {
+    packing: Packing,
+    columns: usize,
+    words: &'a [f32],
+}
+
+impl<'a> PackedColumns<'a> {
+    /// Columns whose pieces were packed one by one.
+    ///
+    /// # Panics
+    /// `words` is not as long as [`Packing::words`] says.
+    #[must_use]
+    pub fn new(packing: Packing, columns: usize, words: &'a [f32]) -> Self {
+        assert_eq!(words.len(), packing.words(columns), "packed columns: words");
+        Self { packing, columns, words }
+    }
+
+    /// The format of the matrices that they are multiplied with.
+    #[must_use]
+    pub fn format(self) -> Format {
+        self.packing.format
+    }
+}
+
+impl Kernels {
+    /// How so many columns of `elements` numbers are packed for matrices of a format; `None` where that does not pay.
+    #[must_use]
+    pub fn packing(&self, format: Format, columns: usize, elements: usize) -> Option<Packing> {
+        let piece = self.token?.packed_len(format, elements)?;
+        packed::pays(columns, elements).then_some(Packing { level: self.level, format, elements, piece })
+    }
+
+    /// Packs columns `x` `[n, elements]` into `words`. Cost: each number is read and written once.
+    ///
+    /// # Panics
+    /// `words` is not as long as [`Packing::words`] says, or the packing is another level's.
+    pub fn pack<'a>(&self, packing: Packing, x: &[f32], words: &'a mut [f32]) -> PackedColumns<'a> {
+        let columns = x.len() / packing.elements;
+        assert_eq!((self.level, x.len()), (packing.level, columns * packing.elements), "pack: level, x");
+        assert_eq!(words.len(), packing.words(columns), "pack: words");
+        if let Some(token) = self.token {
+            token.pack(packing.format, packing.elements, x, words);
+        }
+        PackedColumns::new(packing, columns, words)
+    }
+
+    /// [`KernelSet::matmul`](crate::KernelSet::matmul) with packed columns: the same bits.
+    ///
+    /// # Panics
+    /// Shapes do not fit, or the columns were packed for another format or by another level.
+    pub fn matmul_packed(&self, w: Matrix<'_>, x: PackedColumns<'_>, y: &mut [&mut [f32]]) {
+        let PackedColumns { packing, columns, words } = x;
+        assert_eq!((self.level, w.format()), (packing.level, packing.format), "matmul_packed: level, format");
+        assert_eq!((w.cols(), y.len()), (packing.elements, columns), "matmul_packed: columns");
+        assert!(y.iter().all(|y| y.len() == w.rows()), "matmul_packed: y is not [columns, rows]");
+        if let (Some(token), false) = (self.token, w.rows() == 0) {
+            token.matmul_packed(w, words, y);
+        }
+    }
+
+    /// Columns `x` that are packed here.
+    pub(crate) fn pack_and_multiply(&self, packing: Packing, w: Matrix<'_>, x: &[f32], y: &mut [&mut [f32]]) {
+        let mut words = vec![0.0; packing.words(y.len().min(AT_ONCE))];
+        for (x, y) in x.chunks(AT_ONCE * w.cols()).zip(y.chunks_mut(AT_ONCE)) {
+            let columns = self.pack(packing, x, &mut words[..packing.words(y.len())]);
+            self.matmul_packed(w, columns, y);
+        }
+    }
+}
