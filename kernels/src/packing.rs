@@ -77,8 +77,8 @@ impl Kernels {
     /// How so many columns of `elements` numbers are packed for matrices of a format; `None` where that does not pay.
     #[must_use]
     pub fn packing(&self, format: Format, columns: usize, elements: usize) -> Option<Packing> {
-        let piece = self.token?.packed_len(format, elements)?;
-        packed::pays(columns, elements).then_some(Packing { level: self.level, format, elements, piece })
+        let piece = self.token?.packed_len(format, columns, elements)?;
+        Some(Packing { level: self.level, format, elements, piece })
     }
 
     /// Packs columns `x` `[n, elements]` into `words`. Cost: each number is read and written once.

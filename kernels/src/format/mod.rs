@@ -31,7 +31,7 @@ use crate::{
 };
 use candle_sparse_core::{BLOCK_LEN, Format, Matrix, Rows};
 use operand::Operand;
-use packed::{MatmulPacked, PackColumns, packed_len};
+use packed::{MatmulPacked, PackColumns, Pays, packed_len};
 use paired::{Paired, Rounded};
 use words::Factors;
 
@@ -155,9 +155,10 @@ impl Token {
         by_format!(F32 F16 BF16 Q8_0 Q6K Q5_1 Q5_0 Q5K Q4_1 Q4_0 Q4K Q3K Q2K);
     }
 
-    /// Words of [`packed::TOGETHER`] columns for matrices of a format, where such columns can be packed.
-    pub(crate) fn packed_len(self, format: Format, elements: usize) -> Option<usize> {
+    /// Words of [`packed::TOGETHER`] of so many columns for matrices of a format, where it pays to pack them.
+    pub(crate) fn packed_len(self, format: Format, columns: usize, elements: usize) -> Option<usize> {
         match format {
+            _ if !self.run(Pays { columns, elements }) => None,
             Format::BF16 if self.multiplies_pairs() => Some(packed_len::<Rounded>(elements)),
             Format::F32 | Format::F16 | Format::BF16 => Some(packed_len::<f32>(elements)),
             _ => None,

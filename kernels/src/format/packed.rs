@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! for each few columns:                              (packed once for all rows, whoever multiplies them)
-//! for each rows of some MB:                          (packed: a number of each row side by side, class by class)
-//!     for each columns of some MB:
+//! for each panel of rows, or for some of them:       (packed: a number of each row side by side, class by class)
+//!     for all columns, or as many as a cache holds:
 //!         for each panel of those rows, each few of those columns:
 //!             for each class l of 32:                (what both have of it is in the L1 cache)
 //!                 for k = l (mod 32):                (a sum for each row and column stays in a register)
@@ -42,9 +42,10 @@ const PLACES: [usize; CLASSES] = {
 const LEVELS: usize = 6;
 /// Columns that are packed together: a multiple of four, and of what every instruction set multiplies at once.
 pub(crate) const TOGETHER: usize = 12;
-/// Bytes of packed rows at once. The columns, which are more, are read once for all of them.
+/// Bytes of packed columns that stay in the L3 cache, for all threads: they are gone through for each panel of rows.
+const CACHED_BYTES: usize = 6 * 1024 * 1024;
+/// Bytes of rows that are packed before more columns than that are gone through, so many bytes of them at a time.
 const ROW_BYTES: usize = 3 * 1024 * 1024;
-/// Bytes of packed columns that are gone through for each panel of those rows, so that they and the panels' stay in the caches.
 const COLUMN_BYTES: usize = 512 * 1024;
 
 /// Units of a row that are packed before the next rows'.
@@ -55,10 +56,23 @@ fn class_len(steps: usize, width: usize) -> usize {
     steps * width + 16
 }
 
-/// Whether so many columns of so many elements are better off here than in tiles. Measured on a Xeon with AVX-512 and with AVX2:
-/// 32 columns take as long, 48 0.75 to 1.0 of the time, 512 0.55 to 0.85; short columns are merged more than multiplied.
-pub(crate) fn pays(columns: usize, elements: usize) -> bool {
-    columns >= 48 && elements >= 8 * CLASSES
+/// Whether so many columns of so many elements are better off here than in tiles.
+///
+/// With AVX-512 (a Xeon) 32 columns take as long, 48 0.75 to 1.0 of the time; with AVX2, whose tiles have half the registers,
+/// 12 as long and 24 0.7 (a Zen 2). Short columns are merged more than multiplied.
+pub(super) struct Pays {
+    pub(super) columns: usize,
+    pub(super) elements: usize,
+}
+
+impl Kernel for Pays {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> bool {
+        let least = if I::LANES == 8 { 20 } else { 48 };
+        self.columns >= least && self.elements >= 8 * CLASSES
+    }
 }
 
 /// Words that [`TOGETHER`] columns of so many elements become.
@@ -120,8 +134,10 @@ impl<T: Factors> MatmulPacked<'_, '_, T> {
         let count = y.first().map_or(0, |y| y.len());
         let (steps, height) = (steps::<T>(rows.len), V * I::LANES);
         let (panel, piece) = (CLASSES * class_len(steps, height), packed_len::<T>(rows.len));
-        let panels = (ROW_BYTES / size_of::<f32>() / panel).clamp(1, count.div_ceil(height));
-        let pieces = (COLUMN_BYTES / size_of::<f32>() / piece).max(1);
+        let cached = size_of_val(x) <= CACHED_BYTES;
+        let (row_bytes, column_bytes) = if cached { (0, CACHED_BYTES) } else { (ROW_BYTES, COLUMN_BYTES) };
+        let panels = (row_bytes / size_of::<f32>() / panel).clamp(1, count.div_ceil(height));
+        let pieces = (column_bytes / size_of::<f32>() / piece).max(1);
         let mut packed = vec![0.0; panels * panel];
         let mut waiting = [[[[0.0; 32]; C]; P]; LEVELS];
         for start in (0..count).step_by(panels * height) {
@@ -136,7 +152,7 @@ impl<T: Factors> MatmulPacked<'_, '_, T> {
                         for y in y.iter() {
                             ask(&y[r.clone()], 0, size_of_val(&y[r.clone()]));
                         }
-                        let tile = Tile { rows, columns, steps };
+                        let tile = Tile { rows, columns, steps, parts: y.len().div_ceil(C) };
                         isa.leaf(Multiply::<T, V, C, P> { tile, waiting: &mut waiting, of: PhantomData });
                         for (y, sums) in y.iter_mut().zip(waiting[LEVELS - 1].as_flattened()) {
                             for (y, sum) in y[r.clone()].iter_mut().zip(sums) {
@@ -224,12 +240,13 @@ fn pack_four<I: Isa, T: Words>(isa: I, w: [&T::Unit; 4], out: &mut [f32], of_cla
     }
 }
 
-/// A panel of rows and a piece of columns, of `steps` elements in each class.
+/// A panel of rows and as many parts of a piece of columns as are wanted, of `steps` elements in each class.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
     rows: &'a [f32],
     columns: &'a [f32],
     steps: usize,
+    parts: usize,
 }
 
 /// The sums of a panel and a piece, in tiles of `V` vectors of rows and `C` columns: the last of what waits.
@@ -244,13 +261,13 @@ impl<T: Factors, const V: usize, const C: usize, const P: usize> Kernel for Mult
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { tile: Tile { rows, columns, steps }, waiting, .. } = self;
+        let Self { tile: Tile { rows, columns, steps, parts }, waiting, .. } = self;
         let height = V * I::LANES;
         let rows = rows.chunks_exact(class_len(steps, height));
         let columns = columns.chunks_exact(class_len(steps, TOGETHER));
         for (i, (w, x)) in rows.zip(columns).enumerate() {
             let (w, x) = (&w[..steps * height], &x[..steps * TOGETHER]);
-            for part in 0..P {
+            for part in 0..parts.min(P) {
                 let mut acc = [[isa.splat(0.0); C]; V];
                 for (w, x) in w.chunks_exact(height).zip(x.chunks_exact(TOGETHER)) {
                     add::<I, T, V, C>(isa, &mut acc, w, &x[part * C..]);
