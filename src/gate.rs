@@ -16,7 +16,7 @@ use candle_sparse_core::{
 };
 use candle_sparse_kernels::Kernels;
 
-/// Tokens whose products with the input are computed together.
+/// Tokens whose products with the input are computed together: fewer rows than columns are packed for, which would allocate.
 const RUN: usize = 32;
 /// Products that read a run of tokens together.
 const COLUMNS: usize = 32;

@@ -2,7 +2,7 @@
 //!
 //! Seen: A = AMD EPYC (Zen 5), AVX-512, 2 cores. Change one only with both builds in alternation on a quiet machine, and write
 //! down where (`CONTRIBUTING.md`, *Bench*). Those of the kernels stand beside them: `BLOCK_BYTES` in `kernels/src/format/panel.rs`, `PANEL_BYTES` in
-//! `kernels/src/format/tile.rs`, `CACHED_BYTES`, `ROW_BYTES`, `COLUMN_BYTES` and `Pays` in `kernels/src/format/packed.rs`, `PACKED_BYTES` in `src/weight/prepared.rs`, `RowsOf::ahead` in `kernels/src/format/mod.rs`; the share past which an FFN that is held sparse
+//! `kernels/src/format/tile.rs`, `CACHED_BYTES`, `ROW_BYTES`, `COLUMN_BYTES` and `Pays` in `kernels/src/format/packed.rs`, `LEAST_ROWS` in `kernels/src/packing.rs`, `PACKED_BYTES` in `src/weight/prepared.rs`, `RowsOf::ahead` in `kernels/src/format/mod.rs`; the share past which an FFN that is held sparse
 //! computes all neurons is `candle_sparse_core::ffn::CROSSOVER`. What differs most by machine, whether a profile pays, is
 //! not here but measured when a model is loaded (`src/decoder/payoff.rs`).
 

@@ -88,7 +88,7 @@ impl KernelSet for Kernels {
         check_matmul(&w, &x, y);
         match y {
             [y] => token.run_rows(w, Matvec { x, y }),
-            y => match (self.packing(w.format(), y.len(), w.cols()), x) {
+            y => match (self.own_packing(w, y.len()), x) {
                 (Some(packing), Columns::F32(x)) => self.pack_and_multiply(packing, w, x, y),
                 (_, x) => token.run_rows(w, Matmul { x, y }),
             },

@@ -12,14 +12,15 @@
 //!
 //! A body of `kernel/` is written once, generic over a format of `format/` and an instruction set of `arch/`, which are types.
 //! Each combination is compiled into a function of its own (a leaf, `Isa::leaf`), behind `#[target_feature]`. [`Kernels::get`] picks the best level at run time; `CANDLE_SPARSE_LEVEL` forces
-//! one. Kernels never log or spawn, and allocate only for many columns of floats (`format/packed.rs`) and where columns are
+//! one. Kernels never log or spawn, and allocate only for many columns of floats (`packing.rs`, `format/packed.rs`) and where columns are
 //! rounded.
 //!
 //! What is added where:
 //!
 //! - an operation: a scalar function and a method in `candle_sparse_core::KernelSet`, a body in `kernel/`, its method in
 //!   `kernels.rs`; and a suite in `tests/`;
-//! - a format: `Block` and `Element` of its block in `format/`, its name in `Token::run_rows`;
+//! - a format: `Block` and `Element` of its block in `format/`, its name in `Token::run_rows`, and
+//!   where it is floats in `Token::packed_len` and `Token::matmul_packed`;
 //! - an instruction set: a token and its `Isa` in `arch/`, its lines in `arch/mod.rs` and `level.rs`.
 //!
 //! What to look for in the assembly of a hot kernel (`cargo asm`, or `objdump -d` of a bench): no `call` inside the

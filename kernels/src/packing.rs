@@ -3,8 +3,11 @@
 use crate::{Kernels, Level, format::packed};
 use candle_sparse_core::{Format, Matrix};
 
-/// Columns that [`KernelSet::matmul`](crate::KernelSet::matmul) packs at once: what it allocates is bounded by them.
-const AT_ONCE: usize = 42 * packed::TOGETHER;
+/// Bytes of columns that [`KernelSet::matmul`](crate::KernelSet::matmul) packs at once.
+const OWN_BYTES: usize = 4 * 1024 * 1024;
+/// Rows that it packs columns for. Fewer do not bring back what that costs; a gate's few rows (`src/gate.rs` of candle-sparse)
+/// are multiplied in decode, which allocates nothing.
+const LEAST_ROWS: usize = 64;
 
 /// How columns are packed for the matrices of a format, from [`Kernels::packing`].
 ///
@@ -39,11 +42,19 @@ impl Packing {
     /// Columns of a piece: those that begin at a multiple of it can be packed by themselves.
     pub const COLUMNS: usize = packed::TOGETHER;
 
-    /// Words (f32) that so many columns become: 4 bytes per element, or per two of them where they are rounded to BF16, and
-    /// 2 KiB for each [`Self::COLUMNS`].
+    /// Words (f32) that so many columns become: `32 · (12 · ⌈elements / 32⌉ + 16)` for each [`Self::COLUMNS`] or fewer; where they
+    /// are rounded to BF16 `⌈elements / 64⌉`.
     #[must_use]
     pub fn words(self, columns: usize) -> usize {
         columns.div_ceil(Self::COLUMNS) * self.piece
+    }
+
+    /// Into how many columns each so many are best cut so that none of the parts takes more than `bytes` when it is packed: whole
+    /// pieces, one at least.
+    #[must_use]
+    pub fn part(self, columns: usize, bytes: usize) -> usize {
+        let most = (bytes / size_of::<f32>() / self.piece).max(1) * Self::COLUMNS;
+        columns.div_ceil(columns.div_ceil(most).max(1)).next_multiple_of(Self::COLUMNS)
     }
 }
 
@@ -56,7 +67,7 @@ pub struct PackedColumns<'a> {
 }
 
 impl<'a> PackedColumns<'a> {
-    /// Columns whose pieces were packed one by one.
+    /// Columns whose pieces [`Kernels::pack`] packed one by one, all with this packing: others give other results.
     ///
     /// # Panics
     /// `words` is not as long as [`Packing::words`] says.
@@ -84,7 +95,7 @@ impl Kernels {
     /// Packs columns `x` `[n, elements]` into `words`. Cost: each number is read and written once.
     ///
     /// # Panics
-    /// `words` is not as long as [`Packing::words`] says, or the packing is another level's.
+    /// `x` is no whole number of columns, `words` is not as long as [`Packing::words`] says, or the packing is another level's.
     pub fn pack<'a>(&self, packing: Packing, x: &[f32], words: &'a mut [f32]) -> PackedColumns<'a> {
         let columns = x.len() / packing.elements;
         assert_eq!((self.level, x.len()), (packing.level, columns * packing.elements), "pack: level, x");
@@ -104,15 +115,21 @@ impl Kernels {
         assert_eq!((self.level, w.format()), (packing.level, packing.format), "matmul_packed: level, format");
         assert_eq!((w.cols(), y.len()), (packing.elements, columns), "matmul_packed: columns");
         assert!(y.iter().all(|y| y.len() == w.rows()), "matmul_packed: y is not [columns, rows]");
-        if let (Some(token), false) = (self.token, w.rows() == 0) {
+        if let (Some(token), false) = (self.token, y.is_empty() || w.rows() == 0) {
             token.matmul_packed(w, words, y);
         }
     }
 
-    /// Columns `x` that are packed here.
+    /// How columns are packed for one product with `w`; `None` where that does not pay.
+    pub(crate) fn own_packing(&self, w: Matrix<'_>, columns: usize) -> Option<Packing> {
+        if w.rows() < LEAST_ROWS { None } else { self.packing(w.format(), columns, w.cols()) }
+    }
+
+    /// `w` times columns that are packed for it alone.
     pub(crate) fn pack_and_multiply(&self, packing: Packing, w: Matrix<'_>, x: &[f32], y: &mut [&mut [f32]]) {
-        let mut words = vec![0.0; packing.words(y.len().min(AT_ONCE))];
-        for (x, y) in x.chunks(AT_ONCE * w.cols()).zip(y.chunks_mut(AT_ONCE)) {
+        let part = packing.part(y.len(), OWN_BYTES);
+        let mut words = vec![0.0; packing.words(part.min(y.len()))];
+        for (x, y) in x.chunks(part * w.cols()).zip(y.chunks_mut(part)) {
             let columns = self.pack(packing, x, &mut words[..packing.words(y.len())]);
             self.matmul_packed(w, columns, y);
         }

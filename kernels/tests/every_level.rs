@@ -99,9 +99,17 @@ fn a_row_alone_has_the_same_bits_as_among_others() {
 fn every_column_has_the_bits_of_a_lone_one() {
     let widths: Vec<usize> = if cfg!(miri) { vec![3] } else { (2..10).chain([16, 33, 65, 131]).collect() };
     for kernels in Kernels::available() {
-        for (rows, cols) in
-            [(1, 32_usize), (5, 39), (16, 96), (19, 160), (21, 299), (37, 512), (18, 1312), (33, 2048 + 256)]
-        {
+        for (rows, cols) in [
+            (1, 32_usize),
+            (5, 39),
+            (16, 96),
+            (19, 160),
+            (21, 299),
+            (37, 512),
+            (18, 1312),
+            (33, 2048 + 256),
+            (67, 299),
+        ] {
             for format in Format::ALL {
                 let cols = cols.next_multiple_of(format.block_len());
                 let mut values = numbers(rows * cols, 21);

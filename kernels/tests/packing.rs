@@ -23,7 +23,7 @@ fn packed_columns_give_the_bits_of_plain_ones() {
     for kernels in Kernels::available() {
         for format in Format::ALL {
             // More rows and columns than are packed, and gone through, at once.
-            for (rows, cols, n) in [(37, 256_usize, 48), (5, 307, 530), (300, 4096 + 256, 400), (70, 512, 61)]
+            for (rows, cols, n) in [(37, 256_usize, 48), (5, 307, 530), (300, 4096 + 256, 800), (70, 512, 61)]
             {
                 let cols = cols.next_multiple_of(format.block_len());
                 let Some(packing) = kernels.packing(format, n, cols) else { continue };
@@ -73,6 +73,15 @@ fn packed_columns_of_another_format_are_refused() {
     let mut y: Vec<&mut [f32]> = y.iter_mut().map(|y| &mut y[..]).collect();
     let refused = AssertUnwindSafe(|| kernels.matmul_packed(stored.matrix(2, 256), columns, &mut y));
     assert!(catch_unwind(refused).is_err());
+    // Nothing times nothing is nothing.
+    let none = PackedColumns::new(packing, 0, &[]);
+    kernels.matmul_packed(Stored::new(Format::F32, &numbers(2 * 256, 2)).matrix(2, 256), none, &mut []);
+    // Parts are of about one size, and hold what they may, or a piece.
+    let bytes = 4 * packing.words(512);
+    assert_eq!(
+        (packing.part(512, bytes), packing.part(512, bytes - 1), packing.part(512, 1)),
+        (516, 264, 12)
+    );
     assert!(
         kernels.packing(Format::F32, 8, 256).is_none() && kernels.packing(Format::Q8_0, 48, 256).is_none()
     );

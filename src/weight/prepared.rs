@@ -4,14 +4,8 @@ use crate::threads::Threads;
 use candle_sparse_core::{ActivationGroup, Columns, Format, KernelSet, Matrix};
 use candle_sparse_kernels::{Kernels, PackedColumns, Packing};
 
-/// Bytes of columns that are packed at once, at most.
+/// Bytes of packed columns that the memory of a prompt has at most, where a matrix can be multiplied with a part of them at a time.
 const PACKED_BYTES: usize = 16 * 1024 * 1024;
-
-/// Columns of so many elements that are packed at once.
-pub(super) fn at_once(cols: usize) -> usize {
-    // A packed column of many elements is little longer than a plain one.
-    (PACKED_BYTES / (size_of::<f32>() * cols.max(1)) / Packing::COLUMNS).max(1) * Packing::COLUMNS
-}
 
 /// Working memory for such forms, grown to the largest.
 #[derive(Debug, Default)]
@@ -70,6 +64,12 @@ pub(crate) struct Compute<'a> {
 }
 
 impl Compute<'_> {
+    /// How many of `n` columns matrices of `formats` are best multiplied with at a time.
+    pub(super) fn at_once(self, mut formats: impl Iterator<Item = Format>, cols: usize, n: usize) -> usize {
+        let packing = formats.find_map(|f| self.kernels.packing(f, n, cols));
+        packing.map_or(n, |p| p.part(n, PACKED_BYTES))
+    }
+
     /// One column in the form that weights of `format` are multiplied with.
     #[must_use]
     pub(crate) fn column<'b>(self, format: Format, x: &'b [f32], prepared: &'b mut Prepared) -> Columns<'b> {
@@ -121,8 +121,7 @@ impl Compute<'_> {
         words: &'b mut Vec<f32>,
     ) -> Option<PackedColumns<'b>> {
         let n = x.len() / cols.max(1);
-        let packing =
-            formats.find_map(|f| self.kernels.packing(f, n, cols)).filter(|_| n <= at_once(cols))?;
+        let packing = formats.find_map(|f| self.kernels.packing(f, n, cols))?;
         let words = grown(words, packing.words(n), 0.0);
         let pieces = n.div_ceil(Packing::COLUMNS);
         let columns = pieces.div_ceil(self.threads.tasks(pieces, size_of_val(x))) * Packing::COLUMNS;

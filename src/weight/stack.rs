@@ -1,6 +1,6 @@
 //! Products with matrices that lie one below the other, each in its own format.
 
-use super::{Activations, Compute, Prepared, Weight, prepared};
+use super::{Activations, Compute, Prepared, Weight};
 use crate::threads::ranges;
 use candle_core::{Result, bail};
 use candle_sparse_core::{Format, Matrix};
@@ -104,7 +104,7 @@ impl Stack {
     /// `y[c][r] = Σ_k w[r, k] · x[c, k]` for the rows of `x` `[n, cols]`, into `y` `[n, rows]`, over all threads.
     ///
     /// For one column nothing is allocated once `prepared` has room. Cost: `n · rows · cols` multiply-adds; the weights are read
-    /// once per call, or per [`prepared::at_once`] columns.
+    /// once per call, or per [`Compute::at_once`] columns.
     ///
     /// # Panics
     /// Shapes do not fit.
@@ -157,9 +157,9 @@ fn matmul(weights: &[Weight], on: Compute<'_>, x: &[f32], prepared: &mut Prepare
     let n = x.len() / cols.max(1);
     assert_eq!(y.len(), n * rows, "matmul: y is not [n, rows]");
     let formats = weights.iter().map(Weight::format);
-    let most = prepared::at_once(cols);
-    if n > most && formats.clone().any(|f| !f.is_quantized()) {
-        let parts = x.chunks(most * cols).zip(y.chunks_mut(most * rows));
+    let part = on.at_once(formats.clone(), cols, n);
+    if part < n {
+        let parts = x.chunks(part * cols).zip(y.chunks_mut((part * rows).max(1)));
         return parts.for_each(|(x, y)| matmul(weights, on, x, prepared, y));
     }
     let x = on.input(formats, cols, x, prepared);
@@ -198,4 +198,40 @@ pub(crate) fn split_columns(
         }
     }
     parts
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::threads::Threads;
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 31 + seed * 17) % 211) as f32 / 64.0 - 1.6).collect()
+    }
+
+    /// Every column as it is alone, whatever the memory held before: formats that are packed, are not, and are quantised; more
+    /// columns than are packed at once.
+    #[test]
+    fn many_columns_have_the_bits_of_lone_ones_in_a_stack_of_formats() {
+        let on = Compute { kernels: Kernels::get().unwrap(), threads: Threads::default() };
+        let stack = |formats: &[Format], rows, cols| {
+            let weight = |(i, &f)| Weight::from_f32(f, cols, &numbers(rows * cols, i)).unwrap();
+            Stack::new(formats.iter().enumerate().map(weight).collect()).unwrap()
+        };
+        let mixed = stack(&[Format::F16, Format::BF16, Format::Q8_0, Format::F16], 70, 288);
+        let wide = stack(&[Format::F32], 3, 8192);
+        let mut prepared = Prepared::default();
+        for (stack, n) in [(&mixed, 130), (&wide, 520), (&mixed, 49), (&mixed, 3)] {
+            let (rows, cols) = (stack.rows(), stack.cols());
+            let x = numbers(n * cols, n);
+            let (mut all, mut alone) = (vec![f32::NAN; n * rows], vec![f32::NAN; n * rows]);
+            stack.matmul(on, &x, &mut prepared, &mut all);
+            for (x, y) in x.chunks(cols).zip(alone.chunks_mut(rows)) {
+                stack.matmul(on, x, &mut Prepared::default(), y);
+            }
+            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&all), bits(&alone), "{n} columns");
+        }
+    }
 }

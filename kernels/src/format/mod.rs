@@ -62,6 +62,12 @@ pub(crate) struct RowsOf<'a, T> {
 }
 
 impl<'a, T: Copy> RowsOf<'a, T> {
+    /// The rows of `w`, whose elements are these.
+    #[inline(always)]
+    fn new(w: Matrix<'a>, elements: &'a [T]) -> Self {
+        Self { elements, len: w.row_blocks(), stride: w.stride() }
+    }
+
     #[inline(always)]
     pub(crate) fn row(self, r: usize) -> &'a [T] {
         &self.elements[r * self.stride..r * self.stride + self.len]
@@ -134,7 +140,7 @@ impl Token {
     pub(crate) fn run_rows<K: RowsKernel>(self, w: Matrix<'_>, kernel: K) {
         let kernel = match w.data() {
             Rows::BF16(elements) => {
-                let rows = RowsOf { elements, len: w.row_blocks(), stride: w.stride() };
+                let rows = RowsOf::new(w, elements);
                 match self.run_pairs(Of { rows: rows.paired(), kernel }) {
                     Ok(()) => return,
                     Err(Of { kernel, .. }) => kernel,
@@ -146,7 +152,7 @@ impl Token {
             ($($format:ident)*) => {
                 match w.data() {
                     $(Rows::$format(elements) => {
-                        let rows = RowsOf { elements, len: w.row_blocks(), stride: w.stride() };
+                        let rows = RowsOf::new(w, elements);
                         self.run(Of { rows, kernel });
                     })*
                 }
@@ -157,12 +163,12 @@ impl Token {
 
     /// Words of [`packed::TOGETHER`] of so many columns for matrices of a format, where it pays to pack them.
     pub(crate) fn packed_len(self, format: Format, columns: usize, elements: usize) -> Option<usize> {
-        match format {
-            _ if !self.run(Pays { columns, elements }) => None,
-            Format::BF16 if self.multiplies_pairs() => Some(packed_len::<Rounded>(elements)),
-            Format::F32 | Format::F16 | Format::BF16 => Some(packed_len::<f32>(elements)),
-            _ => None,
-        }
+        let len = match format {
+            Format::BF16 if self.multiplies_pairs() => packed_len::<Rounded>(elements),
+            Format::F32 | Format::F16 | Format::BF16 => packed_len::<f32>(elements),
+            _ => return None,
+        };
+        self.run(Pays { columns, elements }).then_some(len)
     }
 
     /// Packs columns for matrices of a format of floats.
@@ -179,18 +185,17 @@ impl Token {
 
     /// Rows of floats times columns that are packed for them.
     pub(crate) fn matmul_packed(self, w: Matrix<'_>, x: &[f32], y: &mut [&mut [f32]]) {
-        macro_rules! rows {
-            ($elements:ident) => {
-                RowsOf { elements: $elements, len: w.row_blocks(), stride: w.stride() }
-            };
-        }
         match w.data() {
-            Rows::F32(w) => self.run(MatmulPacked { rows: rows!(w), x, y }),
-            Rows::F16(w) => self.run(MatmulPacked { rows: rows!(w), x, y }),
-            Rows::BF16(w) => match self.run_pairs(MatmulPacked { rows: rows!(w).paired(), x, y }) {
-                Ok(()) => {}
-                Err(MatmulPacked { x, y, .. }) => self.run(MatmulPacked { rows: rows!(w), x, y }),
-            },
+            Rows::F32(elements) => self.run(MatmulPacked { rows: RowsOf::new(w, elements), x, y }),
+            Rows::F16(elements) => self.run(MatmulPacked { rows: RowsOf::new(w, elements), x, y }),
+            Rows::BF16(elements) => {
+                let rows = RowsOf::new(w, elements);
+                if let Err(MatmulPacked { x, y, .. }) =
+                    self.run_pairs(MatmulPacked { rows: rows.paired(), x, y })
+                {
+                    self.run(MatmulPacked { rows, x, y });
+                }
+            }
             _ => unreachable!("columns are packed for floats alone"),
         }
     }

@@ -44,8 +44,9 @@ const LEVELS: usize = 6;
 pub(crate) const TOGETHER: usize = 12;
 /// Bytes of packed columns that stay in the L3 cache, for all threads: they are gone through for each panel of rows.
 const CACHED_BYTES: usize = 6 * 1024 * 1024;
-/// Bytes of rows that are packed before more columns than that are gone through, so many bytes of them at a time.
+/// Where columns take more: bytes of rows that are packed before the columns are gone through.
 const ROW_BYTES: usize = 3 * 1024 * 1024;
+/// Bytes of such columns that are gone through for each panel of those rows.
 const COLUMN_BYTES: usize = 512 * 1024;
 
 /// Units of a row that are packed before the next rows'.
