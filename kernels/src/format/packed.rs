@@ -60,7 +60,7 @@ fn class_len(steps: usize, width: usize) -> usize {
 /// Whether so many columns of so many elements are better off here than in tiles.
 ///
 /// With AVX-512 (a Xeon) 32 columns take as long, 48 0.75 to 1.0 of the time; with AVX2, whose tiles have half the registers,
-/// 12 as long and 24 0.7 (a Zen 2). Short columns are merged more than multiplied.
+/// 12 as long and 24 0.65 (a Zen 2). Short columns are merged more than multiplied.
 pub(super) struct Pays {
     pub(super) columns: usize,
     pub(super) elements: usize,
