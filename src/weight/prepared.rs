@@ -65,9 +65,13 @@ pub(crate) struct Compute<'a> {
 
 impl Compute<'_> {
     /// How many of `n` columns matrices of `formats` are best multiplied with at a time.
-    pub(super) fn at_once(self, mut formats: impl Iterator<Item = Format>, cols: usize, n: usize) -> usize {
-        let packing = formats.find_map(|f| self.kernels.packing(f, n, cols));
-        packing.map_or(n, |p| p.part(n, PACKED_BYTES))
+    pub(super) fn at_once(self, formats: impl Iterator<Item = Format>, cols: usize, n: usize) -> usize {
+        self.packing(formats, cols, n).map_or(n, |p| p.part(n, PACKED_BYTES))
+    }
+
+    /// For the first of the formats that so many columns are packed for; they rarely differ.
+    fn packing(self, mut formats: impl Iterator<Item = Format>, cols: usize, n: usize) -> Option<Packing> {
+        formats.find_map(|f| self.kernels.packing(f, n, cols))
     }
 
     /// One column in the form that weights of `format` are multiplied with.
@@ -112,16 +116,15 @@ impl Compute<'_> {
         groups
     }
 
-    /// For the first of the formats that many columns are packed for; they rarely differ.
     fn pack<'b>(
         self,
-        mut formats: impl Iterator<Item = Format>,
+        formats: impl Iterator<Item = Format>,
         cols: usize,
         x: &[f32],
         words: &'b mut Vec<f32>,
     ) -> Option<PackedColumns<'b>> {
         let n = x.len() / cols.max(1);
-        let packing = formats.find_map(|f| self.kernels.packing(f, n, cols))?;
+        let packing = self.packing(formats, cols, n)?;
         let words = grown(words, packing.words(n), 0.0);
         let pieces = n.div_ceil(Packing::COLUMNS);
         let columns = pieces.div_ceil(self.threads.tasks(pieces, size_of_val(x))) * Packing::COLUMNS;

@@ -2,7 +2,7 @@
 //!
 //! One column is bound by memory: rows are read strictly one after the other, because interleaved streams lose the hardware
 //! prefetcher (quantised rows fell to a third of the bandwidth), and rows to come are asked for meanwhile. Several columns
-//! share what is read and unpacked (`format/panel.rs`, `format/floats.rs`). A value does not depend on which rows and columns
+//! share what is read and unpacked (`format/panel.rs`; floats `format/tile.rs`, `format/packed.rs`). A value does not depend on which rows and columns
 //! are computed together, nor on how many: sparse and dense, and batches of every width, give the same bits.
 //!
 //! In the assembly of an inner loop (those with `vpdpbusd`, `vpmaddubsw`, `sdot`) there must be no `call` and no branch to a
